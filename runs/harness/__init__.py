@@ -1,0 +1,1 @@
+"""The harness: runs a recipe's tests against one deployment. Knows no Django."""

@@ -1,0 +1,229 @@
+"""The shapes that the control plane and the harness exchange through a run's folder (see docs/run-folder.md)."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA = 1
+
+#: Every stage there is, in the order in which they run.
+STAGES = ("install", "upgrade", "backup", "restore", "custom", "extra")
+
+
+class Verdict(StrEnum):
+    PASSED = "passed"
+    FAILED = "failed"
+    ERRORED = "errored"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Limits(_Model):
+    """What a run may use. Seconds of wall clock, megabytes, number of processes."""
+
+    run_seconds: int = 1800
+    stage_seconds: int = 600
+    settle_seconds: int = 300
+    memory_mb: int = 2048
+    processes: int = 512
+    disk_mb: int = 2048
+
+
+class Source(_Model):
+    """Where the recipe's commit comes from: a clone URL or a local path, and the pinned commit.
+
+    `ref` is fetched (for a pull request `refs/pull/N/head`); `sha` is then checked out, 40 hex digits. An empty `sha` is
+    allowed only for a local path: the working tree as it is (`cc-ci run .`).
+    """
+
+    url: str
+    ref: str = ""
+    sha: str = ""
+
+
+class Request(_Model):
+    schema_version: Literal[1] = 1
+    run_id: str
+    installation_id: str
+    recipe: str
+    source: Source
+    stages: list[str]
+    deployer: Literal["auto", "swarm", "process", "abra"] = "auto"
+    trusted: bool = True  #: False: a stranger's code, which runs in a full sandbox or not at all
+    domain: str = ""
+    proxy_url: str = ""
+    keep: bool = False
+    limits: Limits = Field(default_factory=Limits)
+
+
+class CaseResult(_Model):
+    name: str
+    file: str = ""
+    status: Literal["passed", "failed", "errored", "skipped"]
+    seconds: float = 0.0
+    message: str = ""
+    output: str = ""  #: last lines only
+
+
+class StageResult(_Model):
+    name: str
+    status: Literal["passed", "failed", "errored", "skipped", "not_applicable", "not_run"]
+    reason: str = ""
+    seconds: float = 0.0
+    started: datetime | None = None
+    finished: datetime | None = None
+    cases: list[CaseResult] = Field(default_factory=list)
+
+
+class Teardown(_Model):
+    clean: bool = True
+    left: list[str] = Field(default_factory=list)
+    seconds: float = 0.0
+
+
+class Results(_Model):
+    schema_version: Literal[1] = 1
+    run_id: str
+    sha: str = ""
+    verdict: Verdict
+    reason: str = ""  #: one sentence for a person: what failed and what to do
+    deployer: str = ""
+    sandbox: str = ""  #: "bubblewrap", or "none" with the reason in `warnings`
+    warnings: list[str] = Field(default_factory=list)
+    deployments: int = 0
+    started: datetime
+    finished: datetime
+    stages: list[StageResult] = Field(default_factory=list)
+    teardown: Teardown = Field(default_factory=Teardown)
+
+
+class Event(_Model):
+    """One line of events.jsonl. `kind`: begun, step, stage_started, stage_finished, warning, finished."""
+
+    seq: int
+    at: datetime
+    kind: str
+    stage: str = ""
+    text: str = ""
+    data: dict[str, Any] = Field(default_factory=dict)
+
+
+class FolderState(StrEnum):
+    NOT_STARTED = "not_started"
+    RUNNING = "running"
+    LOST = "lost"
+    FINISHED = "finished"
+
+
+class RunFolder:
+    """The files of one attempt at a run. Reading never raises for a half-written or missing file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "lock"
+
+    @property
+    def begun(self) -> Path:
+        return self.path / "begun"
+
+    @property
+    def cancel(self) -> Path:
+        return self.path / "cancel"
+
+    @property
+    def events_file(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def results_file(self) -> Path:
+        return self.path / "results.json"
+
+    @property
+    def request_file(self) -> Path:
+        return self.path / "request.json"
+
+    def write_request(self, request: Request) -> None:
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_atomically(self.request_file, request.model_dump_json(indent=1))
+
+    def request(self) -> Request:
+        return Request.model_validate_json(self.request_file.read_text())
+
+    def write_results(self, results: Results) -> None:
+        write_atomically(self.results_file, results.model_dump_json(indent=1))
+
+    def results(self) -> Results | None:
+        try:
+            return Results.model_validate_json(self.results_file.read_text())
+        except FileNotFoundError:
+            return None
+
+    def state(self) -> FolderState:
+        """What the folder says of its harness, without believing process ids (the lock goes with its holder)."""
+        if self.results_file.exists():
+            return FolderState.FINISHED
+        if self._locked():
+            return FolderState.RUNNING
+        if self.results_file.exists():  # finished between the two looks
+            return FolderState.FINISHED
+        return FolderState.LOST if self.begun.exists() else FolderState.NOT_STARTED
+
+    def _locked(self) -> bool:
+        try:
+            handle = os.open(self.lock, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            # A shared lock is enough to ask, and two askers do not mistake each other for a harness.
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(handle)
+        return False
+
+    def events(self, after: int = 0) -> Iterator[Event]:
+        """The events with `seq` above `after`. A last line that is still being written is left for the next time."""
+        try:
+            lines = self.events_file.read_text(errors="replace").splitlines(keepends=True)
+        except FileNotFoundError:
+            return
+        for line in lines:
+            if not line.endswith("\n"):
+                return
+            try:
+                event = Event.model_validate(json.loads(line))
+            except ValueError:
+                continue
+            if event.seq > after:
+                yield event
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace `path` by `text` so that a reader, or a machine that loses power, sees the old or the new, never half."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
