@@ -1,0 +1,1 @@
+"""The frame: settings, URLs, schedules, leases, health, start page. No domain knowledge."""

@@ -1,0 +1,1 @@
+"""Who is watched, and what people said there."""

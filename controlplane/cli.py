@@ -1,0 +1,48 @@
+"""`cc-ci …`: Django's management commands with exit codes that mean something.
+
+0 done, 1 no (a check or a recipe failed), 2 our own fault (a crash, a place that cannot be reached), 64 misuse (unknown
+command, wrong option or value, a wrong setting). Django and argparse use 1 and 2 for misuse, so theirs are remapped, and
+a command of ours that has a result to tell raises `Exit`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+DONE, NO, OURS, MISUSE = 0, 1, 2, 64
+
+
+class Exit(SystemExit):
+    """End the command with this exit code, as it is."""
+
+
+def main() -> None:
+    """The entry point of `cc-ci` and of manage.py."""
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "controlplane.settings")
+    sys.exit(execute(sys.argv))
+
+
+def execute(argv: list[str]) -> int:
+    """Run one command line and return its exit code."""
+    from django.core.management import ManagementUtility
+
+    from controlplane.config import ConfigurationError
+
+    try:
+        ManagementUtility(argv).execute()
+    except ConfigurationError as error:
+        print(f"cc-ci cannot start: a setting is wrong.\n{error}\nSee docs/configuration.md.", file=sys.stderr)  # noqa: T201
+        return MISUSE
+    except Exit as stop:
+        return int(stop.code or 0)
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        return MISUSE if code in (1, 2) else code
+    except KeyboardInterrupt:
+        return 130
+    except Exception:
+        traceback.print_exc()
+        return OURS
+    return DONE

@@ -1,0 +1,214 @@
+"""cc-ci's settings from the environment and `.env`: every name, its type, its default and its check in one table.
+
+A value that is wrong stops the start with the variable's name and the reason. `docs/configuration.md` is made from this
+table by `manage.py configuration`, and a test keeps the two equal.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+
+class ConfigurationError(Exception):
+    """A setting is wrong. The message has one line for each, with the variable's name and the reason."""
+
+
+def _words(value: Any) -> Any:
+    """`a, b c` -> ["a", "b", "c"]; lists stay as they are."""
+    if isinstance(value, str):
+        return value.replace(",", " ").split()
+    return value
+
+
+class Config(BaseSettings):
+    """All settings. A field's environment variable is its alias."""
+
+    model_config = SettingsConfigDict(env_file_encoding="utf-8", extra="ignore", populate_by_name=True)
+
+    secret_key: str = Field("", alias="SECRET_KEY", description="Django's signing key. Made and kept in the data folder when empty.")
+    debug: bool = Field(False, alias="DEBUG", description="Show tracebacks in the browser. Never on a public server.")
+    allowed_hosts: Annotated[list[str], NoDecode] = Field(
+        ["localhost", "127.0.0.1", "[::1]"],
+        alias="ALLOWED_HOSTS",
+        description="Host names that this server answers to, separated by commas. The host of CC_CI_BASE_URL is always one.",
+    )
+    database_url: str = Field(
+        "",
+        alias="DATABASE_URL",
+        description="`sqlite:///path` or `postgresql://user:password@host:5432/name`. Empty: SQLite in the data folder.",
+    )
+    webhook_autoregister: bool = Field(
+        False, alias="WEBHOOK_AUTOREGISTER", description="Register webhooks at the forge. Reserved: polling needs none; not built yet."
+    )
+    data_dir: Path = Field(
+        Path("var"), alias="CC_CI_DATA_DIR", description="Folder for the database, keys, run folders. A relative path starts at the project."
+    )
+    base_url: str = Field(
+        "http://127.0.0.1:8000", alias="CC_CI_BASE_URL", description="Where people reach these pages; links in comments begin with it."
+    )
+    secret_keys: Annotated[list[str], NoDecode] = Field(
+        [],
+        alias="CC_CI_SECRET_KEYS",
+        description="Fernet keys for tokens in the database, separated by commas; the first encrypts. Empty: `secret-keys` in the data folder.",
+    )
+    poll_seconds: float = Field(30, alias="CC_CI_POLL_SECONDS", ge=1, le=3600, description="Seconds between two looks at a forge.")
+    deployer: Literal["auto", "swarm", "process", "abra"] = Field(
+        "auto", alias="CC_CI_DEPLOYER", description="How recipes are deployed: on the local Docker Swarm, as plain processes, or as fits."
+    )
+    domain: str = Field("", alias="CC_CI_DOMAIN", description="Wildcard domain under which each run gets a name of its own, if there is one.")
+    proxy_url: str = Field(
+        "", alias="CC_CI_PROXY_URL", description="The server's reverse proxy, such as http://127.0.0.1:80. Empty: the app's own address is used."
+    )
+    slots: int = Field(1, alias="CC_CI_SLOTS", ge=1, le=64, description="Runs at the same time on this machine.")
+    run_seconds: int = Field(1800, alias="CC_CI_RUN_SECONDS", ge=10, le=86400, description="Time limit of a run, in seconds.")
+    stage_seconds: int = Field(600, alias="CC_CI_STAGE_SECONDS", ge=5, le=86400, description="Time limit of one stage's tests, in seconds.")
+    memory_mb: int = Field(2048, alias="CC_CI_MEMORY_MB", ge=64, description="Memory that a recipe's tests may use, in megabytes.")
+    processes: int = Field(512, alias="CC_CI_PROCESSES", ge=16, description="Processes that a recipe's tests may have at once.")
+    disk_mb: int = Field(2048, alias="CC_CI_DISK_MB", ge=16, description="Disk that a recipe's tests may fill, in megabytes.")
+    verdict: Literal["post", "edit"] = Field(
+        "post", alias="CC_CI_VERDICT", description="`post`: the verdict is a new comment, so people are notified. `edit`: it is written silently."
+    )
+    outsiders: Literal["reply", "silent"] = Field(
+        "reply", alias="CC_CI_OUTSIDERS", description="What a person gets who may not ask for a run: one short reply, or nothing."
+    )
+    bots: Annotated[list[str], NoDecode] = Field(
+        [], alias="CC_CI_BOTS", description="Login names of other bots, separated by commas. Their comments never start anything."
+    )
+    topic: str = Field("cc-ci", alias="CC_CI_TOPIC", description="Repositories of a watched owner that carry this topic are enrolled.")
+    status_context: str = Field("cc-ci", alias="CC_CI_STATUS_CONTEXT", description="Name of the commit status.")
+    workers: int = Field(2, alias="CC_CI_WORKERS", ge=1, le=64, description="Worker processes of the task queue on this machine.")
+    queue_timeout: int = Field(60, alias="CC_CI_QUEUE_TIMEOUT", ge=5, description="Seconds after which a task is stopped.")
+    queue_retry: int = Field(
+        90, alias="CC_CI_QUEUE_RETRY", ge=6, description="Seconds after which an unfinished task is given out again. More than CC_CI_QUEUE_TIMEOUT."
+    )
+    http_timeout: float = Field(10, alias="CC_CI_HTTP_TIMEOUT", gt=0, le=50, description="Seconds that a forge may take to answer.")
+    host: str = Field(
+        default_factory=socket.gethostname,
+        alias="CC_CI_HOST",
+        description="Name of this machine among several that share a database. Default: its host name.",
+        max_length=100,
+        pattern=r"^[A-Za-z0-9._-]+$",
+    )
+    keep_days: int = Field(90, alias="CC_CI_KEEP_DAYS", ge=1, description="Days that finished runs and their logs are kept.")
+
+    @field_validator("allowed_hosts", "secret_keys", "bots", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return _words(value)
+
+    @field_validator("secret_keys")
+    @classmethod
+    def _fernet_keys(cls, keys: list[str]) -> list[str]:
+        from cryptography.fernet import Fernet
+
+        for number, key in enumerate(keys, 1):
+            try:
+                Fernet(key)
+            except ValueError:
+                # The key itself stays out of the message: messages land in logs.
+                raise ValueError(f"key number {number} is no Fernet key; `cc-ci rotate_keys --new` makes one") from None
+        return keys
+
+    @field_validator("base_url", "proxy_url")
+    @classmethod
+    def _web_address(cls, value: str) -> str:
+        value = value.rstrip("/")
+        if value:
+            parts = urlsplit(value)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ValueError("must look like https://ci.example.org")
+        return value
+
+    @field_validator("base_url")
+    @classmethod
+    def _not_empty(cls, value: str) -> str:
+        if not value:
+            raise ValueError("must not be empty: comments link to it")
+        return value
+
+    @field_validator("database_url")
+    @classmethod
+    def _known_database(cls, value: str) -> str:
+        if value:
+            parse_database_url(value, BASE_DIR)
+        return value
+
+    @model_validator(mode="after")
+    def _queue_times(self) -> Config:
+        if self.queue_retry <= self.queue_timeout:
+            raise ValueError(
+                f"CC_CI_QUEUE_RETRY ({self.queue_retry}) must be more than CC_CI_QUEUE_TIMEOUT ({self.queue_timeout}), "
+                "else a task is given out again while it still runs"
+            )
+        if self.http_timeout >= self.queue_timeout:
+            raise ValueError("CC_CI_HTTP_TIMEOUT must be less than CC_CI_QUEUE_TIMEOUT")
+        return self
+
+    @property
+    def is_sqlite(self) -> bool:
+        return not self.database_url or self.database_url.startswith("sqlite:")
+
+
+def parse_database_url(url: str, relative_to: Path) -> dict[str, Any]:
+    """A Django `DATABASES` entry from a URL. Raises ValueError with the reason; the password is never in the message."""
+    from urllib.parse import parse_qsl, unquote
+
+    parts = urlsplit(url)
+    if parts.scheme == "sqlite":
+        path = unquote(url.removeprefix("sqlite://"))
+        if not path.startswith("/") or path == "/":
+            raise ValueError("must look like sqlite:///var/cc-ci.sqlite3 (relative) or sqlite:////srv/cc-ci.sqlite3 (absolute)")
+        return {"ENGINE": "django.db.backends.sqlite3", "NAME": str(relative_to / path.removeprefix("/"))}
+    if parts.scheme in ("postgresql", "postgres"):
+        try:
+            port = parts.port
+        except ValueError:
+            raise ValueError("the port must be a number") from None
+        name = unquote(parts.path.lstrip("/"))
+        if not name:
+            raise ValueError("the name of the database is missing: postgresql://user:password@host:5432/NAME")
+        return {
+            "ENGINE": "django.db.backends.postgresql",
+            "NAME": name,
+            "USER": unquote(parts.username or ""),
+            "PASSWORD": unquote(parts.password or ""),
+            "HOST": unquote(parts.hostname or ""),
+            "PORT": port or "",
+            "OPTIONS": dict(parse_qsl(parts.query)),
+        }
+    raise ValueError("must begin with sqlite:// or postgresql://")
+
+
+def load(env_file: Path | None = BASE_DIR / ".env", **values: Any) -> Config:
+    """Read the settings. Raises ConfigurationError, with a line for each wrong value."""
+    try:
+        config = Config(_env_file=env_file, **values)  # type: ignore[call-arg]
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors(include_url=False, include_input=False):
+            place = problem["loc"][0] if problem["loc"] else ""
+            name = str(place)
+            reason = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"{name}: {reason}" if name else reason)
+        raise ConfigurationError("\n".join(lines)) from None
+    if not config.data_dir.is_absolute():
+        config.data_dir = BASE_DIR / config.data_dir
+    return config
+
+
+def unknown_names() -> list[tuple[str, str]]:
+    """`CC_CI_*` variables that mean nothing, each with the nearest known name (or an empty string)."""
+    from difflib import get_close_matches
+
+    known = [str(field.alias) for field in Config.model_fields.values()]
+    strangers = sorted(name for name in os.environ if name.startswith("CC_CI_") and name not in known)
+    return [(name, next(iter(get_close_matches(name, known, 1)), "")) for name in strangers]

@@ -1,0 +1,69 @@
+"""Rows of the frame: leases, recurring tasks, heartbeats."""
+
+from __future__ import annotations
+
+from django.db import models
+
+
+class Lease(models.Model):
+    """Something held for longer than a transaction. See `controlplane.leases`."""
+
+    name = models.CharField(max_length=200, primary_key=True)
+    owner = models.CharField(max_length=200, blank=True)
+    expires_at = models.DateTimeField()
+    fence = models.PositiveBigIntegerField(default=0, help_text="Grows with each taking; a late owner is told by it.")
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class RecurringTask(models.Model):
+    """A task that recurs, from `controlplane.schedules`: when it is due, when it ran last, and what went wrong then."""
+
+    name = models.CharField(max_length=100, primary_key=True)
+    every_seconds = models.FloatField()
+    enabled = models.BooleanField(default=True)
+    per_host = models.BooleanField(default=False)
+    due_at = models.DateTimeField(db_index=True)
+    last_queued_at = models.DateTimeField(null=True, blank=True)
+    last_started_at = models.DateTimeField(null=True, blank=True)
+    last_finished_at = models.DateTimeField(null=True, blank=True)
+    last_seconds = models.FloatField(null=True, blank=True)
+    last_result = models.CharField(max_length=500, blank=True)
+    last_error = models.TextField(blank=True)
+    last_error_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Host(models.Model):
+    """A machine with workers: when its ticker and its queue last made progress."""
+
+    name = models.CharField(max_length=100, primary_key=True)
+    started_at = models.DateTimeField(null=True, blank=True)
+    ticked_at = models.DateTimeField(null=True, blank=True)
+    worked_at = models.DateTimeField(null=True, blank=True, help_text="When a task of its queue last ran.")
+    restarts = models.PositiveIntegerField(default=0, help_text="How often its queue stood still and was restarted.")
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Installation(models.Model):
+    """One row: the random name of this installation, by which it knows its own deployments among others on a machine."""
+
+    id = models.CharField(max_length=32, primary_key=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    def __str__(self) -> str:
+        return self.id

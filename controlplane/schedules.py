@@ -1,0 +1,96 @@
+"""What recurs, how it is queued, and what is known of its last run.
+
+The table comes from `controlplane.registry`; `sync()` writes it to RecurringTask rows (after migrate, and by `cc-ci
+schedules`). A ticker in `cc-ci work` calls `tick()` every half second: a due row is claimed by one conditional UPDATE and
+put into the queue of the machine that claimed it. django-q2's own scheduler is not used for this: it looks only every 30 s,
+and a poll every 2 s or a run that is watched every second needs more (docs/decisions.md).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from datetime import datetime, timedelta
+from importlib import import_module
+
+from django.conf import settings
+from django.utils import timezone
+from django_q.tasks import async_task
+
+from controlplane.models import Host, RecurringTask
+from controlplane.registry import Recurring, registry
+
+log = logging.getLogger(__name__)
+
+
+def row_name(task: Recurring) -> str:
+    return f"{task.name}@{settings.CC_CI.host}" if task.per_host else task.name
+
+
+def sync() -> list[str]:
+    """Make the rows equal to the table, keeping what is known of the last runs. Returns the names of the rows."""
+    now = timezone.now()
+    for task in registry.recurring.values():
+        row, made = RecurringTask.objects.get_or_create(
+            name=row_name(task), defaults={"every_seconds": task.every_seconds, "per_host": task.per_host, "due_at": now}
+        )
+        if not made and (row.every_seconds, row.per_host) != (task.every_seconds, task.per_host):
+            RecurringTask.objects.filter(pk=row.pk).update(every_seconds=task.every_seconds, per_host=task.per_host, due_at=now)
+    # Rows of other machines are theirs to keep.
+    for row in RecurringTask.objects.all():
+        if row.name.partition("@")[0] not in registry.recurring:
+            row.delete()
+    return list(RecurringTask.objects.values_list("name", flat=True))
+
+
+def tick() -> int:
+    """Queue what is due on this machine. Returns how many tasks were queued."""
+    now = timezone.now()
+    mine = [row_name(task) for task in registry.recurring.values()]
+    queued = 0
+    for row in RecurringTask.objects.filter(name__in=mine, enabled=True, due_at__lte=now):
+        if _under_way(row, now):
+            continue  # a slow or stopped queue gets no pile of the same task
+        # From now, not from when it was due: after a night off a task runs once, not a thousand times.
+        due = now + timedelta(seconds=row.every_seconds)
+        if RecurringTask.objects.filter(pk=row.pk, due_at=row.due_at).update(due_at=due, last_queued_at=now):
+            enqueue_recurring(row.name)
+            queued += 1
+    Host.objects.update_or_create(name=settings.CC_CI.host, defaults={"ticked_at": now})
+    return queued
+
+
+def _under_way(row: RecurringTask, now: datetime) -> bool:
+    """Whether it waits in the queue or runs, as far as can be believed: after `retry` seconds it may have been lost."""
+    if row.last_queued_at is None or now - row.last_queued_at > timedelta(seconds=settings.CC_CI.queue_retry):
+        return False
+    return row.last_finished_at is None or row.last_finished_at < row.last_queued_at
+
+
+def enqueue_recurring(name: str) -> None:
+    async_task("controlplane.schedules.run_recurring", name, save=False, task_name=name)
+
+
+def run_recurring(name: str) -> None:
+    """Run a recurring task now and write down how it went. Raises what the task raised."""
+    task = registry.recurring[name.partition("@")[0]]
+    rows = RecurringTask.objects.filter(name=name)
+    started = timezone.now()
+    begun = time.monotonic()
+    rows.update(last_started_at=started)
+    Host.objects.update_or_create(name=settings.CC_CI.host, defaults={"worked_at": started})
+    try:
+        module, _, function = task.task.rpartition(".")
+        words = getattr(import_module(module), function)()
+    except Exception as error:
+        text = "".join(traceback.format_exception_only(error)).strip()
+        rows.update(last_error=text[:4000], last_error_at=timezone.now(), last_finished_at=timezone.now())
+        log.exception("%s failed", name)
+        raise
+    rows.update(
+        last_finished_at=timezone.now(),
+        last_seconds=round(time.monotonic() - begun, 3),
+        last_result=str(words or "")[:500],
+        last_error="",
+    )

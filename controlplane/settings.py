@@ -1,0 +1,157 @@
+"""Django's settings, all of them from `controlplane.config`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from controlplane import config
+
+BASE_DIR: Path = config.BASE_DIR
+CC_CI = config.load()
+VERSION = "0.1.0"
+
+CC_CI.data_dir.mkdir(parents=True, exist_ok=True)
+
+DEBUG = CC_CI.debug
+ALLOWED_HOSTS = [*CC_CI.allowed_hosts, urlsplit(CC_CI.base_url).hostname or ""]
+CSRF_TRUSTED_ORIGINS = [f"{urlsplit(CC_CI.base_url).scheme}://{urlsplit(CC_CI.base_url).netloc}"]
+if urlsplit(CC_CI.base_url).scheme == "https":
+    SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+    SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = True
+X_FRAME_OPTIONS = "DENY"
+SECURE_REFERRER_POLICY = "same-origin"
+
+
+def _secret_key() -> str:
+    if CC_CI.secret_key:
+        return CC_CI.secret_key
+    # `controlplane.secrets` reads settings lazily, so it may be imported from here.
+    from django.core.management.utils import get_random_secret_key
+
+    from controlplane.secrets import DJANGO_KEY_FILE, read_or_make
+
+    return read_or_make(CC_CI.data_dir / DJANGO_KEY_FILE, get_random_secret_key).strip()
+
+
+SECRET_KEY = _secret_key()
+
+INSTALLED_APPS = [
+    "unfold",
+    "unfold.contrib.filters",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "whitenoise.runserver_nostatic",
+    "django.contrib.staticfiles",
+    "django_q",
+    "controlplane.apps.ControlplaneConfig",
+    "enrollment.apps.EnrollmentConfig",
+    "infra.apps.InfraConfig",
+    "runs.apps.RunsConfig",
+]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "controlplane.middleware.content_security_policy",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+ROOT_URLCONF = "controlplane.urls"
+WSGI_APPLICATION = "controlplane.wsgi.application"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+
+DATABASES: dict[str, dict[str, Any]] = {
+    "default": config.parse_database_url(CC_CI.database_url, BASE_DIR)
+    if CC_CI.database_url
+    else {"ENGINE": "django.db.backends.sqlite3", "NAME": str(CC_CI.data_dir / "cc-ci.sqlite3")}
+}
+if CC_CI.is_sqlite:
+    DATABASES["default"]["OPTIONS"] = {
+        # Writers queue up at BEGIN instead of failing half-way, and wait for each other.
+        "transaction_mode": "IMMEDIATE",
+        "timeout": 20,
+        "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA busy_timeout=20000;",
+    }
+else:
+    # A worker's connection is checked before each use, so a restarted PostgreSQL costs one task, not a worker.
+    DATABASES["default"].update({"CONN_MAX_AGE": 60, "CONN_HEALTH_CHECKS": True})
+    DATABASES["default"]["OPTIONS"].setdefault("connect_timeout", "5")
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in ("UserAttributeSimilarityValidator", "MinimumLengthValidator", "CommonPasswordValidator")
+]
+LOGIN_URL = "admin:login"
+LANGUAGE_CODE = "en"
+TIME_ZONE = "UTC"
+USE_TZ = True
+USE_I18N = False
+
+STATIC_URL = "/static/"
+STATIC_ROOT = CC_CI.data_dir / "static"
+# Whitenoise serves straight from the apps' folders, so a start needs no collectstatic.
+WHITENOISE_USE_FINDERS = True
+WHITENOISE_AUTOREFRESH = DEBUG
+
+Q_CLUSTER = {
+    # Each machine has a queue of its own: work on a run belongs where its folder and its processes are.
+    "name": f"cc-ci-{CC_CI.host}",
+    "orm": "default",
+    "workers": CC_CI.workers,
+    "timeout": CC_CI.queue_timeout,
+    "retry": CC_CI.queue_retry,
+    "max_attempts": 3,
+    "ack_failures": True,
+    "catch_up": False,
+    "save_limit": 100,
+    "poll": 0.2,
+    "bulk": 1,
+    "queue_limit": 20,
+    "label": "Queue",
+    "guard_cycle": 0.5,
+}
+
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "{asctime} {levelname:<7} {name}: {message}", "style": "{"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["stderr"], "level": "INFO"},
+    "loggers": {"django_q": {"level": "WARNING"}, "django.request": {"level": "ERROR"}, "urllib3": {"level": "ERROR"}},
+}
+
+TESTING = "pytest" in sys.modules or os.environ.get("CC_CI_TESTING") == "1"
+
+UNFOLD = {
+    "SITE_TITLE": "cc-ci",
+    "SITE_HEADER": "cc-ci",
+    "SITE_SUBHEADER": "CI for Co-op Cloud recipes",
+    "SITE_SYMBOL": "deployed_code_history",
+    "SITE_URL": "/",
+    "SHOW_HISTORY": True,
+    "SHOW_VIEW_ON_SITE": True,
+    "SIDEBAR": {"show_search": True, "show_all_applications": True},
+}

@@ -1,0 +1,176 @@
+"""Forges, the repositories and pull requests that are watched there, and the comments that speak to cc-ci."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db import models
+
+from controlplane.secrets import EncryptedTextField, reveal
+
+
+class Forge(models.Model):
+    """A Gitea or Forgejo server, the token for it, and how the last looks at it went."""
+
+    class OwnerFilter(models.TextChoices):
+        UNKNOWN = "unknown", "not known yet"
+        WORKS = "works", "works"
+        IGNORED = "ignored", "ignored by the server"
+        REFUSED = "refused", "search refused"
+
+    name = models.CharField(max_length=100, unique=True)
+    url = models.URLField(unique=True, help_text="Such as https://git.coopcloud.tech, without /api.")
+    token = EncryptedTextField(blank=True, default="")
+    enabled = models.BooleanField(default=True)
+    watched_owners = models.JSONField(
+        default=list, blank=True, help_text="Owners whose repositories with the topic are enrolled, as a list of names."
+    )
+    allow = models.JSONField(default=list, blank=True, help_text="Ids of users who may always ask, as a list of numbers.")
+
+    bot_id = models.BigIntegerField(null=True, blank=True, editable=False)
+    bot_login = models.CharField(max_length=255, blank=True, editable=False)
+    version = models.CharField(max_length=100, blank=True, editable=False)
+    search = models.CharField(max_length=10, choices=OwnerFilter.choices, default=OwnerFilter.UNKNOWN, editable=False)
+    search_probed_at = models.DateTimeField(null=True, blank=True, editable=False)
+    cursor = models.DateTimeField(null=True, blank=True, editable=False, help_text="Server's time up to which all is seen.")
+
+    last_ok_at = models.DateTimeField(null=True, blank=True, editable=False)
+    last_error = models.TextField(blank=True, editable=False)
+    last_error_at = models.DateTimeField(null=True, blank=True, editable=False)
+    failures = models.PositiveIntegerField(default=0, editable=False, help_text="Failed looks in a row.")
+    backoff_until = models.DateTimeField(null=True, blank=True, editable=False)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def reveal_token(self) -> str:
+        return reveal(self.token)  # type: ignore[arg-type]
+
+
+class RepositoryQuerySet(models.QuerySet["Repository"]):
+    def watched(self) -> RepositoryQuerySet:
+        return self.filter(active=True, forge__enabled=True)
+
+
+class Repository(models.Model):
+    """A recipe's repository. Known by the forge's id: names change, and freed names are taken by others."""
+
+    class Source(models.TextChoices):
+        HAND = "hand", "by hand"
+        TOPIC = "topic", "by topic"
+
+    forge = models.ForeignKey(Forge, on_delete=models.CASCADE, related_name="repositories")
+    forge_repo_id = models.BigIntegerField()
+    owner = models.CharField(max_length=255)
+    owner_id = models.BigIntegerField(null=True, blank=True)
+    name = models.CharField(max_length=255)
+    private = models.BooleanField(default=True, help_text="As the forge says. Runs of private ones are shown after login only.")
+    default_branch = models.CharField(max_length=255, default="main")
+    clone_url = models.CharField(max_length=500, blank=True)
+    html_url = models.CharField(max_length=500, blank=True)
+
+    active = models.BooleanField(default=True, help_text="Whether it is watched.")
+    source = models.CharField(max_length=10, choices=Source.choices, default=Source.HAND)
+    enrolled_at = models.DateTimeField(help_text="Server's time; older comments never start anything.")
+    allow = models.JSONField(default=list, blank=True, help_text="Ids of users who may ask here, as a list of numbers.")
+
+    net_cursor = models.DateTimeField(null=True, blank=True, editable=False, help_text="Server's time of the last full listing.")
+    net_due_at = models.DateTimeField(null=True, blank=True, editable=False, db_index=True)
+    last_error = models.TextField(blank=True, editable=False)
+    last_error_at = models.DateTimeField(null=True, blank=True, editable=False)
+
+    objects = RepositoryQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["owner", "name"]
+        verbose_name_plural = "repositories"
+        constraints = [models.UniqueConstraint(fields=["forge", "forge_repo_id"], name="one_row_per_repository")]
+
+    def __str__(self) -> str:
+        return self.full_name
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.owner}/{self.name}"
+
+
+class PullRequest(models.Model):
+    """A pull request as last seen. Its head moves; a run pins the commit for itself."""
+
+    repository = models.ForeignKey(Repository, on_delete=models.CASCADE, related_name="pull_requests")
+    number = models.PositiveIntegerField()
+    title = models.CharField(max_length=500, blank=True)
+    author_id = models.BigIntegerField(null=True, blank=True)
+    author_login = models.CharField(max_length=255, blank=True)
+    state = models.CharField(max_length=20, blank=True)
+    html_url = models.CharField(max_length=500, blank=True)
+    head_sha = models.CharField(max_length=64, blank=True)
+    base_ref = models.CharField(max_length=255, blank=True)
+    seen_updated_at = models.DateTimeField(null=True, blank=True, help_text="The forge's time of its last change.")
+    comments_wanted_since = models.DateTimeField(
+        null=True, blank=True, db_index=True, help_text="Comments from this time on are still to be read."
+    )
+    comments_next_try_at = models.DateTimeField(null=True, blank=True)
+    comments_failures = models.PositiveIntegerField(default=0)
+
+    class Meta:
+        ordering = ["repository", "-number"]
+        constraints = [models.UniqueConstraint(fields=["repository", "number"], name="one_row_per_pull_request")]
+
+    def __str__(self) -> str:
+        return f"{self.repository.full_name}#{self.number}"
+
+
+class Comment(models.Model):
+    """A comment that may hold a command. Unique by (forge, comment id): this is where exactly-once begins."""
+
+    class Outcome(models.TextChoices):
+        NEW = "", "not handled yet"
+        RUN = "run", "a run"
+        JOINED = "joined", "joined a run of the same commit"
+        REPLY = "reply", "a reply"
+        IGNORED = "ignored", "nothing"
+
+    class Via(models.TextChoices):
+        POLL = "poll", "polling"
+        NET = "net", "full listing"
+        DELIVERY = "delivery", "webhook"
+
+    forge = models.ForeignKey(Forge, on_delete=models.CASCADE, related_name="comments")
+    forge_comment_id = models.BigIntegerField()
+    pull_request = models.ForeignKey(PullRequest, on_delete=models.CASCADE, related_name="comments")
+    author_id = models.BigIntegerField()
+    author_login = models.CharField(max_length=255)
+    body = models.TextField()
+    html_url = models.CharField(max_length=500, blank=True)
+    created_at = models.DateTimeField(help_text="The forge's time.")
+    updated_at = models.DateTimeField(help_text="The forge's time.")
+    via = models.CharField(max_length=10, choices=Via.choices, default=Via.POLL)
+    seen_at = models.DateTimeField(auto_now_add=True)
+
+    outcome = models.CharField(max_length=10, choices=Outcome.choices, default=Outcome.NEW, blank=True)
+    reason = models.TextField(blank=True, help_text="What was decided, and why.")
+    facts = models.JSONField(default=dict, blank=True, help_text="What the decision about trust stood on.")
+    handled_at = models.DateTimeField(null=True, blank=True)
+    tries = models.PositiveIntegerField(default=0)
+    next_try_at = models.DateTimeField(null=True, blank=True)
+    last_error = models.TextField(blank=True)
+
+    class Meta:
+        ordering = ["-created_at", "-forge_comment_id"]
+        constraints = [models.UniqueConstraint(fields=["forge", "forge_comment_id"], name="one_row_per_comment")]
+        indexes = [models.Index(fields=["outcome", "next_try_at"])]
+
+    def __str__(self) -> str:
+        return f"comment {self.forge_comment_id} by {self.author_login}"
+
+    @property
+    def edited(self) -> bool:
+        return self.updated_at != self.created_at
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"id": self.forge_comment_id, "author": self.author_login, "outcome": self.outcome, "reason": self.reason}
