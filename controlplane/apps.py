@@ -7,11 +7,29 @@ class ControlplaneConfig(AppConfig):
     verbose_name = "Control plane"
 
     def ready(self) -> None:
+        from django_q.signals import pre_execute
+
         from controlplane.registry import Recurring, registry
+        from controlplane.schedules import note_work
 
         registry.recur(
-            Recurring("controlplane.tasks.tidy", "controlplane.tasks.tidy", 3600, text="Drop old rows of the queue and expired leases.")
+            Recurring(
+                "controlplane.tasks.tidy",
+                "controlplane.tasks.tidy",
+                3600,
+                text="Drop old rows of the queue and expired leases.",
+            )
         )
+        registry.recur(
+            Recurring(
+                "controlplane.tasks.heartbeat",
+                "controlplane.tasks.heartbeat",
+                5,
+                per_host=True,
+                text="Show that this machine's queue works; `cc-ci work` restarts a queue in which nothing runs.",
+            )
+        )
+        pre_execute.connect(note_work)
         post_migrate.connect(_after_migrate, sender=self)
 
 

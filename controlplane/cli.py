@@ -1,8 +1,8 @@
 """`cc-ci …`: Django's management commands with exit codes that mean something.
 
 0 done, 1 no (a check or a recipe failed), 2 our own fault (a crash, a place that cannot be reached), 64 misuse (unknown
-command, wrong option or value, a wrong setting). Django and argparse use 1 and 2 for misuse, so theirs are remapped, and
-a command of ours that has a result to tell raises `Exit`.
+command, wrong option or value, a wrong setting). Django and argparse use 1 and 2 for misuse, so theirs are remapped,
+and a command of ours that has a result to tell raises `Exit`.
 """
 
 from __future__ import annotations

@@ -34,63 +34,109 @@ class Config(BaseSettings):
 
     model_config = SettingsConfigDict(env_file_encoding="utf-8", extra="ignore", populate_by_name=True)
 
-    secret_key: str = Field("", alias="SECRET_KEY", description="Django's signing key. Made and kept in the data folder when empty.")
+    secret_key: str = Field(
+        "", alias="SECRET_KEY", description="Django's signing key. Made and kept in the data folder when empty."
+    )
     debug: bool = Field(False, alias="DEBUG", description="Show tracebacks in the browser. Never on a public server.")
     allowed_hosts: Annotated[list[str], NoDecode] = Field(
         ["localhost", "127.0.0.1", "[::1]"],
         alias="ALLOWED_HOSTS",
-        description="Host names that this server answers to, separated by commas. The host of CC_CI_BASE_URL is always one.",
+        description="Host names that this server answers to, by commas. The host of CC_CI_BASE_URL is always one.",
     )
     database_url: str = Field(
         "",
         alias="DATABASE_URL",
-        description="`sqlite:///path` or `postgresql://user:password@host:5432/name`. Empty: SQLite in the data folder.",
+        description="`sqlite:///path` or `postgresql://user:password@host:5432/name`. Empty: SQLite in CC_CI_DATA_DIR.",
     )
     webhook_autoregister: bool = Field(
-        False, alias="WEBHOOK_AUTOREGISTER", description="Register webhooks at the forge. Reserved: polling needs none; not built yet."
+        False,
+        alias="WEBHOOK_AUTOREGISTER",
+        description="Register webhooks at the forge. Reserved: polling needs none; not built yet.",
     )
     data_dir: Path = Field(
-        Path("var"), alias="CC_CI_DATA_DIR", description="Folder for the database, keys, run folders. A relative path starts at the project."
+        Path("var"),
+        alias="CC_CI_DATA_DIR",
+        description="Folder for the database, keys, run folders. A relative path starts at the project.",
     )
     base_url: str = Field(
-        "http://127.0.0.1:8000", alias="CC_CI_BASE_URL", description="Where people reach these pages; links in comments begin with it."
+        "http://127.0.0.1:8000",
+        alias="CC_CI_BASE_URL",
+        description="Where people reach these pages; links in comments begin with it.",
     )
     secret_keys: Annotated[list[str], NoDecode] = Field(
         [],
         alias="CC_CI_SECRET_KEYS",
-        description="Fernet keys for tokens in the database, separated by commas; the first encrypts. Empty: `secret-keys` in the data folder.",
+        description="Fernet keys for tokens in the database, separated by commas; the first encrypts. "
+        "Empty: `secret-keys` in the data folder.",
     )
-    poll_seconds: float = Field(30, alias="CC_CI_POLL_SECONDS", ge=1, le=3600, description="Seconds between two looks at a forge.")
+    poll_seconds: float = Field(
+        30, alias="CC_CI_POLL_SECONDS", ge=1, le=3600, description="Seconds between two looks at a forge."
+    )
     deployer: Literal["auto", "swarm", "process", "abra"] = Field(
-        "auto", alias="CC_CI_DEPLOYER", description="How recipes are deployed: on the local Docker Swarm, as plain processes, or as fits."
+        "auto",
+        alias="CC_CI_DEPLOYER",
+        description="How recipes are deployed: on the local Docker Swarm, as plain processes, or as fits.",
     )
-    domain: str = Field("", alias="CC_CI_DOMAIN", description="Wildcard domain under which each run gets a name of its own, if there is one.")
+    domain: str = Field(
+        "",
+        alias="CC_CI_DOMAIN",
+        description="Wildcard domain under which each run gets a name of its own, if there is one.",
+    )
     proxy_url: str = Field(
-        "", alias="CC_CI_PROXY_URL", description="The server's reverse proxy, such as http://127.0.0.1:80. Empty: the app's own address is used."
+        "",
+        alias="CC_CI_PROXY_URL",
+        description="The server's reverse proxy, such as http://127.0.0.1:80. Empty: the app's own address is used.",
     )
     slots: int = Field(1, alias="CC_CI_SLOTS", ge=1, le=64, description="Runs at the same time on this machine.")
-    run_seconds: int = Field(1800, alias="CC_CI_RUN_SECONDS", ge=10, le=86400, description="Time limit of a run, in seconds.")
-    stage_seconds: int = Field(600, alias="CC_CI_STAGE_SECONDS", ge=5, le=86400, description="Time limit of one stage's tests, in seconds.")
-    memory_mb: int = Field(2048, alias="CC_CI_MEMORY_MB", ge=64, description="Memory that a recipe's tests may use, in megabytes.")
-    processes: int = Field(512, alias="CC_CI_PROCESSES", ge=16, description="Processes that a recipe's tests may have at once.")
-    disk_mb: int = Field(2048, alias="CC_CI_DISK_MB", ge=16, description="Disk that a recipe's tests may fill, in megabytes.")
+    run_seconds: int = Field(
+        1800, alias="CC_CI_RUN_SECONDS", ge=10, le=86400, description="Time limit of a run, in seconds."
+    )
+    stage_seconds: int = Field(
+        600, alias="CC_CI_STAGE_SECONDS", ge=5, le=86400, description="Time limit of one stage's tests, in seconds."
+    )
+    memory_mb: int = Field(
+        2048, alias="CC_CI_MEMORY_MB", ge=64, description="Memory that a recipe's tests may use, in megabytes."
+    )
+    processes: int = Field(
+        512, alias="CC_CI_PROCESSES", ge=16, description="Processes that a recipe's tests may have at once."
+    )
+    disk_mb: int = Field(
+        2048, alias="CC_CI_DISK_MB", ge=16, description="Disk that a recipe's tests may fill, in megabytes."
+    )
     verdict: Literal["post", "edit"] = Field(
-        "post", alias="CC_CI_VERDICT", description="`post`: the verdict is a new comment, so people are notified. `edit`: it is written silently."
+        "post",
+        alias="CC_CI_VERDICT",
+        description="`post`: the verdict is a new comment, so people are notified. `edit`: it is written silently.",
     )
     outsiders: Literal["reply", "silent"] = Field(
-        "reply", alias="CC_CI_OUTSIDERS", description="What a person gets who may not ask for a run: one short reply, or nothing."
+        "reply",
+        alias="CC_CI_OUTSIDERS",
+        description="What a person gets who may not ask for a run: one short reply, or nothing.",
     )
     bots: Annotated[list[str], NoDecode] = Field(
-        [], alias="CC_CI_BOTS", description="Login names of other bots, separated by commas. Their comments never start anything."
+        [],
+        alias="CC_CI_BOTS",
+        description="Login names of other bots, separated by commas. Their comments never start anything.",
     )
-    topic: str = Field("cc-ci", alias="CC_CI_TOPIC", description="Repositories of a watched owner that carry this topic are enrolled.")
+    topic: str = Field(
+        "cc-ci", alias="CC_CI_TOPIC", description="Repositories of a watched owner that carry this topic are enrolled."
+    )
     status_context: str = Field("cc-ci", alias="CC_CI_STATUS_CONTEXT", description="Name of the commit status.")
-    workers: int = Field(2, alias="CC_CI_WORKERS", ge=1, le=64, description="Worker processes of the task queue on this machine.")
-    queue_timeout: int = Field(60, alias="CC_CI_QUEUE_TIMEOUT", ge=5, description="Seconds after which a task is stopped.")
-    queue_retry: int = Field(
-        90, alias="CC_CI_QUEUE_RETRY", ge=6, description="Seconds after which an unfinished task is given out again. More than CC_CI_QUEUE_TIMEOUT."
+    workers: int = Field(
+        2, alias="CC_CI_WORKERS", ge=1, le=64, description="Worker processes of the task queue on this machine."
     )
-    http_timeout: float = Field(10, alias="CC_CI_HTTP_TIMEOUT", gt=0, le=50, description="Seconds that a forge may take to answer.")
+    queue_timeout: int = Field(
+        60, alias="CC_CI_QUEUE_TIMEOUT", ge=5, description="Seconds after which a task is stopped."
+    )
+    queue_retry: int = Field(
+        90,
+        alias="CC_CI_QUEUE_RETRY",
+        ge=6,
+        description="Seconds after which an unfinished task is given out again. More than CC_CI_QUEUE_TIMEOUT.",
+    )
+    http_timeout: float = Field(
+        10, alias="CC_CI_HTTP_TIMEOUT", gt=0, le=50, description="Seconds that a forge may take to answer."
+    )
     host: str = Field(
         default_factory=socket.gethostname,
         alias="CC_CI_HOST",
@@ -98,7 +144,9 @@ class Config(BaseSettings):
         max_length=100,
         pattern=r"^[A-Za-z0-9._-]+$",
     )
-    keep_days: int = Field(90, alias="CC_CI_KEEP_DAYS", ge=1, description="Days that finished runs and their logs are kept.")
+    keep_days: int = Field(
+        90, alias="CC_CI_KEEP_DAYS", ge=1, description="Days that finished runs and their logs are kept."
+    )
 
     @field_validator("allowed_hosts", "secret_keys", "bots", mode="before")
     @classmethod
@@ -166,7 +214,9 @@ def parse_database_url(url: str, relative_to: Path) -> dict[str, Any]:
     if parts.scheme == "sqlite":
         path = unquote(url.removeprefix("sqlite://"))
         if not path.startswith("/") or path == "/":
-            raise ValueError("must look like sqlite:///var/cc-ci.sqlite3 (relative) or sqlite:////srv/cc-ci.sqlite3 (absolute)")
+            raise ValueError(
+                "must look like sqlite:///var/db.sqlite3 (relative) or sqlite:////srv/db.sqlite3 (absolute)"
+            )
         return {"ENGINE": "django.db.backends.sqlite3", "NAME": str(relative_to / path.removeprefix("/"))}
     if parts.scheme in ("postgresql", "postgres"):
         try:

@@ -15,7 +15,7 @@ from datetime import timedelta
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
-from django.db.models import F
+from django.db.models import F, QuerySet
 from django.utils import timezone
 
 from controlplane.models import Lease
@@ -40,7 +40,7 @@ class Held:
     def release(self) -> None:
         self._rows().update(owner="", expires_at=timezone.now())
 
-    def _rows(self):  # type: ignore[no-untyped-def]
+    def _rows(self) -> QuerySet[Lease]:
         return Lease.objects.filter(name=self.name, owner=self.owner, fence=self.fence)
 
 

@@ -60,7 +60,7 @@ class Host(models.Model):
 
 
 class Installation(models.Model):
-    """One row: the random name of this installation, by which it knows its own deployments among others on a machine."""
+    """One row: the random name of this installation, by which it knows its own deployments among others."""
 
     id = models.CharField(max_length=32, primary_key=True)
     created_at = models.DateTimeField(auto_now_add=True)

@@ -1,9 +1,10 @@
 """What recurs, how it is queued, and what is known of its last run.
 
-The table comes from `controlplane.registry`; `sync()` writes it to RecurringTask rows (after migrate, and by `cc-ci
-schedules`). A ticker in `cc-ci work` calls `tick()` every half second: a due row is claimed by one conditional UPDATE and
-put into the queue of the machine that claimed it. django-q2's own scheduler is not used for this: it looks only every 30 s,
-and a poll every 2 s or a run that is watched every second needs more (docs/decisions.md).
+The table comes from `controlplane.registry`; `sync()` writes it to RecurringTask rows (after migrate, at the start of
+`cc-ci work`, and by `cc-ci schedules --sync`). A ticker in `cc-ci work` calls `tick()` every half second: a due row is
+claimed by one conditional UPDATE and put into the queue of the machine that claimed it. django-q2's own scheduler is not
+used for this: it looks only every 30 s, and a poll every 2 s or a run that is watched every second needs more
+(docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from datetime import datetime, timedelta
 from importlib import import_module
 
 from django.conf import settings
+from django.db import DatabaseError, transaction
 from django.utils import timezone
 from django_q.tasks import async_task
 
@@ -22,6 +24,7 @@ from controlplane.models import Host, RecurringTask
 from controlplane.registry import Recurring, registry
 
 log = logging.getLogger(__name__)
+_noted = float("-inf")
 
 
 def row_name(task: Recurring) -> str:
@@ -33,10 +36,13 @@ def sync() -> list[str]:
     now = timezone.now()
     for task in registry.recurring.values():
         row, made = RecurringTask.objects.get_or_create(
-            name=row_name(task), defaults={"every_seconds": task.every_seconds, "per_host": task.per_host, "due_at": now}
+            name=row_name(task),
+            defaults={"every_seconds": task.every_seconds, "per_host": task.per_host, "due_at": now},
         )
         if not made and (row.every_seconds, row.per_host) != (task.every_seconds, task.per_host):
-            RecurringTask.objects.filter(pk=row.pk).update(every_seconds=task.every_seconds, per_host=task.per_host, due_at=now)
+            RecurringTask.objects.filter(pk=row.pk).update(
+                every_seconds=task.every_seconds, per_host=task.per_host, due_at=now
+            )
     # Rows of other machines are theirs to keep.
     for row in RecurringTask.objects.all():
         if row.name.partition("@")[0] not in registry.recurring:
@@ -49,27 +55,45 @@ def tick() -> int:
     now = timezone.now()
     mine = [row_name(task) for task in registry.recurring.values()]
     queued = 0
-    for row in RecurringTask.objects.filter(name__in=mine, enabled=True, due_at__lte=now):
+    for row in RecurringTask.objects.filter(name__in=mine, enabled=True):
+        # From now, not from when it was due: after a night off a task runs once, not a thousand times.
+        next_due = now + timedelta(seconds=row.every_seconds)
+        if now < row.due_at <= next_due:  # later than that, the clock was set back
+            continue
         if _under_way(row, now):
             continue  # a slow or stopped queue gets no pile of the same task
-        # From now, not from when it was due: after a night off a task runs once, not a thousand times.
-        due = now + timedelta(seconds=row.every_seconds)
-        if RecurringTask.objects.filter(pk=row.pk, due_at=row.due_at).update(due_at=due, last_queued_at=now):
-            enqueue_recurring(row.name)
-            queued += 1
-    Host.objects.update_or_create(name=settings.CC_CI.host, defaults={"ticked_at": now})
+        with transaction.atomic():  # both or nothing: a ticker killed in between must not lose a turn
+            if RecurringTask.objects.filter(pk=row.pk, due_at=row.due_at).update(due_at=next_due, last_queued_at=now):
+                enqueue_recurring(row.name)
+                queued += 1
+    if not Host.objects.filter(name=settings.CC_CI.host).update(ticked_at=now):
+        Host.objects.update_or_create(name=settings.CC_CI.host, defaults={"ticked_at": now})
     return queued
 
 
 def _under_way(row: RecurringTask, now: datetime) -> bool:
     """Whether it waits in the queue or runs, as far as can be believed: after `retry` seconds it may have been lost."""
-    if row.last_queued_at is None or now - row.last_queued_at > timedelta(seconds=settings.CC_CI.queue_retry):
+    if row.last_queued_at is None or row.last_queued_at > now:
+        return False
+    if now - row.last_queued_at > timedelta(seconds=settings.CC_CI.queue_retry):
         return False
     return row.last_finished_at is None or row.last_finished_at < row.last_queued_at
 
 
 def enqueue_recurring(name: str) -> None:
     async_task("controlplane.schedules.run_recurring", name, save=False, task_name=name)
+
+
+def note_work(**kwargs: object) -> None:
+    """Write down that this machine's queue works. Called by a worker before each task; writes at most once a second."""
+    global _noted
+    if time.monotonic() - _noted < 1:
+        return
+    try:
+        Host.objects.filter(name=settings.CC_CI.host).update(worked_at=timezone.now())
+        _noted = time.monotonic()
+    except DatabaseError:
+        log.warning("The heartbeat could not be written.")  # django-q would end the worker for an exception here
 
 
 def run_recurring(name: str) -> None:
@@ -79,7 +103,6 @@ def run_recurring(name: str) -> None:
     started = timezone.now()
     begun = time.monotonic()
     rows.update(last_started_at=started)
-    Host.objects.update_or_create(name=settings.CC_CI.host, defaults={"worked_at": started})
     try:
         module, _, function = task.task.rpartition(".")
         words = getattr(import_module(module), function)()

@@ -1,7 +1,7 @@
 """Secrets at rest: the keys, the Fernet around them, and a model field whose value is encrypted in the database.
 
-The keys stay outside the database: in `CC_CI_SECRET_KEYS`, or in the file `secret-keys` of the data folder (0600), which
-the first start makes. The first key encrypts, all of them decrypt. Without the keys the tokens in the database are lost
+The keys stay outside the database: in `CC_CI_SECRET_KEYS`, or in the file `secret-keys` of the data folder (0600), made by
+the first start. The first key encrypts, all of them decrypt. Without the keys the tokens in the database are lost
 and must be given again (`cc-ci forge add`); nothing else is.
 """
 
@@ -30,7 +30,7 @@ class SecretUnreadable(Exception):
 
 
 def read_or_make(path: Path, make: Any) -> str:
-    """The text of `path`; made first when missing, with mode 0600, and only once however many processes start at a time."""
+    """The text of `path`; made when missing, with mode 0600, and only once however many processes start at a time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{random.token_hex(4)}")
     if not path.exists():

@@ -112,6 +112,7 @@ USE_I18N = False
 
 STATIC_URL = "/static/"
 STATIC_ROOT = CC_CI.data_dir / "static"
+STATIC_ROOT.mkdir(exist_ok=True)
 # Whitenoise serves straight from the apps' folders, so a start needs no collectstatic.
 WHITENOISE_USE_FINDERS = True
 WHITENOISE_AUTOREFRESH = DEBUG
@@ -126,6 +127,7 @@ Q_CLUSTER = {
     "max_attempts": 3,
     "ack_failures": True,
     "catch_up": False,
+    "scheduler": False,  # ours is `controlplane.schedules`
     "save_limit": 100,
     "poll": 0.2,
     "bulk": 1,
@@ -140,7 +142,7 @@ LOGGING = {
     "formatters": {"line": {"format": "{asctime} {levelname:<7} {name}: {message}", "style": "{"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["stderr"], "level": "INFO"},
-    "loggers": {"django_q": {"level": "WARNING"}, "django.request": {"level": "ERROR"}, "urllib3": {"level": "ERROR"}},
+    "loggers": {"django-q": {"level": "WARNING"}, "django.request": {"level": "ERROR"}, "urllib3": {"level": "ERROR"}},
 }
 
 TESTING = "pytest" in sys.modules or os.environ.get("CC_CI_TESTING") == "1"

@@ -11,6 +11,11 @@ from django_q.models import Failure
 from controlplane.models import Lease
 
 
+def heartbeat() -> str:
+    """Nothing: that a task runs at all is noted by `schedules.note_work`, and is what the supervisor watches."""
+    return ""
+
+
 def tidy() -> str:
     """Drop what django-q keeps for ever (failures), and leases that expired long ago."""
     old = timezone.now() - timedelta(days=settings.CC_CI.keep_days)

@@ -1,0 +1,173 @@
+"""The three processes below the supervisor: queue, ticker, web.
+
+Started as `python -m controlplane.children ROLE PARENT REPORT …`: PARENT is the supervisor's process id, with which
+this one dies, and REPORT a pipe on which it says one JSON object a line: `{"ready": true}`, or what the ticker saw.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from controlplane.processes import die_with_parent, forks_die_with_parent
+
+log = logging.getLogger("controlplane.work")
+TICK_SECONDS = 0.5
+WEB_THREADS = 8
+
+
+class Report:
+    """The writing end of the pipe to the supervisor."""
+
+    def __init__(self, handle: int) -> None:
+        os.set_inheritable(handle, False)  # what a task starts shall not hold it
+        self._handle = handle
+
+    def __call__(self, **facts: Any) -> None:
+        os.write(self._handle, json.dumps(facts).encode() + b"\n")
+
+
+def queue(report: Report, restart: str) -> None:
+    """Run django-q's cluster. `restart` is "1" when the one before it had stopped making progress."""
+    from django.db.models import F
+    from django_q.cluster import Cluster
+
+    from controlplane.models import Host
+
+    host = Host.objects.filter(name=_host())
+    if restart == "1":
+        _when_the_database_answers(lambda: host.update(restarts=F("restarts") + 1))
+    _when_the_database_answers(_give_back)
+    _end_whole_when_one_is_killed()
+    forks_die_with_parent()
+    Cluster().start()
+
+
+def ticker(report: Report) -> None:
+    """Queue what is due, twice a second, and tell the supervisor how the database and the queue look."""
+    from django.db import connection
+
+    from controlplane import schedules
+    from controlplane.models import Host
+
+    trouble, pause = "", TICK_SECONDS
+    while True:
+        try:
+            schedules.tick()
+            worked_at = Host.objects.values_list("worked_at", flat=True).get(name=_host())
+            report(worked_at=worked_at.isoformat() if worked_at else "")
+            if trouble:
+                log.info("The database answers again.")
+            trouble, pause = "", TICK_SECONDS
+        except Exception as error:
+            report(error=type(error).__name__)
+            if str(error) != trouble:
+                trouble = str(error)
+                log.warning("Nothing can be queued: %s: %s", type(error).__name__, trouble.strip())
+            connection.close()
+            pause = min(pause * 2, 5)
+        time.sleep(pause)
+
+
+def web(report: Report, listener: str) -> None:
+    """Serve the pages on the supervisor's listening socket, which outlives this process, so no request is refused."""
+    from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
+
+    class Pages(BaseApplication):  # type: ignore[misc]
+        def load_config(self) -> None:
+            settings = {
+                "bind": f"fd://{listener}",
+                "workers": 1,
+                "worker_class": "gthread",
+                "threads": WEB_THREADS,
+                "timeout": 60,
+                "graceful_timeout": 5,
+                "control_socket_disable": True,
+                "loglevel": "warning",
+                "post_worker_init": lambda worker: report(ready=True),
+            }
+            for name, value in settings.items():
+                if name in self.cfg.settings:  # older gunicorns have no control socket to switch off
+                    self.cfg.set(name, value)
+
+        def load(self) -> Any:
+            from controlplane.wsgi import application
+
+            return application
+
+    forks_die_with_parent()
+    Pages().run()
+
+
+def _host() -> str:
+    from django.conf import settings
+
+    return str(settings.CC_CI.host)
+
+
+def _give_back() -> None:
+    """Make tasks that a dead cluster had taken available now, not after `retry`: nobody else serves this queue."""
+    from django.utils import timezone
+    from django_q.conf import Conf
+    from django_q.models import OrmQ
+
+    OrmQ.objects.filter(key=Conf.CLUSTER_NAME, lock__gt=timezone.now()).update(lock=timezone.now())
+
+
+def _when_the_database_answers(function: Callable[[], object]) -> None:
+    from django.db import DatabaseError, connection
+
+    said = False
+    while True:
+        try:
+            function()
+            return
+        except DatabaseError as error:
+            if not said:
+                log.warning("The queue waits for the database: %s", str(error).strip())
+            said = True
+            connection.close()
+            time.sleep(1)
+
+
+def _end_whole_when_one_is_killed() -> None:
+    """End the cluster when one of its processes was killed, for the supervisor to start a new one.
+
+    django-q would replace the process. But one that is killed while it waits at the shared queue takes that queue's
+    lock to its grave, and the cluster then lives on, with all its processes, and does nothing. A worker that overran
+    its time limit ends by itself and is replaced as ever.
+    """
+    from django_q import cluster
+
+    class Sentinel(cluster.Sentinel):  # type: ignore[misc]
+        def reincarnate(self, process: Any) -> None:
+            if process.exitcode is not None and process.exitcode < 0:
+                log.error("A process of the queue was killed (signal %d).", -process.exitcode)
+                os._exit(1)  # the others are bound to this one by the kernel
+            super().reincarnate(process)
+
+    cluster.Sentinel = Sentinel
+
+
+def main() -> None:
+    role, parent, handle, *rest = sys.argv[1:]
+    die_with_parent(int(parent))
+    report = Report(int(handle))
+
+    import django
+
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "controlplane.settings")
+    django.setup()
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)-7s {role:<6} | %(message)s"))
+    logging.captureWarnings(True)
+    {"queue": queue, "ticker": ticker, "web": web}[role](report, *rest)  # type: ignore[operator]
+
+
+if __name__ == "__main__":
+    main()
