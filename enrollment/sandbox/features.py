@@ -1,0 +1,82 @@
+"""What the versions of Gitea and Forgejo that the sandbox plays do differently, in one table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Features:
+    """The behaviour of one version; the comments say what the other value means."""
+
+    owner_filter: bool  # issues/search honours `owner` and answers 400 for an unknown one; else it ignores it silently
+    comments_paged: Literal["none", "repo", "both"]  # which comment lists obey page and limit
+    comments_counted: bool  # both comment lists carry X-Total-Count
+    timeline: bool  # issues/{n}/timeline exists
+    readers_set_status: bool  # a commit status needs no right to write
+    collaborators_for_readers: bool  # else those routes answer 404 to all but admins of the repository
+    permission_route: bool  # collaborators/{x}/permission exists
+    token_scopes: bool  # tokens carry scopes
+    redirect_status: int  # of a renamed repository or user; clients repeat a POST as GET after 302, not after 307
+    bad_hook_url_refused: bool  # 422 for a hook whose URL is none
+    not_found: str  # the message of a 404
+    not_found_url_key: str  # the key under which a 404 names the documentation
+    newer_fields: bool  # comments and issues carry assets, repositories their topics
+
+
+_GITEA_1_15 = Features(
+    owner_filter=False,
+    comments_paged="none",
+    comments_counted=False,
+    timeline=False,
+    readers_set_status=True,
+    collaborators_for_readers=False,
+    permission_route=False,
+    token_scopes=False,
+    redirect_status=302,
+    bad_hook_url_refused=False,
+    not_found="Not Found",
+    not_found_url_key="documentation_url",
+    newer_fields=False,
+)
+_GITEA_1_22 = Features(
+    owner_filter=True,
+    comments_paged="repo",
+    comments_counted=True,
+    timeline=True,
+    readers_set_status=False,
+    collaborators_for_readers=True,
+    permission_route=True,
+    token_scopes=True,
+    redirect_status=307,
+    bad_hook_url_refused=False,
+    not_found="The target couldn't be found.",
+    not_found_url_key="url",
+    newer_fields=True,
+)
+_FORGEJO_13 = Features(
+    owner_filter=True,
+    comments_paged="both",
+    comments_counted=True,
+    timeline=True,
+    readers_set_status=False,
+    collaborators_for_readers=True,
+    permission_route=True,
+    token_scopes=True,
+    redirect_status=307,
+    bad_hook_url_refused=True,
+    not_found="The target couldn't be found.",
+    not_found_url_key="url",
+    newer_fields=True,
+)
+
+VERSIONS = {"1.15": _GITEA_1_15, "1.22": _GITEA_1_22, "13.0.0+gitea-1.22.0": _FORGEJO_13}
+
+
+def features_of(version: str) -> Features:
+    """The features of a version out of VERSIONS. Raises ValueError for any other."""
+    try:
+        return VERSIONS[version]
+    except KeyError:
+        raise ValueError(f"the sandbox plays {', '.join(VERSIONS)}, not {version!r}") from None

@@ -1,0 +1,276 @@
+"""The half of the store that keeps issues, pull requests, comments, reactions and commit statuses."""
+
+from __future__ import annotations
+
+import json
+import threading
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from enrollment.sandbox import git
+from enrollment.sandbox.model import Comment, Issue, Pull, Reaction, Repo, Status, User
+from enrollment.sandbox.tables import Tables
+
+
+class IssueStore:
+    """What `Forge` can do with issues. Not to be used on its own."""
+
+    lock: threading.RLock
+    tables: Tables
+
+    if TYPE_CHECKING:  # what the other half brings
+
+        def changing(self) -> AbstractContextManager[Tables]: ...
+        def now(self) -> datetime: ...
+        def user(self, user: User | str) -> User: ...
+        def repo(self, repo: Repo | str) -> Repo: ...
+        def folder(self, repo: Repo) -> Path: ...
+        def pushed(self, repo: Repo, user: User) -> None: ...
+
+    # Issues and pull requests
+
+    def open_issue(self, repo: Repo | str, user: User | str, title: str, body: str = "") -> Issue:
+        """Open a plain issue."""
+        with self.changing() as tables:
+            row, now = self.repo(repo), self.now()
+            issue = Issue(tables.next_id("issues"), row.id, self._number(row), self.user(user).id, title, body, now, now)
+            tables.issues[issue.id] = issue
+            return issue
+
+    def open_pull(
+        self,
+        base: Repo | str,
+        head: Repo | str,
+        branch: str,
+        user: User | str,
+        title: str = "",
+        body: str = "",
+        base_branch: str = "main",
+    ) -> Pull:
+        """Ask to merge a branch of `head` into `base`; its commit is at once under refs/pull/N/head of `base`.
+
+        Raises git.GitError when one of the branches does not exist.
+        """
+        with self.changing() as tables:
+            row, source, now = self.repo(base), self.repo(head), self.now()
+            number = self._number(row)
+            sha = self._fetch_head(row, source, branch, number)
+            base_sha = git.text(self.folder(row), "rev-parse", "--verify", f"refs/heads/{base_branch}")
+            pull = Pull(
+                id=tables.next_id("issues"),
+                repo_id=row.id,
+                number=number,
+                user_id=self.user(user).id,
+                title=title or f"Merge {branch}",
+                body=body,
+                created=now,
+                updated=now,
+                pull_id=tables.next_id("pulls"),
+                head_repo_id=source.id,
+                head_branch=branch,
+                head_sha=sha,
+                base_branch=base_branch,
+                base_sha=base_sha,
+                merge_base=_merge_base(self.folder(row), base_sha, sha),
+            )
+            tables.issues[pull.id] = pull
+            return pull
+
+    def close_pull(self, pull: Issue, user: User | str = "") -> None:
+        """Close an issue or pull request without merging."""
+        with self.changing():
+            pull.closed = pull.updated = self.now()
+            self._entry(pull, user, "close")
+
+    def reopen_pull(self, pull: Issue, user: User | str = "") -> None:
+        """Open a closed issue or pull request again; a pull request takes up what was pushed meanwhile."""
+        with self.changing():
+            pull.closed, pull.updated = None, self.now()
+            self._entry(pull, user, "reopen")
+            if isinstance(pull, Pull):
+                self._follow_head(pull, self.tables.users[pull.user_id])
+
+    def merge_pull(self, pull: Pull, user: User | str = "") -> str:
+        """Merge a pull request with a merge commit on its base branch and give that commit's SHA.
+
+        Raises git.GitError when the two do not merge cleanly.
+        """
+        with self.changing() as tables:
+            repo = tables.repos[pull.repo_id]
+            merger, now, folder = self.user(user or repo.owner), self.now(), self.folder(repo)
+            tree = git.text(folder, "merge-tree", "--write-tree", pull.base_sha, pull.head_sha)
+            who = ("-c", f"user.name={merger.login}", "-c", f"user.email={merger.login}@example.org")
+            message = f"Merge pull request #{pull.number}: {pull.title}"
+            parents = ("-p", pull.base_sha, "-p", pull.head_sha)
+            pull.merge_sha = git.text(folder, *who, "commit-tree", tree, *parents, "-m", message)
+            git.git(folder, "update-ref", f"refs/heads/{pull.base_branch}", pull.merge_sha)
+            pull.merged = pull.closed = pull.updated = now
+            pull.merged_by = merger.id
+            self._entry(pull, merger, "merge_pull")
+            self.pushed(repo, merger)
+            return pull.merge_sha
+
+    def issue(self, repo: Repo | str, number: int) -> Issue:
+        """An issue or pull request by its number. Raises LookupError."""
+        with self.lock:
+            row = self.repo(repo)
+            for issue in self.tables.issues.values():
+                if issue.repo_id == row.id and issue.number == number:
+                    return issue
+        raise LookupError(f"no issue {number} in {row.full_name}")
+
+    def _number(self, repo: Repo) -> int:
+        return self.tables.next_id(f"numbers of {repo.id}")
+
+    def _fetch_head(self, base: Repo, head: Repo, branch: str, number: int) -> str:
+        refspec = f"+refs/heads/{branch}:refs/pull/{number}/head"
+        git.git(self.folder(base), "fetch", "--quiet", "--no-tags", str(self.folder(head)), refspec)
+        return git.text(self.folder(base), "rev-parse", f"refs/pull/{number}/head")
+
+    def _follow_head(self, pull: Pull, user: User) -> None:
+        base, head = self.tables.repos[pull.repo_id], self.tables.repos.get(pull.head_repo_id)
+        tip = git.resolve(self.folder(head), f"refs/heads/{pull.head_branch}") if head else ""
+        if not head or tip in ("", pull.head_sha):
+            return
+        old, pull.head_sha = pull.head_sha, self._fetch_head(base, head, pull.head_branch, pull.number)
+        pull.merge_base = _merge_base(self.folder(base), pull.base_sha, pull.head_sha)
+        commits = git.text(self.folder(base), "rev-list", "--reverse", f"{old}..{pull.head_sha}").split()
+        forced = _merge_base(self.folder(base), old, pull.head_sha) != old
+        shas = [old, pull.head_sha] if forced else commits
+        self._entry(pull, user, "pull_push", json.dumps({"is_force_push": forced, "commit_ids": shas}))
+        pull.updated = self.now()
+
+    def _entry(self, issue: Issue, user: User | str, kind: str, body: str = "") -> Comment:
+        now = self.now()
+        author = self.user(user).id if user else issue.user_id
+        entry = Comment(self.tables.next_id("comments"), issue.repo_id, issue.id, author, body, now, now, kind)
+        self.tables.comments[entry.id] = entry
+        return entry
+
+    # Comments
+
+    def comment(
+        self,
+        repo: Repo | str,
+        number: int,
+        user: User | str,
+        body: str,
+        *,
+        created: datetime | None = None,
+        visible_after: float = 0.0,
+    ) -> Comment:
+        """Comment on an issue or pull request, which moves on.
+
+        created: when it was written, now by default. visible_after: so many seconds after that nobody can see it,
+        and the pull request has not moved; both then appear with the time of writing.
+        """
+        with self.changing() as tables:
+            issue = self.issue(repo, number)
+            at = (created or self.now()).astimezone(UTC).replace(microsecond=0)
+            visible = at + timedelta(seconds=visible_after) if visible_after else None
+            row = tables.next_id("comments")
+            comment = Comment(row, issue.repo_id, issue.id, self.user(user).id, body, at, at, visible=visible)
+            tables.comments[row] = comment
+            if not visible:
+                self._count(issue, comment)
+            return comment
+
+    def review(self, repo: Repo | str, number: int, user: User | str, body: str) -> Comment:
+        """Write a review. Its text is in neither comment list, but the pull request moves on."""
+        with self.changing():
+            issue = self.issue(repo, number)
+            issue.updated = self.now()
+            return self._entry(issue, user, "review", body)
+
+    def edit_comment(self, comment: Comment | int, body: str) -> Comment:
+        """Change a comment's text; the pull request does not move, and the author stays whoever edits."""
+        with self.changing() as tables:
+            row = comment if isinstance(comment, Comment) else tables.comments[comment]
+            row.body, row.updated = body, self.now()
+            return row
+
+    def delete_comment(self, comment: Comment | int) -> None:
+        """Delete a comment with its reactions; the pull request does not move."""
+        with self.changing() as tables:
+            row = comment if isinstance(comment, Comment) else tables.comments[comment]
+            del tables.comments[row.id]
+            tables.issues[row.issue_id].comments -= row.visible is None
+            tables.reactions = {key: r for key, r in tables.reactions.items() if r.comment_id != row.id}
+
+    def comments_of(self, issue: Issue | None = None, repo: Repo | None = None, kinds: str = "comment") -> list[Comment]:
+        """The visible comments of an issue or of a whole repository, by id. `kinds` is one kind, or `all`."""
+        with self.lock:
+            return [
+                row
+                for row in self.tables.comments.values()
+                if (issue is None or row.issue_id == issue.id)
+                and (repo is None or row.repo_id == repo.id)
+                and kinds in (row.kind, "all")
+                and row.visible is None
+            ]
+
+    def _count(self, issue: Issue, comment: Comment) -> None:
+        issue.comments += 1
+        issue.updated = max(issue.updated, comment.created)
+
+    # Reactions and statuses
+
+    def react(self, issue: Issue, comment: Comment | None, user: User | str, content: str) -> tuple[Reaction, bool]:
+        """Put a reaction on a comment, or on an issue; the second value says whether it is new."""
+        with self.changing() as tables:
+            mine = self.reactions_of(issue, comment)
+            author = self.user(user).id
+            for row in mine:
+                if row.user_id == author and row.content == content:
+                    return row, False
+            key = tables.next_id("reactions")
+            row = Reaction(key, issue.id, comment.id if comment else 0, author, content, self.now())
+            tables.reactions[key] = row
+            return row, True
+
+    def unreact(self, issue: Issue, comment: Comment | None, user: User | str, content: str) -> None:
+        """Take a user's own reaction back; nothing happens when there is none."""
+        with self.changing() as tables:
+            for row in self.reactions_of(issue, comment):
+                if row.user_id == self.user(user).id and row.content == content:
+                    del tables.reactions[row.id]
+
+    def reactions_of(self, issue: Issue, comment: Comment | None) -> list[Reaction]:
+        """The reactions on a comment or, without one, on the issue itself."""
+        with self.lock:
+            wanted = (issue.id, comment.id if comment else 0)
+            return [row for row in self.tables.reactions.values() if (row.issue_id, row.comment_id) == wanted]
+
+    def set_status(
+        self,
+        repo: Repo | str,
+        sha: str,
+        state: str,
+        context: str = "default",
+        *,
+        user: User | str = "",
+        target_url: str = "",
+        description: str = "",
+    ) -> Status:
+        """Add a commit status; older ones of the same context stay listed."""
+        with self.changing() as tables:
+            row, key = self.repo(repo), tables.next_id("statuses")
+            author = self.user(user or row.owner).id
+            status = Status(key, row.id, sha, state, context, target_url, description, author, self.now())
+            tables.statuses[key] = status
+            return status
+
+    def statuses_of(self, repo: Repo | str, sha: str) -> list[Status]:
+        """All statuses of a commit, newest first."""
+        with self.lock:
+            row = self.repo(repo)
+            return [s for s in reversed(self.tables.statuses.values()) if s.repo_id == row.id and s.sha == sha]
+
+
+def _merge_base(folder: Path, base: str, head: str) -> str:
+    try:
+        return git.text(folder, "merge-base", base, head)
+    except git.GitError:  # two histories with nothing in common
+        return base

@@ -1,0 +1,176 @@
+"""The rows of the sandbox forge. Ids count up per table and are never used twice, as a database's are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+
+@dataclass
+class User:
+    """A person or, with `is_org`, an organisation: Gitea keeps both in one table with one row of ids."""
+
+    id: int
+    login: str
+    created: datetime
+    is_admin: bool = False
+    is_org: bool = False
+
+
+@dataclass
+class Token:
+    """An access token; only its hash is kept. No scopes means that it may do all that its user may."""
+
+    id: int
+    user_id: int
+    digest: str
+    scopes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Membership:
+    """A user in a team of an organisation: permission (read, write, admin, owner) holds for all its repositories."""
+
+    id: int
+    org_id: int
+    user_id: int
+    permission: str
+    public: bool = False
+
+
+@dataclass
+class Collaborator:
+    """A user with a right of their own in one repository."""
+
+    id: int
+    repo_id: int
+    user_id: int
+    permission: str
+
+
+@dataclass
+class Repo:
+    """A repository; its bare git repository lies in a folder named after the id, so that renames move nothing."""
+
+    id: int
+    owner_id: int
+    owner: str
+    name: str
+    created: datetime
+    updated: datetime
+    private: bool = False
+    parent_id: int = 0
+    topics: list[str] = field(default_factory=list)
+    size: int = 0
+    description: str = ""
+
+    @property
+    def full_name(self) -> str:
+        """`owner/name`, as the API spells it."""
+        return f"{self.owner}/{self.name}"
+
+
+@dataclass
+class Issue:
+    """An issue or, in the subclass, a pull request: both share one row of numbers in their repository."""
+
+    id: int
+    repo_id: int
+    number: int
+    user_id: int
+    title: str
+    body: str
+    created: datetime
+    updated: datetime
+    closed: datetime | None = None
+    comments: int = 0
+
+    @property
+    def state(self) -> str:
+        """`open` or `closed`."""
+        return "open" if self.closed is None else "closed"
+
+
+@dataclass(kw_only=True)
+class Pull(Issue):
+    """A pull request. `pull_id` is the id of its answers under /pulls, `id` that of its answers under /issues."""
+
+    pull_id: int
+    head_repo_id: int
+    head_branch: str
+    head_sha: str
+    base_branch: str
+    base_sha: str
+    merge_base: str
+    merged: datetime | None = None
+    merged_by: int = 0
+    merge_sha: str = ""
+
+
+@dataclass
+class Comment:
+    """An entry below an issue. Only those of kind `comment` are in the comment lists; the others (`pull_push`, `close`,
+    `reopen`, `merge_pull`, `review`) take ids of the same row and show in the timeline alone."""
+
+    id: int
+    repo_id: int
+    issue_id: int
+    user_id: int
+    body: str
+    created: datetime
+    updated: datetime
+    kind: str = "comment"
+    visible: datetime | None = None  # not shown to anybody before this moment; None means at once
+
+
+@dataclass
+class Reaction:
+    """A picture put on a comment or, with `comment_id` 0, on an issue."""
+
+    id: int
+    issue_id: int
+    comment_id: int
+    user_id: int
+    content: str
+    created: datetime
+
+
+@dataclass
+class Status:
+    """A commit status."""
+
+    id: int
+    repo_id: int
+    sha: str
+    state: str
+    context: str
+    target_url: str
+    description: str
+    user_id: int
+    created: datetime
+
+
+@dataclass
+class Hook:
+    """A webhook of a repository or, with `repo_id` 0, of an organisation. The sandbox keeps it and delivers nothing."""
+
+    id: int
+    repo_id: int
+    org_id: int
+    kind: str
+    url: str
+    content_type: str
+    events: list[str]
+    active: bool
+    created: datetime
+    updated: datetime
+
+
+@dataclass
+class Redirect:
+    """A name that was given up: of a repository (`name` set) or of a user or organisation."""
+
+    id: int
+    owner: str
+    name: str
+    target_id: int

@@ -1,0 +1,154 @@
+"""Routes about the server, users, organisations and lists of repositories."""
+
+from __future__ import annotations
+
+from enrollment.sandbox.api import DEFAULT_ITEMS, MAX_ITEMS, Call, route
+from enrollment.sandbox.faults import Response
+from enrollment.sandbox.model import Repo, User
+
+
+@route("GET", "/version")
+def version(call: Call) -> Response:
+    """What the server says it is."""
+    return call.answer({"version": call.forge.version})
+
+
+@route("GET", "/settings/api")
+def settings(call: Call) -> Response:
+    """The limits of lists."""
+    limits = {"max_response_items": MAX_ITEMS, "default_paging_num": DEFAULT_ITEMS}
+    return call.answer({**limits, "default_git_trees_per_page": 1000, "default_max_blob_size": 10485760})
+
+
+@route("GET", "/user", "user", signed_in=True)
+def myself(call: Call) -> Response:
+    """Who the token belongs to."""
+    return call.answer(call.render.user(call.signed_in(), seen=True))
+
+
+@route("GET", "/users/{user}", "user")
+def one_user(call: Call) -> Response:
+    """A user."""
+    return call.answer(call.render.user(call.person(), seen=True))
+
+
+@route("GET", "/users/{user}/repos", "user")
+def repos_of_user(call: Call) -> Response:
+    """The repositories of a user or organisation that the asker can see."""
+    owner = call.person()
+    return call.page([repo for repo in seen(call) if repo.owner_id == owner.id], call.render.repo)
+
+
+@route("GET", "/user/repos", "user", signed_in=True)
+def my_repos(call: Call) -> Response:
+    """The repositories that the asker owns or shares in."""
+    return call.page([repo for repo in seen(call) if shares_in(call, call.user, repo)], call.render.repo)
+
+
+@route("GET", "/orgs/{org}", "organization")
+def one_org(call: Call) -> Response:
+    """An organisation."""
+    return call.answer(call.render.organisation(call.org()))
+
+
+@route("GET", "/orgs/{org}/repos", "organization")
+def repos_of_org(call: Call) -> Response:
+    """The repositories of an organisation that the asker can see, oldest first."""
+    org = call.org()
+    return call.page([repo for repo in seen(call) if repo.owner_id == org.id], call.render.repo)
+
+
+@route("GET", "/orgs/{org}/members", "organization")
+def members(call: Call) -> Response:
+    """The members: all of them for a member, the public ones for others."""
+    org = call.org()
+    inside = _inside(call, org)
+    rows = [row for row in call.forge.tables.memberships.values() if row.org_id == org.id and (inside or row.public)]
+    return call.page([call.forge.tables.users[row.user_id] for row in rows], call.render.user)
+
+
+@route("GET", "/orgs/{org}/members/{user}", "organization")
+def is_member(call: Call) -> Response:
+    """204 or 404 for a member who asks; others are sent on to what is public, except about themselves."""
+    org, user = call.org(), call.person()
+    if _inside(call, org):
+        if call.forge.membership(org, user):
+            return Response(204)
+        raise call.missing()
+    if call.user and call.user.id == user.id:
+        raise call.missing()
+    target = f"{call.forge.url}/api/v1/orgs/{org.login}/public_members/{user.login}"
+    return Response(302, b"", {"Location": target})
+
+
+@route("GET", "/orgs/{org}/public_members/{user}", "organization")
+def is_public_member(call: Call) -> Response:
+    """204 for a member who shows their membership, 404 for all others."""
+    member = call.forge.membership(call.org(), call.person())
+    if member and member.public:
+        return Response(204)
+    raise call.missing()
+
+
+@route("GET", "/repos/search", "repository")
+def search(call: Call) -> Response:
+    """Search by a word of the name or by topic, by name then id; the answer is under `data`."""
+    found = [repo for repo in seen(call) if _matches(call, repo)]
+    if uid := call.number("uid"):
+        holder = call.forge.tables.users.get(uid)
+        exclusive = call.flag("exclusive")
+        found = [repo for repo in found if repo.owner_id == uid or (not exclusive and holder and shares_in(call, holder, repo))]
+    keys = {
+        "id": lambda repo: (repo.id,),
+        "created": lambda repo: (repo.created, repo.id),
+        "updated": lambda repo: (repo.updated, repo.id),
+        "alpha": lambda repo: (repo.name, repo.id),
+    }
+    key = keys.get(call.query.get("sort") or "alpha")
+    if key is None:
+        raise call.error(422, f"invalid sort mode: {call.query['sort']!r}")
+    found.sort(key=key, reverse=call.query.get("order") == "desc")
+    page = call.page(found, call.render.repo)
+    page.body = b'{"ok":true,"data":' + page.body.strip() + b"}\n"
+    return page
+
+
+def _matches(call: Call, repo: Repo) -> bool:
+    words = [word.strip().lower() for word in call.query.get("q", "").split(",") if word.strip()]
+    if not words:
+        return True
+    topics = [topic.lower() for topic in repo.topics]
+    if call.flag("topic"):
+        return any(word in topics for word in words)
+    return any(word in repo.name.lower() or any(word in topic for topic in topics) for word in words)
+
+
+@route("GET", "/repositories/{id}", "repository")
+def repo_by_id(call: Call) -> Response:
+    """A repository by its id, whatever it is called by now."""
+    repo = call.forge.tables.repos.get(int(call.names["id"])) if call.names["id"].isdigit() else None
+    if repo is None or call.forge.level(call.user, repo) < 1:
+        raise call.missing()
+    return call.answer(call.render.repo(repo))
+
+
+def seen(call: Call) -> list[Repo]:
+    """The repositories that the asker can see, oldest first."""
+    return [repo for repo in call.forge.tables.repos.values() if call.forge.level(call.user, repo) > 0]
+
+
+def shares_in(call: Call, user: User | None, repo: Repo) -> bool:
+    """Whether a user owns a repository, collaborates in it or is in a team of its organisation."""
+    if user is None:
+        return False
+    owner = call.forge.tables.users[repo.owner_id]
+    shares = call.forge.tables.collaborators.values()
+    return (
+        owner.id == user.id
+        or call.forge.membership(owner, user) is not None
+        or any(row.repo_id == repo.id and row.user_id == user.id for row in shares)
+    )
+
+
+def _inside(call: Call, org: User) -> bool:
+    return call.user is not None and (call.user.is_admin or call.forge.membership(org, call.user) is not None)

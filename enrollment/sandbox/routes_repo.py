@@ -1,0 +1,342 @@
+"""Routes about one repository: itself, its git contents, commit statuses, collaborators and hooks."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from urllib.parse import quote, urlsplit
+
+from enrollment.sandbox import git
+from enrollment.sandbox.api import Call, no_route, route
+from enrollment.sandbox.faults import Response
+from enrollment.sandbox.model import Hook, Repo
+from enrollment.sandbox.render import Json, Renderer
+from enrollment.sandbox.routes_issues import ONE_REPO
+
+STATES = ("pending", "success", "error", "failure", "warning")
+
+
+@route("GET", ONE_REPO, "repository")
+def one_repo(call: Call) -> Response:
+    """A repository, with what the asker may do in it."""
+    return call.answer(call.render.repo(call.repo()))
+
+
+@route("GET", ONE_REPO + "/topics", "repository")
+def topics(call: Call) -> Response:
+    """The topics of a repository."""
+    page = call.page(call.repo().topics, str)
+    page.body = b'{"topics":' + page.body.strip() + b"}\n"
+    return page
+
+
+# What git holds
+
+
+@route("GET", ONE_REPO + "/branches", "repository")
+def branches(call: Call) -> Response:
+    """The branches with their newest commits."""
+    repo = call.repo()
+    names = git.text(call.forge.folder(repo), "for-each-ref", "--format=%(refname:strip=2)", "refs/heads").split("\n")
+    return call.page([name for name in names if name], lambda name: call.render.branch(repo, name))
+
+
+@route("GET", ONE_REPO + "/branches/{branch*}", "repository")
+def one_branch(call: Call) -> Response:
+    """A branch."""
+    repo, name = call.repo(), call.names["branch"]
+    if not git.resolve(call.forge.folder(repo), f"refs/heads/{name}"):
+        raise call.missing()
+    return call.answer(call.render.branch(repo, name))
+
+
+@route("GET", ONE_REPO + "/tags", "repository")
+def tags(call: Call) -> Response:
+    """The tags, newest first; an annotated tag's own id differs from its commit's."""
+    repo = call.repo()
+    form = "%1f".join(("%(refname:strip=2)", "%(objectname)", "%(*objectname)", "%(creatordate:iso-strict)", "%(subject)"))
+    listing = ("for-each-ref", "--sort=-creatordate", f"--format={form}", "refs/tags")
+    lines = git.text(call.forge.folder(repo), *listing).split("\n")
+    return call.page([line for line in lines if line], lambda line: call.render.tag(repo, line))
+
+
+@route("GET", ONE_REPO + "/raw/{path*}", "repository")
+def raw(call: Call) -> Response:
+    """A file of a commit as it is; the only answers with an ETag."""
+    repo = call.repo()
+    content = _blob(call, repo, call.names["path"])
+    tag = f'"{hashlib.sha1(content, usedforsecurity=False).hexdigest()}"'
+    if call.request.header("If-None-Match") == tag:
+        return Response(304, b"", {"ETag": tag})
+    return Response(200, content, {"Content-Type": "text/plain; charset=utf-8", "ETag": tag})
+
+
+def _blob(call: Call, repo: Repo, path: str) -> bytes:
+    sha = _commit(call, repo, call.query.get("ref") or "main")
+    try:
+        return git.git(call.forge.folder(repo), "cat-file", "blob", f"{sha}:{path}")
+    except git.GitError:
+        raise call.missing(f"object does not exist [id: , rel_path: {path}]", message="GetContentsOrList") from None
+
+
+def _commit(call: Call, repo: Repo, ref: str) -> str:
+    sha = git.resolve(call.forge.folder(repo), ref)
+    if not sha:
+        raise call.missing(f"object does not exist [id: {ref}, rel_path: ]")
+    return sha
+
+
+@route("GET", ONE_REPO + "/contents", "repository")
+@route("GET", ONE_REPO + "/contents/{path*}", "repository")
+def contents(call: Call) -> Response:
+    """A file with its content, or the list of a folder."""
+    repo, path = call.repo(), call.names.get("path", "").strip("/")
+    ref = call.query.get("ref") or "main"
+    sha = _commit(call, repo, ref)
+    listing = ("ls-tree", "-l", "-z", sha, *([path] if path else []))
+    entries = git.text(call.forge.folder(repo), *listing).split("\0")[:-1]
+    if not entries:
+        raise call.missing(f"object does not exist [id: , rel_path: {path}]", message="GetContentsOrList")
+    if path and entries[0].split()[1] == "tree":
+        inside = git.text(call.forge.folder(repo), "ls-tree", "-l", "-z", sha, f"{path}/").split("\0")[:-1]
+        return call.answer([_entry(call.render, repo, ref, line) for line in inside])
+    if not path:
+        return call.answer([_entry(call.render, repo, ref, line) for line in entries])
+    content = base64.b64encode(_blob(call, repo, path)).decode()
+    return call.answer({**_entry(call.render, repo, ref, entries[0]), "encoding": "base64", "content": content})
+
+
+def _entry(render: Renderer, repo: Repo, ref: str, line: str) -> Json:
+    details, path = line.split("\t", 1)
+    _, kind, sha, size = details.split()
+    api = f"{render.base}/api/v1/repos/{repo.full_name}"
+    url = f"{api}/contents/{quote(path)}?ref={quote(ref)}"
+    blob = f"{api}/git/{kind}s/{sha}"
+    page = f"{render.base}/{repo.full_name}/src/branch/{ref}/{quote(path)}"
+    return {
+        "name": path.rsplit("/", 1)[-1],
+        "path": path,
+        "sha": sha,
+        "type": "file" if kind == "blob" else "dir",
+        "size": int(size) if size.isdigit() else 0,
+        "encoding": None,
+        "content": None,
+        "target": None,
+        "url": url,
+        "html_url": page,
+        "git_url": blob,
+        "download_url": f"{api}/raw/{quote(path)}?ref={quote(ref)}" if kind == "blob" else None,
+        "submodule_git_url": None,
+        "_links": {"self": url, "git": blob, "html": page},
+    }
+
+
+@route("GET", ONE_REPO + "/archive/{archive*}", "repository")
+def archive(call: Call) -> Response:
+    """The files of a commit as a .tar.gz or .zip."""
+    repo, name = call.repo(), call.names["archive"]
+    for suffix, form in ((".tar.gz", "tar.gz"), (".zip", "zip")):
+        if name.endswith(suffix):
+            sha = _commit(call, repo, name.removesuffix(suffix))
+            content = git.git(call.forge.folder(repo), "archive", f"--format={form}", f"--prefix={repo.name}/", sha)
+            return Response(200, content, {"Content-Type": "application/octet-stream"})
+    raise call.missing()
+
+
+@route("GET", ONE_REPO + "/compare/{span*}", "repository")
+def compare(call: Call) -> Response:
+    """The commits that one ref has and another lacks, where the version has it."""
+    repo = call.repo()
+    base, dots, head = call.names["span"].partition("...")
+    if not call.forge.features.newer_fields:
+        return no_route()
+    if not dots:
+        raise call.missing()
+    span = f"{_commit(call, repo, base)}..{_commit(call, repo, head)}"
+    rows = [call.render.commit(repo, row) for row in git.commits(call.forge.folder(repo), span, 1000)]
+    return call.answer({"total_commits": len(rows), "commits": rows})
+
+
+# Commit statuses
+
+
+@route("GET", ONE_REPO + "/commits/{ref}/status", "repository")
+def combined_status(call: Call) -> Response:
+    """The newest status of every context of a commit, and the worst of them."""
+    repo = call.repo()
+    sha = _commit(call, repo, call.names["ref"])
+    return call.answer(call.render.combined(repo, sha, call.forge.statuses_of(repo, sha)))
+
+
+@route("GET", ONE_REPO + "/commits/{ref}/statuses", "repository")
+@route("GET", ONE_REPO + "/statuses/{ref}", "repository")
+def statuses(call: Call) -> Response:
+    """All statuses of a commit, newest first."""
+    repo = call.repo()
+    sha = _commit(call, repo, call.names["ref"])
+    return call.page(call.forge.statuses_of(repo, sha), call.render.status)
+
+
+@route("POST", ONE_REPO + "/statuses/{ref}", "repository", signed_in=True)
+def add_status(call: Call) -> Response:
+    """Add a status to a commit. Old versions let readers do so."""
+    repo = call.repo(1 if call.forge.features.readers_set_status else 2)
+    sha = _commit(call, repo, call.names["ref"])
+    body = call.body()
+    state = call.text("state")
+    if state not in STATES:
+        raise call.error(422, f"no such state: {state}")
+    status = call.forge.set_status(
+        repo,
+        sha,
+        state,
+        body.get("context") or "default",
+        user=call.signed_in(),
+        target_url=body.get("target_url") or "",
+        description=body.get("description") or "",
+    )
+    return call.answer(call.render.status(status), 201)
+
+
+# Collaborators
+
+
+@route("GET", ONE_REPO + "/collaborators", "repository", signed_in=True)
+def collaborators(call: Call) -> Response:
+    """The users with a right of their own in the repository."""
+    repo = _for_collaborators(call)
+    rows = [row for row in call.forge.tables.collaborators.values() if row.repo_id == repo.id]
+    return call.page([call.forge.tables.users[row.user_id] for row in rows], call.render.user)
+
+
+@route("GET", ONE_REPO + "/collaborators/{user}", "repository", signed_in=True)
+def is_collaborator(call: Call) -> Response:
+    """204 for a user with a right of their own; members of a team are none."""
+    repo, user = _for_collaborators(call), call.person()
+    if any(row.repo_id == repo.id and row.user_id == user.id for row in call.forge.tables.collaborators.values()):
+        return Response(204)
+    raise call.missing()
+
+
+def _for_collaborators(call: Call) -> Repo:
+    repo = call.repo()
+    if not call.forge.features.collaborators_for_readers and call.forge.level(call.user, repo) < 3:
+        raise call.missing()
+    return repo
+
+
+@route("GET", ONE_REPO + "/collaborators/{user}/permission", "repository")
+def permission(call: Call) -> Response:
+    """What a user may do here: for admins of the repository and of the site, and for oneself."""
+    if not call.forge.features.permission_route:
+        return no_route()
+    asker, repo, user = call.signed_in(), call.repo(), call.person()
+    if asker.id != user.id and call.forge.level(asker, repo) < 3:
+        raise call.error(403, "only admins may ask for others' permissions")
+    name = ("none", "read", "write", "admin", "owner")[call.forge.level(user, repo)]
+    return call.answer({"permission": name, "role_name": "", "user": call.render.user(user, seen=True)})
+
+
+# Hooks, which are kept and deliver nothing
+
+# What a name of an event becomes when it is read back.
+READ_BACK = {
+    "pull_request_comment": ("pull_request_comment", "pull_request_review_comment"),
+    "pull_request": (
+        "pull_request",
+        "pull_request_assign",
+        "pull_request_label",
+        "pull_request_milestone",
+        "pull_request_comment",
+        "pull_request_review_approved",
+        "pull_request_review_rejected",
+        "pull_request_review_comment",
+        "pull_request_sync",
+    ),
+    "push": ("push",),
+    "issue_comment": ("issue_comment",),
+    "issues": ("issues",),
+    "create": ("create",),
+    "delete": ("delete",),
+    "release": ("release",),
+}
+ORDER = ("create", "delete", "push", "issues", "issue_comment", *READ_BACK["pull_request"], "release")
+
+
+def _events(given: list[str]) -> list[str]:
+    names = {name for event in given for name in READ_BACK.get(event, ())}
+    return [name for name in ORDER if name in names]
+
+
+@route("GET", ONE_REPO + "/hooks", "repository", signed_in=True)
+def hooks(call: Call) -> Response:
+    """The hooks of a repository, for its admins only."""
+    repo = call.repo(3)
+    return call.page([row for row in call.forge.tables.hooks.values() if row.repo_id == repo.id], call.render.hook)
+
+
+@route("POST", ONE_REPO + "/hooks", "repository", signed_in=True)
+def add_hook(call: Call) -> Response:
+    """Make a hook. Nothing stops a second one with the same URL."""
+    repo, body = call.repo(3), call.body()
+    config = body.get("config") or {}
+    if not isinstance(config, dict) or not {"url", "content_type"} <= config.keys():
+        raise call.error(422, "Missing config option: url or content_type")
+    if call.forge.features.bad_hook_url_refused and urlsplit(str(config["url"])).scheme not in ("http", "https"):
+        raise call.error(422, "Invalid url")
+    with call.forge.changing() as tables:
+        now, events = call.forge.now(), _events(body.get("events") or ["push"])
+        row = tables.next_id("hooks")
+        hook = Hook(
+            row,
+            repo.id,
+            0,
+            call.text("type"),
+            config["url"],
+            config["content_type"],
+            events,
+            body.get("active", False),
+            now,
+            now,
+        )
+        tables.hooks[row] = hook
+    return call.answer(call.render.hook(hook), 201)
+
+
+@route("GET", ONE_REPO + "/hooks/{id}", "repository", signed_in=True)
+def one_hook(call: Call) -> Response:
+    """A hook."""
+    return call.answer(call.render.hook(_hook(call)))
+
+
+@route("PATCH", ONE_REPO + "/hooks/{id}", "repository", signed_in=True)
+def edit_hook(call: Call) -> Response:
+    """Change a hook. This is no merge: events that are not named are lost, whatever else is changed."""
+    hook, body = _hook(call), call.body()
+    with call.forge.changing():
+        config = body.get("config") or {}
+        hook.url = config.get("url", hook.url)
+        hook.content_type = config.get("content_type", hook.content_type)
+        # What an event had been expanded to partly survives, which is why the list then is longer than `push`.
+        left = [name for name in hook.events if name.startswith("pull_request_")]
+        hook.events = _events(body["events"]) if body.get("events") else ["push", *left]
+        hook.active = body.get("active", hook.active)
+        hook.updated = call.forge.now()
+    return call.answer(call.render.hook(hook))
+
+
+@route("DELETE", ONE_REPO + "/hooks/{id}", "repository", signed_in=True)
+def delete_hook(call: Call) -> Response:
+    """Remove a hook."""
+    hook = _hook(call)
+    with call.forge.changing() as tables:
+        del tables.hooks[hook.id]
+    return Response(204)
+
+
+def _hook(call: Call) -> Hook:
+    repo = call.repo(3)
+    hook = call.forge.tables.hooks.get(int(call.names["id"])) if call.names["id"].isdigit() else None
+    if hook is None or hook.repo_id != repo.id:
+        raise call.missing()
+    return hook

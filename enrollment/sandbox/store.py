@@ -1,0 +1,314 @@
+"""The state of the sandbox forge and all that changes it: what its API, its pages, the demo and the tests stand on."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from enrollment.sandbox import git
+from enrollment.sandbox.faults import FaultPlan, Request
+from enrollment.sandbox.features import features_of
+from enrollment.sandbox.issues import IssueStore
+from enrollment.sandbox.model import Collaborator, Membership, Pull, Redirect, Repo, Token, User
+from enrollment.sandbox.tables import Tables
+
+LEVELS = {"none": 0, "read": 1, "write": 2, "admin": 3, "owner": 4}
+
+
+class Forge(IssueStore):
+    """A forge in a folder. All methods may be called from any thread.
+
+    root: the folder for the repositories and, with `persist`, for the state, which a later Forge on the same folder
+        then goes on with.
+    version: what it plays, one of `features.VERSIONS`; ValueError for any other.
+    clock: gives the present time with a time zone; the real one by default.
+
+    Users and repositories may be given as rows or by name (`"alice"`, `"recipes/hello-web"`). What does not exist
+    raises LookupError.
+
+    `requests` holds what the server was asked, oldest first, at most 10,000. `faults`, when set, is asked about every
+    request and may answer with a Fault. `url` is set by the server: answers carry absolute URLs.
+    """
+
+    def __init__(
+        self, root: Path, version: str = "1.15", clock: Callable[[], datetime] | None = None, *, persist: bool = False
+    ) -> None:
+        self.root = Path(root)
+        self.version = version
+        self.features = features_of(version)
+        self.clock = clock or (lambda: datetime.now(UTC))
+        self.url = "http://localhost:3000"
+        self.requests: deque[Request] = deque(maxlen=10_000)
+        self.faults: FaultPlan | None = None
+        self.lock = threading.RLock()
+        self._depth = 0
+        self._state = self.root / "state.json" if persist else None
+        (self.root / "repositories").mkdir(parents=True, exist_ok=True)
+        self.tables = Tables.load(self._state) if self._state and self._state.exists() else Tables()
+
+    @contextmanager
+    def changing(self) -> Iterator[Tables]:
+        """Hold the lock for a change; the state is written when the outermost change is done."""
+        with self.lock:
+            self._depth += 1
+            try:
+                yield self.tables
+            finally:
+                self._depth -= 1
+                if not self._depth and self._state:
+                    self.tables.save(self._state)
+
+    def now(self) -> datetime:
+        """The present in UTC, whole seconds, as the database of a real server keeps it."""
+        return self.clock().astimezone(UTC).replace(microsecond=0)
+
+    # Users and organisations
+
+    def add_user(self, login: str, *, admin: bool = False) -> User:
+        """Make a user; `admin` makes a site admin. Raises ValueError when the name is taken."""
+        with self.changing() as tables:
+            if any(user.login.lower() == login.lower() for user in tables.users.values()):
+                raise ValueError(f"the name {login!r} is taken")
+            user = User(tables.next_id("users"), login, self.now(), is_admin=admin)
+            tables.users[user.id] = user
+            return user
+
+    def add_org(self, login: str, owner: User | str) -> User:
+        """Make an organisation with its first owner."""
+        with self.changing() as tables:
+            org = self.add_user(login)
+            org.is_org = True
+            member = Membership(tables.next_id("memberships"), org.id, self.user(owner).id, "owner")
+            tables.memberships[member.id] = member
+            return org
+
+    def add_member(self, org: User | str, user: User | str, permission: str = "read", *, public: bool = False) -> Membership:
+        """Put a user in a team of an organisation (read, write, admin or owner), or move them to it."""
+        if permission not in LEVELS:
+            raise ValueError(f"no such permission: {permission!r}")
+        self.remove_member(org, user)
+        with self.changing() as tables:
+            row = tables.next_id("memberships")
+            member = Membership(row, self.user(org).id, self.user(user).id, permission, public)
+            tables.memberships[row] = member
+            return member
+
+    def remove_member(self, org: User | str, user: User | str) -> None:
+        """Take a user out of an organisation; nothing happens when they are not in it."""
+        with self.changing() as tables:
+            if member := self.membership(self.user(org), self.user(user)):
+                del tables.memberships[member.id]
+
+    def membership(self, org: User, user: User | None) -> Membership | None:
+        """The membership of a user in an organisation, if there is one."""
+        with self.lock:
+            rows = self.tables.memberships.values()
+            return next((row for row in rows if user and row.org_id == org.id and row.user_id == user.id), None)
+
+    def rename_user(self, user: User | str, login: str) -> None:
+        """Rename a user or organisation; the old name redirects until somebody takes it."""
+        with self.changing() as tables:
+            row = self.user(user)
+            self._add_redirect(row.login, "", row.id)
+            row.login = login
+            for repo in tables.repos.values():
+                if repo.owner_id == row.id:
+                    repo.owner = login
+
+    def user(self, user: User | str) -> User:
+        """A user or organisation by login, whatever its case. Raises LookupError."""
+        if isinstance(user, User):
+            return user
+        with self.lock:
+            for row in self.tables.users.values():
+                if row.login.lower() == user.lower():
+                    return row
+        raise LookupError(f"no user {user!r}")
+
+    def add_token(self, user: User | str, *scopes: str) -> str:
+        """Make an access token, e.g. with the scopes `read:repository`, `write:issue`; without any it may do all."""
+        with self.changing() as tables:
+            secret = secrets.token_hex(20)
+            token = Token(tables.next_id("tokens"), self.user(user).id, _digest(secret), list(scopes))
+            tables.tokens[token.id] = token
+            return secret
+
+    def token(self, secret: str) -> Token | None:
+        """The token row of a secret, or None."""
+        with self.lock:
+            return next((row for row in self.tables.tokens.values() if row.digest == _digest(secret)), None)
+
+    def revoke_tokens(self, user: User | str) -> None:
+        """Make all tokens of a user unknown."""
+        with self.changing() as tables:
+            owner = self.user(user).id
+            tables.tokens = {key: row for key, row in tables.tokens.items() if row.user_id != owner}
+
+    # Repositories
+
+    def add_repo(
+        self,
+        owner: User | str,
+        name: str,
+        *,
+        private: bool = False,
+        topics: Iterable[str] = (),
+        files: git.Files | Path | None = None,
+    ) -> Repo:
+        """Make a repository with one commit on main holding `files` (a folder is copied; a README by default)."""
+        with self.changing() as tables:
+            holder, now = self.user(owner), self.now()
+            row = tables.next_id("repos")
+            repo = Repo(row, holder.id, holder.login, name, now, now, private, topics=list(topics))
+            git.init(self.folder(repo))
+            tables.repos[row] = repo
+            content = git.tree(files) if isinstance(files, Path) else files or {"README.md": f"# {name}\n"}
+            git.commit(self.folder(repo), "main", content, "Begin", holder.login, now, fresh=True)
+            self._measure(repo)
+            return repo
+
+    def fork(self, repo: Repo | str, user: User | str, name: str = "") -> Repo:
+        """Copy a repository to another user."""
+        with self.changing() as tables:
+            parent, holder, now = self.repo(repo), self.user(user), self.now()
+            row = tables.next_id("repos")
+            fork = Repo(row, holder.id, holder.login, name or parent.name, now, now, parent.private, parent.id)
+            git.init(self.folder(fork))
+            mirror = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
+            git.git(self.folder(fork), "fetch", "--quiet", str(self.folder(parent)), *mirror)
+            tables.repos[row] = fork
+            self._measure(fork)
+            return fork
+
+    def delete_repo(self, repo: Repo | str) -> None:
+        """Delete a repository with its issues and comments; pull requests from it to others lose their head."""
+        with self.changing() as tables:
+            gone = self.repo(repo)
+            del tables.repos[gone.id]
+            tables.issues = {key: row for key, row in tables.issues.items() if row.repo_id != gone.id}
+            tables.comments = {key: row for key, row in tables.comments.items() if row.repo_id != gone.id}
+
+    def rename_repo(self, repo: Repo | str, name: str) -> None:
+        """Rename a repository; the old name redirects until another repository takes it."""
+        with self.changing():
+            row = self.repo(repo)
+            self._add_redirect(row.owner, row.name, row.id)
+            row.name = name
+
+    def transfer(self, repo: Repo | str, owner: User | str) -> None:
+        """Give a repository to another owner; the old path redirects."""
+        with self.changing():
+            row, holder = self.repo(repo), self.user(owner)
+            self._add_redirect(row.owner, row.name, row.id)
+            row.owner_id, row.owner = holder.id, holder.login
+
+    def set_topics(self, repo: Repo | str, topics: Iterable[str]) -> None:
+        """Replace the topics of a repository."""
+        with self.changing():
+            self.repo(repo).topics = list(topics)
+
+    def set_private(self, repo: Repo | str, private: bool = True) -> None:
+        """Hide a repository, or show it."""
+        with self.changing():
+            self.repo(repo).private = private
+
+    def add_collaborator(self, repo: Repo | str, user: User | str, permission: str = "write") -> None:
+        """Give a user a right of their own in one repository: read, write or admin."""
+        with self.changing() as tables:
+            row = tables.next_id("collaborators")
+            tables.collaborators[row] = Collaborator(row, self.repo(repo).id, self.user(user).id, permission)
+
+    def repo(self, repo: Repo | str) -> Repo:
+        """A repository by `owner/name`, whatever its case. Raises LookupError."""
+        if isinstance(repo, Repo):
+            return repo
+        with self.lock:
+            for row in self.tables.repos.values():
+                if row.full_name.lower() == repo.lower():
+                    return row
+        raise LookupError(f"no repository {repo!r}")
+
+    def folder(self, repo: Repo) -> Path:
+        """Where the bare git repository lies."""
+        return self.root / "repositories" / f"{repo.id}.git"
+
+    def push(self, repo: Repo | str, branch: str, files: git.Files, message: str = "Change", user: User | str = "") -> str:
+        """Add a commit to a branch, which is made from main when new, and give its SHA. Pull requests follow.
+
+        A file that is None is removed. The author is the repository's owner when no user is given.
+        """
+        with self.changing():
+            row = self.repo(repo)
+            author = self.user(user or row.owner)
+            sha = git.commit(self.folder(row), branch, files, message, author.login, self.now())
+            self.pushed(row, author)
+            return sha
+
+    def tag(self, repo: Repo | str, name: str, sha: str = "main", *, annotated: bool = True) -> None:
+        """Tag a commit or branch; published versions of recipes are annotated tags. Raises git.GitError."""
+        with self.changing():
+            row = self.repo(repo)
+            who = ("-c", f"user.name={row.owner}", "-c", f"user.email={row.owner}@example.org")
+            kind = ("-a", "-m", name) if annotated else ()
+            git.git(self.folder(row), *who, "tag", *kind, name, git.resolve(self.folder(row), sha) or sha)
+
+    def pushed(self, repo: Repo, user: User) -> None:
+        """To be told after a branch of a repository has moved: notes the time and moves its open pull requests."""
+        with self.changing() as tables:
+            repo.updated = self.now()
+            self._measure(repo)
+            for pull in list(tables.issues.values()):
+                if isinstance(pull, Pull) and pull.state == "open" and pull.head_repo_id == repo.id:
+                    self._follow_head(pull, user)
+                if isinstance(pull, Pull) and pull.state == "open" and pull.repo_id == repo.id:
+                    pull.base_sha = git.resolve(self.folder(repo), f"refs/heads/{pull.base_branch}") or pull.base_sha
+
+    def level(self, user: User | None, repo: Repo) -> int:
+        """What a user, or nobody, may do in a repository: 0 nothing, 1 read, 2 write, 3 and more admin."""
+        with self.lock:
+            owner = self.tables.users[repo.owner_id]
+            granted = [0 if repo.private else 1]
+            if user:
+                if user.is_admin or user.id == owner.id:
+                    granted.append(LEVELS["owner"])
+                if member := self.membership(owner, user):
+                    granted.append(LEVELS[member.permission])
+                shares = self.tables.collaborators.values()
+                granted += [LEVELS[s.permission] for s in shares if s.repo_id == repo.id and s.user_id == user.id]
+            return max(granted)
+
+    def redirect_of(self, owner: str, name: str = "") -> int:
+        """The id of the repository, or with no name of the user, that once had this name; 0 when none had it."""
+        with self.lock:
+            for row in reversed(self.tables.redirects.values()):
+                if (row.owner.lower(), row.name.lower()) == (owner.lower(), name.lower()):
+                    return row.target_id
+            return 0
+
+    def settle(self) -> None:
+        """Let held back comments whose moment has come count: the pull request moves on to the time they were written,
+        which may lie in the past, as when a slow transaction of a real server ends."""
+        with self.lock:
+            now = self.clock()
+            for comment in self.tables.comments.values():
+                if comment.visible and comment.visible <= now:
+                    comment.visible = None
+                    self._count(self.tables.issues[comment.issue_id], comment)
+
+    def _add_redirect(self, owner: str, name: str, target: int) -> None:
+        row = self.tables.next_id("redirects")
+        self.tables.redirects[row] = Redirect(row, owner, name, target)
+
+    def _measure(self, repo: Repo) -> None:
+        files = self.folder(repo).rglob("*")
+        repo.size = sum(file.stat().st_size for file in files if file.is_file()) // 1024
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
