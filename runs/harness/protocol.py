@@ -18,6 +18,9 @@ SCHEMA = 1
 #: Every stage there is, in the order in which they run.
 STAGES = ("install", "upgrade", "backup", "restore", "custom", "extra")
 
+#: What a bare `!testme` asks for. Upgrade, backup and restore join it with the harness that can do them.
+DEFAULT_STAGES = ("install", "custom")
+
 
 class Verdict(StrEnum):
     PASSED = "passed"
@@ -45,8 +48,8 @@ class Limits(_Model):
 class Source(_Model):
     """Where the recipe's commit comes from: a clone URL or a local path, and the pinned commit.
 
-    `ref` is fetched (for a pull request `refs/pull/N/head`); `sha` is then checked out, 40 hex digits. An empty `sha` is
-    allowed only for a local path: the working tree as it is (`cc-ci run .`).
+    `ref` is fetched (for a pull request `refs/pull/N/head`); `sha` is then checked out, 40 hex digits. An empty `sha`
+    is allowed only for a local path: the working tree as it is (`cc-ci run .`).
     """
 
     url: str

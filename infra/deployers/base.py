@@ -1,0 +1,295 @@
+"""What a deployer can do, what it can say about a deployment, and the errors it raises, in words for people."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+import ssl
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+Kind = Literal[
+    "image_missing",
+    "never_healthy",
+    "never_answered",
+    "exits",
+    "rolled_back",
+    "port_taken",
+    "no_node",
+    "invalid_recipe",
+    "forbidden",
+    "config_immutable",
+    "tool_missing",
+    "tool_failed",
+]
+
+#: Kinds that say the recipe is at fault. The others are ours: the run is then *errored*, not *failed*.
+RECIPES_FAULT: frozenset[str] = frozenset(
+    {
+        "image_missing",
+        "never_healthy",
+        "never_answered",
+        "exits",
+        "rolled_back",
+        "invalid_recipe",
+        "forbidden",
+        "config_immutable",
+    }
+)
+
+
+class DeployError(Exception):
+    """A deployment that did not come about.
+
+    `message` says what happened in one sentence, `fix` what the reader can do. `recipes_fault` decides between *failed*
+    and *errored*.
+    """
+
+    def __init__(self, kind: Kind, message: str, fix: str = "") -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.fix = fix
+
+    @property
+    def recipes_fault(self) -> bool:
+        return self.kind in RECIPES_FAULT
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.fix}".strip()
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the harness itself reaches the app: a unix socket, or a TCP host and port, with TLS or without."""
+
+    host: str = ""
+    port: int = 0
+    unix: str = ""
+    tls: bool = False
+    proxied: bool = False
+
+    def connect(self, timeout: float, server_name: str = "") -> socket.socket:
+        """A connected stream. Raises OSError.
+
+        The certificate is not checked: the proxy is our own, reached by its address, and on a test server it shows the
+        self-signed default one.
+        """
+        if self.unix:
+            return connect_unix(self.unix, timeout)
+        stream = socket.create_connection((self.host, self.port), timeout=timeout)
+        if not self.tls:
+            return stream
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        try:
+            return context.wrap_socket(stream, server_hostname=server_name or self.host)
+        except OSError:
+            stream.close()
+            raise
+
+    def __str__(self) -> str:
+        if self.unix:
+            return "the sandbox's socket"
+        return f"{self.host}:{self.port}"
+
+
+def connect_unix(path: str, timeout: float) -> socket.socket:
+    """Connect to the unix socket at `path`, which may be longer than the 107 bytes that an address holds."""
+    folder = os.open(Path(path).parent, os.O_PATH | os.O_CLOEXEC)
+    stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        stream.settimeout(timeout)
+        stream.connect(f"/proc/self/fd/{folder}/{Path(path).name}")
+    except OSError:
+        stream.close()
+        raise
+    finally:
+        os.close(folder)
+    return stream
+
+
+def listen_unix(path: Path, mode: int = 0o600) -> socket.socket:
+    """A listening unix socket at `path`, of any length. Who may connect is decided by `mode` and the folders above."""
+    path.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_PATH | os.O_CLOEXEC)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(f"/proc/self/fd/{folder}/{path.name}")
+    finally:
+        os.close(folder)
+    path.chmod(mode)
+    listener.listen(64)
+    return listener
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the app said to one GET."""
+
+    status: int
+    body: str = ""
+
+    def from_app(self, address: Address) -> bool:
+        """Whether this is the app's own word, and not an error of the app or of the proxy before it.
+
+        Traefik says `404 page not found` for a host that it does not know.
+        """
+        if self.status >= 500:
+            return False
+        return not (address.proxied and self.status == 404 and self.body.strip() == "404 page not found")
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, address: Address, domain: str, timeout: float) -> None:
+        super().__init__(domain or "localhost", timeout=timeout)
+        self._address = address
+        self._domain = domain
+        self._timeout = timeout
+
+    def connect(self) -> None:
+        self.sock = self._address.connect(self._timeout, self._domain)
+
+    def abort(self) -> None:
+        """End a request that drips on, from another thread."""
+        stream = self.sock
+        if stream is not None:
+            with suppress(OSError):
+                stream.shutdown(socket.SHUT_RDWR)
+
+
+def probe(address: Address, domain: str = "", path: str = "/", timeout: float = 5.0) -> Answer | None:
+    """GET `path` with the Host header `domain`, in at most `timeout` seconds. None when nobody there speaks HTTP."""
+    connection = _Connection(address, domain, timeout)
+    watchdog = threading.Timer(timeout, connection.abort)
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        connection.request("GET", path, headers={"Connection": "close", "User-Agent": "cc-ci"})
+        response = connection.getresponse()
+        return Answer(response.status, response.read(4096).decode(errors="replace"))
+    except (OSError, ValueError, http.client.HTTPException):
+        return None
+    finally:
+        watchdog.cancel()
+        connection.close()
+
+
+@dataclass(frozen=True)
+class Service:
+    """One service of a deployment, as it is now."""
+
+    name: str
+    wanted: int
+    running: int
+    restarts: int = 0
+    health: Literal["", "starting", "healthy", "unhealthy"] = ""  #: empty: the service has no health check
+    image: str = ""
+    problem: str = ""  #: the last failure, in the deployer's own words
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What is known of a deployment: taken at one moment, never from memory."""
+
+    services: Sequence[Service]
+    version: str = ""  #: the label coop-cloud.<stack>.version, read back; empty when there is none
+    web: bool = False  #: whether the recipe has a web port
+
+    @property
+    def settled(self) -> bool:
+        return all(s.running == s.wanted and s.health in ("", "healthy") for s in self.services)
+
+    def __str__(self) -> str:
+        wanted = sum(service.wanted for service in self.services)
+        running = sum(service.running for service in self.services)
+        health = [f"{s.name} {s.health}" for s in self.services if s.health not in ("", "healthy")]
+        return ", ".join([f"{running} of {wanted} replicas", *health])
+
+
+def _silent(text: str) -> None:
+    pass
+
+
+def _go_on() -> None:
+    pass
+
+
+@dataclass
+class Context:
+    """What a deployer is given for one run."""
+
+    run_id: str
+    installation: str
+    recipe: str
+    checkout: Path
+    work: Path  #: a folder of the run's own, only ours, for sockets and generated files
+    domain: str = ""
+    proxy_url: str = ""
+    trusted: bool = True
+    keep: bool = False
+    settle_seconds: int = 300
+    memory_mb: int = 2048
+    processes: int = 512
+    disk_mb: int = 2048
+    report: Callable[[str], None] = field(default=_silent)  #: a step, for the events
+    log: Callable[[str], None] = field(default=_silent)  #: a line, for the log
+    check: Callable[[], None] = field(default=_go_on)  #: raises when the run shall stop; called in every wait
+
+    @property
+    def stack(self) -> str:
+        """The stack's name: `ccci-` and the first 12 hex digits of the run's id."""
+        return stack_name(self.run_id)
+
+
+def stack_name(run_id: str) -> str:
+    return "ccci-" + "".join(c for c in run_id.lower() if c in "0123456789abcdef")[:12]
+
+
+class Deployer(ABC):
+    """Puts one run's recipe on a machine, once, and takes it away again. All calls but `teardown` raise DeployError."""
+
+    name: str
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    @abstractmethod
+    def deploy(self) -> None:
+        """Put the recipe there. Refuses what a recipe may not ask for before anything exists."""
+
+    @abstractmethod
+    def settle(self) -> Deployment:
+        """Wait until everything runs as asked for, at most `settle_seconds`. Fails early when it never will."""
+
+    @abstractmethod
+    def state(self) -> Deployment:
+        """Look now."""
+
+    @abstractmethod
+    def address(self) -> Address | None:
+        """Where the app is reached; None for a recipe without a web port."""
+
+    @abstractmethod
+    def logs(self, service: str = "", lines: int = 50) -> str:
+        """The last lines of one service or of all."""
+
+    @abstractmethod
+    def execute(self, service: str, command: Sequence[str], timeout: float = 60.0) -> tuple[int, str]:
+        """Run a command inside a service: exit code and output."""
+
+    def keep(self) -> str:
+        """Leave the deployment for a person to look at, if it can outlive the harness. Says how to get rid of it."""
+        self.teardown()
+        return "nothing, because this deployer's apps end with their run."
+
+    @abstractmethod
+    def teardown(self) -> list[str]:
+        """Take everything away, in any state, more than once. Gives what is still there afterwards. Never raises."""

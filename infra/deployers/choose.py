@@ -1,0 +1,46 @@
+"""Which deployer runs a recipe."""
+
+from __future__ import annotations
+
+from infra.deployers import compose
+from infra.deployers.base import Context, Deployer, DeployError
+from infra.deployers.process import ProcessDeployer
+from infra.deployers.swarm import SwarmDeployer, swarm_problem
+
+NAMES = ("auto", "swarm", "process", "abra")
+
+
+def choose(name: str, context: Context) -> Deployer:
+    """The deployer called `name`; for `auto` the Swarm when there is one, else plain processes when the recipe can.
+
+    Raises DeployError that says what to do when none will do.
+    """
+    if name == "swarm":
+        if problem := swarm_problem():
+            raise DeployError("tool_missing", problem, "Run `docker swarm init`, or choose another deployer.")
+        return SwarmDeployer(context)
+    if name == "process":
+        return ProcessDeployer(context)
+    if name == "abra":
+        raise DeployError(
+            "tool_missing",
+            "The deployer abra is not there yet: it comes with the next issue.",
+            "Set CC_CI_DEPLOYER to auto, swarm or process.",
+        )
+    if name != "auto":
+        raise DeployError("tool_missing", f"There is no deployer {name!r}.", f"Choose one of {', '.join(NAMES)}.")
+    return _automatic(context)
+
+
+def _automatic(context: Context) -> Deployer:
+    as_processes = compose.load(context.checkout, compose.environment(context)).all_processes
+    problem = swarm_problem()
+    if not problem and (not as_processes or SwarmDeployer(context).images_here()):
+        return SwarmDeployer(context)
+    if as_processes:
+        return ProcessDeployer(context)
+    raise DeployError(
+        "tool_missing",
+        f"No deployer can run this recipe here: {problem}",
+        "Start Docker and run `docker swarm init`, or give every service `x-cc-ci-process` (docs/write-tests.md).",
+    )

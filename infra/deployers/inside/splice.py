@@ -1,0 +1,64 @@
+"""Copies bytes between two connected sockets."""
+
+import os
+import shutil
+import socket
+import threading
+from collections.abc import Callable
+
+
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    try:
+        while data := source.recv(65536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+    except OSError:
+        for stream in (source, target):
+            try:
+                stream.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+
+def splice(one: socket.socket, other: socket.socket) -> None:
+    """Carry both directions until both ends are done, then close both."""
+    one.settimeout(None)
+    other.settimeout(None)
+    back = threading.Thread(target=_copy, args=(other, one), daemon=True)
+    back.start()
+    _copy(one, other)
+    back.join()
+    one.close()
+    other.close()
+
+
+def serve(listener: socket.socket, handle: Callable[[socket.socket], None]) -> None:
+    """Give each connection to `handle` in a thread of its own, for as long as the listener is open."""
+
+    def loop() -> None:
+        while True:
+            try:
+                stream, _ = listener.accept()
+            except OSError:
+                return
+            try:
+                threading.Thread(target=guarded, args=(stream,), daemon=True).start()
+            except RuntimeError:  # no more threads: the client sees a closed connection
+                stream.close()
+
+    def guarded(stream: socket.socket) -> None:
+        try:
+            handle(stream)
+        except (OSError, ValueError):
+            pass
+        finally:
+            stream.close()
+
+    threading.Thread(target=loop, daemon=True).start()
+
+
+def copy_recipe(source: str, target: str) -> None:
+    """A writable copy of the checkout. Symlinks stay symlinks; git's own folder stays behind."""
+    shutil.copytree(source, target, symlinks=True, ignore=shutil.ignore_patterns(".git"), dirs_exist_ok=True)
+    for folder, _, _ in os.walk(target):
+        os.chmod(folder, 0o755)  # noqa: PTH101, S103

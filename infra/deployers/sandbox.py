@@ -1,0 +1,266 @@
+"""The sandbox in which a recipe's code runs: bubblewrap, with another uid, no network but loopback, and limits.
+
+See docs/sandbox.md for what is inside and why. Without bubblewrap a trusted recipe's code runs as a plain process in a
+clean environment; whether that may be is for the caller to decide (`available`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import zlib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from infra.deployers import limits
+
+INSIDE = Path(__file__).parent / "inside"
+PROGRAMS = "/opt/cc-ci"
+FIX = "Install bubblewrap 0.5 or newer (apt-get install bubblewrap util-linux)."
+
+_SYSTEM = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+_ETC = (
+    "/etc/ld.so.cache",
+    "/etc/ld.so.conf",
+    "/etc/ld.so.conf.d",
+    "/etc/alternatives",
+    "/etc/ssl/certs",
+    "/etc/ssl/openssl.cnf",
+    "/etc/ca-certificates",
+    "/etc/localtime",
+    "/etc/mime.types",
+)
+#: Opens port 80 of the sandbox's own network to everybody in it, then gives up every right for good.
+_DROP = 'echo 80 2>/dev/null > /proc/sys/net/ipv4/ip_unprivileged_port_start; exec "$@"'
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether strangers' code can be run here; if not, why, and what to do."""
+
+    ok: bool
+    reason: str = ""
+    fix: str = ""
+
+
+@cache
+def available() -> Availability:
+    """Try a sandbox out, once in a process's life."""
+    bwrap = shutil.which("bwrap")
+    if not bwrap:
+        return Availability(False, "There is no bubblewrap (bwrap) on this machine.", FIX)
+    for tool in ("setpriv", "prlimit"):
+        if not shutil.which(tool):
+            return Availability(False, f"There is no {tool} on this machine.", FIX)
+    try:
+        sandbox = Sandbox(f"ccci-probe-{os.getpid()}", bubblewrap=True)
+        box = sandbox.spawn(["/usr/bin/id", "-u"])
+        try:
+            output, _ = box.communicate(timeout=10)
+        finally:
+            sandbox.end(box)
+    except (OSError, subprocess.SubprocessError) as error:
+        return Availability(False, f"bubblewrap does not start: {error}.", FIX)
+    if box.returncode or output.strip() != str(sandbox.uid).encode():
+        said = output.decode(errors="replace").strip()[-300:]
+        return Availability(
+            False,
+            f"bubblewrap cannot set a sandbox up here: {said or f'exit code {box.returncode}'}.",
+            "Run as root, or allow unprivileged user namespaces (sysctl kernel.unprivileged_userns_clone=1, AppArmor).",
+        )
+    return Availability(True)
+
+
+def interpreter() -> str:
+    """The Python under the virtual environment, by its real path."""
+    return os.path.realpath(sys.executable)
+
+
+@dataclass
+class Sandbox:
+    """A place for one program of a recipe.
+
+    `name` names the cgroup. `mounts` maps paths inside to files or folders outside, read-only. In plain mode
+    (`bubblewrap=False`) nothing is mounted and `scratch` serves as the private /tmp.
+    """
+
+    name: str
+    bubblewrap: bool
+    mounts: Mapping[str, Path] = field(default_factory=dict)
+    hosts: Sequence[str] = ()
+    memory_mb: int = 2048
+    processes: int = 512
+    disk_mb: int = 2048
+    scratch: Path | None = None
+    cgroup: limits.Cgroup | None = field(default=None, init=False)
+
+    @property
+    def uid(self) -> int:
+        """A uid that nobody has, another one for each sandbox: limits on processes count by uid."""
+        return 1_900_000_000 + zlib.crc32(self.name.encode()) % 100_000_000
+
+    @property
+    def home(self) -> str:
+        """The writable folder, as the code inside names it."""
+        return "/tmp" if self.bubblewrap else str(self.scratch)  # noqa: S108
+
+    def where(self, inside: str) -> str:
+        """The path by which code in here finds what is mounted at `inside`."""
+        if self.bubblewrap:
+            return inside
+        if inside.startswith(PROGRAMS + "/") and inside not in self.mounts:
+            return str(INSIDE / inside.removeprefix(PROGRAMS + "/"))
+        return str(self.mounts[inside])
+
+    def environment(self) -> dict[str, str]:
+        """All that code in here has for an environment."""
+        return {
+            "PATH": f"{Path(sys.prefix) / 'bin'}:{_PATH}",
+            "HOME": self.home,
+            "TMPDIR": self.home,
+            "LANG": "C.UTF-8",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    def start(self, program: str, config: Mapping[str, Any], fds: Sequence[int] = ()) -> subprocess.Popen[bytes]:
+        """Start a program of `inside/` with its configuration, which no command line shows."""
+        handle = os.memfd_create("config", 0)
+        try:
+            os.write(handle, json.dumps(config).encode())
+            os.lseek(handle, 0, os.SEEK_SET)
+            command = [interpreter(), "-I", self.where(f"{PROGRAMS}/{program}"), str(handle)]
+            return self.spawn(command, (*fds, handle))
+        finally:
+            os.close(handle)
+
+    def spawn(self, command: Sequence[str], fds: Sequence[int] = ()) -> subprocess.Popen[bytes]:
+        """Start `command`; its output is a pipe. It dies with the calling thread: call from the main one.
+
+        `fds` are handed on with the same numbers; nothing else is.
+        """
+        self.cgroup = limits.create(self.name, self.memory_mb, self.processes)
+        rules = {
+            "cgroups": self.cgroup.procs if self.cgroup else [],
+            "file_bytes": self.disk_mb << 20,
+            "address_bytes": 0 if self.cgroup else self.memory_mb << 20,
+        }
+        enter = [interpreter(), "-I", "-S", str(INSIDE / "enter.py"), str(os.getpid()), json.dumps(rules)]
+        with _Data() as data:
+            inner = self._bubblewrap(command, data) if self.bubblewrap else list(command)
+            return subprocess.Popen(
+                [*enter, *inner],
+                env=self.environment(),
+                cwd="/" if self.bubblewrap else self.scratch,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=(*fds, *data.fds),
+                start_new_session=True,
+            )
+
+    def _bubblewrap(self, command: Sequence[str], data: _Data) -> list[str]:
+        root = os.geteuid() == 0
+        options = [
+            *["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"],
+            *["--die-with-parent", "--hostname", "sandbox", "--perms", "0755", "--tmpfs", "/"],
+            *(() if root else ("--unshare-user", "--uid", str(self.uid), "--gid", str(self.uid))),
+        ]
+        parents: set[str] = {"/"}
+        read_only = {"/usr": Path("/usr"), **{path: Path(path) for path in _ETC if Path(path).exists()}}
+        for prefix in (sys.base_prefix, sys.prefix, *_other_prefixes()):
+            if not Path(prefix).resolve().is_relative_to("/usr"):
+                read_only[prefix] = Path(prefix)
+        for path in _SYSTEM:
+            if Path(path).is_symlink():
+                options += ["--symlink", str(Path(path).readlink()), path]
+            elif Path(path).is_dir():
+                read_only[path] = Path(path)
+        read_only |= {f"{PROGRAMS}/{file.name}": file for file in INSIDE.glob("*.py")} | dict(self.mounts)
+        for target, source in sorted(read_only.items()):
+            for parent in reversed(Path(target).parents):
+                if str(parent) not in parents and not any(str(parent).startswith(f"{have}/") for have in read_only):
+                    # Without this bubblewrap makes them 0700, and no other uid gets past.
+                    options += ["--perms", "0755", "--dir", str(parent)]
+                parents.add(str(parent))
+            options += ["--ro-bind", str(source), target]
+        for path, text in self._etc().items():
+            options += ["--perms", "0644", "--ro-bind-data", str(data.add(text)), path]
+        # What is written lies in memory: half of what the sandbox may have, so that a full disk is seen before the end.
+        size = str(min(self.disk_mb, self.memory_mb // 2) << 20)
+        options += ["--proc", "/proc", "--dev", "/dev"]
+        options += ["--size", str(64 << 20), "--perms", "1777", "--tmpfs", "/dev/shm"]  # noqa: S108
+        options += ["--size", size, "--perms", "1777", "--tmpfs", "/tmp", "--remount-ro", "/", "--chdir", "/tmp"]  # noqa: S108
+        options += ["--cap-drop", "ALL"]
+        for right in ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_NET_ADMIN", "CAP_SYS_RESOURCE"):
+            if root or right in ("CAP_SETPCAP", "CAP_NET_ADMIN"):
+                options += ["--cap-add", right]
+        other = ["--reuid", str(self.uid), "--regid", str(self.uid), "--clear-groups"] if root else []
+        drop = [
+            *("/usr/bin/prlimit", f"--nproc={self.processes}", "/usr/bin/setpriv", *other),
+            *["--ambient-caps=-all", "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs"],
+        ]
+        arguments = data.add("\0".join(options))
+        shell = ["/bin/sh", "-c", _DROP, "sh"]
+        return [shutil.which("bwrap") or "bwrap", "--args", str(arguments), "--", *shell, *drop, *command]
+
+    def _etc(self) -> dict[str, str]:
+        names = " ".join(["localhost", "sandbox", *self.hosts])
+        return {
+            "/etc/passwd": f"root:x:0:0::/:/bin/sh\nrecipe:x:{self.uid}:{self.uid}::/tmp:/bin/sh\n",
+            "/etc/group": f"root:x:0:\nrecipe:x:{self.uid}:\n",
+            "/etc/hosts": f"127.0.0.1 {names}\n::1 localhost\n",
+            "/etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
+            "/etc/resolv.conf": "",
+        }
+
+    def end(self, box: subprocess.Popen[bytes]) -> None:
+        """Kill a program and all that it started. Safe to repeat."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(box.pid, signal.SIGKILL)
+        with suppress(subprocess.TimeoutExpired):
+            box.wait(timeout=10)
+        self.close()
+
+    def close(self) -> None:
+        """Remove the cgroup, and with it whatever still ran there."""
+        if self.cgroup:
+            self.cgroup.remove()
+
+
+class _Data:
+    """Texts for bubblewrap, each behind a descriptor."""
+
+    def __init__(self) -> None:
+        self.fds: list[int] = []
+
+    def add(self, text: str) -> int:
+        handle = os.memfd_create("data", 0)
+        self.fds.append(handle)
+        os.write(handle, text.encode())
+        os.lseek(handle, 0, os.SEEK_SET)
+        return handle
+
+    def __enter__(self) -> _Data:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.fds:
+            os.close(handle)
+
+
+def _other_prefixes() -> list[str]:
+    """Where the real interpreter lies, when that is neither the system nor a prefix that Python reports."""
+    real = Path(interpreter())
+    prefix = real.parent.parent
+    known = (Path(sys.base_prefix).resolve(), Path(sys.prefix).resolve(), Path("/usr"))
+    return [] if any(prefix.is_relative_to(place) for place in known) or str(prefix) == "/" else [str(prefix)]

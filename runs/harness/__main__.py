@@ -1,0 +1,33 @@
+"""`python -m runs.harness start FOLDER | run FOLDER | sweep --installation ID --alive RUN_ID…` (docs/run-folder.md).
+
+`start` is on the way of every run: what it needs not, it does not import.
+"""
+
+from __future__ import annotations
+
+import sys
+
+_USAGE = "usage: python -m runs.harness start FOLDER | run FOLDER | sweep --installation ID [--alive RUN_ID ...]"
+
+
+def main(arguments: list[str]) -> int:
+    match arguments:
+        case ["start", folder]:
+            from runs.harness.detach import start
+
+            return start(folder)
+        case ["run", folder]:
+            from runs.harness.detach import read_credential, run
+
+            return run(folder, read_credential())
+        case ["sweep", "--installation", installation, *rest] if not rest or rest[0] == "--alive":
+            from runs.harness.sweep import sweep
+
+            return sweep(installation, set(rest[1:]))
+        case _:
+            print(_USAGE, file=sys.stderr)  # noqa: T201
+            return 64
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

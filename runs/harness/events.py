@@ -1,0 +1,79 @@
+"""Writes a run's events and its log, with credentials blackened."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from runs.harness.protocol import Event, RunFolder
+
+#: A recipe's code decides how much it prints; the disk is ours.
+LONGEST_LOG = 16 << 20
+LONGEST_LINE = 8192
+MOST_EVENTS = 5000
+
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
+
+
+class Journal:
+    """events.jsonl and log.txt of one run. Safe to use from several threads; every line is flushed at once."""
+
+    def __init__(self, folder: RunFolder, secrets: Sequence[str] = ()) -> None:
+        self._secrets = sorted((secret for secret in secrets if secret), key=len, reverse=True)
+        self._lock = threading.Lock()
+        self._events = folder.events_file.open("a")
+        self._log = folder.log.open("a")
+        self._seq = 0
+        self._written = 0
+        self.stage = ""
+        self.warnings: list[str] = []
+
+    def event(self, kind: str, text: str = "", **data: Any) -> None:
+        """Append one event, and its text to the log."""
+        text = self.clean(text)
+        with self._lock:
+            if self._seq >= MOST_EVENTS and kind == "step":
+                return
+            self._seq += 1
+            event = Event(seq=self._seq, at=datetime.now(UTC), kind=kind, stage=self.stage, text=text, data=data)
+            self._events.write(json.dumps(event.model_dump(mode="json")) + "\n")
+            self._events.flush()
+        if text:
+            self.log(f"== {text}")
+
+    def step(self, text: str) -> None:
+        self.event("step", text)
+
+    def warn(self, text: str) -> None:
+        """Say what the reader of the results has to know, once."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+            self.event("warning", text)
+
+    def log(self, line: str) -> None:
+        """Append lines to the log, up to a limit for the whole run."""
+        stamp = datetime.now(UTC).strftime("%H:%M:%S")
+        text = "".join(f"{stamp} {part[:LONGEST_LINE]}\n" for part in self.clean(line).split("\n"))
+        with self._lock:
+            if self._written > LONGEST_LOG or self._log.closed:
+                return
+            self._written += len(text)
+            if self._written > LONGEST_LOG:
+                text = f"{stamp} == The log is cut here: it grew beyond {LONGEST_LOG >> 20} MB.\n"
+            self._log.write(text)
+            self._log.flush()
+
+    def clean(self, text: str) -> str:
+        """`text` without credentials, terminal codes and characters that are none."""
+        for secret in self._secrets:
+            text = text.replace(secret, "[secret]")
+        return _CONTROL.sub("", text).encode(errors="replace").decode()
+
+    def close(self) -> None:
+        with self._lock:
+            self._events.close()
+            self._log.close()

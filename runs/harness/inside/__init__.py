@@ -1,0 +1,1 @@
+"""What the recipe's own tests see: loaded into their pytest, inside the sandbox."""
