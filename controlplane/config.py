@@ -16,6 +16,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 BASE_DIR = Path(__file__).resolve().parent.parent
+ENV_FILE = "CC_CI_ENV_FILE"
+#: Set by `cc-ci work` for its children; no setting.
+MARK = "CC_CI_WORK"
 
 
 class ConfigurationError(Exception):
@@ -88,21 +91,15 @@ class Config(BaseSettings):
         description="The server's reverse proxy, such as http://127.0.0.1:80. Empty: the app's own address is used.",
     )
     slots: int = Field(1, alias="CC_CI_SLOTS", ge=1, le=64, description="Runs at the same time on this machine.")
-    run_seconds: int = Field(
-        1800, alias="CC_CI_RUN_SECONDS", ge=10, le=86400, description="Time limit of a run, in seconds."
-    )
+    run_seconds: int = Field(1800, alias="CC_CI_RUN_SECONDS", ge=10, le=86400, description="Time limit of a run, in seconds.")
     stage_seconds: int = Field(
         600, alias="CC_CI_STAGE_SECONDS", ge=5, le=86400, description="Time limit of one stage's tests, in seconds."
     )
     memory_mb: int = Field(
         2048, alias="CC_CI_MEMORY_MB", ge=64, description="Memory that a recipe's tests may use, in megabytes."
     )
-    processes: int = Field(
-        512, alias="CC_CI_PROCESSES", ge=16, description="Processes that a recipe's tests may have at once."
-    )
-    disk_mb: int = Field(
-        2048, alias="CC_CI_DISK_MB", ge=16, description="Disk that a recipe's tests may fill, in megabytes."
-    )
+    processes: int = Field(512, alias="CC_CI_PROCESSES", ge=16, description="Processes that a recipe's tests may have at once.")
+    disk_mb: int = Field(2048, alias="CC_CI_DISK_MB", ge=16, description="Disk that a recipe's tests may fill, in megabytes.")
     verdict: Literal["post", "edit"] = Field(
         "post",
         alias="CC_CI_VERDICT",
@@ -122,12 +119,8 @@ class Config(BaseSettings):
         "cc-ci", alias="CC_CI_TOPIC", description="Repositories of a watched owner that carry this topic are enrolled."
     )
     status_context: str = Field("cc-ci", alias="CC_CI_STATUS_CONTEXT", description="Name of the commit status.")
-    workers: int = Field(
-        2, alias="CC_CI_WORKERS", ge=1, le=64, description="Worker processes of the task queue on this machine."
-    )
-    queue_timeout: int = Field(
-        60, alias="CC_CI_QUEUE_TIMEOUT", ge=5, description="Seconds after which a task is stopped."
-    )
+    workers: int = Field(2, alias="CC_CI_WORKERS", ge=1, le=64, description="Worker processes of the task queue on this machine.")
+    queue_timeout: int = Field(60, alias="CC_CI_QUEUE_TIMEOUT", ge=5, description="Seconds after which a task is stopped.")
     queue_retry: int = Field(
         90,
         alias="CC_CI_QUEUE_RETRY",
@@ -144,9 +137,7 @@ class Config(BaseSettings):
         max_length=100,
         pattern=r"^[A-Za-z0-9._-]+$",
     )
-    keep_days: int = Field(
-        90, alias="CC_CI_KEEP_DAYS", ge=1, description="Days that finished runs and their logs are kept."
-    )
+    keep_days: int = Field(90, alias="CC_CI_KEEP_DAYS", ge=1, description="Days that finished runs and their logs are kept.")
 
     @field_validator("allowed_hosts", "secret_keys", "bots", mode="before")
     @classmethod
@@ -207,16 +198,14 @@ class Config(BaseSettings):
 
 
 def parse_database_url(url: str, relative_to: Path) -> dict[str, Any]:
-    """A Django `DATABASES` entry from a URL. Raises ValueError with the reason; the password is never in the message."""
+    """A Django `DATABASES` entry from a URL. Raises ValueError with the reason; the password never is in the message."""
     from urllib.parse import parse_qsl, unquote
 
     parts = urlsplit(url)
     if parts.scheme == "sqlite":
         path = unquote(url.removeprefix("sqlite://"))
         if not path.startswith("/") or path == "/":
-            raise ValueError(
-                "must look like sqlite:///var/db.sqlite3 (relative) or sqlite:////srv/db.sqlite3 (absolute)"
-            )
+            raise ValueError("must look like sqlite:///var/db.sqlite3 (relative) or sqlite:////srv/db.sqlite3 (absolute)")
         return {"ENGINE": "django.db.backends.sqlite3", "NAME": str(relative_to / path.removeprefix("/"))}
     if parts.scheme in ("postgresql", "postgres"):
         try:
@@ -238,10 +227,16 @@ def parse_database_url(url: str, relative_to: Path) -> dict[str, Any]:
     raise ValueError("must begin with sqlite:// or postgresql://")
 
 
-def load(env_file: Path | None = BASE_DIR / ".env", **values: Any) -> Config:
+def env_file() -> Path | None:
+    """The file whose lines count as environment variables that are not set: `.env`, or what CC_CI_ENV_FILE names."""
+    name = os.environ.get(ENV_FILE, ".env")
+    return BASE_DIR / name if name else None
+
+
+def load(**values: Any) -> Config:
     """Read the settings. Raises ConfigurationError, with a line for each wrong value."""
     try:
-        config = Config(_env_file=env_file, **values)  # type: ignore[call-arg]
+        config = Config(_env_file=env_file(), **values)  # type: ignore[call-arg]
     except ValidationError as error:
         lines = []
         for problem in error.errors(include_url=False, include_input=False):
@@ -256,9 +251,15 @@ def load(env_file: Path | None = BASE_DIR / ".env", **values: Any) -> Config:
 
 
 def unknown_names() -> list[tuple[str, str]]:
-    """`CC_CI_*` variables that mean nothing, each with the nearest known name (or an empty string)."""
+    """`CC_CI_*` names in the environment or `.env` that mean nothing, each with the nearest known one (or nothing)."""
     from difflib import get_close_matches
 
+    from dotenv import dotenv_values
+
     known = [str(field.alias) for field in Config.model_fields.values()]
-    strangers = sorted(name for name in os.environ if name.startswith("CC_CI_") and name not in known)
+    given = {name for name in os.environ if name.startswith("CC_CI_")} - {ENV_FILE, MARK}
+    if path := env_file():
+        lines = dotenv_values(path)
+        given |= {name for name in lines if name.startswith("CC_CI_") or get_close_matches(name, known, 1, 0.8)}
+    strangers = sorted(given - set(known))
     return [(name, next(iter(get_close_matches(name, known, 1)), "")) for name in strangers]

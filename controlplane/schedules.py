@@ -40,9 +40,7 @@ def sync() -> list[str]:
             defaults={"every_seconds": task.every_seconds, "per_host": task.per_host, "due_at": now},
         )
         if not made and (row.every_seconds, row.per_host) != (task.every_seconds, task.per_host):
-            RecurringTask.objects.filter(pk=row.pk).update(
-                every_seconds=task.every_seconds, per_host=task.per_host, due_at=now
-            )
+            RecurringTask.objects.filter(pk=row.pk).update(every_seconds=task.every_seconds, per_host=task.per_host, due_at=now)
     # Rows of other machines are theirs to keep.
     for row in RecurringTask.objects.all():
         if row.name.partition("@")[0] not in registry.recurring:

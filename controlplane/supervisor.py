@@ -20,8 +20,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from controlplane.config import BASE_DIR, Config
-from controlplane.processes import MARK, has_ended, kill_group, mark, reap_strangers
+from controlplane.config import BASE_DIR, MARK, Config
+from controlplane.processes import has_ended, kill_group, mark, reap_strangers
 
 log = logging.getLogger("controlplane.work")
 
@@ -196,9 +196,7 @@ class Supervisor:
             child.failures = 0 if lived > LIVED_WELL else child.failures + 1
             pause = 0 if child.failures <= 1 else min(2.0 ** (child.failures - 2), LONGEST_WAIT)
             child.not_before = now + pause
-            log.warning(
-                "The %s ended (%s); it is started again%s.", child.role, code, f" in {pause:.0f} s" if pause else ""
-            )
+            log.warning("The %s ended (%s); it is started again%s.", child.role, code, f" in {pause:.0f} s" if pause else "")
         if not child.running and now >= child.not_before:
             child.start(self._environment)
             if child is self.queue:

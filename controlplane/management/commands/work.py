@@ -30,9 +30,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--web", action="store_true", help="serve the pages as well")
-        parser.add_argument(
-            "--bind", default="127.0.0.1:8000", metavar="ADDRESS", help="where to (default: %(default)s)"
-        )
+        parser.add_argument("--bind", default="127.0.0.1:8000", metavar="ADDRESS", help="where to (default: %(default)s)")
 
     def handle(self, *args: Any, **options: Any) -> None:
         for handler in logging.getLogger().handlers:
@@ -76,9 +74,7 @@ class Command(BaseCommand):
         except ValueError as error:
             raise CommandError(str(error)) from None
         except OSError as error:
-            self._refuse(
-                f"cannot listen on {address}: {error.strerror}\nType: cc-ci work --web --bind 127.0.0.1:ANOTHER-PORT"
-            )
+            self._refuse(f"cannot listen on {address}: {error.strerror}\nType: cc-ci work --web --bind 127.0.0.1:ANOTHER-PORT")
 
     def _prepare_rows(self) -> None:
         schedules.sync()

@@ -1,0 +1,25 @@
+"""Django's settings for the tests: a data folder of their own, and nothing from the developer's environment or `.env`.
+
+`DATABASE_URL` alone is kept: with it the same tests run on PostgreSQL.
+"""
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+for _name in [name for name in os.environ if name.startswith("CC_CI_")]:
+    del os.environ[_name]
+_folder = tempfile.mkdtemp(prefix="cc-ci-tests-")
+atexit.register(shutil.rmtree, _folder, ignore_errors=True)
+os.environ["CC_CI_ENV_FILE"] = ""
+os.environ["CC_CI_DATA_DIR"] = _folder
+
+from controlplane.settings import *  # noqa: E402, F403
+from controlplane.settings import CC_CI, DATABASES  # noqa: E402
+
+if CC_CI.is_sqlite:
+    # A file, not memory: tests with threads need the locks of the real thing.
+    DATABASES["default"]["TEST"] = {"NAME": str(Path(_folder) / "test.sqlite3")}
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
