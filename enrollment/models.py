@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from django.db import models
 
 from controlplane.secrets import EncryptedTextField, reveal
@@ -48,7 +46,7 @@ class Forge(models.Model):
         return self.name
 
     def reveal_token(self) -> str:
-        return reveal(self.token)  # type: ignore[arg-type]
+        return reveal(self.token)
 
 
 class RepositoryQuerySet(models.QuerySet["Repository"]):
@@ -80,6 +78,7 @@ class Repository(models.Model):
 
     net_cursor = models.DateTimeField(null=True, blank=True, editable=False, help_text="Server's time of the last full listing.")
     net_due_at = models.DateTimeField(null=True, blank=True, editable=False, db_index=True)
+    status_refused_at = models.DateTimeField(null=True, blank=True, editable=False, help_text="When a commit status was refused.")
     last_error = models.TextField(blank=True, editable=False)
     last_error_at = models.DateTimeField(null=True, blank=True, editable=False)
 
@@ -132,6 +131,7 @@ class Comment(models.Model):
         NEW = "", "not handled yet"
         RUN = "run", "a run"
         JOINED = "joined", "joined a run of the same commit"
+        ACTED = "acted", "an action on a run"
         REPLY = "reply", "a reply"
         IGNORED = "ignored", "nothing"
 
@@ -171,6 +171,3 @@ class Comment(models.Model):
     @property
     def edited(self) -> bool:
         return self.updated_at != self.created_at
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"id": self.forge_comment_id, "author": self.author_login, "outcome": self.outcome, "reason": self.reason}

@@ -5,3 +5,21 @@ class RunsConfig(AppConfig):
     name = "runs"
     verbose_name = "Runs"
     default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        from controlplane.registry import Recurring, registry
+        from enrollment.signals import comment_received
+        from runs import receivers, reporting
+        from runs.lifecycle import run_moved
+
+        comment_received.connect(receivers.on_comment, dispatch_uid="runs")
+        run_moved.connect(reporting.on_run_moved, dispatch_uid="runs")
+        for name, seconds, per_host, text in (
+            ("supervise", 1, True, "Look after the runs on this machine."),
+            ("dispatch", 5, True, "Start what waits, on this machine's free slots."),
+            ("send_reports", 2, False, "Post what should stand on the forges."),
+            ("sweep_comments", 5, False, "Handle comments that nobody has."),
+            ("sweep_leftovers", 300, True, "Remove what dead runs left behind."),
+            ("drop_old_runs", 3600, False, "Drop runs that are older than CC_CI_KEEP_DAYS."),
+        ):
+            registry.recur(Recurring(f"runs.tasks.{name}", f"runs.tasks.{name}", seconds, per_host, text))

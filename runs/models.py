@@ -191,6 +191,9 @@ class Report(models.Model):
     posted_marker = models.CharField(max_length=100, blank=True)
     posted_id = models.BigIntegerField(null=True, blank=True, help_text="The forge's id of the comment that stands there.")
     posted_at = models.DateTimeField(null=True, blank=True)
+    stale_ids = models.JSONField(
+        default=list, blank=True, help_text="The forge's ids of comments of ours that are to be deleted."
+    )
 
     next_try_at = models.DateTimeField(null=True, blank=True, db_index=True, help_text="Empty: nothing to do.")
     tries = models.PositiveIntegerField(default=0)

@@ -1,0 +1,91 @@
+"""doctor's lines on the forges: reachable, the token and its rights, what is enrolled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+from django.conf import settings
+from django.utils import timezone
+
+from controlplane.registry import Finding
+from controlplane.secrets import SecretUnreadable
+from enrollment.clients import client_for
+from enrollment.forges.base import Forbidden, ForgeClient, ForgeError, NotFound, Unauthorized
+from enrollment.models import Forge, Repository
+
+ADD = "cc-ci forge add --url {url} --token-env VARIABLE"
+
+
+def check_forges() -> Iterator[Finding]:
+    forges = list(Forge.objects.filter(enabled=True))
+    if not forges:
+        yield Finding("forge", "warning", "no forge is known", ADD.format(url="https://git.example.org"))
+    for forge in forges:
+        yield from check_forge(forge)
+
+
+def check_forge(forge: Forge) -> Iterator[Finding]:
+    """One forge: does it answer, does it know the token, what may the token do at a repository, does polling go on."""
+    name = f"forge {forge.name}"
+    try:
+        client = client_for(forge)
+        version = client.version()
+    except SecretUnreadable as error:
+        yield Finding(name, "error", str(error), ADD.format(url=forge.url))
+        return
+    except ForgeError as error:
+        yield Finding(name, "error", f"{error}. {error.advice}", f"curl {forge.url}/api/v1/version")
+        return
+    yield Finding(name, "ok", f"answers at {forge.url}, version {version}")
+    try:
+        me = client.whoami()
+    except Unauthorized:
+        yield Finding(f"{name} token", "error", "the forge does not know the token", ADD.format(url=forge.url))
+        return
+    except ForgeError as error:
+        yield Finding(f"{name} token", "error", f"{error}. {error.advice}", ADD.format(url=forge.url))
+        return
+    yield Finding(f"{name} token", "ok", f"belongs to {me.login}")
+    yield from _check_repositories(forge, client, name)
+    if forge.last_error and forge.failures:
+        yield Finding(f"{name} polling", "error", forge.last_error, "cc-ci poll --once")
+    elif forge.last_ok_at is None or forge.last_ok_at < timezone.now() - timedelta(seconds=10 * settings.CC_CI.poll_seconds + 60):
+        yield Finding(
+            f"{name} polling", "warning", "has not been looked at for a while: is a worker running?", "cc-ci work --web"
+        )
+    else:
+        yield Finding(f"{name} polling", "ok", f"last look at {forge.last_ok_at:%Y-%m-%d %H:%M:%S}")
+
+
+def _check_repositories(forge: Forge, client: ForgeClient, name: str) -> Iterator[Finding]:
+    rows = list(Repository.objects.watched().filter(forge=forge))
+    if not rows:
+        yield Finding(f"{name} repositories", "warning", "none is enrolled", "cc-ci enroll OWNER/REPO")
+        return
+    gone = []
+    for row in rows[:20]:
+        try:
+            remote = client.repository_by_id(row.forge_repo_id)
+        except (NotFound, Forbidden):
+            gone.append(row.full_name)
+            continue
+        except ForgeError as error:
+            yield Finding(f"{name} repositories", "error", f"{row.full_name}: {error}", "cc-ci doctor")
+            return
+        if "admin" in remote.permissions or "push" in remote.permissions:
+            yield Finding(
+                f"{name} rights",
+                "warning",
+                f"the token may write to {remote.full_name}; cc-ci needs to read and to comment only",
+                f"take away the write right of {forge.bot_login or 'the bot'} at {remote.html_url}/settings/collaboration",
+            )
+    if gone:
+        yield Finding(
+            f"{name} repositories",
+            "error",
+            f"cannot be read: {', '.join(gone)}",
+            f"give {forge.bot_login} read access there, or: cc-ci unenroll {gone[0]}",
+        )
+    else:
+        yield Finding(f"{name} repositories", "ok", f"{len(rows)} enrolled, readable")

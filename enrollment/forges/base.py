@@ -1,0 +1,176 @@
+"""What a forge can do, in cc-ci's words. Another kind of forge is one new file with a class that does these things.
+
+Every call has a timeout and raises a ForgeError, which says what it means for the caller and what a person can do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import ClassVar, Literal, Protocol
+
+
+class ForgeError(Exception):
+    """A call to a forge that did not do what was asked. `advice` tells a person what to do."""
+
+    advice: ClassVar[str] = "Look at the forge's own log."
+    #: Whether the same call may go well later without anybody doing anything.
+    passing: ClassVar[bool] = True
+
+    def __init__(self, message: str, *, status: int | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after = retry_after  #: seconds that the forge asked us to wait
+
+
+class Unauthorized(ForgeError):
+    advice = "The token is unknown to the forge: make a new one there and give it with `cc-ci forge add`."
+    passing = False
+
+
+class Forbidden(ForgeError):
+    advice = "The token lacks a right: see docs/enroll-recipe.md for what it needs."
+    passing = False
+
+
+class NotFound(ForgeError):
+    advice = "It was deleted or renamed, or the token may not see it: make the bot a member that can read it."
+    passing = False
+
+
+class Rejected(ForgeError):
+    advice = "The forge understood and refused (4xx). If it goes on, this is a fault in cc-ci: please report it."
+    passing = False
+
+
+class RateLimited(ForgeError):
+    advice = "The forge asks for fewer requests: raise CC_CI_POLL_SECONDS."
+
+
+class Unavailable(ForgeError):
+    advice = "The forge is down or cannot be reached; cc-ci goes on by itself when it is back."
+
+
+class Garbage(ForgeError):
+    advice = "What answers there is no forge, or a proxy stands between: open the address in a browser."
+
+
+@dataclass(frozen=True)
+class User:
+    id: int
+    login: str
+
+
+@dataclass(frozen=True)
+class Repo:
+    id: int
+    owner: str
+    owner_id: int
+    name: str
+    private: bool
+    default_branch: str
+    clone_url: str
+    html_url: str
+    #: What the token may do there: pull, push, admin.
+    permissions: frozenset[str] = frozenset()
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.owner}/{self.name}"
+
+
+@dataclass(frozen=True)
+class PullSummary:
+    """A pull request as a search tells of it: no head commit in it."""
+
+    repo_id: int
+    repo_full_name: str
+    number: int
+    title: str
+    author: User
+    state: str
+    html_url: str
+    updated_at: datetime
+
+
+@dataclass(frozen=True)
+class Pull:
+    number: int
+    title: str
+    author: User
+    state: str
+    merged: bool
+    html_url: str
+    created_at: datetime
+    updated_at: datetime
+    head_sha: str
+    head_repo_id: int | None  #: None when the fork was deleted
+    base: Repo
+    base_ref: str
+
+    @property
+    def from_fork(self) -> bool:
+        return self.head_repo_id != self.base.id
+
+
+@dataclass(frozen=True)
+class RemoteComment:
+    id: int
+    pull_number: int | None  #: None for a comment on a plain issue
+    author: User
+    body: str
+    html_url: str
+    created_at: datetime
+    updated_at: datetime
+
+
+StatusState = Literal["pending", "success", "failure", "error"]
+
+
+class ForgeClient(Protocol):
+    """The verbs. Names of owners and repositories are the current ones."""
+
+    server_time: datetime | None
+
+    def version(self) -> str: ...
+
+    def whoami(self) -> User: ...
+
+    def user(self, login: str) -> User | None: ...
+
+    def repository(self, owner: str, name: str) -> Repo: ...
+
+    def repository_by_id(self, repo_id: int) -> Repo: ...
+
+    def repositories_with_topic(self, owner: str, topic: str) -> Iterator[Repo]: ...
+
+    def branch_head(self, owner: str, name: str, branch: str) -> str: ...
+
+    def changed_pulls(self, since: datetime, owner: str | None) -> Iterator[PullSummary]: ...
+
+    def pull(self, owner: str, name: str, number: int) -> Pull: ...
+
+    def pull_commits(self, owner: str, name: str, number: int) -> list[str]: ...
+
+    def pull_comments(self, owner: str, name: str, number: int, since: datetime | None) -> Iterator[RemoteComment]: ...
+
+    def repository_comments(self, owner: str, name: str, since: datetime) -> Iterator[RemoteComment]: ...
+
+    def is_member(self, org: str, login: str) -> bool: ...
+
+    def is_collaborator(self, owner: str, name: str, login: str) -> bool | None: ...
+
+    def last_push(self, owner: str, name: str, number: int) -> datetime | None: ...
+
+    def post_comment(self, owner: str, name: str, number: int, body: str) -> RemoteComment: ...
+
+    def edit_comment(self, owner: str, name: str, comment_id: int, body: str) -> None: ...
+
+    def delete_comment(self, owner: str, name: str, comment_id: int) -> None: ...
+
+    def react(self, owner: str, name: str, comment_id: int, content: str) -> None: ...
+
+    def set_status(
+        self, owner: str, name: str, sha: str, *, state: StatusState, context: str, description: str, target_url: str
+    ) -> None: ...

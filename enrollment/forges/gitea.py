@@ -1,0 +1,430 @@
+"""The client for Gitea and Forgejo (API v1). The server says what it can do; no version is believed by its name.
+
+The behaviours that this file stands on are those of Gitea 1.15 as measured and of Gitea 1.22 and Forgejo 13 as documented;
+docs/architecture.md lists the ones that surprise.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+from urllib.parse import quote, urlsplit
+
+import requests
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from enrollment.forges.base import (
+    Forbidden,
+    ForgeError,
+    Garbage,
+    NotFound,
+    Pull,
+    PullSummary,
+    RateLimited,
+    Rejected,
+    RemoteComment,
+    Repo,
+    StatusState,
+    Unauthorized,
+    Unavailable,
+    User,
+)
+
+PAGE = 50
+MAX_BODY = 32 * 1024 * 1024
+#: Pages of one listing; the forge that goes on for longer is broken, and a task may not be.
+MAX_PAGES = 1000
+
+T = TypeVar("T")
+
+
+class GiteaClient:
+    """One forge, one token. Keeps a connection; not for use by several threads at once."""
+
+    def __init__(self, url: str, token: str, *, timeout: float = 10, user_agent: str = "cc-ci") -> None:
+        self.api = url.rstrip("/") + "/api/v1"
+        self.timeout = timeout
+        self.server_time: datetime | None = None
+        self._session = requests.Session()
+        self._session.headers.update({"Accept": "application/json", "User-Agent": user_agent})
+        if token:
+            self._session.headers["Authorization"] = f"token {token}"
+
+    # --- who and what is there
+
+    def version(self) -> str:
+        return str(self._get("/version", lambda data: data["version"]))
+
+    def whoami(self) -> User:
+        return self._get("/user", _user)
+
+    def user(self, login: str) -> User | None:
+        try:
+            return self._get(f"/users/{_part(login)}", _user)
+        except NotFound:
+            return None
+
+    def repository(self, owner: str, name: str) -> Repo:
+        return self._get(f"/repos/{_part(owner)}/{_part(name)}", _repo)
+
+    def repository_by_id(self, repo_id: int) -> Repo:
+        return self._get(f"/repositories/{repo_id}", _repo)
+
+    def repositories_with_topic(self, owner: str, topic: str) -> Iterator[Repo]:
+        """The owner's repositories that carry the topic. The owner is checked here: the search may list everybody's."""
+        params = {"q": topic, "topic": "true", "limit": PAGE}
+        for item in self._pages("/repos/search", params, lambda data: data["data"], key=lambda item: item["id"]):
+            repo = _read(_repo, item)
+            if repo.owner.lower() == owner.lower():
+                yield repo
+
+    def branch_head(self, owner: str, name: str, branch: str) -> str:
+        path = f"/repos/{_part(owner)}/{_part(name)}/branches/{quote(branch, safe='')}"
+        return self._get(path, lambda data: _sha(data["commit"]["id"]))
+
+    # --- pull requests and comments
+
+    def changed_pulls(self, since: datetime, owner: str | None) -> Iterator[PullSummary]:
+        """Pull requests, open and closed, that changed at or after `since`; newest first.
+
+        `owner` may be ignored by the server (before 1.16): the caller looks at whose they are.
+        """
+        params: dict[str, Any] = {"type": "pulls", "state": "all", "since": _stamp(since), "limit": PAGE}
+        if owner:
+            params["owner"] = owner
+        return _each(_summary, self._pages("/repos/issues/search", params, lambda data: data, key=lambda item: item["id"]))
+
+    def pull(self, owner: str, name: str, number: int) -> Pull:
+        return self._get(f"/repos/{_part(owner)}/{_part(name)}/pulls/{number}", _pull)
+
+    def pull_commits(self, owner: str, name: str, number: int) -> list[str]:
+        path = f"/repos/{_part(owner)}/{_part(name)}/pulls/{number}/commits"
+        items = self._pages(path, {"limit": PAGE}, lambda data: data, key=lambda item: item["sha"])
+        return [_read(lambda item: _sha(item["sha"]), item) for item in items]
+
+    def pull_comments(self, owner: str, name: str, number: int, since: datetime | None) -> Iterator[RemoteComment]:
+        path = f"/repos/{_part(owner)}/{_part(name)}/issues/{number}/comments"
+        params: dict[str, Any] = {"limit": PAGE}
+        if since:
+            params["since"] = _stamp(since)
+        items = self._pages(path, params, lambda data: data, key=lambda item: item["id"])
+        return _each(lambda item: _comment(item, number), items)
+
+    def repository_comments(self, owner: str, name: str, since: datetime) -> Iterator[RemoteComment]:
+        """Comments on pull requests and issues alike (`pull_number` tells), created or edited at or after `since`."""
+        path = f"/repos/{_part(owner)}/{_part(name)}/issues/comments"
+        params = {"since": _stamp(since), "limit": PAGE}
+        return _each(_comment, self._pages(path, params, lambda data: data, key=lambda item: item["id"]))
+
+    # --- who may ask
+
+    def is_member(self, org: str, login: str) -> bool:
+        """Whether the forge shows this person as a member (only public members, unless the token's owner is one)."""
+        try:
+            # Who is no member asks for the public list by a redirect, which is no "yes" by itself.
+            status = self._call("GET", f"/orgs/{_part(org)}/members/{_part(login)}").status_code
+        except NotFound:
+            return False
+        return status == 204
+
+    def is_collaborator(self, owner: str, name: str, login: str) -> bool | None:
+        """True; or None where the token may not see it, or the forge says no in the words for that (404 for both)."""
+        try:
+            status = self._call("GET", f"/repos/{_part(owner)}/{_part(name)}/collaborators/{_part(login)}").status_code
+        except (NotFound, Forbidden):
+            return None
+        return status == 204 or None
+
+    def last_push(self, owner: str, name: str, number: int) -> datetime | None:
+        """When the server last saw a push to this pull request; None where it keeps no timeline (404 before 1.16 or so)."""
+        path = f"/repos/{_part(owner)}/{_part(name)}/issues/{number}/timeline"
+        latest: datetime | None = None
+        try:
+            for item in self._pages(path, {"limit": PAGE}, lambda data: data, key=lambda item: item["id"]):
+                if item.get("type") == "pull_push":
+                    at = _read(lambda item: _time(item["created_at"]), item)
+                    latest = max(latest, at) if latest else at
+        except NotFound:
+            return None
+        # No push entry at all: the commits are those it was opened with.
+        return latest or self.pull(owner, name, number).created_at
+
+    # --- what we write
+
+    def post_comment(self, owner: str, name: str, number: int, body: str) -> RemoteComment:
+        path = f"/repos/{_part(owner)}/{_part(name)}/issues/{number}/comments"
+        return self._write("POST", path, {"body": body}, lambda data: _comment(data, number))
+
+    def edit_comment(self, owner: str, name: str, comment_id: int, body: str) -> None:
+        self._write(
+            "PATCH", f"/repos/{_part(owner)}/{_part(name)}/issues/comments/{comment_id}", {"body": body}, lambda data: None
+        )
+
+    def delete_comment(self, owner: str, name: str, comment_id: int) -> None:
+        self._call("DELETE", f"/repos/{_part(owner)}/{_part(name)}/issues/comments/{comment_id}")
+
+    def react(self, owner: str, name: str, comment_id: int, content: str) -> None:
+        """Add a reaction. A second time is no second reaction."""
+        path = f"/repos/{_part(owner)}/{_part(name)}/issues/comments/{comment_id}/reactions"
+        self._call("POST", path, body={"content": content})
+
+    def set_status(
+        self, owner: str, name: str, sha: str, *, state: StatusState, context: str, description: str, target_url: str
+    ) -> None:
+        body = {"state": state, "context": context, "description": description, "target_url": target_url}
+        self._call("POST", f"/repos/{_part(owner)}/{_part(name)}/statuses/{sha}", body=body)
+
+    # --- the wire
+
+    def _get(self, path: str, read: Callable[[Any], T]) -> T:
+        return _read(read, _json(self._call("GET", path)))
+
+    def _write(self, method: str, path: str, body: dict[str, Any], read: Callable[[Any], T]) -> T:
+        return _read(read, _json(self._call(method, path, body=body)))
+
+    def _pages(
+        self, path: str, params: dict[str, Any], items: Callable[[Any], Any], key: Callable[[Any], Any]
+    ) -> Iterator[dict[str, Any]]:
+        """All items of a listing, each once. Ends at an empty page, at the announced total, or at a page without anything
+        new: some servers ignore `page`, and give everything each time."""
+        seen: set[Any] = set()
+        for page in range(1, MAX_PAGES + 1):
+            response = self._call("GET", path, params={**params, "page": page})
+            batch = _read(items, _json(response))
+            if not isinstance(batch, list):
+                raise Garbage(f"{path}: a list was expected")
+            fresh = {_read(key, item): item for item in batch}
+            fresh = {number: item for number, item in fresh.items() if number not in seen}
+            seen.update(fresh)
+            yield from fresh.values()
+            total = response.headers.get("X-Total-Count", "")
+            if not fresh or (total.isdigit() and len(seen) >= int(total)) or (not total and len(batch) < PAGE):
+                return
+        raise Garbage(f"{path}: no end after {MAX_PAGES} pages")
+
+    def _call(
+        self, method: str, path: str, *, params: dict[str, Any] | None = None, body: dict[str, Any] | None = None
+    ) -> requests.Response:
+        if method != "GET":
+            # Before a write is repeated, the far side is looked at; that is the caller's work.
+            return self._once(method, path, params, body)
+        retrying = Retrying(
+            retry=retry_if_exception_type(Unavailable),
+            stop=stop_after_attempt(2),
+            wait=wait_random_exponential(0.1, max=1),
+            reraise=True,
+        )
+        return retrying(self._once, method, path, params, body)
+
+    def _once(self, method: str, path: str, params: dict[str, Any] | None, body: dict[str, Any] | None) -> requests.Response:
+        where = f"{method} {path}"
+        try:
+            response = self._session.request(
+                method,
+                self.api + path,
+                params=params,
+                json=body,
+                timeout=self.timeout,
+                stream=True,
+                # A write that is redirected would turn into a read.
+                allow_redirects=method == "GET",
+            )
+            with response:
+                response._content = _body(response, time.monotonic() + 3 * self.timeout)
+        except requests.Timeout:
+            raise Unavailable(f"{where}: no answer within {self.timeout:g} s") from None
+        except (requests.RequestException, OSError) as error:
+            raise Unavailable(f"{where}: {_reason(error)}") from None
+        self._note_time(response)
+        error = _error(where, response)
+        if error:
+            raise error
+        return response
+
+    def _note_time(self, response: requests.Response) -> None:
+        try:
+            self.server_time = parsedate_to_datetime(response.headers["Date"]).astimezone(UTC)
+        except (KeyError, ValueError, TypeError):
+            pass
+
+
+def _body(response: requests.Response, deadline: float) -> bytes:
+    """The body, with a limit on size and on time as a whole: a forge may also be slow byte by byte."""
+    parts, size = [], 0
+    for part in response.iter_content(64 * 1024):
+        size += len(part)
+        if size > MAX_BODY:
+            raise Garbage("an answer of more than 32 MB")
+        if time.monotonic() > deadline:
+            raise requests.Timeout
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _error(where: str, response: requests.Response) -> ForgeError | None:
+    status = response.status_code
+    if status < 300:
+        return None
+    text = f"{where}: {status}{_message(response)}"
+    if status < 400:
+        # A redirect of a write, or one that leads nowhere: the thing has another name now.
+        return NotFound(f"{text} (moved)", status=status)
+    kinds: dict[int, type[ForgeError]] = {401: Unauthorized, 403: Forbidden, 404: NotFound, 410: NotFound, 429: RateLimited}
+    kind = kinds.get(status, Unavailable if status >= 500 else Rejected)
+    return kind(text, status=status, retry_after=_retry_after(response))
+
+
+def _retry_after(response: requests.Response) -> float | None:
+    value = response.headers.get("Retry-After", "")
+    if value.isdigit():
+        return float(value)
+    try:
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return None
+
+
+def _message(response: requests.Response) -> str:
+    try:
+        message = response.json()["message"]
+    except (ValueError, KeyError, TypeError):
+        return ""
+    return f" ({str(message)[:200]})" if message else ""
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause: the outer ones repeat addresses and object names."""
+    inner: BaseException | None = error
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    return str(error)[:200] or type(error).__name__
+
+
+def _json(response: requests.Response) -> Any:
+    try:
+        return json.loads(response.content)
+    except (ValueError, RecursionError):
+        raise Garbage(f"{urlsplit(response.url).path}: the answer is no JSON") from None
+
+
+def _read(read: Callable[[Any], T], data: Any) -> T:
+    """Apply a reader to what the server said; anything that is not as promised is Garbage."""
+    try:
+        return read(data)
+    except ForgeError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        raise Garbage(f"an answer without what it should hold ({type(error).__name__}: {str(error)[:100]})") from None
+
+
+def _each(read: Callable[[Any], T], items: Iterable[Any]) -> Iterator[T]:
+    """What can be read of a listing first, then Garbage if something could not: one odd row hides none of the others, and
+    is not passed over in silence either."""
+    trouble: Garbage | None = None
+    for item in items:
+        try:
+            yield _read(read, item)
+        except Garbage as error:
+            trouble = trouble or error
+    if trouble:
+        raise trouble
+
+
+def _part(name: str) -> str:
+    return quote(name, safe="")
+
+
+def _stamp(at: datetime) -> str:
+    return at.astimezone(UTC).replace(microsecond=0).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(UTC)
+
+
+def _id(value: Any) -> int:
+    # Deleted accounts stand there as a ghost with the id -1.
+    if not isinstance(value, int) or isinstance(value, bool) or not -1 <= value < 2**63:
+        raise ValueError("no id")
+    return value
+
+
+def _sha(value: Any) -> str:
+    if not isinstance(value, str) or len(value) not in (40, 64) or not set(value) <= set("0123456789abcdef"):
+        raise ValueError("no commit id")
+    return value
+
+
+def _text(value: Any) -> str:
+    # PostgreSQL holds no NUL, and a text with half a surrogate cannot be stored anywhere.
+    return str(value or "").replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
+
+
+def _user(data: Any) -> User:
+    return User(id=_id(data["id"]), login=_text(data["login"]))
+
+
+def _repo(data: Any) -> Repo:
+    return Repo(
+        id=_id(data["id"]),
+        owner=_text(data["owner"]["login"]),
+        owner_id=_id(data["owner"]["id"]),
+        name=_text(data["name"]),
+        private=bool(data["private"]),
+        default_branch=_text(data.get("default_branch")) or "main",
+        clone_url=_text(data.get("clone_url")),
+        html_url=_text(data.get("html_url")),
+        permissions=frozenset(name for name, allowed in (data.get("permissions") or {}).items() if allowed),
+    )
+
+
+def _summary(data: Any) -> PullSummary:
+    repository = data["repository"]
+    return PullSummary(
+        repo_id=_id(repository["id"]),
+        repo_full_name=_text(repository["full_name"]),
+        number=_id(data["number"]),
+        title=_text(data.get("title")),
+        author=_user(data["user"]),
+        state=_text(data.get("state")),
+        html_url=_text(data.get("html_url")),
+        updated_at=_time(data["updated_at"]),
+    )
+
+
+def _pull(data: Any) -> Pull:
+    head_repo = data["head"].get("repo")
+    return Pull(
+        number=_id(data["number"]),
+        title=_text(data.get("title")),
+        author=_user(data["user"]),
+        state=_text(data["state"]),
+        merged=bool(data.get("merged")),
+        html_url=_text(data.get("html_url")),
+        created_at=_time(data["created_at"]),
+        updated_at=_time(data["updated_at"]),
+        head_sha=_sha(data["head"]["sha"]),
+        head_repo_id=_id(head_repo["id"]) if head_repo else None,
+        base=_repo(data["base"]["repo"]),
+        base_ref=_text(data["base"]["ref"]),
+    )
+
+
+def _comment(data: Any, pull_number: int | None = None) -> RemoteComment:
+    if pull_number is None:
+        # `pull_request_url` is empty for a comment on a plain issue.
+        tail = _text(data.get("pull_request_url")).rstrip("/").rpartition("/")[2]
+        pull_number = int(tail) if tail.isdigit() else None
+    return RemoteComment(
+        id=_id(data["id"]),
+        pull_number=pull_number,
+        author=_user(data["user"]),
+        body=_text(data["body"]),
+        html_url=_text(data.get("html_url")),
+        created_at=_time(data["created_at"]),
+        updated_at=_time(data["updated_at"]),
+    )

@@ -1,0 +1,197 @@
+"""Comment text -> Command | Problem | nothing. Pure, and never an exception, whatever the text.
+
+A command stands at the start of a line of the comment as the forge shows it: what Markdown makes a quote, code or a hidden
+HTML comment is not spoken to us. VERBS and OPTIONS are the one table for the parser, the help text and the docs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from enrollment.trust import is_sha
+from runs.harness.protocol import DEFAULT_STAGES, STAGES
+
+TRIGGER = "!testme"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the table: how it is written, and what it does."""
+
+    form: str
+    text: str
+
+
+VERBS = {
+    "help": Entry("!testme help", "Say what can be written here."),
+    "status": Entry("!testme status", "Say how the newest run of this pull request stands."),
+    "cancel": Entry("!testme cancel", "Stop the run of this pull request and tear it down."),
+    "retry": Entry("!testme retry", "Run all stages again on the commit of the newest run."),
+}
+OPTIONS = {
+    "--extra-tests": Entry("!testme --extra-tests", "Also run the recipe's extra (heavy) tests."),
+    "--stages": Entry("!testme --stages install,custom", f"Run just these stages. There are: {', '.join(STAGES)}."),
+}
+RUN = Entry("!testme", f"Deploy the newest commit and run its tests ({', '.join(DEFAULT_STAGES)}).")
+COMMIT = Entry("!testme 1234567", "The same for this commit of the pull request (at least 7 digits).")
+
+
+@dataclass(frozen=True)
+class Command:
+    verb: str  #: run, help, status, cancel or retry
+    sha: str = ""
+    stages: tuple[str, ...] = DEFAULT_STAGES
+    line: str = ""
+
+    @property
+    def extra(self) -> bool:
+        return "extra" in self.stages
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Spoken to us, but not understood: what it is about, and the nearest valid form."""
+
+    text: str
+    nearest: str
+
+
+def table() -> list[Entry]:
+    """All that can be written, for help and docs."""
+    return [RUN, COMMIT, *OPTIONS.values(), *VERBS.values()]
+
+
+def parse(body: str) -> Command | Problem | None:
+    """What a comment asks for; None when it does not speak to us. Several commands that differ are a Problem."""
+    lines = list(dict.fromkeys(_command_lines(body)))
+    if not lines:
+        return None
+    if len(lines) > 1:
+        return Problem("There is more than one command in your comment, and I take one at a time.", lines[0])
+    return _parse_line(lines[0])
+
+
+# --- finding the line
+
+
+_blocks = MarkdownIt("commonmark").disable("inline")
+# Backslashes and entities stay as written: `\!testme` is how one writes about a command without giving it.
+_inlines = MarkdownIt("commonmark").disable(["escape", "entity"])
+
+
+def _command_lines(body: str) -> Iterator[str]:
+    if TRIGGER not in body.lower():
+        return
+    try:
+        tokens = _blocks.parse(body)
+    except Exception:  # noqa: BLE001 - a parser of other people's is not to stop ours; what it cannot read is no command
+        return
+    for before, token in zip([None, *tokens], tokens, strict=False):
+        # Level 1 is a paragraph that stands by itself: in a quote or a list it is deeper. A heading is one when it was made by a
+        # line of dashes below the text, which many write without thinking of headings.
+        if token.type == "inline" and token.level == 1 and before is not None and _plain(before):
+            yield from _lines_of(token.content)
+
+
+def _plain(opening: Token) -> bool:
+    return opening.type == "paragraph_open" or (opening.type == "heading_open" and opening.markup in ("-", "="))
+
+
+def _lines_of(content: str) -> Iterator[str]:
+    lines = content.split("\n")
+    if not any(_is_command(line) for line in lines):
+        return
+    if "`" not in content and "<" not in content:
+        yield from (line.strip() for line in lines if _is_command(line))
+        return
+    try:
+        children = _inlines.parseInline(content)[0].children or []
+    except Exception:  # noqa: BLE001
+        return
+    line, speaks = "", True  # `speaks`: the line began with plain text, not in the middle of code or HTML
+    for child in [*children, Token("softbreak", "", 0)]:
+        if child.type in ("softbreak", "hardbreak"):
+            if speaks and _is_command(line):
+                yield line.strip()
+            line, speaks = "", True
+        else:
+            if not line and child.type != "text":
+                speaks = False
+            line += child.content
+
+
+def _is_command(line: str) -> bool:
+    word = line.lstrip(" \t").partition(" ")[0].partition("\t")[0].strip()
+    return word.lower() == TRIGGER
+
+
+# --- reading the line
+
+
+def _parse_line(line: str) -> Command | Problem:
+    # Telephones make one long dash of two short ones, and people put a space behind a comma.
+    rest = " ".join(line.split()[1:]).replace("—", "--").replace("–", "--").replace(", ", ",").replace("=", " ")
+    words = rest.split()
+    sha, extra, stages = "", False, DEFAULT_STAGES
+    if words and words[0].lower() in VERBS:
+        if len(words) > 1:
+            return Problem(f"{_quoted(words[0])} stands alone.", VERBS[words[0].lower()].form)
+        return Command(words[0].lower(), line=line[:200])
+    while words:
+        word = words.pop(0)
+        if word.lower() == "--extra-tests":
+            extra = True
+        elif word.lower() == "--stages":
+            if not words:
+                return Problem("`--stages` needs the names of stages.", OPTIONS["--stages"].form)
+            chosen = _stages(words.pop(0))
+            if isinstance(chosen, Problem):
+                return chosen
+            stages = chosen
+        elif is_sha(word) and not sha:
+            sha = word.lower()
+        else:
+            return _unknown(word)
+    if extra:
+        stages = tuple(stage for stage in STAGES if stage in stages or stage == "extra")
+    return Command("run", sha, stages, line[:200])
+
+
+def _stages(text: str) -> tuple[str, ...] | Problem:
+    names = [name for name in text.lower().split(",") if name]
+    for name in names:
+        if name not in STAGES:
+            nearest = get_close_matches(name, STAGES, 1, 0.5)
+            fixed = ",".join(
+                dict.fromkeys(nearest[0] if other == name and nearest else other for other in names if other in STAGES or nearest)
+            )
+            form = (
+                f"!testme --stages {fixed}"
+                if nearest and all(part in STAGES for part in fixed.split(","))
+                else OPTIONS["--stages"].form
+            )
+            return Problem(f"There is no stage {_quoted(name)}. There are: {', '.join(STAGES)}.", form)
+    if not names:
+        return Problem("`--stages` needs the names of stages.", OPTIONS["--stages"].form)
+    return tuple(stage for stage in STAGES if stage in names)
+
+
+def _unknown(word: str) -> Problem:
+    known = {**{name: entry.form for name, entry in VERBS.items()}, **{name: entry.form for name, entry in OPTIONS.items()}}
+    nearest = get_close_matches(word.lower(), known, 1, 0.5)
+    if word.startswith("-"):
+        return Problem(f"I know no option {_quoted(word)}.", known[nearest[0]] if nearest else RUN.form)
+    if set(word.lower()) <= set("0123456789abcdef"):
+        return Problem(f"{_quoted(word)} is too short (or too long) for a commit: write at least 7 digits of it.", COMMIT.form)
+    return Problem(f"I do not understand {_quoted(word)}.", known[nearest[0]] if nearest else RUN.form)
+
+
+def _quoted(word: str) -> str:
+    """A stranger's word in a reply: short, and nothing in it that would end the code or call people."""
+    clean = "".join(char for char in word[:40] if char.isprintable() and char not in "`@<>|")
+    return f"`{clean}`" if clean else "that"

@@ -1,0 +1,155 @@
+"""Runs on this machine: the harness as a process of its own, known by its folder (docs/run-folder.md)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from django.conf import settings
+
+from controlplane.installation import installation_id
+from runs.executors.base import ExecutorError, Observation
+from runs.harness.protocol import FolderState, Limits, Request, RunFolder, Source
+from runs.models import TestRun
+
+START_SECONDS = 20
+#: Of the log, at most this much is taken over at one look, and kept in all.
+LOG_BYTES = 512 * 1024
+
+
+class LocalExecutor:
+    def start(self, run: TestRun) -> None:
+        folder = RunFolder(run.folder)
+        if folder.state() is not FolderState.NOT_STARTED:
+            return
+        folder.write_request(request_for(run))
+        command = [sys.executable, "-m", "runs.harness", "start", str(folder.path)]
+        try:
+            done = subprocess.run(
+                command,
+                input=json.dumps(credential_for(run)),
+                text=True,
+                capture_output=True,
+                timeout=START_SECONDS,
+                cwd=settings.BASE_DIR,
+                env=harness_environment(),
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise ExecutorError(f"the harness did not start within {START_SECONDS} s") from None
+        except OSError as error:
+            raise ExecutorError(f"the harness could not be started: {error}") from error
+        if done.returncode != 0:
+            raise ExecutorError(f"the harness did not start: {(done.stderr or done.stdout).strip()[-500:]}")
+
+    def observe(self, run: TestRun) -> Observation:
+        folder = RunFolder(run.folder)
+        # The state first: what it wrote before its end is then surely in the files.
+        state = folder.state()
+        try:
+            results = folder.results()
+        except ValueError as error:
+            raise ExecutorError(f"the results cannot be read: {error}") from error
+        log, offset = _new_log(folder.log, run.log_offset)
+        return Observation(state, list(folder.events(run.event_seq)), log, offset, results)
+
+    def stop(self, run: TestRun) -> None:
+        folder = RunFolder(run.folder)
+        if folder.path.is_dir():
+            folder.cancel.touch()
+
+    def kill(self, run: TestRun) -> None:
+        folder = RunFolder(run.folder)
+        if folder.state() is not FolderState.RUNNING:
+            return
+        pid = _pid(folder)
+        # The lock is held and the process is ours: it names this folder on its command line.
+        if pid and str(folder.path).encode() in _command_line(pid):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+
+def request_for(run: TestRun) -> Request:
+    config = settings.CC_CI
+    return Request(
+        run_id=str(run.id),
+        installation_id=installation_id(),
+        recipe=run.repository.name,
+        source=Source(url=run.repository.clone_url, ref=run.ref, sha=run.sha),
+        stages=run.stages,
+        deployer=config.deployer,
+        trusted=run.trusted,
+        domain=f"{run.id.hex[:12]}.{config.domain}" if config.domain else "",
+        proxy_url=config.proxy_url,
+        limits=Limits(
+            run_seconds=config.run_seconds,
+            stage_seconds=config.stage_seconds,
+            memory_mb=config.memory_mb,
+            processes=config.processes,
+            disk_mb=config.disk_mb,
+        ),
+    )
+
+
+def credential_for(run: TestRun) -> dict[str, str]:
+    """What is needed to clone a private repository; nothing for a public one. Goes over a pipe, never into a file."""
+    if not run.repository.private:
+        return {}
+    forge = run.repository.forge
+    return {"git_username": forge.bot_login or "cc-ci", "git_token": forge.reveal_token()}
+
+
+def harness_environment() -> dict[str, str]:
+    """The harness needs to find programs and Docker, and none of our settings: no database, no key, no token."""
+    names = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG", "XDG_RUNTIME_DIR")
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def sweep() -> None:
+    """Start a process that removes what runs of this installation left behind and no living run owns."""
+    log = Path(settings.CC_CI.data_dir) / "sweep.log"
+    command = [sys.executable, "-m", "runs.harness", "sweep", "--installation", installation_id()]
+    command += ["--runs-dir", str(Path(settings.CC_CI.data_dir) / "runs")]
+    with log.open("ab") as stream:
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            cwd=settings.BASE_DIR,
+            env=harness_environment(),
+            start_new_session=True,
+        )
+
+
+def _new_log(path: Path, offset: int) -> tuple[str, int]:
+    try:
+        with path.open("rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            start = max(offset, size - LOG_BYTES)
+            stream.seek(start)
+            data = stream.read(LOG_BYTES)
+    except FileNotFoundError:
+        return "", offset
+    text = data.decode("utf-8", "replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return text, start + len(data)
+
+
+def _pid(folder: RunFolder) -> int | None:
+    try:
+        return int(json.loads(folder.begun.read_text())["pid"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""

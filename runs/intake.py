@@ -1,0 +1,273 @@
+"""Comment -> exactly one TestRun, one reply, or one action.
+
+What the forge must be asked is asked first; then one transaction settles the comment by a conditional update and creates
+what follows from it. Of several workers with the same comment one settles it, and the others find that it is settled.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from datetime import timedelta
+
+from django.conf import settings
+from django.db import transaction
+from django.utils import timezone
+from django_q.tasks import async_task
+
+from controlplane.secrets import SecretUnreadable
+from enrollment import trust
+from enrollment.clients import client_for
+from enrollment.enrolling import copy_facts, refresh_repository
+from enrollment.forges.base import ForgeClient, ForgeError, NotFound, Pull, User
+from enrollment.models import Comment, PullRequest, Repository
+from runs import chatops, lifecycle, render, reporting
+from runs.chatops import Command, Problem
+from runs.harness.protocol import DEFAULT_STAGES, STAGES
+from runs.models import ACTIVE, State, TestRun
+
+log = logging.getLogger(__name__)
+
+#: After so many failed tries (the first few within a minute, then every quarter of an hour) a comment is let go: some 3 days.
+MAX_TRIES = 300
+
+
+def handle(comment_id: int) -> Comment.Outcome | None:
+    """Settle one comment. Returns its outcome, or None when it has to be tried again later."""
+    comment = Comment.objects.select_related("pull_request__repository__forge").get(pk=comment_id)
+    if comment.outcome:
+        return Comment.Outcome(comment.outcome)
+    command = chatops.parse(comment.body)
+    if command is None:
+        return _ignore(comment, "it holds no command")
+    try:
+        return _answer(comment, command, client_for(comment.forge))
+    except (ForgeError, SecretUnreadable) as error:
+        return _later(comment, error)
+
+
+def _later(comment: Comment, error: Exception) -> Comment.Outcome | None:
+    if comment.tries + 1 >= MAX_TRIES:
+        return _ignore(comment, f"the forge could not be asked about it: {error}")
+    wait = min(5 * 2 ** min(comment.tries, 10), 900) * random.uniform(0.75, 1.25)  # noqa: S311
+    Comment.objects.filter(pk=comment.pk, outcome="").update(
+        tries=comment.tries + 1, next_try_at=timezone.now() + timedelta(seconds=wait), last_error=str(error)[:2000]
+    )
+    log.warning("%s: %s; trying again in %d s", comment, error, wait)
+    return None
+
+
+def _answer(comment: Comment, command: Command | Problem, client: ForgeClient) -> Comment.Outcome | None:
+    repository = comment.pull_request.repository
+    asker = trust.person(User(comment.author_id, comment.author_login), repository, client)
+    if not asker.trusted:
+        decision = trust.decide(trust.Facts(asker, asker, from_fork=False, head_sha=""))
+        return _ignore(comment, decision.reason) if decision.refusal == "nothing" else _outsider(comment, decision.reason)
+    if comment.edited:
+        return _reply(comment, render.reply_edited(), "it was edited before it was first seen")
+    if isinstance(command, Problem):
+        return _reply(comment, render.reply_problem(command), f"not understood: {command.text}")
+    if command.verb == "help":
+        return _reply(comment, render.reply_help(), "help")
+    if command.verb == "status":
+        return _status(comment)
+    if command.verb == "cancel":
+        return _cancel(comment)
+    try:
+        pull = client.pull(repository.owner, repository.name, comment.pull_request.number)
+    except NotFound:
+        if refresh_repository(repository, client):
+            pull = client.pull(repository.owner, repository.name, comment.pull_request.number)
+        else:
+            raise
+    _note_pull(comment.pull_request, pull)
+    if pull.state != "open":
+        return _reply(comment, render.reply_closed(), f"the pull request is {pull.state}")
+    if command.verb == "retry":
+        return _retry(comment)
+    facts = trust.gather(asker, comment, repository, pull, command.sha, client)
+    decision = trust.decide(facts)
+    if decision.allowed:
+        return _run(comment, decision.sha, command.stages, decision.reason, trusted=not facts.strange_code, facts=facts)
+    texts = {
+        "needs_sha": render.reply_needs_sha(pull.head_sha, pull.html_url),
+        "unknown_sha": render.reply_unknown_sha(command.sha, pull.head_sha),
+        "ambiguous_sha": render.reply_ambiguous_sha(command.sha, pull.head_sha),
+    }
+    return _reply(comment, texts[decision.refusal], decision.reason, facts)
+
+
+def _note_pull(row: PullRequest, pull: Pull) -> None:
+    """What was just read of the pull request, and whether its repository is still public."""
+    row.title, row.state, row.head_sha = pull.title[:500], pull.state[:20], pull.head_sha
+    row.author_id, row.author_login = pull.author.id, pull.author.login[:255]
+    row.html_url, row.base_ref = pull.html_url[:500], pull.base_ref[:255]
+    row.save(update_fields=["title", "state", "head_sha", "author_id", "author_login", "html_url", "base_ref"])
+    if pull.base.id == row.repository.forge_repo_id and copy_facts(row.repository, pull.base):
+        row.repository.save()
+
+
+# --- outcomes
+
+
+def _settle(
+    comment: Comment,
+    outcome: Comment.Outcome,
+    reason: str,
+    follow: Callable[[], Comment.Outcome | None] = lambda: None,
+    facts: trust.Facts | None = None,
+) -> Comment.Outcome:
+    """Give the comment its outcome and do what follows from it, in one transaction, if nobody has. `follow` may name
+    another outcome, once it has seen what there is."""
+    with transaction.atomic():
+        mine = Comment.objects.filter(pk=comment.pk, outcome="")
+        values = {"outcome": outcome, "reason": reason[:4000], "facts": facts.as_json() if facts else {}, "last_error": ""}
+        if mine.update(**values, handled_at=timezone.now()):
+            other = follow()
+            if other:
+                Comment.objects.filter(pk=comment.pk).update(outcome=other)
+    comment.refresh_from_db()
+    return Comment.Outcome(comment.outcome)
+
+
+def _ignore(comment: Comment, reason: str) -> Comment.Outcome:
+    return _settle(comment, Comment.Outcome.IGNORED, reason)
+
+
+def _reply(comment: Comment, text: str, reason: str, facts: trust.Facts | None = None) -> Comment.Outcome:
+    return _settle(comment, Comment.Outcome.REPLY, reason, lambda: reporting.want_reply(comment, text), facts)
+
+
+def _outsider(comment: Comment, reason: str) -> Comment.Outcome:
+    """One short reply a person and pull request, so that nobody makes us fill a page."""
+    told = Comment.objects.filter(
+        pull_request=comment.pull_request, author_id=comment.author_id, outcome=Comment.Outcome.REPLY
+    ).exclude(pk=comment.pk)
+    if settings.CC_CI.outsiders == "silent":
+        return _ignore(comment, f"{reason}; outsiders get no reply here")
+    if told.exists():
+        return _ignore(comment, f"{reason}; was told so on this pull request before")
+    return _reply(comment, render.reply_outsider(comment.pull_request.repository.full_name), reason)
+
+
+def _status(comment: Comment) -> Comment.Outcome:
+    run = newest_run(comment.pull_request)
+    text = render.reply_status(run, reporting.ahead_of(run)) if run else render.reply_nothing("status")
+    return _reply(comment, text, "status")
+
+
+def _cancel(comment: Comment) -> Comment.Outcome:
+    def follow() -> Comment.Outcome | None:
+        stopped = [
+            run
+            for run in TestRun.objects.filter(pull_request=comment.pull_request, state__in=ACTIVE)
+            if lifecycle.want_stop(run, State.CANCELLED, f"cancelled by {comment.author_login}")
+        ]
+        if not stopped:
+            reporting.want_reply(comment, render.reply_nothing("cancel"))
+            return Comment.Outcome.REPLY
+        reporting.want_reaction(comment)
+        async_task("runs.tasks.supervise")
+        return None
+
+    return _settle(comment, Comment.Outcome.ACTED, "cancel", follow)
+
+
+def _retry(comment: Comment) -> Comment.Outcome:
+    last = newest_run(comment.pull_request)
+    if last is None:
+        return _reply(comment, render.reply_nothing("retry"), "nothing to repeat")
+    wanted = {*DEFAULT_STAGES, *last.stages}
+    stages = tuple(stage for stage in STAGES if stage in wanted)
+    return _run(comment, last.sha, stages, f"repeats {last}", trusted=last.trusted, retry_of=last)
+
+
+def newest_run(pull: PullRequest) -> TestRun | None:
+    return TestRun.objects.filter(pull_request=pull).order_by("created_at").last()
+
+
+def _run(
+    comment: Comment,
+    sha: str,
+    stages: tuple[str, ...],
+    reason: str,
+    *,
+    trusted: bool,
+    facts: trust.Facts | None = None,
+    retry_of: TestRun | None = None,
+) -> Comment.Outcome:
+    pull = comment.pull_request
+
+    def follow() -> Comment.Outcome | None:
+        # Comments on one pull request settle one after the other.
+        PullRequest.objects.select_for_update().get(pk=pull.pk)
+        reporting.want_reaction(comment)
+        for other in TestRun.objects.filter(pull_request=pull, state__in=ACTIVE, stop_wanted=""):
+            if other.sha == sha and set(stages) <= set(other.stages):
+                lifecycle.note(other, "joined", f"{comment.author_login} asked for the same", comment=comment.forge_comment_id)
+                return Comment.Outcome.JOINED
+            lifecycle.want_stop(other, State.SUPERSEDED, f"{comment.author_login} asked for another run")
+        create_run(
+            pull.repository,
+            sha=sha,
+            ref=f"refs/pull/{pull.number}/head",
+            stages=stages,
+            requested_by=comment.author_login,
+            trusted=trusted,
+            pull_request=pull,
+            comment=comment,
+            retry_of=retry_of,
+            text=reason,
+        )
+        return None
+
+    return _settle(comment, Comment.Outcome.RUN, reason, follow, facts)
+
+
+def create_run(
+    repository: Repository,
+    *,
+    sha: str,
+    ref: str,
+    stages: tuple[str, ...],
+    requested_by: str,
+    trusted: bool,
+    pull_request: PullRequest | None = None,
+    comment: Comment | None = None,
+    retry_of: TestRun | None = None,
+    text: str = "",
+) -> TestRun:
+    """A queued run, its first line in the trail, and the wish for a comment and a status, in one transaction."""
+    with transaction.atomic():
+        run = TestRun.objects.create(
+            repository=repository,
+            pull_request=pull_request,
+            comment=comment,
+            retry_of=retry_of,
+            sha=sha,
+            ref=ref,
+            stages=list(stages),
+            requested_by=requested_by[:255],
+            trusted=trusted,
+        )
+        lifecycle.note(run, State.QUEUED, text)
+        lifecycle.run_moved.send(sender=TestRun, run=run)
+        # In the same transaction: the queue is a table too.
+        async_task("runs.tasks.dispatch")
+    return run
+
+
+def sweep(limit: int = 200) -> int:
+    """Handle what nobody has: a lost signal, a worker that died, a forge that did not answer. Returns how many."""
+    now = timezone.now()
+    waiting = Comment.objects.filter(outcome="").exclude(next_try_at__gt=now).exclude(seen_at__gt=now - timedelta(seconds=2))
+    numbers = list(waiting.order_by("created_at").values_list("pk", flat=True)[:limit])
+    for number in numbers:
+        try:
+            handle(number)
+        except Exception as error:
+            # One odd comment is not to stop the others for ever.
+            log.exception("comment %s", number)
+            _later(Comment.objects.get(pk=number), error)
+    return len(numbers)

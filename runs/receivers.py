@@ -1,0 +1,9 @@
+"""What runs does when enrollment has stored a comment: it is put into the queue."""
+
+from __future__ import annotations
+
+from django_q.tasks import async_task
+
+
+def on_comment(sender: object, comment_id: int, **kwargs: object) -> None:
+    async_task("runs.tasks.handle_comment", comment_id)

@@ -1,0 +1,228 @@
+"""A run as Markdown for the forge. Pure: a run with its rows in, text out.
+
+Text from outside (logs, test names, messages) is data: it stands in fences that it cannot close, or with everything that
+means something to Markdown, and every `@` that would ping a person, made harmless.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from runs import chatops
+from runs.models import CaseResult, StageResult, State, TestRun
+
+MARK = {
+    State.PASSED: "✅",
+    State.FAILED: "❌",
+    State.ERRORED: "⚠️",
+    State.TIMED_OUT: "⏱️",
+    State.CANCELLED: "🚫",
+    State.SUPERSEDED: "⏭️",
+    State.QUEUED: "🕓",
+    State.AWAITING_APPROVAL: "🕓",
+    State.STARTING: "🏃",
+    State.RUNNING: "🏃",
+}
+STAGE_MARK = {
+    "passed": "✅",
+    "failed": "❌",
+    "errored": "⚠️",
+    "skipped": "➖",
+    "not_applicable": "➖",
+    "not_run": "➖",
+    "running": "🏃",
+}
+HEADLINE = {
+    State.PASSED: "passed",
+    State.FAILED: "failed",
+    State.ERRORED: "could not be tested (our side, not the recipe's)",
+    State.TIMED_OUT: "took too long",
+    State.CANCELLED: "was cancelled",
+    State.SUPERSEDED: "was overtaken by a newer one",
+    State.QUEUED: "is waiting for its turn",
+    State.AWAITING_APPROVAL: "is waiting for approval",
+    State.STARTING: "is starting",
+    State.RUNNING: "is running",
+}
+#: Shown in full in a comment; the rest is on the page.
+FAILURES = 5
+TAIL_LINES = 30
+ZERO_WIDTH = "\u200b"
+
+
+def report(run: TestRun, *, ahead: int = 0, marker: str = "") -> str:
+    """The comment about a run. `ahead`: how many runs are before it. `marker`: the hidden id, put first."""
+    state = State(run.state)
+    parts = [f"<!-- {marker} -->"] if marker else []
+    parts.append(f"### {MARK[state]} The test of {plain(run.repository.name)} at `{run.short_sha}` {HEADLINE[state]}")
+    if state == State.QUEUED and ahead:
+        parts.append(f"{ahead} {'run is' if ahead == 1 else 'runs are'} ahead of it.")
+    if run.reason and state not in (State.PASSED,):
+        parts.append(plain(run.reason))
+    stages = list(run.stage_results.all())
+    if stages:
+        parts.append(stage_table(stages))
+    elif running := running_stages(run):
+        parts.append(running)
+    parts += failures(stages)
+    parts += [f"⚠️ {plain(text)}" for text in run.warnings]
+    parts.append(footer(run))
+    return "\n\n".join(parts) + "\n"
+
+
+def stage_table(stages: Sequence[StageResult]) -> str:
+    rows = ["| stage | result | tests | time |", "|---|---|---|---|"]
+    for stage in stages:
+        words = f"{STAGE_MARK.get(stage.status, '')} {stage.status.replace('_', ' ')}"
+        if stage.reason:
+            words += f": {plain(shorten(stage.reason, 200))}"
+        rows.append(f"| {plain(stage.name)} | {words} | {counts(stage.cases.all())} | {seconds(stage.seconds)} |")
+    return "\n".join(rows)
+
+
+def running_stages(run: TestRun) -> str:
+    """The stages of a run that has no results yet, from its trail."""
+    status = {name: "waiting" for name in run.stages}
+    for event in run.events.filter(attempt=run.attempt, kind__in=["stage_started", "stage_finished"]).order_by("id"):
+        if event.stage in status:
+            status[event.stage] = "running" if event.kind == "stage_started" else str(event.data.get("status", "done"))
+    if set(status.values()) == {"waiting"}:
+        return ""
+    rows = [f"| {name} | {STAGE_MARK.get(word, '')} {word.replace('_', ' ')} |" for name, word in status.items()]
+    return "\n".join(["| stage | result |", "|---|---|", *rows])
+
+
+def counts(cases: Iterable[CaseResult]) -> str:
+    statuses = [case.status for case in cases]
+    return (
+        ", ".join(f"{statuses.count(name)} {name}" for name in ("failed", "errored", "passed", "skipped") if name in statuses)
+        or "–"
+    )
+
+
+def failures(stages: Iterable[StageResult]) -> list[str]:
+    """The failing tests, each folded with its last lines."""
+    bad = [case for stage in stages for case in stage.cases.all() if case.status in ("failed", "errored")]
+    parts = []
+    for case in bad[:FAILURES]:
+        title = html(shorten(f"{case.file}::{case.name}" if case.file else case.name, 150))
+        parts.append(
+            f"<details><summary>❌ <code>{title}</code></summary>\n\n{fence(tail(case.output or case.message))}\n\n</details>"
+        )
+    if len(bad) > FAILURES:
+        parts.append(f"… and {len(bad) - FAILURES} more on the page.")
+    return parts
+
+
+def footer(run: TestRun) -> str:
+    who = f"Asked for by {plain(run.requested_by)}." if run.requested_by else ""
+    if run.active:
+        return f"[Follow it live]({run.url}). {who} Stop it: `{chatops.VERBS['cancel'].form}`".replace("  ", " ")
+    took = f" It took {seconds(run.seconds)}." if run.seconds else ""
+    return f"[Log and details]({run.url}).{took} {who} Run it again: `{chatops.VERBS['retry'].form}`".replace("  ", " ")
+
+
+# --- making text harmless
+
+
+def plain(text: str) -> str:
+    """Text from outside, on one line, with nothing that Markdown, HTML or a forge would act on."""
+    text = " ".join(text.split())
+    text = html(text)
+    text = re.sub(r"([\\`*_{}\[\]()#+!|~])", r"\\\1", text)
+    return defuse(text)
+
+
+def html(text: str) -> str:
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return defuse(text.replace("|", "&#124;").replace("`", "&#96;"))
+
+
+def defuse(text: str) -> str:
+    """No mention, no link to an issue, no control character."""
+    text = re.sub(r"@(?=\w)", "@" + ZERO_WIDTH, text)
+    text = re.sub(r"(?<![&\w])#(?=\d)", "#" + ZERO_WIDTH, text)
+    return "".join(char for char in text if char in "\n\t" or (char.isprintable() or char == ZERO_WIDTH))
+
+
+def fence(text: str) -> str:
+    """Text in a fence longer than any in it."""
+    text = defuse(text)
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    ticks = "`" * max(3, longest + 1)
+    return f"{ticks}text\n{text}\n{ticks}"
+
+
+def tail(text: str) -> str:
+    lines = [shorten(line, 300) for line in text.rstrip().splitlines()]
+    return "\n".join(lines[-TAIL_LINES:])
+
+
+def shorten(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def seconds(value: float | None) -> str:
+    if value is None:
+        return "–"
+    if value < 60:
+        return f"{value:.1f} s"
+    return f"{int(value) // 60} min {int(value) % 60} s"
+
+
+# --- replies
+
+
+def reply_help() -> str:
+    rows = [f"| `{entry.form}` | {entry.text} |" for entry in chatops.table()]
+    return "\n".join(["You can write, at the start of a line:", "", "| | |", "|---|---|", *rows])
+
+
+def reply_problem(problem: chatops.Problem) -> str:
+    return f"{problem.text} Nearest valid form:\n\n```\n{problem.nearest}\n```\n\nAll forms: `{chatops.VERBS['help'].form}`"
+
+
+def reply_edited() -> str:
+    return "Your comment was edited before I first saw it, so I do not know who wrote what. Please write the command in a new comment."
+
+
+def reply_outsider(repository: str) -> str:
+    return (
+        f"Thank you. Runs for {plain(repository)} can be asked for by its owner, members of its organisation and collaborators; "
+        "one of them may write the command here."
+    )
+
+
+def reply_needs_sha(sha: str, pull_url: str) -> str:
+    """The exact line to write, and where to look at what it would run."""
+    diff = f"{pull_url}/commits/{sha}"
+    return (
+        f"This code comes from a fork of somebody who is not a maintainer, and the forge does not tell whether it changed after your "
+        f"comment. Please look at [the changes up to that commit]({diff}), and if they are fine, write:\n\n```\n!testme {sha[:10]}\n```"
+    )
+
+
+def reply_unknown_sha(wanted: str, head: str) -> str:
+    return f"`{wanted}` is no commit of this pull request. The newest is:\n\n```\n!testme {head[:10]}\n```"
+
+
+def reply_ambiguous_sha(wanted: str, head: str) -> str:
+    return f"`{wanted}` does not name one commit; please write more digits:\n\n```\n!testme {head[:16]}\n```"
+
+
+def reply_closed() -> str:
+    return "This pull request is closed; I test open ones only."
+
+
+def reply_nothing(verb: str) -> str:
+    words = {"cancel": "There is no run to cancel.", "retry": "There is no run to repeat yet.", "status": "There is no run yet."}
+    return f"{words[verb]} Ask for one with:\n\n```\n{chatops.RUN.form}\n```"
+
+
+def reply_status(run: TestRun, ahead: int) -> str:
+    state = State(run.state)
+    text = f"{MARK[state]} The newest run, of `{run.short_sha}`, {HEADLINE[state]}."
+    if state == State.QUEUED and ahead:
+        text += f" {ahead} ahead of it."
+    return f"{text} [Details]({run.url})"

@@ -1,0 +1,300 @@
+"""Run -> comment, reaction, commit status: an outbox that compares what should stand on the forge with what was posted.
+
+`want_…` writes down a wish, inside the transaction that causes it. `send` makes one wish true. A crash between the forge's
+write and ours is covered by the hidden marker in each comment: when a write was begun and its end is not known, the
+forge is looked at before anything is written again.
+
+One comment per pull request: edited on the way, posted anew at the verdict (only new comments notify people), and the old one
+deleted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import random
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.conf import settings
+from django.utils import timezone
+from django_q.tasks import async_task
+
+from controlplane.leases import lease
+from controlplane.secrets import SecretUnreadable
+from enrollment.clients import client_for
+from enrollment.enrolling import refresh_repository
+from enrollment.forges.base import Forbidden, ForgeClient, ForgeError, NotFound, Rejected, RemoteComment, StatusState
+from enrollment.models import Comment, Repository
+from runs import render
+from runs.models import Report, State, TestRun
+
+log = logging.getLogger(__name__)
+
+MARKER = "cc-ci:"
+#: Between two edits of a comment that only tell how far a run is.
+EDIT_EVERY = timedelta(seconds=5)
+#: A forge that refused a commit status of a repository is not asked again for this long.
+ASK_STATUS_AGAIN = timedelta(days=1)
+LEASE_SECONDS = 120
+SEND_SECONDS = 30
+STATUS: dict[State, StatusState] = {
+    State.PASSED: "success",
+    State.FAILED: "failure",
+    State.TIMED_OUT: "failure",
+    State.ERRORED: "error",
+    State.CANCELLED: "error",
+    State.SUPERSEDED: "error",
+}
+
+
+# --- wishes
+
+
+def want_reaction(comment: Comment) -> None:
+    """👀 on the comment that asked."""
+    links = {"comment": comment, "pull_request": comment.pull_request, "repository": comment.pull_request.repository}
+    _want(f"reaction:{comment.pk}", Report.Kind.REACTION, {"content": "eyes"}, "", **links)
+
+
+def want_reply(comment: Comment, text: str) -> None:
+    """A reply to a comment, once."""
+    marker = f"{MARKER}reply:{comment.forge_comment_id}"
+    body = f"<!-- {marker} -->\n@{comment.author_login}: {text}\n"
+    links = {"comment": comment, "pull_request": comment.pull_request, "repository": comment.pull_request.repository}
+    _want(f"reply:{comment.pk}", Report.Kind.REPLY, {"body": body}, marker, **links)
+
+
+def want_run(run: TestRun) -> None:
+    """The pull request's comment and the commit's status, as the run stands now; an older run's news are no news."""
+    if (
+        run.pull_request_id
+        and not TestRun.objects.filter(pull_request=run.pull_request_id, created_at__gt=run.created_at).exists()
+    ):
+        phase = "live" if run.active else "verdict"
+        marker = f"{MARKER}run:{run.id}:{phase}"
+        body = render.report(run, ahead=ahead_of(run), marker=marker)
+        links = {"run": run, "pull_request": run.pull_request, "repository": run.repository}
+        _want(f"run:{run.pull_request_id}", Report.Kind.RUN, {"body": body, "phase": phase}, marker, **links)
+    if not TestRun.objects.filter(repository=run.repository_id, sha=run.sha, created_at__gt=run.created_at).exists():
+        state = STATUS.get(State(run.state), "pending")
+        description = f"The test {render.HEADLINE[State(run.state)]}."
+        wanted = {"sha": run.sha, "state": state, "description": description, "target_url": run.url}
+        links = {"run": run, "pull_request": run.pull_request, "repository": run.repository}
+        _want(f"status:{run.repository_id}:{run.sha}", Report.Kind.STATUS, wanted, "", **links)
+
+
+def on_run_moved(sender: object, run: TestRun, **kwargs: object) -> None:
+    """Receiver of `lifecycle.run_moved`: in the transaction of the move."""
+    want_run(run)
+
+
+def ahead_of(run: TestRun) -> int:
+    """How many waiting runs are before this one."""
+    return TestRun.objects.filter(state=State.QUEUED, created_at__lt=run.created_at).count()
+
+
+def _want(key: str, kind: Report.Kind, wanted: dict[str, Any], marker: str, **links: Any) -> None:
+    digest = hashlib.sha256(json.dumps([kind, wanted, marker], sort_keys=True).encode()).hexdigest()
+    report, _ = Report.objects.get_or_create(key=key, defaults={"kind": kind, **links})
+    if report.wanted_digest == digest:
+        return
+    now = timezone.now()
+    due = now
+    if wanted.get("phase") == "live" and report.posted_at:
+        due = max(now, report.posted_at + EDIT_EVERY)
+    Report.objects.filter(pk=report.pk).update(
+        wanted=wanted, wanted_digest=digest, marker=marker, next_try_at=due, tries=0, given_up=False, last_error="", **links
+    )
+    if due == now:
+        async_task("runs.tasks.send_report", report.pk)
+
+
+# --- making them true
+
+
+def send_due() -> str:
+    """Send what is due. Returns how much."""
+    deadline = time.monotonic() + SEND_SECONDS
+    due = Report.objects.filter(next_try_at__lte=timezone.now()).order_by("next_try_at").values_list("pk", flat=True)
+    sent = 0
+    for number in list(due[:500]):
+        if time.monotonic() > deadline:
+            break
+        sent += send(number)
+    return f"{sent} sent"
+
+
+def send(report_id: int) -> bool:
+    """Make one wish true, if it is due and nobody else is at it. Returns whether it stands on the forge now."""
+    with lease(f"report:{report_id}", LEASE_SECONDS) as held:
+        if held is None:
+            return False
+        report = Report.objects.select_related("repository__forge", "pull_request", "comment", "run").filter(pk=report_id).first()
+        if report is None or report.next_try_at is None or report.next_try_at > timezone.now():
+            return False
+        forge = report.repository.forge
+        if forge.backoff_until and forge.backoff_until > timezone.now():
+            # It was just seen to be down: what is asked of it waits, so that it comes back the sooner.
+            Report.objects.filter(pk=report.pk).update(next_try_at=forge.backoff_until)
+            return False
+        try:
+            SENDERS[Report.Kind(report.kind)](report, client_for(forge))
+        except (ForgeError, SecretUnreadable) as error:
+            _failed(report, error)
+            return False
+    return True
+
+
+def _done(report: Report, **fields: Any) -> None:
+    """It stands there as it was wanted when we began; if more is wanted since, that stays due."""
+    now = timezone.now()
+    rows = Report.objects.filter(pk=report.pk)
+    rows.update(posted_digest=report.wanted_digest, attempted_digest="", posted_at=now, last_error="", tries=0, **fields)
+    rows.filter(wanted_digest=report.wanted_digest).update(next_try_at=None)
+
+
+def _failed(report: Report, error: Exception) -> None:
+    wait = min(5 * 2 ** min(report.tries, 10), 900) * random.uniform(0.75, 1.25)  # noqa: S311
+    text = str(error)
+    if isinstance(error, ForgeError):
+        text = f"{error}. {error.advice}"
+        wait = max(wait, min(error.retry_after or 0, 3600))
+    if isinstance(error, NotFound):
+        try:
+            refresh_repository(report.repository, client_for(report.repository.forge))  # renamed: found at the next try
+        except (ForgeError, SecretUnreadable):
+            pass
+    # Nobody is waiting for a reaction or a status that may not be: one line in the admin, and no more requests. A comment is
+    # what people wait for, and is tried for some days.
+    small = report.kind in (Report.Kind.REACTION, Report.Kind.STATUS)
+    over = (small and isinstance(error, Forbidden | NotFound | Rejected) and report.tries >= 1) or report.tries >= 300
+    over = over or (small and isinstance(error, Forbidden))
+    log.log(logging.DEBUG if small else logging.WARNING, "%s: %s", report, text)
+    Report.objects.filter(pk=report.pk).update(
+        tries=report.tries + 1,
+        last_error=text[:2000],
+        given_up=over,
+        next_try_at=None if over else timezone.now() + timedelta(seconds=wait),
+    )
+
+
+def _begin(report: Report) -> None:
+    """Write down that a write is about to happen: from now on its end is unknown until `_done`."""
+    Report.objects.filter(pk=report.pk).update(attempted_digest=report.wanted_digest)
+
+
+def _send_reaction(report: Report, client: ForgeClient) -> None:
+    assert report.comment is not None
+    row = report.repository
+    client.react(row.owner, row.name, report.comment.forge_comment_id, report.wanted["content"])
+    _done(report)
+
+
+def _send_status(report: Report, client: ForgeClient) -> None:
+    row, wanted = report.repository, report.wanted
+    if row.status_refused_at and row.status_refused_at > timezone.now() - ASK_STATUS_AGAIN:
+        raise Forbidden("the forge refused a status of this repository a short while ago")
+    try:
+        client.set_status(
+            row.owner,
+            row.name,
+            wanted["sha"],
+            state=wanted["state"],
+            context=settings.CC_CI.status_context,
+            description=wanted["description"],
+            target_url=wanted["target_url"],
+        )
+    except Forbidden:
+        Repository.objects.filter(pk=row.pk).update(status_refused_at=timezone.now())
+        raise
+    _done(report)
+
+
+def _send_reply(report: Report, client: ForgeClient) -> None:
+    assert report.comment is not None
+    if not report.posted_id:
+        _post(report, client, report.comment.created_at)
+        _remove_doubles(report, client, report.marker, report.comment.created_at)
+    _done(report)
+
+
+def _send_run(report: Report, client: ForgeClient) -> None:
+    assert report.run is not None
+    row, wanted = report.repository, report.wanted
+    anew = wanted["phase"] == "verdict" and settings.CC_CI.verdict == "post" and report.posted_marker != report.marker
+    if report.posted_id and not anew and not _edit(report, client):
+        anew = True  # somebody deleted it; people wait for it all the same
+    if report.posted_id is None or anew:
+        _post(report, client, report.run.created_at)
+    else:
+        Report.objects.filter(pk=report.pk).update(posted_marker=report.marker)
+    for number in report.stale_ids:
+        _delete(report, client, number)
+    if wanted["phase"] == "verdict":
+        _remove_doubles(report, client, f"{MARKER}run:", report.run.created_at)
+    _done(report, stale_ids=[])
+
+
+def _edit(report: Report, client: ForgeClient) -> bool:
+    """Edit the comment that stands there. Returns False when it is gone."""
+    assert report.posted_id is not None
+    row = report.repository
+    try:
+        client.edit_comment(row.owner, row.name, report.posted_id, report.wanted["body"])
+    except NotFound:
+        return False
+    return True
+
+
+def _delete(report: Report, client: ForgeClient, comment_id: int) -> None:
+    try:
+        client.delete_comment(report.repository.owner, report.repository.name, comment_id)
+    except NotFound:
+        pass  # an earlier try, or a person, was first
+
+
+def _post(report: Report, client: ForgeClient, since: datetime) -> None:
+    """Post the wanted comment, unless an earlier try did and died before it could say so."""
+    assert report.pull_request is not None
+    row = report.repository
+    found = None
+    if report.attempted_digest:
+        found = next((c for c in _own_comments(report, client, since) if report.marker in c.body), None)
+    if found is not None:
+        if found.body.replace("\r\n", "\n").strip() != report.wanted["body"].strip():
+            client.edit_comment(row.owner, row.name, found.id, report.wanted["body"])
+        posted = found.id
+    else:
+        _begin(report)
+        posted = client.post_comment(row.owner, row.name, report.pull_request.number, report.wanted["body"]).id
+    # The one that stood there before is to go; written down in the same step, so that a crash forgets neither.
+    stale = [*report.stale_ids, report.posted_id] if report.posted_id else report.stale_ids
+    report.posted_id, report.stale_ids = posted, stale
+    Report.objects.filter(pk=report.pk).update(posted_id=posted, posted_marker=report.marker, stale_ids=stale)
+
+
+def _own_comments(report: Report, client: ForgeClient, since: datetime) -> list[RemoteComment]:
+    assert report.pull_request is not None
+    row = report.repository
+    since -= timedelta(minutes=5)  # our clock and the forge's
+    comments = client.pull_comments(row.owner, row.name, report.pull_request.number, since)
+    return [comment for comment in comments if comment.author.id == row.forge.bot_id]
+
+
+def _remove_doubles(report: Report, client: ForgeClient, marker: str, since: datetime) -> None:
+    """Delete our other comments with this marker: a worker that was held up for longer than its lease may have posted one."""
+    for comment in _own_comments(report, client, since):
+        if comment.id != report.posted_id and f"<!-- {marker}" in comment.body:
+            _delete(report, client, comment.id)
+
+
+SENDERS: dict[Report.Kind, Callable[[Report, ForgeClient], None]] = {
+    Report.Kind.REACTION: _send_reaction,
+    Report.Kind.STATUS: _send_status,
+    Report.Kind.REPLY: _send_reply,
+    Report.Kind.RUN: _send_run,
+}

@@ -1,0 +1,102 @@
+"""What the harness told -> rows. Each take-over may be repeated: events are unique by their number, results by their stage."""
+
+from __future__ import annotations
+
+from django.db import transaction
+
+from runs import lifecycle
+from runs.executors.base import Observation
+from runs.executors.local import LOG_BYTES
+from runs.harness.protocol import Event, Results, Verdict
+from runs.models import CaseResult, RunEvent, StageResult, State, TestRun
+
+EVENT_OF = {
+    Verdict.PASSED: "pass",
+    Verdict.FAILED: "fail",
+    Verdict.ERRORED: "error",
+    Verdict.CANCELLED: "cancel",
+    Verdict.TIMED_OUT: "time_out",
+}
+
+
+def take_over(run: TestRun, seen: Observation) -> None:
+    """Write down new events and log lines, with how far we got, in one transaction."""
+    if not seen.events and not seen.log:
+        return
+    with transaction.atomic():
+        locked = TestRun.objects.select_for_update().get(pk=run.pk)
+        if (locked.attempt, locked.event_seq, locked.log_offset) != (run.attempt, run.event_seq, run.log_offset):
+            run.refresh_from_db()
+            return  # another worker was first
+        RunEvent.objects.bulk_create([_row(run, event) for event in seen.events], ignore_conflicts=True)
+        run.event_seq = max([run.event_seq, *(event.seq for event in seen.events)])
+        run.log = (run.log + seen.log)[-LOG_BYTES:]
+        run.log_offset = seen.log_offset
+        run.save(update_fields=["event_seq", "log", "log_offset"])
+        if any(event.kind in ("stage_started", "stage_finished") for event in seen.events):
+            lifecycle.run_moved.send(sender=TestRun, run=run)
+
+
+def _row(run: TestRun, event: Event) -> RunEvent:
+    return RunEvent(
+        run=run,
+        at=event.at,
+        kind=event.kind[:30],
+        stage=event.stage[:20],
+        text=_storable(event.text, 2000),
+        data=event.data,
+        attempt=run.attempt,
+        seq=event.seq,
+    )
+
+
+def conclude(run: TestRun, results: Results) -> bool:
+    """The end of a run: stages, cases and the move to its last state in one transaction. Returns whether it was ours."""
+    event, reason = EVENT_OF[results.verdict], results.reason
+    if results.verdict is Verdict.CANCELLED and run.stop_wanted:
+        event = "supersede" if run.stop_wanted == State.SUPERSEDED else "cancel"
+        reason = run.stop_reason or reason
+    with transaction.atomic():
+        run.stage_results.all().delete()
+        for order, stage in enumerate(results.stages):
+            row = StageResult.objects.create(
+                run=run,
+                name=stage.name[:20],
+                order=order,
+                status=stage.status,
+                reason=_storable(stage.reason, 4000),
+                seconds=stage.seconds,
+                started_at=stage.started,
+                finished_at=stage.finished,
+            )
+            CaseResult.objects.bulk_create(
+                CaseResult(
+                    stage=row,
+                    name=_storable(case.name, 500),
+                    file=_storable(case.file, 500),
+                    status=case.status,
+                    seconds=case.seconds,
+                    message=_storable(case.message, 4000),
+                    output=_storable(case.output, 20000),
+                )
+                for case in stage.cases
+            )
+        moved = lifecycle.move(
+            run,
+            event,
+            reason,
+            fence=run.attempt,
+            reason=_storable(reason, 4000),
+            deployer=results.deployer[:20],
+            sandbox=results.sandbox[:50],
+            warnings=[_storable(text, 1000) for text in results.warnings],
+            teardown=results.teardown.model_dump(),
+        )
+        if not moved:
+            transaction.set_rollback(True)
+    return moved
+
+
+def _storable(text: str, limit: int) -> str:
+    """Text from a recipe, as a database can hold it."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()[:limit]
