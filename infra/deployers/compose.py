@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,8 +95,11 @@ class Recipe:
         key = f"coop-cloud.{self.env.get('STACK_NAME', '')}.version"
         return next((v for s in self.services if (v := self.labels(s).get(key, ""))), "")
 
-    def web(self) -> tuple[str, int] | None:
-        """The service and port that answer the web: by traefik's label, else by a published port; `app` goes first."""
+    def web(self, known: Collection[int]) -> tuple[str, int] | None:
+        """The service and port that answer the web: by traefik's label, else a published port that is one of `known`.
+
+        `app` goes first.
+        """
         names = sorted(self.services, key=lambda name: (name != "app", name))
         for name in names:
             for key, value in self.labels(name).items():
@@ -106,7 +109,7 @@ class Recipe:
             for port in self.services[name].get("ports") or []:
                 target = str(port.get("target", "")) if isinstance(port, dict) else str(port).rpartition(":")[2]
                 target = target.partition("/")[0]
-                if target.isdigit():
+                if target.isdigit() and int(target) in known:
                     return name, int(target)
         return None
 
@@ -144,16 +147,17 @@ class Recipe:
         return result
 
 
-def environment(context: Context) -> dict[str, str]:
+def environment(context: Context, checkout: Path | None = None) -> dict[str, str]:
     """What a recipe's files may refer to: its sample, the versions that abra.sh exports, and the run's own names.
 
     abra.sh is a program of strangers: its plain `export X_VERSION=v1` lines are read, nothing is run.
     """
+    checkout = checkout or context.checkout
     env: dict[str, str] = {}
-    for line in _env_text(context.checkout).splitlines():
+    for line in _env_text(checkout).splitlines():
         if match := _ASSIGNMENT.match(line):
             env[match[1]] = _unquote(match[2])
-    for match in _EXPORT.finditer(_text(context.checkout, "abra.sh")):
+    for match in _EXPORT.finditer(_text(checkout, "abra.sh")):
         env[match[1]] = match[3]
     env.update(STACK_NAME=context.stack, DOMAIN=context.domain, LETS_ENCRYPT_ENV="")
     return env

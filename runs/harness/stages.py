@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.deployers.base import Context, Deployer, probe
+from infra.deployers.base import Context, Deployer, Deployment, probe
 from runs.harness import owntests
 from runs.harness.events import Journal
 from runs.harness.owntests import Outcome
@@ -15,7 +15,7 @@ from runs.harness.protocol import STAGES, CaseResult
 from runs.harness.watch import Watch
 
 #: How long an app without a web port has to stay up before it counts as installed.
-QUIET_SECONDS = 3.0
+QUIET_SECONDS = 2.0
 
 
 @dataclass
@@ -75,7 +75,7 @@ def _generic(run: Run) -> CaseResult:
         problem = _quiet(run)
     state = run.deployer.state()
     if not problem and not state.settled:
-        problem = f"Not everything runs any more: {state}."
+        problem = f"Not everything runs any more: {state}. {_problems(state)}".strip()
     return CaseResult(
         name=name,
         file="generic",
@@ -98,8 +98,12 @@ def _quiet(run: Run) -> str:
             if service.restarts > restarts.get(service.name, 0):
                 return f"The service {service.name} was started anew: {service.problem or 'it had ended'}."
         if not state.settled:
-            return f"Not everything runs any more: {state}."
+            return f"Not everything runs any more: {state}. {_problems(state)}".strip()
     return ""
+
+
+def _problems(state: Deployment) -> str:
+    return " ".join(f"{service.name}: {service.problem}." for service in state.services if service.problem)
 
 
 #: Stage by stage: what to run, or None for one that is still to be written.

@@ -1,0 +1,99 @@
+"""The docker command, with a timeout on every call and errors in words."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from typing import Any
+
+from infra.deployers.base import DeployError
+
+LABEL_INSTALLATION = "cc-ci.installation"
+LABEL_RUN = "cc-ci.run"
+LABEL_KEEP = "cc-ci.keep"
+LABEL_DEPLOYMENT = "cc-ci.deployment"
+
+#: What can carry our labels, in the order in which it is removed.
+KINDS = ("service", "container", "network", "volume", "config", "secret")
+
+
+def call(*arguments: str, timeout: float = 30.0, given: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run docker. Raises DeployError when there is none or when it hangs; a failure is for the caller to judge."""
+    env = {key: value for key, value in os.environ.items() if key in ("PATH", "HOME") or key.startswith("DOCKER_")}
+    try:
+        return subprocess.run(
+            ["docker", *arguments],
+            env={**env, "LC_ALL": "C"},
+            input=given,
+            stdin=subprocess.DEVNULL if given is None else None,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+        )
+    except FileNotFoundError as error:
+        raise DeployError("tool_missing", "There is no docker command here.", "Install Docker.") from error
+    except subprocess.TimeoutExpired as error:
+        said = f"docker {' '.join(arguments[:2])} did not end within {timeout:g} s."
+        raise DeployError("tool_failed", said, "Look at the Docker daemon's log.") from error
+
+
+def docker(*arguments: str, timeout: float = 30.0, given: str | None = None) -> str:
+    """Run docker: its output. Raises DeployError tool_failed with docker's own words."""
+    done = call(*arguments, timeout=timeout, given=given)
+    if done.returncode:
+        raise DeployError("tool_failed", f"docker {' '.join(arguments[:2])}: {last_line(done.stderr)}")
+    return done.stdout
+
+
+def last_line(text: str) -> str:
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no word of why")
+
+
+def ids(kind: str, *labels: str) -> list[str]:
+    """The ids of all things of a kind that carry all these labels (`key` or `key=value`)."""
+    command = ["ps", "--all"] if kind == "container" else [kind, "ls"]
+    return docker(*command, "--quiet", *(f"--filter=label={label}" for label in labels)).split()
+
+
+def inspect(kind: str, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The full truth about things; those that have gone meanwhile are left out."""
+    if not names:
+        return []
+    command = ["inspect", "--type=container"] if kind == "container" else [kind, "inspect"]
+    done = call(*command, *names)
+    try:
+        found = json.loads(done.stdout or "[]")
+    except ValueError as error:
+        raise DeployError("tool_failed", f"docker {kind} inspect: {last_line(done.stderr)}") from error
+    return [item for item in found if isinstance(item, dict)]
+
+
+def labels_of(kind: str, item: dict[str, Any]) -> dict[str, str]:
+    """The labels of an inspected thing, which each kind keeps somewhere else."""
+    if kind == "container":
+        item = item.get("Config") or {}
+    elif kind in ("service", "config", "secret"):
+        item = item.get("Spec") or {}
+    return item.get("Labels") or {}
+
+
+def swarm_problem() -> str:
+    """Why there is no Docker Swarm to deploy to; empty when there is one."""
+    if not shutil.which("docker"):
+        return "There is no docker command here."
+    try:
+        done = call("info", "--format", "{{json .Swarm}}", timeout=10)
+        swarm = json.loads(done.stdout or "null") or {}
+    except (DeployError, ValueError) as error:
+        return f"Docker does not answer: {error}"
+    if not swarm.get("LocalNodeState"):
+        return f"Docker does not answer: {last_line(done.stderr)}."
+    if swarm["LocalNodeState"] != "active":
+        return "This machine's Docker is in no swarm."
+    if not swarm.get("ControlAvailable"):
+        return "This machine's Docker is no manager of its swarm."
+    return ""

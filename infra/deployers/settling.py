@@ -1,0 +1,227 @@
+"""Whether a stack has come to rest, and if not, whether it ever will."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from infra.deployers.base import DeployError, Service
+from infra.deployers.docker_cli import LABEL_DEPLOYMENT, call
+
+#: So often may a service's tasks fail before it is given up. Apps that start before their database fail a few times.
+MOST_FAILURES = 5
+#: Swarm kills a task whose health check stays red. Once may be a slow start.
+MOST_UNHEALTHY = 2
+#: Looks in a row at a task that no node takes, before we believe it.
+MOST_HOMELESS = 20
+
+_MISSING = ("No such image", "pull access denied", "manifest unknown", "manifest for", "repository does not exist")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One line of `docker stack ps`."""
+
+    id: str
+    service: str
+    desired: str
+    state: str
+    error: str
+
+    @property
+    def failed(self) -> bool:
+        return self.state in ("Failed", "Rejected")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a service was asked to be, to see later whether a deployment changed it."""
+
+    template: str
+    update: str  #: when its last update began; empty without one
+
+
+@dataclass
+class Look:
+    """A stack at one moment."""
+
+    services: list[Service]
+    specs: dict[str, Spec]
+    marks: dict[str, str]  #: which deployment each service's spec is from
+    updates: dict[str, Mapping[str, Any]]
+    tasks: list[Task]
+    version: str
+
+
+def specs(services: list[dict[str, Any]]) -> dict[str, Spec]:
+    """The specs of inspected services, by their name in the swarm."""
+    return {service["Spec"]["Name"]: _spec(service) for service in services}
+
+
+def _spec(service: dict[str, Any]) -> Spec:
+    template = json.dumps(service["Spec"].get("TaskTemplate"), sort_keys=True)
+    return Spec(template, str((service.get("UpdateStatus") or {}).get("StartedAt", "")))
+
+
+def look(stack: str, services: list[dict[str, Any]]) -> Look:
+    """Ask docker about the tasks and containers of these inspected services."""
+    tasks = _tasks(stack)
+    health = _health(stack)
+    short = {service["Spec"]["Name"]: service["Spec"]["Name"].removeprefix(f"{stack}_") for service in services}
+    seen = [_service(short[service["Spec"]["Name"]], service, tasks, health) for service in services]
+    label = f"coop-cloud.{stack}.version"
+    labels = {service["Spec"]["Name"]: service["Spec"].get("Labels") or {} for service in services}
+    return Look(
+        services=seen,
+        specs=specs(services),
+        marks={name: str(own.get(LABEL_DEPLOYMENT, "")) for name, own in labels.items()},
+        updates={s["Spec"]["Name"]: s.get("UpdateStatus") or {} for s in services},
+        tasks=tasks,
+        version=next((own[label] for own in labels.values() if label in own), ""),
+    )
+
+
+def _tasks(stack: str) -> list[Task]:
+    done = call("stack", "ps", "--no-trunc", "--format", "{{json .}}", stack)
+    tasks = []
+    for line in done.stdout.splitlines():
+        row = json.loads(line)
+        service = str(row["Name"]).lstrip(" \\_").rpartition(".")[0]  # former tasks of a slot are drawn as a tree
+        state = str(row["CurrentState"]).partition(" ")[0]
+        tasks.append(Task(row["ID"], service, row["DesiredState"], state, row["Error"]))
+    return tasks
+
+
+def _health(stack: str) -> dict[str, str]:
+    """The health of each running task by its id, from docker's own status line."""
+    form = '{{.Label "com.docker.swarm.task.id"}} {{.Status}}'
+    done = call("ps", "--no-trunc", f"--filter=label=com.docker.stack.namespace={stack}", "--format", form)
+    health = {}
+    for line in done.stdout.splitlines():
+        task, _, status = line.partition(" ")
+        for word, meaning in (("(healthy)", "healthy"), ("(unhealthy)", "unhealthy"), ("(health: starting)", "starting")):
+            if word in status:
+                health[task] = meaning
+    return health
+
+
+def _service(name: str, service: dict[str, Any], tasks: list[Task], health: dict[str, str]) -> Service:
+    spec = service["Spec"]
+    own = [task for task in tasks if task.service == spec["Name"]]
+    wanted_tasks = [task for task in own if task.desired == "Running"]
+    mode = spec.get("Mode") or {}
+    wanted = int((mode.get("Replicated") or {}).get("Replicas", 1)) if "Replicated" in mode else max(len(wanted_tasks), 1)
+    running = sum(task.state == "Running" for task in wanted_tasks)
+    restart = ((spec.get("TaskTemplate") or {}).get("RestartPolicy") or {}).get("Condition", "any")
+    if restart != "any" and running < wanted:  # a job that has done its work
+        running = min(wanted, running + sum(task.state == "Complete" for task in own))
+    problem = next((task.error.removeprefix("task: ") for task in own if task.error), "")
+    return Service(
+        name,
+        wanted=wanted,
+        running=running,
+        restarts=sum(task.failed for task in own),
+        health=_worst([health[task.id] for task in wanted_tasks if task.id in health]),
+        image=str(((spec.get("TaskTemplate") or {}).get("ContainerSpec") or {}).get("Image", "")),
+        problem=problem,
+    )
+
+
+def _worst(found: list[str]) -> Literal["", "starting", "healthy", "unhealthy"]:
+    if "unhealthy" in found:
+        return "unhealthy"
+    if "starting" in found:
+        return "starting"
+    return "healthy" if found else ""
+
+
+@dataclass
+class Settler:
+    """Judges looks in a row, and remembers the failures that swarm forgets.
+
+    `mark` is the number of this deployment, `before` the specs before it, `words` gives a service's last words.
+    """
+
+    mark: str
+    before: Mapping[str, Spec]
+    words: Callable[[str], str]
+    _failed: dict[str, dict[str, Task]] = field(default_factory=dict)
+    _homeless: dict[str, int] = field(default_factory=dict)
+    _old: set[str] | None = None
+
+    def judge(self, look: Look) -> bool:
+        """True when everything is as asked for. Raises DeployError when it will never be."""
+        if self._old is None:  # failures of an earlier deployment are not this one's
+            self._old = {task.id for task in look.tasks if task.failed} if self.before else set()
+        rolled_back = self._rolled_back(look)
+        self._give_up(look)
+        if rolled_back:
+            raise rolled_back
+        if not look.services:
+            return False
+        updated = all(self._updated(name, look) for name in look.specs)
+        return updated and all(s.running == s.wanted and s.health in ("", "healthy") for s in look.services)
+
+    def _updated(self, name: str, look: Look) -> bool:
+        """Whether a changed service has got through its update: the right number of tasks may still be the old ones."""
+        before, now = self.before.get(name), look.specs[name]
+        status = look.updates[name].get("State", "")
+        if before is None or before.template == now.template:
+            return status not in ("updating", "rollback_started")
+        return status == "completed" and now.update != before.update
+
+    def _rolled_back(self, look: Look) -> DeployError | None:
+        """Swarm puts the former spec back, labels included, while the former task answers every health check."""
+        for name, mark in look.marks.items():
+            status = str(look.updates[name].get("State", ""))
+            moved = look.specs[name].update != (self.before[name].update if name in self.before else "")
+            if mark != self.mark or (moved and status.startswith("rollback")):
+                service = _short(name)
+                if status == "rollback_started":  # let it end, or its teardown meets half of each version
+                    return None
+                problem = next((s.problem for s in look.services if s.name == service and s.problem), "")
+                return DeployError(
+                    "rolled_back",
+                    f"Swarm rolled {service} back to the former version without a word"
+                    f"{': ' + problem if problem else ''}. What answers is the old one.{self.words(service)}",
+                    "See why the new version's tasks fail.",
+                )
+            if moved and status == "paused":
+                message = str(look.updates[name].get("Message", ""))
+                raise DeployError("never_healthy", f"Swarm paused the update of {_short(name)}: {message}.")
+        return None
+
+    def _give_up(self, look: Look) -> None:
+        for task in look.tasks:
+            service = _short(task.service)
+            if task.failed and task.id not in (self._old or ()):
+                self._failed.setdefault(service, {})[task.id] = task
+            homeless = task.state == "Pending" and "no suitable node" in task.error
+            self._homeless[task.id] = self._homeless.get(task.id, 0) + 1 if homeless else 0
+            if self._homeless[task.id] > MOST_HOMELESS:
+                raise DeployError("no_node", f"No node of the swarm takes {service}: {task.error}.")
+        for service, failed in self._failed.items():
+            self._judge_failures(service, [task.error.removeprefix("task: ") for task in failed.values()], look)
+
+    def _judge_failures(self, service: str, errors: list[str], look: Look) -> None:
+        missing = next((error for error in errors if any(word in error for word in _MISSING)), "")
+        if missing:
+            raise DeployError("image_missing", f"The image of {service} is missing: {missing}.", "Check its name and tag.")
+        if sum("unhealthy" in error for error in errors) >= MOST_UNHEALTHY:
+            raise DeployError(
+                "never_healthy",
+                f"The health check of {service} never becomes green: Swarm killed {len(errors)} tasks for it."
+                f"{self.words(service)}",
+                "Try the health check's command inside the container.",
+            )
+        gone = not any(_short(t.service) == service and t.desired == "Running" for t in look.tasks)
+        if len(errors) >= MOST_FAILURES or gone:
+            raise DeployError(
+                "exits", f"The service {service} fails again and again: {errors[-1]}.{self.words(service)}", "See its log."
+            )
+
+
+def _short(name: str) -> str:
+    return name.partition("_")[2] or name

@@ -1,0 +1,77 @@
+"""Turns a recipe's documents into what is deployed: labelled as ours, nothing published, no foreign network. Pure."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from infra.deployers.compose import Recipe, as_mapping, external_name, inside
+
+
+def stackfiles(recipe: Recipe, labels: Mapping[str, str], with_proxy: bool) -> list[dict[str, Any]]:
+    """One document for each compose file, in their order.
+
+    Published ports are dropped, since two runs of a recipe would fight for them. Without a proxy its external network
+    becomes a private one of the stack. Files are named by their absolute path, and every `$` is doubled, because the
+    variables are filled in already.
+    """
+    result = []
+    for number, (_, original) in enumerate(recipe.documents):
+        document = {key: copy.deepcopy(value) for key, value in original.items() if not key.startswith("x-")}
+        document.setdefault("version", "3.8")
+        if number == 0:
+            networks = document.get("networks")
+            document["networks"] = {"default": {}, **(networks if isinstance(networks, dict) else {})}
+        for service in _section(document, "services").values():
+            _service(service, recipe, labels)
+        for kind in ("networks", "volumes", "configs", "secrets"):
+            for name, definition in _section(document, kind).items():
+                _definition(kind, name, definition, recipe, labels, with_proxy)
+        result.append(_escape(document))
+    return result
+
+
+def _section(document: dict[str, Any], key: str) -> dict[str, dict[str, Any]]:
+    """A section of the document with an empty mapping for what is only named."""
+    section = document.get(key)
+    if not isinstance(section, dict):
+        return {}
+    for name, value in section.items():
+        if not isinstance(value, dict):
+            section[name] = {}
+    return section
+
+
+def _service(service: dict[str, Any], recipe: Recipe, labels: Mapping[str, str]) -> None:
+    service.pop("ports", None)
+    service.pop("build", None)
+    for key in [key for key in service if key.startswith("x-")]:
+        del service[key]
+    service["labels"] = {**as_mapping(service.get("labels")), **labels}
+    deploy = service.get("deploy")
+    deploy = service["deploy"] = deploy if isinstance(deploy, dict) else {}
+    deploy["labels"] = {**as_mapping(deploy.get("labels")), **labels}
+    if files := service.get("env_file"):
+        service["env_file"] = [str(inside(recipe.checkout, str(file))) for file in ([files] if isinstance(files, str) else files)]
+
+
+def _definition(
+    kind: str, name: str, definition: dict[str, Any], recipe: Recipe, labels: Mapping[str, str], with_proxy: bool
+) -> None:
+    if external_name(name, definition):
+        if kind == "networks" and not with_proxy:
+            definition.clear()
+        else:
+            return
+    definition["labels"] = {**as_mapping(definition.get("labels")), **labels}
+    if kind in ("configs", "secrets") and (file := definition.get("file")):
+        definition["file"] = str(inside(recipe.checkout, str(file)))
+
+
+def _escape(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _escape(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_escape(value) for value in node]
+    return node.replace("$", "$$") if isinstance(node, str) else node
