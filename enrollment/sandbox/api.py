@@ -74,11 +74,13 @@ class Call:
         page, limit = self.number("page"), self.number("limit")
         return max(page, 1), min(limit, MAX_ITEMS) if limit > 0 else DEFAULT_ITEMS
 
-    def page(self, rows: Sequence[object], render: Callable[[Any], object], link_size: int = 0) -> Response:
+    def page(self, rows: Sequence[Any], render: Callable[[Any], object], link_size: int = 0, *, counted: bool = True) -> Response:
         """One page of a list with its headers. `link_size` is the page size that Link is computed with, which for the
-        search of issues is not the one asked for."""
+        search of issues is not the one asked for. Lists that are not `counted` have neither Link nor X-Total-Count."""
         page, size = self.window()
         shown = rows[(page - 1) * size : page * size]
+        if not counted:
+            return self.answer([render(row) for row in shown])
         headers = {"Access-Control-Expose-Headers": "X-Total-Count, Link", "X-Total-Count": str(len(rows))}
         if link := self._link(len(rows), page, link_size or size):
             headers["Link"] = link

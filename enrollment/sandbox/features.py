@@ -13,6 +13,7 @@ class Features:
     owner_filter: bool  # issues/search honours `owner` and answers 400 for an unknown one; else it ignores it silently
     comments_paged: Literal["none", "repo", "both"]  # which comment lists obey page and limit
     comments_counted: bool  # both comment lists carry X-Total-Count
+    all_lists_counted: bool  # else the lists of tags and hooks carry no X-Total-Count
     timeline: bool  # issues/{n}/timeline exists
     readers_set_status: bool  # a commit status needs no right to write
     collaborators_for_readers: bool  # else those routes answer 404 to all but admins of the repository
@@ -29,6 +30,7 @@ _GITEA_1_15 = Features(
     owner_filter=False,
     comments_paged="none",
     comments_counted=False,
+    all_lists_counted=False,
     timeline=False,
     readers_set_status=True,
     collaborators_for_readers=False,
@@ -44,6 +46,7 @@ _GITEA_1_22 = Features(
     owner_filter=True,
     comments_paged="repo",
     comments_counted=True,
+    all_lists_counted=True,
     timeline=True,
     readers_set_status=False,
     collaborators_for_readers=True,
@@ -59,6 +62,7 @@ _FORGEJO_13 = Features(
     owner_filter=True,
     comments_paged="both",
     comments_counted=True,
+    all_lists_counted=True,
     timeline=True,
     readers_set_status=False,
     collaborators_for_readers=True,

@@ -47,6 +47,8 @@ def resolve(folder: Path, ref: str) -> str:
     """The commit that a branch, tag, ref or SHA stands for, or an empty string."""
     if not ref or ref.startswith("-"):
         return ""
+    if ref.startswith("refs/heads/") and ".." not in ref and (folder / ref).is_file():
+        return (folder / ref).read_text().strip()  # the common case, without a process
     for name in (f"refs/heads/{ref}", f"refs/tags/{ref}", ref):
         try:
             return text(folder, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")

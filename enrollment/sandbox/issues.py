@@ -57,7 +57,9 @@ class IssueStore:
             row, source, now = self.repo(base), self.repo(head), self.now()
             number = self._number(row)
             sha = self._fetch_head(row, source, branch, number)
-            base_sha = git.text(self.folder(row), "rev-parse", "--verify", f"refs/heads/{base_branch}")
+            base_sha = git.resolve(self.folder(row), f"refs/heads/{base_branch}")
+            if not base_sha:
+                raise git.GitError(f"{row.full_name} has no branch {base_branch}")
             pull = Pull(
                 id=tables.next_id("issues"),
                 repo_id=row.id,
@@ -121,13 +123,25 @@ class IssueStore:
                     return issue
         raise LookupError(f"no issue {number} in {row.full_name}")
 
+    def pull(self, repo: Repo | str, number: int) -> Pull:
+        """A pull request by its number. Raises LookupError, also for a plain issue."""
+        issue = self.issue(repo, number)
+        if not isinstance(issue, Pull):
+            raise LookupError(f"{number} is no pull request")
+        return issue
+
     def _number(self, repo: Repo) -> int:
         return self.tables.next_id(f"numbers of {repo.id}")
 
     def _fetch_head(self, base: Repo, head: Repo, branch: str, number: int) -> str:
-        refspec = f"+refs/heads/{branch}:refs/pull/{number}/head"
-        git.git(self.folder(base), "fetch", "--quiet", "--no-tags", str(self.folder(head)), refspec)
-        return git.text(self.folder(base), "rev-parse", f"refs/pull/{number}/head")
+        source, target = f"refs/heads/{branch}", f"refs/pull/{number}/head"
+        tip = git.resolve(self.folder(head), source)
+        if base == head and tip:
+            git.git(self.folder(base), "update-ref", target, tip)
+        else:
+            command = ("fetch", "--quiet", "--no-tags", str(self.folder(head)), f"+{source}:{target}")
+            git.git(self.folder(base), *command)
+        return tip
 
     def _follow_head(self, pull: Pull, user: User) -> None:
         base, head = self.tables.repos[pull.repo_id], self.tables.repos.get(pull.head_repo_id)

@@ -295,9 +295,7 @@ def _write(page: _Page, repo: Repo, issue: Issue) -> Response:
 
 def _files(page: _Page, owner: str, name: str, number: str) -> Response:
     repo = page.forge.repo(f"{owner}/{name}")
-    pull = page.forge.issue(repo, int(number))
-    if not isinstance(pull, Pull):
-        raise LookupError(number)
+    pull = page.forge.pull(repo, int(number))
     span = f"{pull.merge_base}..{pull.head_sha}"
     content = _head(page, repo, pull, "/files") + changes(git.git(page.forge.folder(repo), "diff", span))
     return page.show(f"Files of #{number}", content, page.crumbs(repo, pull))

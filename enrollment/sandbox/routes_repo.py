@@ -57,7 +57,8 @@ def tags(call: Call) -> Response:
     form = "%1f".join(("%(refname:strip=2)", "%(objectname)", "%(*objectname)", "%(creatordate:iso-strict)", "%(subject)"))
     listing = ("for-each-ref", "--sort=-creatordate", f"--format={form}", "refs/tags")
     lines = git.text(call.forge.folder(repo), *listing).split("\n")
-    return call.page([line for line in lines if line], lambda line: call.render.tag(repo, line))
+    counted = call.forge.features.all_lists_counted
+    return call.page([line for line in lines if line], lambda line: call.render.tag(repo, line), counted=counted)
 
 
 @route("GET", ONE_REPO + "/raw/{path*}", "repository")
@@ -272,7 +273,8 @@ def _events(given: list[str]) -> list[str]:
 def hooks(call: Call) -> Response:
     """The hooks of a repository, for its admins only."""
     repo = call.repo(3)
-    return call.page([row for row in call.forge.tables.hooks.values() if row.repo_id == repo.id], call.render.hook)
+    rows = [row for row in call.forge.tables.hooks.values() if row.repo_id == repo.id]
+    return call.page(rows, call.render.hook, counted=call.forge.features.all_lists_counted)
 
 
 @route("POST", ONE_REPO + "/hooks", "repository", signed_in=True)
