@@ -1,8 +1,13 @@
 """All addresses."""
 
 from django.contrib import admin
-from django.urls import path
+from django.urls import include, path
+
+from controlplane import pages
 
 urlpatterns = [
+    path("", pages.start, name="start"),
+    path("healthz", pages.health, name="health"),
+    path("runs/", include("runs.urls")),
     path("admin/", admin.site.urls),
 ]

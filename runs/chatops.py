@@ -89,7 +89,7 @@ def _command_lines(body: str) -> Iterator[str]:
         return
     try:
         tokens = _blocks.parse(body)
-    except Exception:  # noqa: BLE001 - a parser of other people's is not to stop ours; what it cannot read is no command
+    except Exception:
         return
     for before, token in zip([None, *tokens], tokens, strict=False):
         # Level 1 is a paragraph that stands by itself: in a quote or a list it is deeper. A heading is one when it was made by a
@@ -111,7 +111,7 @@ def _lines_of(content: str) -> Iterator[str]:
         return
     try:
         children = _inlines.parseInline(content)[0].children or []
-    except Exception:  # noqa: BLE001
+    except Exception:
         return
     line, speaks = "", True  # `speaks`: the line began with plain text, not in the middle of code or HTML
     for child in [*children, Token("softbreak", "", 0)]:
@@ -137,7 +137,8 @@ def _parse_line(line: str) -> Command | Problem:
     # Telephones make one long dash of two short ones, and people put a space behind a comma.
     rest = " ".join(line.split()[1:]).replace("—", "--").replace("–", "--").replace(", ", ",").replace("=", " ")
     words = rest.split()
-    sha, extra, stages = "", False, DEFAULT_STAGES
+    sha, extra = "", False
+    stages: tuple[str, ...] = DEFAULT_STAGES
     if words and words[0].lower() in VERBS:
         if len(words) > 1:
             return Problem(f"{_quoted(words[0])} stands alone.", VERBS[words[0].lower()].form)

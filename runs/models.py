@@ -40,7 +40,7 @@ class TestRun(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     repository = models.ForeignKey(Repository, on_delete=models.CASCADE, related_name="runs")
     pull_request = models.ForeignKey(PullRequest, null=True, blank=True, on_delete=models.CASCADE, related_name="runs")
-    comment = models.OneToOneField(Comment, null=True, blank=True, on_delete=models.PROTECT, related_name="run")
+    comment = models.OneToOneField(Comment, null=True, blank=True, on_delete=models.CASCADE, related_name="run")
     retry_of = models.ForeignKey("self", null=True, blank=True, on_delete=models.SET_NULL, related_name="retries")
     requested_by = models.CharField(max_length=255)
     sha = models.CharField(max_length=64)

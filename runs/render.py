@@ -81,15 +81,20 @@ def stage_table(stages: Sequence[StageResult]) -> str:
     return "\n".join(rows)
 
 
-def running_stages(run: TestRun) -> str:
-    """The stages of a run that has no results yet, from its trail."""
-    status = {name: "waiting" for name in run.stages}
+def progress(run: TestRun) -> list[tuple[str, str]]:
+    """The stages of a run that has no results yet, each waiting, running, or what the harness said of it."""
+    status = dict.fromkeys(run.stages, "waiting")
     for event in run.events.filter(attempt=run.attempt, kind__in=["stage_started", "stage_finished"]).order_by("id"):
         if event.stage in status:
             status[event.stage] = "running" if event.kind == "stage_started" else str(event.data.get("status", "done"))
-    if set(status.values()) == {"waiting"}:
+    return list(status.items())
+
+
+def running_stages(run: TestRun) -> str:
+    status = progress(run)
+    if all(word == "waiting" for _, word in status):
         return ""
-    rows = [f"| {name} | {STAGE_MARK.get(word, '')} {word.replace('_', ' ')} |" for name, word in status.items()]
+    rows = [f"| {name} | {STAGE_MARK.get(word, '')} {plain(word.replace('_', ' '))} |" for name, word in status]
     return "\n".join(["| stage | result |", "|---|---|", *rows])
 
 
@@ -184,7 +189,10 @@ def reply_problem(problem: chatops.Problem) -> str:
 
 
 def reply_edited() -> str:
-    return "Your comment was edited before I first saw it, so I do not know who wrote what. Please write the command in a new comment."
+    return (
+        "Your comment was edited before I first saw it, so I do not know who wrote what. "
+        "Please write the command in a new comment."
+    )
 
 
 def reply_outsider(repository: str) -> str:
@@ -198,8 +206,9 @@ def reply_needs_sha(sha: str, pull_url: str) -> str:
     """The exact line to write, and where to look at what it would run."""
     diff = f"{pull_url}/commits/{sha}"
     return (
-        f"This code comes from a fork of somebody who is not a maintainer, and the forge does not tell whether it changed after your "
-        f"comment. Please look at [the changes up to that commit]({diff}), and if they are fine, write:\n\n```\n!testme {sha[:10]}\n```"
+        "This code comes from a fork of somebody who is not a maintainer, and the forge does not tell that it stayed the same "
+        f"after your comment. Please look at [that commit's changes]({diff}), and if they are fine, write:"
+        f"\n\n```\n!testme {sha[:10]}\n```"
     )
 
 

@@ -224,7 +224,7 @@ def _send_reply(report: Report, client: ForgeClient) -> None:
 
 def _send_run(report: Report, client: ForgeClient) -> None:
     assert report.run is not None
-    row, wanted = report.repository, report.wanted
+    wanted = report.wanted
     anew = wanted["phase"] == "verdict" and settings.CC_CI.verdict == "post" and report.posted_marker != report.marker
     if report.posted_id and not anew and not _edit(report, client):
         anew = True  # somebody deleted it; people wait for it all the same

@@ -1,0 +1,197 @@
+"""Runs, their trail, and what stands on the forge about them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.utils import timezone
+from django.utils.html import format_html
+from django_q.tasks import async_task
+from unfold.admin import ModelAdmin, TabularInline
+from unfold.decorators import action, display
+
+from controlplane.adminsite import ReadOnlyAdmin
+from controlplane.secrets import SecretUnreadable
+from enrollment.forges.base import ForgeError
+from enrollment.models import Repository
+from runs import lifecycle, starting
+from runs.models import CaseResult, Report, RunEvent, StageResult, State, TestRun
+
+STATE_LABELS = {
+    "passed": "success",
+    "failed": "danger",
+    "errored": "warning",
+    "timed out": "warning",
+    "cancelled": "info",
+    "superseded": "info",
+    "running": "primary",
+    "starting": "primary",
+}
+
+
+class ReadOnlyInline(TabularInline):
+    extra = 0
+    can_delete = False
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+class StageInline(ReadOnlyInline):
+    model = StageResult
+    fields = ("name", "status", "reason", "seconds")
+
+
+class EventInline(ReadOnlyInline):
+    model = RunEvent
+    fields = ("at", "attempt", "kind", "stage", "text")
+
+
+@admin.register(TestRun)
+class TestRunAdmin(ReadOnlyAdmin):
+    list_display = ("short_id", "repository", "pull_request", "short_sha", "result", "requested_by", "created_at", "took", "page")
+    list_filter = (
+        "state",
+        "repository__forge",
+        "repository",
+        "trusted",
+        "deployer",
+        "host",
+        ("created_at", admin.DateFieldListFilter),
+    )
+    search_fields = ("id", "sha", "requested_by", "repository__owner", "repository__name", "reason")
+    list_select_related = ("repository", "pull_request__repository")
+    date_hierarchy = "created_at"
+    inlines = [StageInline, EventInline]
+    exclude = ("log", "log_offset", "event_seq")
+    actions = ["run", "run_with_extra_tests", "cancel"]
+
+    @display(description="state", label=STATE_LABELS)
+    def result(self, run: TestRun) -> str:
+        return State(run.state).label
+
+    @display(description="took")
+    def took(self, run: TestRun) -> str:
+        return f"{run.seconds:.0f} s" if run.seconds is not None else ""
+
+    @display(description="page")
+    def page(self, run: TestRun) -> str:
+        return format_html('<a href="{}">open</a>', run.get_absolute_url())
+
+    @action(description="Run again")
+    def run(self, request: HttpRequest, queryset: QuerySet[TestRun]) -> None:
+        self._again(request, queryset, extra=False)
+
+    @action(description="Run again with extra tests")
+    def run_with_extra_tests(self, request: HttpRequest, queryset: QuerySet[TestRun]) -> None:
+        self._again(request, queryset, extra=True)
+
+    def _again(self, request: HttpRequest, queryset: QuerySet[TestRun], *, extra: bool) -> None:
+        _may_run(request)
+        for run in queryset:
+            new = starting.run_again(run, request.user.get_username(), extra=extra)
+            self.message_user(
+                request, format_html('<a href="{}">{}</a> is queued.', new.get_absolute_url(), new), messages.SUCCESS
+            )
+
+    @action(description="Cancel")
+    def cancel(self, request: HttpRequest, queryset: QuerySet[TestRun]) -> None:
+        _may_run(request)
+        who = request.user.get_username()
+        stopped = sum(lifecycle.want_stop(run, State.CANCELLED, f"cancelled in the admin by {who}") for run in queryset)
+        self.message_user(request, f"{stopped} of {queryset.count()} are being cancelled.")
+
+
+@admin.register(StageResult)
+class StageResultAdmin(ReadOnlyAdmin):
+    list_display = ("run", "name", "status", "seconds", "reason")
+    list_filter = ("name", "status", "run__repository")
+    search_fields = ("run__id", "reason")
+    list_select_related = ("run",)
+
+
+@admin.register(CaseResult)
+class CaseResultAdmin(ReadOnlyAdmin):
+    list_display = ("name", "file", "status", "seconds", "stage")
+    list_filter = ("status", "stage__name", "stage__run__repository")
+    search_fields = ("name", "file", "message")
+    list_select_related = ("stage__run",)
+
+
+@admin.register(RunEvent)
+class RunEventAdmin(ReadOnlyAdmin):
+    list_display = ("at", "run", "attempt", "kind", "stage", "text")
+    list_filter = ("kind", "stage", ("at", admin.DateFieldListFilter))
+    search_fields = ("run__id", "text")
+    list_select_related = ("run",)
+
+
+@admin.register(Report)
+class ReportAdmin(ReadOnlyAdmin):
+    list_display = ("key", "kind", "repository", "standing", "posted_at", "tries", "next_try_at", "trouble")
+    list_filter = ("kind", "given_up", "repository__forge", "repository")
+    search_fields = ("key", "last_error", "marker")
+    list_select_related = ("repository",)
+    actions = ["try_now"]
+
+    @display(description="stands", label={"as wanted": "success", "due": "info", "failing": "danger", "given up": "warning"})
+    def standing(self, report: Report) -> str:
+        if report.given_up:
+            return "given up"
+        if report.posted_digest == report.wanted_digest:
+            return "as wanted"
+        return "failing" if report.last_error else "due"
+
+    @display(description="trouble")
+    def trouble(self, report: Report) -> str:
+        return report.last_error[:120]
+
+    @action(description="Try now")
+    def try_now(self, request: HttpRequest, queryset: QuerySet[Report]) -> None:
+        for report in queryset:
+            if report.posted_digest != report.wanted_digest:
+                Report.objects.filter(pk=report.pk).update(next_try_at=timezone.now(), given_up=False)
+                async_task("runs.tasks.send_report", report.pk)
+        self.message_user(request, "They will be tried within some seconds.")
+
+
+def _may_run(request: HttpRequest) -> None:
+    """Looking at runs is one right, asking for them another."""
+    if not request.user.has_perm("runs.add_testrun"):
+        raise PermissionDenied("Asking for runs needs the permission to add test runs.")
+
+
+# --- actions on a repository: hung up here, since enrollment knows nothing of runs
+
+
+@action(description="Run the default branch")
+def run(model_admin: ModelAdmin, request: HttpRequest, queryset: QuerySet[Repository]) -> None:
+    _run(model_admin, request, queryset, extra=False)
+
+
+@action(description="Run the default branch with extra tests")
+def run_with_extra_tests(model_admin: ModelAdmin, request: HttpRequest, queryset: QuerySet[Repository]) -> None:
+    _run(model_admin, request, queryset, extra=True)
+
+
+def _run(model_admin: ModelAdmin, request: HttpRequest, queryset: QuerySet[Repository], *, extra: bool) -> None:
+    _may_run(request)
+    for row in queryset:
+        try:
+            new = starting.run_repository(row, request.user.get_username(), extra=extra)
+        except (ForgeError, SecretUnreadable) as error:
+            model_admin.message_user(request, f"{row.full_name}: {error}", messages.ERROR)
+            continue
+        text = format_html('{}: <a href="{}">{}</a> is queued.', row.full_name, new.get_absolute_url(), new)
+        model_admin.message_user(request, text, messages.SUCCESS)
+
+
+repository_admin = admin.site._registry[Repository]
+repository_admin.actions = [*repository_admin.actions, run, run_with_extra_tests]

@@ -1,0 +1,12 @@
+"""Addresses of runs."""
+
+from django.urls import path
+
+from runs import views
+
+urlpatterns = [
+    path("", views.run_list, name="runs"),
+    path("<uuid:run_id>/", views.run, name="run"),
+    path("<uuid:run_id>/live/", views.live, name="run-live"),
+    path("<uuid:run_id>/log/", views.log, name="run-log"),
+]
