@@ -222,18 +222,21 @@ def route(method: str, path: str, scope: str = "", *, signed_in: bool = False) -
 
 
 def credentials(request: Request) -> str | None:
-    """The token that a request carries (header, query, or password of basic auth); None when it carries none."""
-    header = request.header("Authorization")
-    kind, _, value = header.partition(" ")
+    """The token that a request carries; None when it carries none. One in the query goes before one in the header,
+    where it may also be the password of basic auth, or the name with no password."""
+    query = request.parameters
+    if secret := query.get("token") or query.get("access_token"):
+        return secret
+    kind, _, value = request.header("Authorization").partition(" ")
     if kind.lower() in ("token", "bearer"):
         return value.strip()
-    if kind.lower() == "basic":
-        try:
-            name, _, password = base64.b64decode(value, validate=True).decode().partition(":")
-        except (binascii.Error, UnicodeDecodeError):
-            return ""
-        return name if password in ("", "x-oauth-basic") else password
-    return request.parameters.get("token") or request.parameters.get("access_token")
+    if kind.lower() != "basic":
+        return None
+    try:
+        name, _, password = base64.b64decode(value, validate=True).decode().partition(":")
+    except (binascii.Error, UnicodeDecodeError):
+        return ""
+    return (name if password in ("", "x-oauth-basic") else password) or None
 
 
 def handle(forge: Forge, request: Request) -> Response:

@@ -136,7 +136,7 @@ VALUES = {
     "page": r"[1-9]\d*",
     "limit": r"[1-9]\d*",
     "uid": r"\d+",
-    "topic": r"true|false",
+    "topic": r"(?i:true|false)|[01tTfF]",  # what Go reads as a yes or no
     "since": r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)",
     "before": r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)",
 }
