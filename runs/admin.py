@@ -194,4 +194,4 @@ def _run(model_admin: ModelAdmin, request: HttpRequest, queryset: QuerySet[Repos
 
 
 repository_admin = admin.site._registry[Repository]
-repository_admin.actions = [*repository_admin.actions, run, run_with_extra_tests]
+repository_admin.actions = [*(repository_admin.actions or []), run, run_with_extra_tests]

@@ -240,9 +240,9 @@ class GiteaClient:
         except (requests.RequestException, OSError) as error:
             raise Unavailable(f"{where}: {_reason(error)}") from None
         self._note_time(response)
-        error = _error(where, response)
-        if error:
-            raise error
+        refusal = _error(where, response)
+        if refusal:
+            raise refusal
         return response
 
     def _note_time(self, response: requests.Response) -> None:
@@ -298,10 +298,8 @@ def _message(response: requests.Response) -> str:
 
 def _reason(error: BaseException) -> str:
     """The innermost cause: the outer ones repeat addresses and object names."""
-    inner: BaseException | None = error
-    while inner := error.__cause__ or error.__context__:
-        error = inner
-    return str(error)[:200] or type(error).__name__
+    inner = error.__cause__ or error.__context__
+    return _reason(inner) if inner else str(error)[:200] or type(error).__name__
 
 
 def _json(response: requests.Response) -> Any:
