@@ -9,6 +9,7 @@ class ControlplaneConfig(AppConfig):
     def ready(self) -> None:
         from django_q.signals import pre_execute
 
+        from controlplane import doctor
         from controlplane.registry import Recurring, registry
         from controlplane.schedules import note_work
 
@@ -29,6 +30,7 @@ class ControlplaneConfig(AppConfig):
                 text="Show that this machine's queue works; `cc-ci work` restarts a queue in which nothing runs.",
             )
         )
+        doctor.register(registry)
         pre_execute.connect(note_work)
         post_migrate.connect(_after_migrate, sender=self)
 
@@ -36,6 +38,8 @@ class ControlplaneConfig(AppConfig):
 def _after_migrate(**kwargs: object) -> None:
     from controlplane import schedules
     from controlplane.installation import installation_id
+    from controlplane.secrets import keys
 
     schedules.sync()
     installation_id()
+    keys()

@@ -183,16 +183,10 @@ class Tree:
     def works_again(self, seconds: float = 12) -> float:
         """Wait until a recurring task runs that was not running yet; returns how long it took."""
         begun = time.monotonic()
-        before = self.database.run("SELECT last_finished_at FROM controlplane_recurringtask WHERE name = '%s'" % HEARTBEAT)
+        look = f"SELECT last_finished_at FROM controlplane_recurringtask WHERE name = '{HEARTBEAT}'"
+        before = self.database.run(look)
         self.database.run(f"UPDATE controlplane_recurringtask SET due_at = last_queued_at WHERE name = '{HEARTBEAT}'")
-        until(
-            lambda: (
-                self.database.run("SELECT last_finished_at FROM controlplane_recurringtask WHERE name = '%s'" % HEARTBEAT)
-                != before
-            ),
-            seconds,
-            "no progress",
-        )
+        until(lambda: self.database.run(look) != before, seconds, "no progress")
         return time.monotonic() - begun
 
     def close(self) -> None:

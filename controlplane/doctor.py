@@ -1,0 +1,256 @@
+"""doctor: what is looked at, and the frame's own checks. Each finding that is not well says what to type."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from django.conf import settings
+from django.db import DatabaseError, connection
+from django.db.migrations.executor import MigrationExecutor
+from django.utils import timezone
+from django_q.models import OrmQ
+
+from controlplane import config, rotation
+from controlplane.models import Host, RecurringTask
+from controlplane.registry import Finding, Level, Registry
+from controlplane.secrets import DJANGO_KEY_FILE
+from controlplane.supervisor import STALL_MARGIN
+
+NETWORK_FILESYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "fuse.glusterfs", "ceph", "afs", "davfs")
+LITTLE_DISK, NO_DISK = 2 * 1024**3, 500 * 1024**2
+#: Seconds without a sign after which a machine's ticker is taken to be gone.
+SILENT = 30
+
+
+def examine(registry: Registry) -> list[Finding]:
+    """The findings of all checks, in their order. A check that fails itself is a finding too."""
+    findings: list[Finding] = []
+    for name, check in registry.checks.items():
+        try:
+            findings.extend(check())
+        except DatabaseError as error:
+            findings.append(
+                Finding(name, "error", f"not looked at, the database fails: {_line(error)}", "cc-ci migrate && cc-ci doctor")
+            )
+        except Exception as error:
+            findings.append(Finding(name, "error", f"the check itself failed: {_line(error)}", "cc-ci doctor --traceback"))
+    return findings
+
+
+def register(registry: Registry) -> None:
+    registry.check("settings", check_settings)
+    registry.check("database", check_database)
+    registry.check("keys", check_keys)
+    registry.check("queue settings", check_queue_settings)
+    registry.check("queue", check_queue)
+    registry.check("recurring tasks", check_recurring)
+    registry.check("disk", check_disk)
+
+
+def check_settings() -> Iterator[Finding]:
+    cc_ci, clean = settings.CC_CI, True
+    for name, nearest in config.unknown_names():
+        clean = False
+        fix = f"rename it to {nearest}" if nearest else f"unset {name}, or remove it from .env"
+        yield Finding("settings", "warning", f"{name} means nothing", fix)
+    base = urlsplit(cc_ci.base_url)
+    if cc_ci.debug and base.scheme == "https":
+        clean = False
+        yield Finding("settings", "error", "DEBUG is on while people come over https: tracebacks are shown to all", "DEBUG=false")
+    if base.hostname in ("localhost", "127.0.0.1", "::1"):
+        clean = False
+        text = f"links in comments lead to {cc_ci.base_url}, which only this machine can open"
+        yield Finding("settings", "warning", text, "CC_CI_BASE_URL=https://ci.example.org")
+    if cc_ci.webhook_autoregister:
+        clean = False
+        text = "webhooks are not built yet, WEBHOOK_AUTOREGISTER does nothing; polling goes on"
+        yield Finding("settings", "warning", text, "WEBHOOK_AUTOREGISTER=false")
+    if clean:
+        yield Finding("settings", "ok", f"all known, people come to {cc_ci.base_url}")
+
+
+def check_database() -> Iterator[Finding]:
+    sqlite = connection.vendor == "sqlite"
+    name = str(connection.settings_dict["NAME"])
+    if sqlite and not Path(name).exists() and "memory" not in name:
+        yield Finding("database", "error", f"there is no database yet at {name}", "cc-ci migrate")
+        return
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+    except DatabaseError as error:
+        yield Finding("database", "error", f"cannot be reached: {_line(error)}", _reach(sqlite, name))
+        return
+    executor = MigrationExecutor(connection)
+    if plan := executor.migration_plan(executor.loader.graph.leaf_nodes()):
+        yield Finding("database", "error", f"{len(plan)} migrations are not applied", "cc-ci migrate")
+        return
+    version = ".".join(str(part) for part in connection.get_database_version())
+    yield Finding("database", "ok", f"{'SQLite' if sqlite else 'PostgreSQL'} {version}, all migrations applied")
+    if sqlite:
+        yield from _check_sqlite(Path(name))
+
+
+def _check_sqlite(path: Path) -> Iterator[Finding]:
+    with connection.cursor() as cursor:
+        cursor.execute("PRAGMA journal_mode")
+        mode = str(cursor.fetchone()[0])
+    if mode not in ("wal", "memory"):
+        text = f"SQLite's journal is {mode}, not wal: readers and writers block each other"
+        yield Finding("database", "error", text, f"sqlite3 {path} 'PRAGMA journal_mode=WAL'")
+    if (kind := filesystem(path)) in NETWORK_FILESYSTEMS:
+        text = f"SQLite lies on a network filesystem ({kind}), whose locks it cannot rely on"
+        yield Finding("database", "warning", text, "DATABASE_URL=postgresql://USER:PASSWORD@HOST:5432/NAME")
+    ticking = list(Host.objects.filter(ticked_at__gt=timezone.now() - timedelta(seconds=SILENT)).values_list("name", flat=True))
+    if len(ticking) > 1:
+        text = f"{', '.join(ticking)} work on one SQLite database, which carries only one"
+        yield Finding("database", "error", text, "DATABASE_URL=postgresql://USER:PASSWORD@HOST:5432/NAME")
+
+
+def _reach(sqlite: bool, name: str) -> str:
+    if sqlite:
+        return f"ls -l {name} && sqlite3 {name} 'PRAGMA integrity_check'"
+    values = connection.settings_dict
+    return f"pg_isready -h {values['HOST'] or '/var/run/postgresql'} -p {values['PORT'] or 5432} -d {name}"
+
+
+def filesystem(path: Path) -> str:
+    """The kind of filesystem that `path` lies on, as Linux calls it; empty where that cannot be told."""
+    try:
+        lines = Path("/proc/self/mounts").read_text().splitlines()
+    except OSError:
+        return ""
+    place, best, kind = path.resolve(), -1, ""
+    for line in lines:
+        _, mount, of_kind, *_ = line.split(" ")
+        point = Path(mount.replace("\\040", " "))
+        if place.is_relative_to(point) and len(point.parts) >= best:
+            best, kind = len(point.parts), of_kind
+    return kind
+
+
+def check_keys() -> Iterator[Finding]:
+    files = [settings.CC_CI.data_dir / DJANGO_KEY_FILE] if not settings.CC_CI.secret_key else []
+    if not settings.CC_CI.secret_keys:
+        files.append(rotation.key_file())
+    clean = True
+    for path in files:
+        for finding in _check_key_file(path):
+            clean = False
+            yield finding
+    if not settings.CC_CI.secret_keys and not rotation.key_file().exists():
+        if any(True for _ in rotation.sealed_values()):
+            text = f"{rotation.key_file()} is gone: the tokens in the database cannot be decrypted"
+            yield Finding("keys", "error", text, f"cp BACKUP/{rotation.key_file().name} {rotation.key_file()}")
+        else:
+            yield Finding("keys", "ok", f"{rotation.key_file()} is made when the first secret is stored")
+        return
+    if lost := rotation.unreadable():
+        text = f"no key decrypts {', '.join(lost[:5])}" + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
+        fix = "put the old key back behind the first, or give the secret again: cc-ci forge add"
+        yield Finding("keys", "error", text, fix)
+    elif clean:
+        where = "CC_CI_SECRET_KEYS" if settings.CC_CI.secret_keys else str(rotation.key_file())
+        yield Finding("keys", "ok", f"{where} decrypts everything")
+
+
+def _check_key_file(path: Path) -> Iterator[Finding]:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & 0o077:
+        yield Finding("keys", "error", f"{path} can be read by others (mode {mode:04o})", f"chmod 600 {path}")
+    if status.st_uid != os.geteuid():
+        me = pwd.getpwuid(os.geteuid()).pw_name
+        yield Finding("keys", "error", f"{path} belongs to uid {status.st_uid}, not to {me}", f"chown {me} {path}")
+
+
+def check_queue_settings() -> Iterator[Finding]:
+    queue: dict[str, Any] = settings.Q_CLUSTER
+    timeout, retry = queue["timeout"], queue["retry"]
+    here = "in controlplane/settings.py: "
+    wrong = [
+        (timeout >= retry, "a task is given out again while it still runs", f"CC_CI_QUEUE_RETRY={timeout + 30}"),
+        (not queue.get("max_attempts"), "a task that always overruns runs again for ever", f'{here}"max_attempts": 3'),
+        (not queue.get("ack_failures"), "a failed task runs again for ever", f'{here}"ack_failures": True'),
+        (queue.get("catch_up", True), "what was missed in a night off runs all at once", f'{here}"catch_up": False'),
+    ]
+    findings = [Finding("queue settings", "error", text, fix) for is_wrong, text, fix in wrong if is_wrong]
+    if not findings:
+        text = f"{queue['workers']} workers; a task is stopped after {timeout} s, and given out again after {retry} s"
+        findings = [Finding("queue settings", "ok", text)]
+    yield from findings
+
+
+def check_queue() -> Iterator[Finding]:
+    now, start = timezone.now(), "cc-ci work --web"
+    host = Host.objects.filter(name=settings.CC_CI.host).first()
+    if host is None or host.ticked_at is None:
+        yield Finding("queue", "warning", f"no worker has run on {settings.CC_CI.host} yet", start)
+    elif host.ticked_at < now - timedelta(seconds=SILENT):
+        yield Finding("queue", "error", f"no worker on {host.name} since {host.ticked_at:%Y-%m-%d %H:%M:%S} UTC", start)
+    elif (host.worked_at or host.started_at or now) < now - timedelta(seconds=settings.CC_CI.queue_timeout + STALL_MARGIN):
+        since = f"since {host.worked_at:%Y-%m-%d %H:%M:%S} UTC" if host.worked_at else "at all"
+        text = f"the ticker of {host.name} runs, but no task has run {since}"
+        yield Finding("queue", "error", text, f"end `cc-ci work` and start it again: {start}")
+    else:
+        yield Finding("queue", "ok", f"{host.name} works; its queue was restarted {host.restarts} times for standing still")
+    yield from _check_waiting()
+
+
+def _check_waiting() -> Iterator[Finding]:
+    """Tasks that wait too long, or for a machine that is not there."""
+    now = timezone.now()
+    ticking = set(Host.objects.filter(ticked_at__gt=now - timedelta(seconds=SILENT)).values_list("name", flat=True))
+    waiting: dict[str, int] = {}
+    for key in OrmQ.objects.filter(lock__lt=now - timedelta(seconds=60)).values_list("key", flat=True):
+        waiting[key] = waiting.get(key, 0) + 1
+    for key, count in sorted(waiting.items()):
+        name = key.removeprefix("cc-ci-")
+        if name not in ticking:
+            if name != settings.CC_CI.host:
+                text = f"{count} tasks wait for {name}, where no worker runs"
+                yield Finding("queue", "error", text, f"CC_CI_HOST={name} cc-ci work")
+        else:
+            text = f"{count} tasks have waited on {name} for more than a minute"
+            yield Finding("queue", "warning", text, f"CC_CI_WORKERS={settings.CC_CI.workers + 2}")
+
+
+def check_recurring() -> Iterator[Finding]:
+    failing = list(RecurringTask.objects.exclude(last_error="").filter(enabled=True))
+    for row in failing:
+        yield Finding("recurring tasks", "error", f"{row.name}: {row.last_error}", f"cc-ci schedules --run {row.name}")
+    for row in RecurringTask.objects.filter(enabled=False):
+        text = f"{row.name} is switched off"
+        yield Finding("recurring tasks", "warning", text, f"{settings.CC_CI.base_url}/admin/controlplane/recurringtask/")
+    if not failing:
+        yield Finding("recurring tasks", "ok", f"{RecurringTask.objects.count()} known, none failed last")
+
+
+def check_disk() -> Iterable[Finding]:
+    folder = settings.CC_CI.data_dir
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        fix = f"install -d -o $USER -m 700 {folder}"
+        return [Finding("disk", "error", f"nothing can be written to {folder}: {error.strerror}", fix)]
+    text = f"{free / 1024**3:.1f} GB free in {folder}"
+    level: Level = "error" if free < NO_DISK else "warning" if free < LITTLE_DISK else "ok"
+    return [Finding("disk", level, text, f"du -xh -d 2 {folder} | sort -h | tail" if level != "ok" else "")]
+
+
+def _line(error: Exception) -> str:
+    return " ".join(f"{error or type(error).__name__}".split())

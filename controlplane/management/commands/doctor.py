@@ -1,0 +1,50 @@
+"""`cc-ci doctor`: look at everything that cc-ci needs, and say what to type where something is missing."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser
+from dataclasses import asdict
+from typing import Any
+
+from django.core.management.base import BaseCommand
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from controlplane.cli import NO, Exit
+from controlplane.doctor import examine
+from controlplane.registry import Finding, registry
+
+STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
+
+
+class Command(BaseCommand):
+    help = "Look at the database, the queue, the forges, Docker, the sandbox, the disk. Exit code 1 when there is an error."
+    requires_system_checks = ()
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--json", action="store_true", help="print a list of objects")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        findings = examine(registry)
+        if options["json"]:
+            self.stdout.write(json.dumps([asdict(finding) for finding in findings], indent=2))
+        elif self.stdout.isatty():
+            self._table(findings)
+        else:
+            for finding in findings:
+                fix = f"  -> {finding.fix}" if finding.fix else ""
+                self.stdout.write(f"{finding.level:<7} {finding.name}: {finding.text}{fix}")
+        if any(finding.level == "error" for finding in findings):
+            raise Exit(NO)
+
+    def _table(self, findings: list[Finding]) -> None:
+        table = Table("", "What", "How it stands, and what to type", box=None, pad_edge=False)
+        for finding in findings:
+            # As Text: what a forge or a file says is no markup.
+            words = Text(finding.text, overflow="fold")
+            if finding.fix:
+                words.append(f"\n{finding.fix}", "bold")
+            table.add_row(Text(finding.level, STYLES[finding.level]), Text(finding.name), words)
+        Console().print(table)

@@ -1,0 +1,51 @@
+"""doctor's lines on the machine that runs recipes: Docker with its Swarm, and the sandbox."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterable
+
+from django.conf import settings
+
+from controlplane.registry import Finding, Level
+from infra.deployers import sandbox
+
+INIT = "docker swarm init --advertise-addr 127.0.0.1"
+
+
+def check_docker() -> Iterable[Finding]:
+    """Whether recipes can be deployed on a Swarm here; how bad it is when not depends on CC_CI_DEPLOYER."""
+    name = settings.CC_CI.deployer
+    if name == "process":
+        return [Finding("docker", "ok", "not needed: CC_CI_DEPLOYER is process")]
+    level: Level = "error" if name == "swarm" else "warning"
+    rest = "" if name == "swarm" else "; only recipes that run as plain processes can be tested"
+    if not shutil.which("docker"):
+        return [Finding("docker", level, f"there is no docker on this machine{rest}", "apt-get install docker.io")]
+    try:
+        asked = subprocess.run(["docker", "info", "--format", "{{json .}}"], capture_output=True, text=True, timeout=15)
+        info = json.loads(asked.stdout or "{}")
+    except (OSError, subprocess.TimeoutExpired, ValueError) as error:
+        return [Finding("docker", level, f"docker does not answer: {error}{rest}", "systemctl restart docker")]
+    problems = [*(info.get("ServerErrors") or []), *asked.stderr.strip().splitlines()[-1:]]
+    if asked.returncode or info.get("ServerErrors"):
+        why = " ".join(problems) or f"docker info ended with {asked.returncode}"
+        fix = "usermod -aG docker $USER" if "permission denied" in why else "systemctl start docker"
+        return [Finding("docker", level, f"docker does not answer: {why}{rest}", fix)]
+    swarm = info.get("Swarm") or {}
+    if swarm.get("LocalNodeState") != "active":
+        return [Finding("docker", level, f"docker has no active Swarm ({swarm.get('LocalNodeState') or 'inactive'}){rest}", INIT)]
+    if not swarm.get("ControlAvailable"):
+        text = f"this machine is a worker of its Swarm, and only a manager can deploy{rest}"
+        return [Finding("docker", level, text, f"on a manager: docker node promote {swarm.get('NodeID', 'NODE')}")]
+    return [Finding("docker", "ok", f"Docker {info.get('ServerVersion', '')} with a Swarm that this machine manages")]
+
+
+def check_sandbox() -> Iterable[Finding]:
+    """Whether a recipe's code can be kept apart: without that, only trusted people's runs are taken."""
+    available = sandbox.available()
+    if available.ok:
+        return [Finding("sandbox", "ok", "bubblewrap with a uid of its own for each run")]
+    return [Finding("sandbox", "error", f"{available.reason} Strangers' code is not run.", available.fix)]
