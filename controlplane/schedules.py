@@ -18,6 +18,7 @@ from importlib import import_module
 from django.conf import settings
 from django.db import DatabaseError, transaction
 from django.utils import timezone
+from django_q.exceptions import TimeoutException
 from django_q.tasks import async_task
 
 from controlplane.models import Host, RecurringTask
@@ -94,8 +95,8 @@ def note_work(**kwargs: object) -> None:
         log.warning("The heartbeat could not be written.")  # django-q would end the worker for an exception here
 
 
-def run_recurring(name: str) -> None:
-    """Run a recurring task now and write down how it went. Raises what the task raised."""
+def run_recurring(name: str) -> str:
+    """Run a recurring task now and write down how it went. Returns its words; raises what it raised."""
     task = registry.recurring[name.partition("@")[0]]
     rows = RecurringTask.objects.filter(name=name)
     started = timezone.now()
@@ -103,8 +104,8 @@ def run_recurring(name: str) -> None:
     rows.update(last_started_at=started)
     try:
         module, _, function = task.task.rpartition(".")
-        words = getattr(import_module(module), function)()
-    except Exception as error:
+        words = str(getattr(import_module(module), function)() or "")
+    except (Exception, TimeoutException) as error:  # django-q's is a SystemExit
         text = "".join(traceback.format_exception_only(error)).strip()
         rows.update(last_error=text[:4000], last_error_at=timezone.now(), last_finished_at=timezone.now())
         log.exception("%s failed", name)
@@ -112,6 +113,7 @@ def run_recurring(name: str) -> None:
     rows.update(
         last_finished_at=timezone.now(),
         last_seconds=round(time.monotonic() - begun, 3),
-        last_result=str(words or "")[:500],
+        last_result=words[:500],
         last_error="",
     )
+    return words
