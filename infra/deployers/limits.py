@@ -34,14 +34,21 @@ class Cgroup:
                             return True
         return False
 
+    def pids(self) -> set[int]:
+        """The processes in it."""
+        found: set[int] = set()
+        for folder in self.folders:
+            with suppress(OSError):
+                found |= {int(pid) for pid in (folder / "cgroup.procs").read_text().split()}
+        return found
+
     def remove(self) -> bool:
         """Kill what is left in it and remove it. Whether it is gone."""
         for _ in range(40):
+            for pid in self.pids():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             for folder in self.folders:
-                with suppress(OSError):
-                    for pid in (folder / "cgroup.procs").read_text().split():
-                        with suppress(ProcessLookupError):
-                            os.kill(int(pid), signal.SIGKILL)
                 with suppress(OSError):
                     folder.rmdir()
             if not any(folder.exists() for folder in self.folders):

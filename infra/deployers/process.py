@@ -202,26 +202,19 @@ class ProcessDeployer(Deployer):
         return left
 
 
-def sweep(alive: set[str]) -> list[str]:
-    """Remove sandboxes of runs that live no more. Gives the names of those removed.
+def sweep(older_than: float = 60.0) -> list[str]:
+    """Remove the empty cgroups of sandboxes that have ended, `older_than` seconds at least. Gives their names.
 
-    A sandbox dies with its harness; what may be left is its empty cgroup and, without bubblewrap, a process that fled.
+    The processes died with their harness, so a cgroup with processes in it belongs to a run that lives. A young one may
+    be waiting for its first process.
     """
-    stacks = tuple(f"{stack}-" for stack in alive)
     removed = []
     for name, group in limits.existing("ccci-"):
-        if not name.startswith(stacks or ("\0",)) and not _lives(group) and group.remove():
-            removed.append(name)
+        with suppress(OSError):
+            young = any(time.time() - folder.stat().st_mtime < older_than for folder in group.folders)
+            if not young and not group.pids() and group.remove():
+                removed.append(name)
     return removed
-
-
-def _lives(group: limits.Cgroup) -> bool:
-    """Whether a harness still stands behind it: another installation's runs are not ours to end."""
-    for path in group.procs:
-        with suppress(OSError), open(path) as file:  # noqa: PTH123
-            if file.read().strip():
-                return True
-    return False
 
 
 def _web_service(listening: list[str]) -> str:

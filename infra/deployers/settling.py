@@ -90,7 +90,7 @@ def _tasks(stack: str) -> list[Task]:
         row = json.loads(line)
         service = str(row["Name"]).lstrip(" \\_").rpartition(".")[0]  # former tasks of a slot are drawn as a tree
         state = str(row["CurrentState"]).partition(" ")[0]
-        tasks.append(Task(row["ID"], service, row["DesiredState"], state, row["Error"]))
+        tasks.append(Task(row["ID"], service, row["DesiredState"], state, str(row["Error"]).strip('"')))
     return tasks
 
 

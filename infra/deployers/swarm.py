@@ -10,7 +10,7 @@ import secrets as random
 import string
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -212,14 +212,15 @@ class SwarmDeployer(Deployer):
         return DeployError("never_healthy", f"{now} after {seconds} s.{problem}{words}", "See the services' logs.")
 
     def _last_words(self, service: str) -> str:
-        """The last health report and log lines of a service, for an error's text."""
+        """The last health report and log lines of a service that fails, for an error's text."""
         said = ""
-        for container in self._containers(service):
+        containers = sorted(self._containers(service), key=lambda item: bool(item["State"]["Running"]))
+        for container in containers:
             health = (container["State"].get("Health") or {}).get("Log") or []
             if health and (output := str(health[-1].get("Output", "")).strip()):
                 said = f" The health check says: {output[-300:]}"
                 break
-        lines = self.logs(service, 5).strip()
+        lines = "\n".join(_log(str(container["Id"]), 5) for container in containers[:1]).strip()
         return said + (f" Its last words: {lines[-500:]}" if lines else "")
 
     def _containers(self, service: str) -> list[dict[str, Any]]:
@@ -256,8 +257,7 @@ class SwarmDeployer(Deployer):
         text = []
         for name in names:
             for container in self._containers(name)[:1]:
-                done = call("logs", f"--tail={lines}", str(container["Id"]))
-                text += [f"{name} | {line}" for line in (done.stdout + done.stderr).splitlines()]
+                text += [f"{name} | {line}" for line in _log(str(container["Id"]), lines).splitlines()]
         return "\n".join(text[-lines:] if service else text)
 
     def execute(self, service: str, command: Sequence[str], timeout: float = 60.0) -> tuple[int, str]:
@@ -275,6 +275,11 @@ class SwarmDeployer(Deployer):
             return remove_run(self.context.installation, self.context.run_id)
         except DeployError as error:
             return [f"the stack {self.context.stack}: {error}"]
+
+
+def _log(container: str, lines: int) -> str:
+    done = call("logs", f"--tail={lines}", container)
+    return done.stdout + done.stderr
 
 
 def _refused(done: subprocess.CompletedProcess[str]) -> DeployError:
@@ -323,11 +328,14 @@ def list_ours(installation: str) -> dict[str, Mapping[str, str]]:
     return runs
 
 
-def sweep(installation: str, alive: set[str]) -> tuple[list[str], list[str]]:
-    """Remove what runs that live no more left; those that a person kept stay. Gives (runs removed, things left)."""
+def sweep(installation: str, alive: Callable[[str], bool]) -> tuple[list[str], list[str]]:
+    """Remove what runs that live no more left; those that a person kept stay. Gives (runs removed, things left).
+
+    `alive` is asked after the look: a run that begins meanwhile has nothing on the list.
+    """
     removed, left = [], []
     for run_id, labels in list_ours(installation).items():
-        if run_id in alive or labels.get(LABEL_KEEP):
+        if labels.get(LABEL_KEEP) or alive(run_id):
             continue
         still = remove_run(installation, run_id)
         left += still

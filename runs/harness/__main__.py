@@ -1,4 +1,4 @@
-"""`python -m runs.harness start FOLDER | run FOLDER | sweep --installation ID --alive RUN_ID…` (docs/run-folder.md).
+"""`python -m runs.harness start FOLDER | run FOLDER | sweep …` (docs/run-folder.md).
 
 `start` is on the way of every run: what it needs not, it does not import.
 """
@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import sys
 
-_USAGE = "usage: python -m runs.harness start FOLDER | run FOLDER | sweep --installation ID [--alive RUN_ID ...]"
+_USAGE = (
+    "usage: python -m runs.harness start FOLDER | run FOLDER\n"
+    "       python -m runs.harness sweep --installation ID [--runs-dir FOLDER] [--alive RUN_ID ...]"
+)
 
 
 def main(arguments: list[str]) -> int:
@@ -20,10 +23,10 @@ def main(arguments: list[str]) -> int:
             from runs.harness.detach import read_credential, run
 
             return run(folder, read_credential())
-        case ["sweep", "--installation", installation, *rest] if not rest or rest[0] == "--alive":
-            from runs.harness.sweep import sweep
+        case ["sweep", *rest]:
+            from runs.harness.sweep import main as sweep
 
-            return sweep(installation, set(rest[1:]))
+            return sweep(rest)
         case _:
             print(_USAGE, file=sys.stderr)  # noqa: T201
             return 64

@@ -64,6 +64,15 @@ class Checkout:
         shutil.rmtree(self._target / ".git")
         return self._source.sha
 
+    def tip(self, ref: str) -> str:
+        """The commit that `ref` of the source points to now."""
+        lines = self._git("ls-remote", "--", str(self._local or self._source.url), ref, f"refs/tags/{ref}^{{}}").splitlines()
+        found = {name: sha for sha, _, name in (line.partition("\t") for line in lines)}
+        for name in (f"refs/tags/{ref}^{{}}", ref, f"refs/heads/{ref}", f"refs/tags/{ref}"):
+            if name in found:
+                return found[name]
+        raise CheckoutError(f"{self._source.url} has no {ref}.")
+
     def _fetch(self) -> None:
         url, sha, ref = str(self._local or self._source.url), self._source.sha, self._source.ref
         self._git("init", "--quiet")
@@ -209,3 +218,21 @@ def _local_path(url: str) -> Path | None:
 
 def _no_git(_folder: str, names: list[str]) -> list[str]:
     return [name for name in names if name == ".git"]
+
+
+def resolve(url: str, ref: str = "", sha: str = "") -> Source:
+    """A source with its commit pinned: the tip of `ref` (or of the default branch of a URL) when no `sha` is given.
+
+    A local folder with neither stays the working tree as it is. Raises CheckoutError for what is not there.
+    """
+    local = _local_path(url)
+    if local is None and "://" not in url and not re.match(r"[^/]+@[^/]+:", url):
+        raise CheckoutError(f"There is no folder {url}.")
+    if sha and not _SHA.fullmatch(sha):
+        raise CheckoutError(f"{sha!r} is no full commit id of 40 hex digits.")
+    source = Source(url=str(local or url), ref=ref, sha=sha)
+    if sha or (local and not ref):
+        return source
+    checkout = Checkout(source, local or Path("/"))
+    found = checkout.tip(ref or "HEAD")
+    return source.model_copy(update={"sha": found, "ref": ref or "HEAD"})

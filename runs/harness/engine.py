@@ -145,12 +145,10 @@ class Engine:
         for name in (name for name in STAGES if name in self._results):
             work = stages.TABLE[name]
             if work is None:
-                self._results[name].status = "not_applicable"
-                self._results[name].reason = stages.missing(name)
+                self._end(name, Outcome("not_applicable", stages.missing(name)), 0.0)
                 continue
             if failed:
-                self._results[name].status = "skipped"
-                self._results[name].reason = f"The stage {failed[0]} failed."
+                self._end(name, Outcome("skipped", f"The stage {failed[0]} failed."), 0.0)
                 continue
             self._one(name, work, run, failed)
         if failed:
@@ -196,10 +194,11 @@ class Engine:
                 "reason": clean(outcome.reason),
                 "seconds": round(seconds, 3),
                 "started": self._results[name].started,
-                "finished": datetime.now(UTC),
+                "finished": datetime.now(UTC) if self._results[name].started else None,
                 "cases": cases,
             }
         )
+        self._journal.stage = name
         self._journal.event(
             "stage_finished",
             f"Stage {name}: {outcome.status}" + (f". {outcome.reason}" if outcome.reason else ""),
@@ -238,10 +237,10 @@ class Engine:
             return None
 
     def _conclude(self, verdict: Verdict, reason: str, teardown: Teardown) -> Results:
-        for result in self._results.values():
+        for name, result in list(self._results.items()):
             if result.status == "not_run" and verdict in (Verdict.FAILED, Verdict.ERRORED):
-                result.status = "skipped"
-                result.reason = reason if not self._deployments else "The run ended before it."
+                why = "The run ended before it." if self._deployments else "The recipe was not deployed."
+                self._end(name, Outcome("skipped", why), 0.0)
         isolated = sandbox.available()
         return Results(
             run_id=self._request.run_id,

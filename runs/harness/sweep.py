@@ -2,20 +2,56 @@
 
 from __future__ import annotations
 
+import argparse
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
 from infra.deployers import process, swarm
-from infra.deployers.base import DeployError, stack_name
+from infra.deployers.base import DeployError
+from runs.harness.protocol import FolderState, RunFolder
 
 
-def sweep(installation: str, alive: set[str]) -> int:
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m runs.harness sweep")
+    parser.add_argument("--installation", required=True)
+    parser.add_argument("--runs-dir", type=Path, help="a run lives when an attempt's folder in here has a harness")
+    parser.add_argument("--alive", nargs="*", default=[], help="runs that live, whatever their folders say")
+    options = parser.parse_args(arguments)
+    return sweep(options.installation, set(options.alive), options.runs_dir)
+
+
+def sweep(installation: str, alive: set[str], runs: Path | None = None) -> int:
     """Ask every deployer for what is this installation's and of no living run; 0 when nothing of it is left."""
-    removed = process.sweep({stack_name(run) for run in alive})
-    left: list[str] = []
+    removed, left = process.sweep(), []
     if not swarm.swarm_problem():
         try:
-            gone, left = swarm.sweep(installation, alive)
+            gone, left = swarm.sweep(installation, _alive(alive, runs))
             removed += gone
         except DeployError as error:
             left = [str(error)]
+    if runs:
+        removed += _work_folders(runs)
     for line in [*(f"removed {name}" for name in removed), *(f"left {name}" for name in left)]:
         print(line)  # noqa: T201
     return 1 if left else 0
+
+
+def _alive(named: set[str], runs: Path | None) -> Callable[[str], bool]:
+    def alive(run_id: str) -> bool:
+        if run_id in named:
+            return True
+        attempts = runs.joinpath(run_id).glob("*") if runs else ()
+        return any(RunFolder(attempt).state() is FolderState.RUNNING for attempt in attempts)
+
+    return alive
+
+
+def _work_folders(runs: Path) -> list[str]:
+    """Checkouts and sockets of harnesses that were killed."""
+    removed = []
+    for work in runs.glob("*/*/work"):
+        if RunFolder(work.parent).state() is not FolderState.RUNNING:
+            shutil.rmtree(work, ignore_errors=True)
+            removed.append(str(work.relative_to(runs)))
+    return removed
