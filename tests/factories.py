@@ -1,0 +1,218 @@
+"""Rows for tests, each plausible by itself: name only what the test is about.
+
+`TestRunFactory` makes a queued run of a pull request; `state=` and its traits (`running`, `passed`, `failed`) bring the
+times that belong to it. Fields that the database fills in (`created_at`, `seen_at`) can be given as well.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import factory
+from django.db import models
+from django.utils import timezone
+from factory.django import DjangoModelFactory
+
+from enrollment.models import Comment, Forge, PullRequest, Repository
+from runs.models import CaseResult, Report, RunEvent, StageResult, State, TestRun
+
+
+def ago(**units: float) -> Any:
+    """A declaration for a time in the past, such as `ago(minutes=5)`."""
+    return factory.LazyFunction(lambda: timezone.now() - timedelta(**units))
+
+
+def sha_of(number: int) -> str:
+    """A commit's name that looks like one and is told apart by its first digits."""
+    return f"{(number * 0x9E3779B1) & 0xFFFFFFFF:08x}" * 5
+
+
+class _Factory(DjangoModelFactory[Any]):
+    class Meta:
+        abstract = True
+
+    @classmethod
+    def _create(cls, model_class: type[Any], *args: Any, **kwargs: Any) -> Any:
+        # Django overwrites fields with auto_now_add at the first save; a time that the test gave is put back.
+        automatic = {field.name for field in model_class._meta.fields if getattr(field, "auto_now_add", False)}
+        given = {name: value for name, value in kwargs.items() if name in automatic}
+        row: models.Model = super()._create(model_class, *args, **kwargs)
+        if given:
+            model_class.objects.filter(pk=row.pk).update(**given)
+            for name, value in given.items():
+                setattr(row, name, value)
+        return row
+
+
+class ForgeFactory(_Factory):
+    class Meta:
+        model = Forge
+
+    name = factory.Sequence(lambda n: f"forge{n}.example.org")
+    url = factory.Sequence(lambda n: f"https://forge{n}.example.org")
+    # Without a token: encrypting one needs a key, and most tests ask no forge.
+    token = ""
+    bot_id = 2
+    bot_login = "cc-ci"
+    version = "1.22.3"
+    last_ok_at = ago(seconds=10)
+
+
+class RepositoryFactory(_Factory):
+    """A public, watched repository."""
+
+    class Meta:
+        model = Repository
+
+    forge = factory.SubFactory(ForgeFactory)
+    forge_repo_id = factory.Sequence(lambda n: 100 + n)
+    owner = "recipes"
+    owner_id = 10
+    name = factory.Sequence(lambda n: f"recipe{n}")
+    private = False
+    html_url = factory.LazyAttribute(lambda row: f"{row.forge.url}/{row.owner}/{row.name}")
+    clone_url = factory.LazyAttribute(lambda row: f"{row.html_url}.git")
+    enrolled_at = ago(days=30)
+
+
+class PullRequestFactory(_Factory):
+    """An open pull request of alice."""
+
+    class Meta:
+        model = PullRequest
+
+    repository = factory.SubFactory(RepositoryFactory)
+    number = factory.Sequence(lambda n: n + 1)
+    title = "Update the app"
+    author_id = 20
+    author_login = "alice"
+    state = "open"
+    html_url = factory.LazyAttribute(lambda row: f"{row.repository.html_url}/pulls/{row.number}")
+    head_sha = factory.Sequence(sha_of)
+    base_ref = "main"
+    seen_updated_at = ago(minutes=10)
+
+
+class CommentFactory(_Factory):
+    """A comment of alice on a pull request, not handled yet."""
+
+    class Meta:
+        model = Comment
+
+    forge = factory.LazyAttribute(lambda row: row.pull_request.repository.forge)
+    forge_comment_id = factory.Sequence(lambda n: 1000 + n)
+    pull_request = factory.SubFactory(PullRequestFactory)
+    author_id = 20
+    author_login = "alice"
+    body = "!testme"
+    html_url = factory.LazyAttribute(lambda row: f"{row.pull_request.html_url}#issuecomment-{row.forge_comment_id}")
+    created_at = ago(minutes=5)
+    updated_at = factory.SelfAttribute("created_at")
+
+
+class TestRunFactory(_Factory):
+    """A run of a pull request's head, asked for by alice."""
+
+    __test__ = False
+
+    class Meta:
+        model = TestRun
+
+    class Params:
+        running = factory.Trait(
+            state=State.RUNNING, started_at=ago(seconds=40), attempt=1, host="ci-1", created_at=ago(seconds=60)
+        )
+        passed = factory.Trait(
+            state=State.PASSED,
+            started_at=ago(seconds=100),
+            finished_at=ago(seconds=20),
+            created_at=ago(seconds=120),
+            attempt=1,
+            host="ci-1",
+            deployer="swarm",
+            sandbox="bubblewrap",
+            teardown={"clean": True, "left": [], "seconds": 3.2},
+        )
+        failed = factory.Trait(
+            state=State.FAILED,
+            reason="1 of 3 tests of the stage custom failed.",
+            started_at=ago(seconds=100),
+            finished_at=ago(seconds=20),
+            created_at=ago(seconds=120),
+            attempt=1,
+            host="ci-1",
+            deployer="swarm",
+            sandbox="bubblewrap",
+            teardown={"clean": True, "left": [], "seconds": 3.2},
+        )
+
+    pull_request = factory.SubFactory(PullRequestFactory)
+    repository = factory.LazyAttribute(
+        lambda row: row.pull_request.repository if row.pull_request is not None else RepositoryFactory()
+    )
+    requested_by = "alice"
+    sha = factory.LazyAttributeSequence(lambda row, n: row.pull_request.head_sha if row.pull_request is not None else sha_of(n))
+    ref = factory.LazyAttribute(
+        lambda row: f"refs/pull/{row.pull_request.number}/head" if row.pull_request is not None else "refs/heads/main"
+    )
+    stages = factory.LazyFunction(lambda: ["install", "custom"])
+    trusted = True
+
+    @classmethod
+    def _generate(cls, strategy: Any, params: dict[str, Any]) -> Any:
+        # `TestRunFactory(repository=row)`: the pull request is one of that repository.
+        if "repository" in params and "pull_request" not in params:
+            params = {"pull_request__repository": params["repository"], **params}
+        return super()._generate(strategy, params)
+
+
+class StageResultFactory(_Factory):
+    class Meta:
+        model = StageResult
+
+    run = factory.SubFactory(TestRunFactory, passed=True)
+    name = factory.LazyAttribute(lambda row: ["install", "upgrade", "backup", "restore", "custom", "extra"][row.order % 6])
+    order = factory.LazyAttribute(lambda row: row.run.stage_results.count())
+    status = "passed"
+    seconds = 12.3
+
+
+class CaseResultFactory(_Factory):
+    class Meta:
+        model = CaseResult
+
+    stage = factory.SubFactory(StageResultFactory)
+    name = factory.Sequence(lambda n: f"test_number_{n}")
+    file = "tests/test_page.py"
+    status = "passed"
+    seconds = 0.4
+
+
+class RunEventFactory(_Factory):
+    """A line of our own in the trail; with `seq` one of the harness."""
+
+    class Meta:
+        model = RunEvent
+
+    run = factory.SubFactory(TestRunFactory)
+    at = factory.LazyFunction(timezone.now)
+    kind = "step"
+    text = "Deploying"
+    attempt = factory.SelfAttribute("run.attempt")
+
+
+class ReportFactory(_Factory):
+    """The comment about a run, due but not posted yet."""
+
+    class Meta:
+        model = Report
+
+    run = factory.SubFactory(TestRunFactory)
+    repository = factory.SelfAttribute("run.repository")
+    pull_request = factory.SelfAttribute("run.pull_request")
+    key = factory.Sequence(lambda n: f"run:{n}")
+    kind = Report.Kind.RUN
+    wanted = factory.LazyFunction(lambda: {"body": "### passed"})
+    wanted_digest = "a" * 64
+    next_try_at = ago(seconds=1)
