@@ -1,0 +1,168 @@
+"""The frame in the admin: recurring tasks, leases, machines, django-q's trail, users and groups."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from django.contrib import admin, messages
+from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
+from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
+from django.contrib.auth.models import Group, User
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.template.defaultfilters import truncatechars
+from django.utils import timezone
+from django_q.models import Failure, OrmQ, Schedule, Success, Task
+from unfold.admin import ModelAdmin
+from unfold.decorators import action, display
+from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
+
+from controlplane.adminsite import ReadOnlyAdmin
+from controlplane.models import Host, Lease, RecurringTask
+from controlplane.registry import registry
+
+#: What the supervisor watches: without it a healthy queue looks like one that stands still.
+HEARTBEAT = "controlplane.tasks.heartbeat"
+
+
+@admin.register(RecurringTask)
+class RecurringTaskAdmin(ReadOnlyAdmin):
+    """All that can be changed is whether a task recurs at all; the rest is the program's table and the last run's trail."""
+
+    list_display = ("name", "outcome", "every", "due_at", "last_finished_at", "took", "said", "enabled")
+    list_filter = ("enabled", "per_host")
+    search_fields = ("name", "last_error")
+    fields = (
+        "name",
+        "what",
+        "enabled",
+        "every",
+        "due_at",
+        "last_queued_at",
+        "last_started_at",
+        "last_finished_at",
+        "took",
+        "last_result",
+        "last_error",
+        "last_error_at",
+    )
+    readonly_fields = tuple(name for name in fields if name != "enabled")
+    actions = ("run_now",)
+
+    def has_change_permission(self, request: HttpRequest, obj: RecurringTask | None = None) -> bool:
+        if obj is not None and obj.name.partition("@")[0] == HEARTBEAT:
+            return False
+        return ModelAdmin.has_change_permission(self, request, obj)
+
+    @action(description="Run now", permissions=["change"])
+    def run_now(self, request: HttpRequest, queryset: QuerySet[RecurringTask]) -> None:
+        """Make them due: the ticker of the machine whose task it is queues it within a second."""
+        due = queryset.filter(enabled=True).update(due_at=timezone.now())
+        if due:
+            messages.success(request, f"{due} tasks run as soon as a worker is free.")
+        if skipped := queryset.filter(enabled=False).count():
+            messages.warning(request, f"{skipped} tasks are switched off and do not run.")
+
+    @display(description="last run", label={"ok": "success", "failed": "danger", "never": "info"})
+    def outcome(self, row: RecurringTask) -> str:
+        if row.last_error:
+            return "failed"
+        return "ok" if row.last_finished_at else "never"
+
+    @display(description="every", ordering="every_seconds")
+    def every(self, row: RecurringTask) -> str:
+        return _seconds(row.every_seconds)
+
+    @display(description="took", ordering="last_seconds")
+    def took(self, row: RecurringTask) -> str:
+        return "-" if row.last_seconds is None else f"{row.last_seconds:.2f} s"
+
+    @display(description="result or error")
+    def said(self, row: RecurringTask) -> str:
+        return truncatechars(row.last_error or row.last_result, 120)
+
+    @display(description="what it does")
+    def what(self, row: RecurringTask) -> str:
+        task = registry.recurring.get(row.name.partition("@")[0])
+        return task.text if task else ""
+
+
+@admin.register(Lease)
+class LeaseAdmin(ReadOnlyAdmin):
+    list_display = ("name", "state", "owner", "expires_at", "fence")
+    search_fields = ("name", "owner")
+
+    @display(description="state", label={"held": "warning", "free": "success"})
+    def state(self, row: Lease) -> str:
+        return "held" if row.owner and row.expires_at > timezone.now() else "free"
+
+
+@admin.register(Host)
+class HostAdmin(ReadOnlyAdmin):
+    list_display = ("name", "ticker", "started_at", "ticked_at", "worked_at", "restarts")
+
+    @display(description="ticker", label={"up": "success", "down": "danger"})
+    def ticker(self, row: Host) -> str:
+        return "up" if row.ticked_at and (timezone.now() - row.ticked_at).total_seconds() < 30 else "down"
+
+
+# Schedules are `RecurringTask` rows here; django-q's own would never run and only confuse.
+for model in (Schedule, Success, Failure, OrmQ, User, Group):
+    admin.site.unregister(model)
+
+
+class TaskTrail(ReadOnlyAdmin):
+    list_display = ("name", "func", "cluster", "started", "stopped", "took", "outcome")
+    list_filter = ("cluster",)
+    search_fields = ("name", "func")
+    fields = ("id", "name", "func", "args", "cluster", "started", "stopped", "attempt_count", "result")
+
+    @display(description="took")
+    def took(self, row: Task) -> str:
+        return f"{row.time_taken():.2f} s"
+
+    @display(description="result")
+    def outcome(self, row: Task) -> str:
+        return truncatechars(str(row.result or "").partition("\n")[0], 120)
+
+
+@admin.register(Success)
+class SuccessAdmin(TaskTrail):
+    """The last tasks that went well, save the recurring ones: those are in their own table."""
+
+
+@admin.register(Failure)
+class FailureAdmin(TaskTrail):
+    """Tasks that raised, or overran their time limit."""
+
+
+@admin.register(OrmQ)
+class QueueAdmin(ReadOnlyAdmin):
+    """What waits, and what is being done: a task stands here until it has ended."""
+
+    list_display = ("id", "key", "name", "func", "state", "lock")
+    list_filter = ("key",)
+    fields = ("id", "key", "name", "func", "args", "lock")
+
+    @display(description="state", label={"waiting": "info", "taken": "warning"})
+    def state(self, row: OrmQ) -> str:
+        taken: datetime = row.lock
+        return "taken" if taken > timezone.now() else "waiting"
+
+
+@admin.register(User)
+class UserAdmin(DjangoUserAdmin, ModelAdmin):  # type: ignore[type-arg]
+    form = UserChangeForm
+    add_form = UserCreationForm
+    change_password_form = AdminPasswordChangeForm
+
+
+@admin.register(Group)
+class GroupAdmin(DjangoGroupAdmin, ModelAdmin):
+    pass
+
+
+def _seconds(value: float) -> str:
+    if value >= 3600 and value % 3600 == 0:
+        return f"{value / 3600:g} h"
+    return f"{value / 60:g} min" if value >= 60 and value % 60 == 0 else f"{value:g} s"
