@@ -262,4 +262,4 @@ def unknown_names() -> list[tuple[str, str]]:
         lines = dotenv_values(path)
         given |= {name for name in lines if name.startswith("CC_CI_") or get_close_matches(name, known, 1, 0.8)}
     strangers = sorted(given - set(known))
-    return [(name, next(iter(get_close_matches(name, known, 1)), "")) for name in strangers]
+    return [(name, next(iter(get_close_matches(name, known, 1, 0.75)), "")) for name in strangers]
