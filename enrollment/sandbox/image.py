@@ -22,7 +22,9 @@ def import_busybox(name: str) -> None:
     busybox = shutil.which("busybox")
     if not busybox:
         raise NoImage("There is no busybox to make an image of. Type: apt-get install busybox-static")
-    done = _docker("import", "--change", "ENV PATH=/bin", "--change", 'CMD ["sleep", "1000000"]', "-", name, data=_tar(Path(busybox)))
+    done = _docker(
+        "import", "--change", "ENV PATH=/bin", "--change", 'CMD ["sleep", "1000000"]', "-", name, data=_tar(Path(busybox))
+    )
     if done.returncode:
         raise NoImage(f"docker import: {done.stderr.decode(errors='replace').strip()}")
 

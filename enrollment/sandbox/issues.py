@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,11 +16,24 @@ from enrollment.sandbox.model import Comment, Issue, Pull, Reaction, Repo, Statu
 from enrollment.sandbox.tables import Tables
 
 
+@dataclass(frozen=True)
+class Event:
+    """What listeners hear: a comment was `created`, `edited` (from `old_body`) or `deleted`, or a pull request
+    `reviewed`, and by whom."""
+
+    action: str
+    issue: Issue
+    comment: Comment
+    sender: User
+    old_body: str = ""
+
+
 class IssueStore:
     """What `Forge` can do with issues. Not to be used on its own."""
 
     lock: threading.RLock
     tables: Tables
+    listeners: list[Callable[[Event], None]]
 
     if TYPE_CHECKING:  # what the other half brings
 
@@ -189,6 +204,7 @@ class IssueStore:
             tables.comments[row] = comment
             if not visible:
                 self._count(issue, comment)
+                self._tell("created", issue, comment, self.user(user))
             return comment
 
     def review(self, repo: Repo | str, number: int, user: User | str, body: str) -> Comment:
@@ -196,22 +212,28 @@ class IssueStore:
         with self.changing():
             issue = self.issue(repo, number)
             issue.updated = self.now()
-            return self._entry(issue, user, "review", body)
+            entry = self._entry(issue, user, "review", body)
+            self._tell("reviewed", issue, entry, self.user(user))
+            return entry
 
-    def edit_comment(self, comment: Comment | int, body: str) -> Comment:
+    def edit_comment(self, comment: Comment | int, body: str, user: User | str = "") -> Comment:
         """Change a comment's text; the pull request does not move, and the author stays whoever edits."""
         with self.changing() as tables:
             row = comment if isinstance(comment, Comment) else tables.comments[comment]
-            row.body, row.updated = body, self.now()
+            old, row.body, row.updated = row.body, body, self.now()
+            editor = self.user(user) if user else tables.users[row.user_id]
+            self._tell("edited", tables.issues[row.issue_id], row, editor, old)
             return row
 
-    def delete_comment(self, comment: Comment | int) -> None:
+    def delete_comment(self, comment: Comment | int, user: User | str = "") -> None:
         """Delete a comment with its reactions; the pull request does not move."""
         with self.changing() as tables:
             row = comment if isinstance(comment, Comment) else tables.comments[comment]
             del tables.comments[row.id]
             tables.issues[row.issue_id].comments -= row.visible is None
             tables.reactions = {key: r for key, r in tables.reactions.items() if r.comment_id != row.id}
+            deleter = self.user(user) if user else tables.users[row.user_id]
+            self._tell("deleted", tables.issues[row.issue_id], row, deleter)
 
     def comments_of(self, issue: Issue | None = None, repo: Repo | None = None, kinds: str = "comment") -> list[Comment]:
         """The visible comments of an issue or of a whole repository, by id. `kinds` is one kind, or `all`."""
@@ -224,6 +246,10 @@ class IssueStore:
                 and kinds in (row.kind, "all")
                 and row.visible is None
             ]
+
+    def _tell(self, action: str, issue: Issue, comment: Comment, sender: User, old_body: str = "") -> None:
+        for listener in self.listeners:
+            listener(Event(action, issue, comment, sender, old_body))
 
     def _count(self, issue: Issue, comment: Comment) -> None:
         issue.comments += 1

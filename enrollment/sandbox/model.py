@@ -152,7 +152,7 @@ class Status:
 
 @dataclass
 class Hook:
-    """A webhook of a repository or, with `repo_id` 0, of an organisation. The sandbox keeps it and delivers nothing."""
+    """A webhook of a repository or, with `repo_id` 0, of an organisation."""
 
     id: int
     repo_id: int
@@ -160,6 +160,7 @@ class Hook:
     kind: str
     url: str
     content_type: str
+    secret: str
     events: list[str]
     active: bool
     created: datetime

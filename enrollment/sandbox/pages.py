@@ -27,9 +27,6 @@ _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; connect-src 'self'; form-action 'self'; base-uri 'none'; "
     f"frame-ancestors 'none'; script-src 'sha256-{_JS_HASH}'; img-src 'self' data: http://127.0.0.1:* http://localhost:*"
 )
-_PICTURES = {
-    "+1": "👍", "-1": "👎", "laugh": "😄", "hooray": "🎉", "confused": "😕", "heart": "❤️", "rocket": "🚀", "eyes": "👀",
-}  # fmt: skip
 _MARKS = {"success": "✓", "failure": "✗", "error": "!", "warning": "!", "pending": "●"}
 
 
@@ -97,7 +94,7 @@ def _avatar(login: str) -> str:
 
 
 def _colour(login: str) -> str:
-    return f"hsl({hashlib.sha256(login.encode()).digest()[0] * 360 // 256} 45% 38%)"
+    return f"hsl({hashlib.sha256(login.encode()).digest()[0] * 360 // 256} 45% 32%)"
 
 
 def _state(issue: Issue) -> str:
@@ -123,7 +120,8 @@ def _home(page: _Page) -> Response:
         count = f"{pulls} open pull request{'' if pulls == 1 else 's'}{note}"
         link = f'<a class="title" href="{_url(repo)}">{escape(repo.full_name)}</a>'
         rows.append(f'<div class="grow">{link}<div class="soft">{count}</div></div>{topics}')
-    content = f"<h1>Repositories</h1>{_rows(rows, 'There are no repositories yet.')}"
+    lead = '<p class="lead">Pick one to read its pull requests and to comment on them.</p>'
+    content = f"<h1>Repositories</h1>{lead}{_rows(rows, 'There are no repositories yet.')}"
     return page.show("Repositories", content)
 
 
@@ -155,7 +153,7 @@ def _repo(page: _Page, owner: str, name: str) -> Response:
 
 def _issue_row(page: _Page, repo: Repo, issue: Issue) -> str:
     comments = f"{issue.comments} comment{'' if issue.comments == 1 else 's'}"
-    about = f"#{issue.number} by {escape(page.name(issue.user_id))} · {comments} · moved {_time(issue.updated)}"
+    about = f"#{issue.number} by {escape(page.name(issue.user_id))} · {comments} · last activity {_time(issue.updated)}"
     link = f'<a class="title" href="{_url(repo, issue)}">{escape(issue.title)}</a>'
     return f'{_state(issue)}<div class="grow">{link}<div class="soft">{about}</div></div>'
 
@@ -248,9 +246,8 @@ def _comment(page: _Page, issue: Issue, comment: Comment) -> str:
 
 
 def _reaction(content: str, who: str, count: int) -> str:
-    label = f"{escape(content)} by {who}"
-    picture = _PICTURES.get(content, escape(content))
-    return f'<li title="{who}"><span role="img" aria-label="{label}">{picture}</span> {count}</li>'
+    # Words, since pictures need a font that not every machine has.
+    return f'<li title="{who}">{escape(content)} <b>{count}</b><span class="unseen"> by {who}</span></li>'
 
 
 def _form(page: _Page, repo: Repo, issue: Issue) -> str:

@@ -131,7 +131,7 @@ def edit_comment(call: Call) -> Response:
     """Change one's own comment or, as an admin of the repository, anybody's; the author shown stays the first."""
     comment = _comment(call)
     _own(call, comment)
-    return call.answer(call.render.comment(call.forge.edit_comment(comment, call.text("body"))))
+    return call.answer(call.render.comment(call.forge.edit_comment(comment, call.text("body"), call.user or "")))
 
 
 @route("DELETE", ONE_REPO + "/issues/comments/{id}", "issue", signed_in=True)
@@ -139,7 +139,7 @@ def delete_comment(call: Call) -> Response:
     """Delete one's own comment or, as an admin, anybody's."""
     comment = _comment(call)
     _own(call, comment)
-    call.forge.delete_comment(comment)
+    call.forge.delete_comment(comment, call.signed_in())
     return Response(204)
 
 

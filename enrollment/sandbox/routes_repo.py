@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from enrollment.sandbox import git
 from enrollment.sandbox.api import Call, no_route, route
 from enrollment.sandbox.faults import Response
-from enrollment.sandbox.model import Hook, Repo
+from enrollment.sandbox.model import Repo
 from enrollment.sandbox.render import Json, Renderer
 from enrollment.sandbox.routes_issues import ONE_REPO
 
@@ -236,109 +236,3 @@ def permission(call: Call) -> Response:
         raise call.error(403, "only admins may ask for others' permissions")
     name = ("none", "read", "write", "admin", "owner")[call.forge.level(user, repo)]
     return call.answer({"permission": name, "role_name": "", "user": call.render.user(user, seen=True)})
-
-
-# Hooks, which are kept and deliver nothing
-
-# What a name of an event becomes when it is read back.
-READ_BACK = {
-    "pull_request_comment": ("pull_request_comment", "pull_request_review_comment"),
-    "pull_request": (
-        "pull_request",
-        "pull_request_assign",
-        "pull_request_label",
-        "pull_request_milestone",
-        "pull_request_comment",
-        "pull_request_review_approved",
-        "pull_request_review_rejected",
-        "pull_request_review_comment",
-        "pull_request_sync",
-    ),
-    "push": ("push",),
-    "issue_comment": ("issue_comment",),
-    "issues": ("issues",),
-    "create": ("create",),
-    "delete": ("delete",),
-    "release": ("release",),
-}
-ORDER = ("create", "delete", "push", "issues", "issue_comment", *READ_BACK["pull_request"], "release")
-
-
-def _events(given: list[str]) -> list[str]:
-    names = {name for event in given for name in READ_BACK.get(event, ())}
-    return [name for name in ORDER if name in names]
-
-
-@route("GET", ONE_REPO + "/hooks", "repository", signed_in=True)
-def hooks(call: Call) -> Response:
-    """The hooks of a repository, for its admins only."""
-    repo = call.repo(3)
-    rows = [row for row in call.forge.tables.hooks.values() if row.repo_id == repo.id]
-    return call.page(rows, call.render.hook, counted=call.forge.features.all_lists_counted)
-
-
-@route("POST", ONE_REPO + "/hooks", "repository", signed_in=True)
-def add_hook(call: Call) -> Response:
-    """Make a hook. Nothing stops a second one with the same URL."""
-    repo, body = call.repo(3), call.body()
-    config = body.get("config") or {}
-    if not isinstance(config, dict) or not {"url", "content_type"} <= config.keys():
-        raise call.error(422, "Missing config option: url or content_type")
-    if call.forge.features.bad_hook_url_refused and urlsplit(str(config["url"])).scheme not in ("http", "https"):
-        raise call.error(422, "Invalid url")
-    with call.forge.changing() as tables:
-        now, events = call.forge.now(), _events(body.get("events") or ["push"])
-        row = tables.next_id("hooks")
-        hook = Hook(
-            row,
-            repo.id,
-            0,
-            call.text("type"),
-            config["url"],
-            config["content_type"],
-            events,
-            body.get("active", False),
-            now,
-            now,
-        )
-        tables.hooks[row] = hook
-    return call.answer(call.render.hook(hook), 201)
-
-
-@route("GET", ONE_REPO + "/hooks/{id}", "repository", signed_in=True)
-def one_hook(call: Call) -> Response:
-    """A hook."""
-    return call.answer(call.render.hook(_hook(call)))
-
-
-@route("PATCH", ONE_REPO + "/hooks/{id}", "repository", signed_in=True)
-def edit_hook(call: Call) -> Response:
-    """Change a hook. This is no merge: events that are not named are lost, whatever else is changed."""
-    hook, body = _hook(call), call.body()
-    with call.forge.changing():
-        config = body.get("config") or {}
-        hook.url = config.get("url", hook.url)
-        hook.content_type = config.get("content_type", hook.content_type)
-        # What an event had been expanded to partly survives, which is why the list then is longer than `push`.
-        left = [name for name in hook.events if name.startswith("pull_request_")]
-        hook.events = _events(body["events"]) if body.get("events") else ["push", *left]
-        hook.active = body.get("active", hook.active)
-        hook.updated = call.forge.now()
-    return call.answer(call.render.hook(hook))
-
-
-@route("DELETE", ONE_REPO + "/hooks/{id}", "repository", signed_in=True)
-def delete_hook(call: Call) -> Response:
-    """Remove a hook."""
-    hook = _hook(call)
-    with call.forge.changing() as tables:
-        del tables.hooks[hook.id]
-    return Response(204)
-
-
-def _hook(call: Call) -> Hook:
-    repo = call.repo(3)
-    hook = call.forge.tables.hooks.get(int(call.names["id"])) if call.names["id"].isdigit() else None
-    if hook is None or hook.repo_id != repo.id:
-        raise call.missing()
-    return hook

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import email.utils
 import socket
 import sys
 import threading
 import time
+from datetime import UTC
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
-from enrollment.sandbox import api, gitserve, pages, routes_issues, routes_people, routes_repo
+from enrollment.sandbox import api, gitserve, pages, routes_hooks, routes_issues, routes_people, routes_repo
+from enrollment.sandbox.deliveries import Deliverer
 from enrollment.sandbox.faults import Fault, Request, Response
 from enrollment.sandbox.render import encode
 from enrollment.sandbox.store import Forge
 
 # These modules only register their routes with the API.
-_ROUTES = (routes_people, routes_issues, routes_repo)
+_ROUTES = (routes_people, routes_issues, routes_repo, routes_hooks)
 
 
 def answer(forge: Forge, request: Request) -> Response:
@@ -29,13 +32,17 @@ def answer(forge: Forge, request: Request) -> Response:
 
 
 class Server:
-    """A running server. It stops at the end of a `with` block, or by `stop`."""
+    """A running server. It stops at the end of a `with` block, or by `stop`.
+
+    `deliveries.done` holds what was sent to webhooks, once `deliveries.flush()` has waited for it.
+    """
 
     def __init__(self, forge: Forge, host: str, port: int) -> None:
         self.forge = forge
         self._http = _Http((host, port), forge)
         self.host, self.port = host, self._http.server_address[1]
         self.url = forge.url = f"http://{host}:{self.port}"
+        self.deliveries = Deliverer(forge)
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,), name="sandbox", daemon=True)
         self._thread.start()
 
@@ -44,6 +51,7 @@ class Server:
         self._http.shutdown()
         self._http.server_close()
         self._http.cut_all()
+        self.deliveries.stop()
         self._thread.join()
 
     def __enter__(self) -> Server:
@@ -95,6 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     wbufsize = -1
+    server_version, sys_version = "sandbox-forge", ""
 
     def _serve(self) -> None:
         forge = self.server.forge
@@ -121,6 +130,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(response, fault.cut)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _serve
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        """The Date header tells the forge's time: a client may well measure its distance to it."""
+        return email.utils.format_datetime(self.server.forge.clock().astimezone(UTC), usegmt=True)
 
     def _answer(self, forge: Forge, request: Request) -> Response:
         try:

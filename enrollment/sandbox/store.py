@@ -14,7 +14,7 @@ from pathlib import Path
 from enrollment.sandbox import git
 from enrollment.sandbox.faults import FaultPlan, Request
 from enrollment.sandbox.features import features_of
-from enrollment.sandbox.issues import IssueStore
+from enrollment.sandbox.issues import Event, IssueStore
 from enrollment.sandbox.model import Collaborator, Membership, Pull, Redirect, Repo, Token, User
 from enrollment.sandbox.tables import Tables
 
@@ -32,6 +32,7 @@ class Forge(IssueStore):
     Users and repositories may be given as rows or by name (`"alice"`, `"recipes/hello-web"`). What does not exist
     raises LookupError.
 
+    `listeners` hear of comments and reviews, under the lock; the server's deliveries to webhooks are one.
     `requests` holds what the server was asked, oldest first, at most 10,000. `faults`, when set, is asked about every
     request and may answer with a Fault. `url` is set by the server: answers carry absolute URLs.
     """
@@ -46,6 +47,7 @@ class Forge(IssueStore):
         self.url = "http://localhost:3000"
         self.requests: deque[Request] = deque(maxlen=10_000)
         self.faults: FaultPlan | None = None
+        self.listeners: list[Callable[[Event], None]] = []
         self.lock = threading.RLock()
         self._depth = 0
         self._state = self.root / "state.json" if persist else None
@@ -299,7 +301,9 @@ class Forge(IssueStore):
             for comment in self.tables.comments.values():
                 if comment.visible and comment.visible <= now:
                     comment.visible = None
-                    self._count(self.tables.issues[comment.issue_id], comment)
+                    issue = self.tables.issues[comment.issue_id]
+                    self._count(issue, comment)
+                    self._tell("created", issue, comment, self.tables.users[comment.user_id])
 
     def _add_redirect(self, owner: str, name: str, target: int) -> None:
         row = self.tables.next_id("redirects")

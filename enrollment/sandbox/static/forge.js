@@ -1,22 +1,30 @@
-// New comments and statuses appear by themselves; only parts that changed are touched, so text being typed and open
-// folds stay as they are.
+// New comments and statuses appear by themselves. Only parts that the server has changed are touched, so text being
+// typed, open folds and a selection stay as they are.
 (() => {
   const live = document.getElementById("live");
   if (!live) return;
-  let last = "";
+  const known = new Map([...live.children].map((part) => [part.id, part.innerHTML]));
   const refresh = async () => {
     if (document.hidden) return;
     const answer = await fetch(location.pathname + "?part=live", { headers: { Accept: "text/html" } });
-    const text = answer.ok ? await answer.text() : last;
-    if (text === last) return;
-    last = text;
-    const fresh = new DOMParser().parseFromString(text, "text/html").body;
-    const wanted = new Map([...fresh.children].map((part) => [part.id, part]));
-    for (const part of [...live.children]) if (!wanted.has(part.id)) part.remove();
-    for (const [id, part] of wanted) {
-      const shown = document.getElementById(id);
-      if (!shown) live.append(part);
-      else if (shown.innerHTML !== part.innerHTML) shown.innerHTML = part.innerHTML;
+    if (!answer.ok) return;
+    const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").body;
+    const parts = [...fresh.children];
+    const ids = new Set(parts.map((part) => part.id));
+    for (const part of [...live.children]) if (!ids.has(part.id)) part.remove();
+    let before = null;
+    for (const part of parts) {
+      const html = part.innerHTML;
+      let shown = document.getElementById(part.id);
+      if (!shown) {
+        shown = part;
+        if (before) before.after(part);
+        else live.prepend(part);
+      } else if (known.get(part.id) !== html) {
+        shown.innerHTML = html;
+      }
+      known.set(part.id, html);
+      before = shown;
     }
   };
   setInterval(() => refresh().catch(() => {}), 3000);

@@ -8,11 +8,11 @@ from pathlib import Path
 import gitea_api
 import pytest
 
-from enrollment.sandbox import routes_issues, routes_people, routes_repo
+from enrollment.sandbox import routes_hooks, routes_issues, routes_people, routes_repo
 from enrollment.sandbox.api import ROUTES
 from tests.enrollment.sandbox.allowed import ANYWHERE, CALLS, Call, check
 
-ROUTE_MODULES = (routes_issues, routes_people, routes_repo)
+ROUTE_MODULES = (routes_hooks, routes_issues, routes_people, routes_repo)
 SHA = "a" * 40
 
 
@@ -86,10 +86,10 @@ def _camel(name: str) -> str:
     return {"include_desc": "includeDesc", "starred_by": "starredBy"}.get(name, name)
 
 
-@pytest.mark.parametrize("call", CALLS, ids=lambda call: f"{call.method} {call.path}")
+@pytest.mark.parametrize(
+    "call", [call for call in CALLS if call.path not in NEWER], ids=lambda call: f"{call.method} {call.path}"
+)
 def test_the_table_agrees_with_an_independent_client(call: Call) -> None:
-    if call.path in NEWER:
-        pytest.skip("came after this client's version")
     operation = call.method, re.sub(r"\{\w+\*?\}", "{}", call.path)
     known = known_to_the_client()
     assert operation in known

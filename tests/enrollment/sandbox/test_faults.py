@@ -8,12 +8,13 @@ import pytest
 import requests
 
 from enrollment.sandbox import Fault, Forge, Request, Server
+from enrollment.sandbox.faults import FaultPlan
 from tests.enrollment.sandbox.conftest import Client
 
 COMMENTS = "/repos/recipes/web/issues/1/comments"
 
 
-def on_post(fault: Fault) -> object:
+def on_post(fault: Fault) -> FaultPlan:
     return lambda request: fault if request.method == "POST" else None
 
 
@@ -22,7 +23,7 @@ def bodies(forge: Forge) -> list[str]:
 
 
 def test_a_status_is_answered_and_nothing_is_done(client: Client, forge: Forge) -> None:
-    forge.faults = on_post(Fault(status=429, headers={"Retry-After": "7"}, body="slow down"))  # type: ignore[assignment]
+    forge.faults = on_post(Fault(status=429, headers={"Retry-After": "7"}, body="slow down"))
     answer = client.post(COMMENTS, "bot", body="x")
     assert (answer.status_code, answer.headers["Retry-After"], answer.text) == (429, "7", "slow down")
     assert bodies(forge) == []
@@ -30,7 +31,7 @@ def test_a_status_is_answered_and_nothing_is_done(client: Client, forge: Forge) 
 
 @pytest.mark.parametrize(("when", "kept"), [("before", []), ("after", ["x"])])
 def test_the_connection_closes_before_or_after_the_write(client: Client, forge: Forge, when: str, kept: list[str]) -> None:
-    forge.faults = on_post(Fault(close=when))  # type: ignore[assignment,arg-type]
+    forge.faults = on_post(Fault(close=when))
     with pytest.raises(requests.ConnectionError):
         client.post(COMMENTS, "bot", body="x")
     assert bodies(forge) == kept
@@ -38,7 +39,7 @@ def test_the_connection_closes_before_or_after_the_write(client: Client, forge: 
 
 
 def test_an_answer_that_comes_too_late(client: Client, forge: Forge) -> None:
-    forge.faults = on_post(Fault(delay_after=0.3))  # type: ignore[assignment]
+    forge.faults = on_post(Fault(delay_after=0.3))
     with pytest.raises(requests.Timeout):
         client.session.post(
             client.server.url + "/api/v1" + COMMENTS,

@@ -60,7 +60,7 @@ def test_what_a_bot_writes_is_shown_as_meant(server: Server, forge: Forge) -> No
     forge.react(issue, comment, "alice", "eyes")
     page = get(server, PULL)
     assert "<strong>passed</strong>" in page and "<details><summary>Log</summary>" in page and "<td>✓</td>" in page
-    assert "hidden: run 7" not in page and "👀" in page
+    assert "hidden: run 7" not in page and "eyes <b>1</b>" in page
     assert "<script>alert" not in page and "<img" not in page and "&lt;script&gt;" in page
 
 
@@ -87,12 +87,13 @@ def test_a_fold_left_open_is_closed() -> None:
 
 
 def test_titles_and_names_are_escaped(server: Server, forge: Forge) -> None:
-    forge.push("recipes/web", "odd", {"<i>.txt": "<b>&\n"}, "<u>message</u>", "alice")
-    forge.open_pull("recipes/web", "recipes/web", "odd", "alice", "<i>title</i>")
-    for path in ("/recipes/web", "/recipes/web/pulls/2", "/recipes/web/pulls/2/files"):
-        assert not re.search(r"<(i|u|b)>[^<]*&?", get(server, path).split("</header>")[1].replace("<b>alice</b>", "")) or (
-            "<i>" not in get(server, path) and "<u>" not in get(server, path)
-        )
+    forge.push("recipes/web", "odd", {"<u>.txt": "<var>&\n"}, "<var>message", "alice")
+    pull = forge.open_pull("recipes/web", "recipes/web", "odd", "alice", "<var>title")
+    forge.set_status("recipes/web", pull.head_sha, "error", "<var>", description="<var>", target_url="javascript:alert(1)")
+    paths = ("", "/pulls/2", "/pulls/2/files", f"/commit/{pull.head_sha}", "/src/branch/odd/%3Cu%3E.txt")
+    for path in paths:
+        page = get(server, "/recipes/web" + path)
+        assert "&lt;" in page and not re.search(r"<var>|<u>|javascript:", page)
 
 
 def test_statuses_and_changes_are_shown(server: Server, forge: Forge) -> None:

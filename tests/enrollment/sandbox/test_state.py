@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -152,8 +153,6 @@ def test_the_recipes_pass_and_fail_as_they_say(tmp_path: Path, recipe: str, pass
 
 
 def free_port() -> int:
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as held:
         return int(held.getsockname()[1])
 
