@@ -25,6 +25,7 @@ from enrollment.naming import NotNamed, split_name
 class ForgeForm(forms.ModelForm):  # type: ignore[type-arg]
     """The token is written, never shown."""
 
+    url = forms.URLField(assume_scheme="https", help_text="Such as https://git.coopcloud.tech, without /api.")
     token = forms.CharField(
         required=False,
         strip=True,

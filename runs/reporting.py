@@ -263,7 +263,7 @@ def _post(report: Report, client: ForgeClient, since: datetime) -> None:
     row = report.repository
     found = None
     if report.attempted_digest:
-        found = next((c for c in _own_comments(report, client, since) if report.marker in c.body), None)
+        found = next((c for c in _own_comments(report, client, since) if _carries(c, report.marker)), None)
     if found is not None:
         if found.body.replace("\r\n", "\n").strip() != report.wanted["body"].strip():
             client.edit_comment(row.owner, row.name, found.id, report.wanted["body"])
@@ -285,10 +285,15 @@ def _own_comments(report: Report, client: ForgeClient, since: datetime) -> list[
     return [comment for comment in comments if comment.author.id == row.forge.bot_id]
 
 
+def _carries(comment: RemoteComment, marker: str) -> bool:
+    """Whether the hidden id stands where we put it: at the very start. Further down it may be a log line's."""
+    return comment.body.startswith(f"<!-- {marker}")
+
+
 def _remove_doubles(report: Report, client: ForgeClient, marker: str, since: datetime) -> None:
     """Delete our other comments with this marker: a worker that was held up for longer than its lease may have posted one."""
     for comment in _own_comments(report, client, since):
-        if comment.id != report.posted_id and f"<!-- {marker}" in comment.body:
+        if comment.id != report.posted_id and _carries(comment, marker):
             _delete(report, client, comment.id)
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from django.conf import settings
+
+if TYPE_CHECKING:
+    from tests.world import World
 
 
 @pytest.fixture
@@ -13,3 +18,17 @@ def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty data folder for this test alone, in `settings.CC_CI.data_dir`."""
     monkeypatch.setattr(settings.CC_CI, "data_dir", tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def world(db: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """A forge with people, one recipe `recipes/web` with a pull request, and cc-ci enrolled there."""
+    from tests.world import World
+
+    monkeypatch.setattr(settings.CC_CI, "data_dir", tmp_path / "data")
+    world = World(tmp_path)
+    world.connect()
+    world.add_recipe("web")
+    world.enroll("recipes/web")
+    yield world
+    world.close()

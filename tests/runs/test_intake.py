@@ -1,0 +1,367 @@
+"""A comment becomes exactly one run, one reply or one action."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from django.conf import settings
+from django.db import connection, connections
+from django.utils import timezone
+
+from enrollment.models import Comment
+from enrollment.sandbox.faults import Fault
+from runs import intake
+from runs.models import Report, State, TestRun
+from tests.world import World
+
+pytestmark = pytest.mark.django_db
+
+
+def outcome(world: World, remote_id: int) -> Comment:
+    return Comment.objects.get(forge=world.forge, forge_comment_id=remote_id)
+
+
+def test_a_members_comment_becomes_a_run_of_the_head(world: World) -> None:
+    said = world.say("recipes/web")
+    world.hear()
+    run = TestRun.objects.get()
+    assert run.sha == world.remote.pull("recipes/web", 1).head_sha
+    assert run.ref == "refs/pull/1/head"
+    assert run.state == State.QUEUED
+    assert run.trusted
+    assert run.requested_by == "alice"
+    assert world.reactions(said) == ["eyes"]
+    row = outcome(world, said.id)
+    assert row.outcome == "run"
+    assert "alice" in row.reason
+    assert "is a member of the organisation" in row.reason
+    assert row.facts["asker"]["id"] == world.alice.id
+
+
+def test_the_commit_is_pinned_when_the_comment_is_handled(world: World) -> None:
+    world.say("recipes/web")
+    world.hear()
+    before = TestRun.objects.get().sha
+    world.remote.push("recipes/web", "change", {"more.txt": "later"}, "Later", world.alice)
+    assert TestRun.objects.get().sha == before
+    assert world.remote.pull("recipes/web", 1).head_sha != before
+
+
+def test_seen_ten_times_is_one_run(world: World) -> None:
+    said = world.say("recipes/web")
+    for _ in range(10):
+        world.poll()
+    pk = outcome(world, said.id).pk
+    for _ in range(10):
+        assert intake.handle(pk) == Comment.Outcome.RUN
+    assert TestRun.objects.count() == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_five_workers_at_the_same_moment_make_one_run(world: World) -> None:
+    world.say("recipes/web")
+    world.poll()
+    pk = Comment.objects.get().pk
+    gate = threading.Barrier(5)
+    faults: list[BaseException] = []
+
+    def worker() -> None:
+        try:
+            gate.wait()
+            intake.handle(pk)
+        except BaseException as error:
+            faults.append(error)
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=worker) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not faults
+    assert TestRun.objects.count() == 1
+    assert Report.objects.filter(kind="reaction").count() == 1
+    assert connection.vendor in ("sqlite", "postgresql")
+
+
+def test_an_outsider_gets_one_short_reply_and_no_run(world: World) -> None:
+    for _ in range(3):
+        world.say("recipes/web", user="mallory")
+    world.hear()
+    assert not TestRun.objects.exists()
+    replies = world.own_comments("recipes/web")
+    assert len(replies) == 1
+    assert "@mallory" in replies[0]
+    assert sorted(Comment.objects.values_list("outcome", flat=True)) == ["ignored", "ignored", "reply"]
+
+
+def test_an_outsider_gets_silence_where_that_is_wished(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings.CC_CI, "outsiders", "silent")
+    said = world.say("recipes/web", user="mallory")
+    world.hear()
+    assert world.own_comments("recipes/web") == []
+    assert outcome(world, said.id).outcome == "ignored"
+
+
+def test_a_bot_starts_nothing_and_hears_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    robot = world.remote.add_user("renovate")
+    world.remote.add_member(world.org, robot, "write")
+    monkeypatch.setattr(settings.CC_CI, "bots", ["Renovate"])
+    said = world.say("recipes/web", user="renovate")
+    world.hear()
+    assert outcome(world, said.id).outcome == "ignored"
+    assert "is a bot" in outcome(world, said.id).reason
+    assert world.own_comments("recipes/web") == []
+
+
+def test_our_own_words_start_nothing(world: World) -> None:
+    world.say("recipes/web", user="cc-ci")
+    world.hear()
+    assert not Comment.objects.exists()
+
+
+def test_a_comment_that_was_edited_before_it_was_seen_starts_nothing(world: World) -> None:
+    said = world.say("recipes/web", "Nice.")
+    world.clock.move(seconds=5)
+    world.remote.edit_comment(said, "!testme")
+    world.hear()
+    assert not TestRun.objects.exists()
+    assert outcome(world, said.id).outcome == "reply"
+    assert "new comment" in world.own_comments("recipes/web")[0]
+
+
+def test_a_comment_that_is_edited_later_starts_no_second_run(world: World) -> None:
+    said = world.say("recipes/web")
+    world.hear()
+    world.clock.move(seconds=5)
+    world.remote.edit_comment(said, "!testme --extra-tests")
+    world.hear()
+    assert TestRun.objects.count() == 1
+
+
+def test_a_problem_gets_one_reply_with_the_nearest_form(world: World) -> None:
+    world.say("recipes/web", "!testme --stages instal")
+    world.hear()
+    assert not TestRun.objects.exists()
+    (reply,) = world.own_comments("recipes/web")
+    assert "!testme --stages install" in reply
+
+
+def test_help_and_status(world: World) -> None:
+    world.say("recipes/web", "!testme help")
+    world.hear()
+    world.say("recipes/web", "!testme status")
+    world.hear()
+    world.say("recipes/web", "!testme")
+    world.hear()
+    world.say("recipes/web", "!testme status")
+    world.hear()
+    texts = world.own_comments("recipes/web")
+    assert "| `!testme cancel` |" in texts[0]
+    assert "There is no run yet" in texts[1]
+    assert "is waiting for its turn" in texts[3]
+
+
+def test_the_same_question_twice_joins_the_run(world: World) -> None:
+    world.say("recipes/web")
+    second = world.say("recipes/web")
+    world.hear()
+    assert TestRun.objects.count() == 1
+    assert sorted(Comment.objects.values_list("outcome", flat=True)) == ["joined", "run"]
+    assert world.reactions(second) == ["eyes"]
+    assert TestRun.objects.get().events.filter(kind="joined").count() == 1
+
+
+def test_another_question_supersedes_a_run_that_waits(world: World) -> None:
+    world.say("recipes/web")
+    world.hear()
+    world.say("recipes/web", "!testme --extra-tests")
+    world.hear()
+    old, new = TestRun.objects.order_by("created_at")
+    assert old.state == State.SUPERSEDED
+    assert new.state == State.QUEUED
+    assert "extra" in new.stages
+
+
+def test_cancel_ends_a_run_that_waits(world: World) -> None:
+    world.say("recipes/web")
+    world.hear()
+    said = world.say("recipes/web", "!testme cancel")
+    world.hear()
+    assert TestRun.objects.get().state == State.CANCELLED
+    assert outcome(world, said.id).outcome == "acted"
+    assert world.reactions(said) == ["eyes"]
+
+
+def test_cancel_and_retry_without_a_run_say_so(world: World) -> None:
+    world.say("recipes/web", "!testme cancel")
+    world.say("recipes/web", "!testme retry")
+    world.hear()
+    texts = world.own_comments("recipes/web")
+    assert len(texts) == 2
+    assert "no run to cancel" in texts[0]
+    assert "no run to repeat" in texts[1]
+
+
+def test_retry_takes_the_same_commit_and_all_stages(world: World) -> None:
+    world.say("recipes/web", "!testme --stages install")
+    world.hear()
+    TestRun.objects.update(state=State.FAILED)
+    world.remote.push("recipes/web", "change", {"more.txt": "later"}, "Later", world.alice)
+    world.say("recipes/web", "!testme retry")
+    world.hear()
+    old, new = TestRun.objects.order_by("created_at")
+    assert new.sha == old.sha != world.remote.pull("recipes/web", 1).head_sha
+    assert new.stages == ["install", "custom"]
+    assert new.retry_of == old
+
+
+def test_a_closed_pull_request_is_not_tested(world: World) -> None:
+    world.say("recipes/web")
+    world.remote.close_pull(world.remote.pull("recipes/web", 1))
+    world.hear()
+    assert not TestRun.objects.exists()
+    assert "closed" in world.own_comments("recipes/web")[0]
+
+
+# --- strangers' code
+
+
+def test_strange_code_needs_a_commit_where_the_forge_keeps_no_timeline(world: World) -> None:
+    pull = world.add_fork_pull("recipes/web")
+    world.say("recipes/web", number=pull.number)
+    world.hear()
+    assert not TestRun.objects.exists()
+    (reply,) = world.own_comments("recipes/web", pull.number)
+    assert f"!testme {pull.head_sha[:10]}" in reply
+    assert f"/recipes/web/pulls/{pull.number}/commits/{pull.head_sha}" in reply
+    # The line that it gives works.
+    world.say("recipes/web", f"!testme {pull.head_sha[:10]}", number=pull.number)
+    world.hear()
+    run = TestRun.objects.get()
+    assert run.sha == pull.head_sha
+    assert not run.trusted
+
+
+def test_a_commit_that_is_none_of_the_pull_requests_is_refused(world: World) -> None:
+    pull = world.add_fork_pull("recipes/web")
+    base = world.remote.pull("recipes/web", pull.number).base_sha
+    world.say("recipes/web", f"!testme {base}", number=pull.number)
+    world.hear()
+    assert not TestRun.objects.exists()
+    assert "is no commit of this pull request" in world.own_comments("recipes/web", pull.number)[0]
+
+
+def test_an_earlier_commit_of_the_pull_request_may_be_named(world: World) -> None:
+    earlier = world.remote.pull("recipes/web", 1).head_sha
+    world.remote.push("recipes/web", "change", {"more.txt": "later"}, "Later", world.alice)
+    world.say("recipes/web", f"!testme {earlier[:7]}")
+    world.hear()
+    assert TestRun.objects.get().sha == earlier
+
+
+@pytest.mark.parametrize("version", ["1.22", "13.0.0+gitea-1.22.0"])
+def test_the_timeline_can_prove_that_nothing_was_pushed(db: None, tmp_path, monkeypatch, version: str) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(settings.CC_CI, "data_dir", tmp_path / "data")
+    world = World(tmp_path, version)
+    world.connect()
+    world.add_recipe("web")
+    world.enroll("recipes/web")
+    pull = world.add_fork_pull("recipes/web")
+    world.clock.move(seconds=10)
+    world.say("recipes/web", number=pull.number)
+    world.hear()
+    run = TestRun.objects.get()
+    assert run.sha == pull.head_sha
+    assert not run.trusted
+    # And that something was.
+    run.delete()
+    world.clock.move(seconds=10)
+    world.say("recipes/web", "!testme --stages install", number=pull.number)
+    world.clock.move(seconds=10)
+    fork = next(row for row in world.remote.tables.repos.values() if row.owner == "mallory")
+    world.remote.push(fork, "patch", {"evil.txt": "pushed at the worst moment"}, "Evil", world.mallory)
+    world.hear()
+    assert not TestRun.objects.exists()
+    assert "!testme" in world.own_comments("recipes/web", pull.number)[-1]
+    world.close()
+
+
+def test_code_of_a_deleted_fork_counts_as_strange(world: World) -> None:
+    pull = world.add_fork_pull("recipes/web")
+    fork = next(row for row in world.remote.tables.repos.values() if row.owner == "mallory")
+    world.remote.delete_repo(fork)
+    world.say("recipes/web", number=pull.number)
+    world.hear()
+    assert not TestRun.objects.exists()
+
+
+def test_a_members_fork_is_trusted(world: World) -> None:
+    pull = world.add_fork_pull("recipes/web", "alice")
+    world.say("recipes/web", number=pull.number)
+    world.hear()
+    assert TestRun.objects.get().trusted
+
+
+# --- a forge in trouble
+
+
+def test_a_forge_that_fails_meanwhile_loses_nothing(world: World) -> None:
+    said = world.say("recipes/web")
+    world.poll()
+    world.remote.faults = lambda request: Fault(status=500)
+    pk = outcome(world, said.id).pk
+    assert intake.handle(pk) is None
+    row = outcome(world, said.id)
+    assert row.tries == 1
+    assert row.next_try_at
+    assert "500" in row.last_error
+    world.remote.faults = None
+    Comment.objects.update(next_try_at=timezone.now(), seen_at=timezone.now() - timezone.timedelta(minutes=1))
+    assert intake.sweep() == 1
+    assert TestRun.objects.count() == 1
+
+
+def test_the_sweep_finds_what_a_lost_signal_left(world: World) -> None:
+    world.say("recipes/web")
+    world.poll()
+    Comment.objects.update(seen_at=timezone.now() - timezone.timedelta(minutes=1))
+    assert intake.sweep() == 1
+    assert intake.sweep() == 0
+    assert TestRun.objects.count() == 1
+
+
+def test_one_odd_comment_does_not_stop_the_others(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = world.say("recipes/web"), world.say("recipes/web", "!testme --extra-tests")
+    world.poll()
+    odd = outcome(world, first.id).pk
+    handle = intake.handle
+
+    def sometimes(number: int) -> object:
+        if number == odd:
+            raise RuntimeError("a fault of our own")
+        return handle(number)
+
+    monkeypatch.setattr(intake, "handle", sometimes)
+    Comment.objects.update(seen_at=timezone.now() - timezone.timedelta(minutes=1))
+    intake.sweep()
+    assert outcome(world, second.id).outcome == "run"
+    assert "a fault of our own" in outcome(world, first.id).last_error
+
+
+def test_after_three_days_a_comment_is_let_go(world: World) -> None:
+    said = world.say("recipes/web")
+    world.poll()
+    world.remote.faults = lambda request: Fault(status=500)
+    Comment.objects.update(tries=intake.MAX_TRIES - 1)
+    assert intake.handle(outcome(world, said.id).pk) == Comment.Outcome.IGNORED
+    assert "could not be asked" in outcome(world, said.id).reason
+
+
+def test_a_repository_that_turned_private_is_known_as_such(world: World) -> None:
+    world.remote.set_private("recipes/web")
+    world.say("recipes/web")
+    world.hear()
+    assert TestRun.objects.get().repository.private

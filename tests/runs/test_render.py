@@ -1,0 +1,92 @@
+"""A run as Markdown: the verdict first, and nothing from outside that acts."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from runs import render
+from runs.models import State, TestRun
+from tests.factories import CaseResultFactory, StageResultFactory, TestRunFactory
+
+HOSTILE = "@alice ```\n</details>\n<!-- x --> #12 | pipe <script>alert(1)</script> [x](http://evil.example) ~~~"
+
+
+@pytest.fixture
+def failed(db: None) -> TestRun:
+    run = TestRunFactory(state=State.FAILED, reason="custom: 1 of 2 tests failed")
+    StageResultFactory(run=run, name="install", order=0, status="passed")
+    stage = StageResultFactory(run=run, name="custom", order=1, status="failed", reason="")
+    CaseResultFactory(stage=stage, name="test_page", file="tests/test_page.py", status="failed", output="AssertionError: 404")
+    CaseResultFactory(stage=stage, name="test_fine", file="tests/test_page.py", status="passed", output="")
+    return run
+
+
+def test_the_verdict_comes_first_then_stages_then_failures_then_what_to_do(failed: TestRun) -> None:
+    text = render.report(failed, marker="cc-ci:x")
+    assert text.startswith("<!-- cc-ci:x -->\n\n### ❌ The test of")
+    order = [text.index(part) for part in ("failed", "| stage |", "tests/test_page.py::test_page", "AssertionError: 404", failed.url, "!testme retry")]
+    assert order == sorted(order)
+    assert "test_fine" not in text
+
+
+@pytest.mark.parametrize("state", State.values)
+def test_every_state_has_its_words(db: None, state: str) -> None:
+    run = TestRunFactory(state=state)
+    text = render.report(run, ahead=2)
+    assert render.HEADLINE[State(state)] in text
+    assert ("2 runs are ahead" in text) == (state == State.QUEUED)
+
+
+def test_ours_and_theirs_are_told_apart(db: None) -> None:
+    text = render.report(TestRunFactory(state=State.ERRORED, reason="no machine"))
+    assert "not the recipe's" in text
+
+
+def test_warnings_are_shown(db: None) -> None:
+    assert "no sandbox" in render.report(TestRunFactory(state=State.PASSED, warnings=["no sandbox here"]))
+
+
+def test_nothing_from_outside_acts(db: None) -> None:
+    run = TestRunFactory(state=State.FAILED, reason=HOSTILE, requested_by="@everyone")
+    stage = StageResultFactory(run=run, name="custom", order=0, status="failed", reason=HOSTILE)
+    CaseResultFactory(stage=stage, name=HOSTILE, file=HOSTILE, status="failed", output=HOSTILE)
+    text = render.report(run)
+    html = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
+    assert "<script" not in html
+    assert "evil.example\"" not in html
+    assert "@alice" not in text
+    assert "@everyone" not in text
+    assert html.count("</details>") == 1
+    assert "<!--" not in html.replace("&lt;", "")
+
+
+@given(st.text(max_size=400))
+@settings(max_examples=200, deadline=None)
+def test_a_fence_cannot_be_closed_from_inside(text: str) -> None:
+    tokens = MarkdownIt("commonmark").parse(render.fence(text) + "\n\nafter")
+    assert [token.type for token in tokens] == ["fence", "paragraph_open", "inline", "paragraph_close"]
+
+
+@given(st.text(max_size=200))
+@settings(max_examples=200, deadline=None)
+def test_plain_text_is_one_paragraph_without_a_mention(text: str) -> None:
+    plain = render.plain("x" + text)
+    tokens = MarkdownIt("commonmark").parse(plain)
+    assert [token.type for token in tokens] == ["paragraph_open", "inline", "paragraph_close"]
+    assert all(child.type in ("text", "text_special") for child in tokens[1].children or [])
+    assert not render.re.search(r"@\w", plain)
+
+
+def test_only_the_last_lines_of_a_long_log(db: None) -> None:
+    run = TestRunFactory(state=State.FAILED)
+    stage = StageResultFactory(run=run, name="custom", order=0, status="failed")
+    for number in range(8):
+        CaseResultFactory(stage=stage, name=f"test_{number}", status="failed", output="\n".join(f"line {n}" for n in range(1000)))
+    text = render.report(run)
+    assert "line 999" in text
+    assert "line 100\n" not in text
+    assert "and 3 more on the page" in text
+    assert len(text) < 20_000

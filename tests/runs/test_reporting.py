@@ -1,0 +1,217 @@
+"""What stands on the forge: posted once, found again after a crash, and no noise."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.conf import settings
+from django.utils import timezone
+
+from enrollment.models import Repository
+from enrollment.sandbox.faults import Fault, Request
+from runs import lifecycle, reporting
+from runs.models import Report, State, TestRun
+from tests.world import World
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def run(world: World) -> TestRun:
+    world.say("recipes/web")
+    world.hear()
+    return TestRun.objects.get()
+
+
+def finish(world: World, run: TestRun, event: str = "pass", **fields: Any) -> None:
+    if run.state == State.QUEUED:
+        assert lifecycle.move(run, "claim", attempt=1, started_at=timezone.now())
+    assert lifecycle.move(run, event, **fields)
+    world.report()
+
+
+def crash_after(world: World, method: str, part: str) -> list[Request]:
+    """The next such write is done, and its answer lost. Gives the list of those that were."""
+    hit: list[Request] = []
+
+    def plan(request: Request) -> Fault | None:
+        if not hit and request.method == method and part in request.path:
+            hit.append(request)
+            return Fault(close="after")
+        return None
+
+    world.remote.faults = plan
+    return hit
+
+
+def test_one_comment_edited_on_the_way_and_posted_anew_at_the_verdict(world: World, run: TestRun) -> None:
+    issue = world.remote.issue("recipes/web", 1)
+    (live,) = [row for row in world.remote.comments_of(issue) if row.user_id == world.bot.id]
+    assert "is waiting for its turn" in live.body
+    lifecycle.move(run, "claim", attempt=1, started_at=timezone.now())
+    world.report()
+    (same,) = [row for row in world.remote.comments_of(issue) if row.user_id == world.bot.id]
+    assert same.id == live.id
+    assert "is starting" in same.body
+    finish(world, run)
+    (verdict,) = [row for row in world.remote.comments_of(issue) if row.user_id == world.bot.id]
+    assert verdict.id != live.id, "only a new comment notifies people"
+    assert "passed" in verdict.body
+    assert run.url in verdict.body
+    assert "`!testme retry`" in verdict.body
+
+
+def test_a_silent_verdict_where_that_is_wished(world: World, run: TestRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings.CC_CI, "verdict", "edit")
+    before = Report.objects.get(kind="run").posted_id
+    finish(world, run)
+    assert Report.objects.get(kind="run").posted_id == before
+    (text,) = world.own_comments("recipes/web")
+    assert "passed" in text
+
+
+def test_a_second_run_of_the_pull_request_still_leaves_one_comment(world: World, run: TestRun) -> None:
+    finish(world, run)
+    world.say("recipes/web", "!testme retry")
+    world.hear()
+    second = TestRun.objects.latest("created_at")
+    assert "is waiting" in world.own_comments("recipes/web")[0]
+    finish(world, second, "fail", reason="the recipe is broken")
+    (text,) = world.own_comments("recipes/web")
+    assert "the recipe is broken" in text
+
+
+def test_an_older_runs_end_does_not_speak_over_the_newer(world: World, run: TestRun) -> None:
+    world.say("recipes/web", "!testme --extra-tests")
+    world.hear()
+    newer = TestRun.objects.latest("created_at")
+    assert newer != run
+    (text,) = world.own_comments("recipes/web")
+    assert str(newer.id) in text
+
+
+@pytest.mark.parametrize("kind", ["reply", "run"])
+def test_a_crash_between_the_forges_write_and_ours_posts_nothing_twice(world: World, kind: str) -> None:
+    hit = crash_after(world, "POST", "/issues/1/comments")
+    world.say("recipes/web", "!testme help" if kind == "reply" else "!testme")
+    world.hear()
+    assert len(hit) == 1
+    assert len(world.own_comments("recipes/web")) == 1
+    report = Report.objects.get(kind=kind)
+    assert report.posted_digest == report.wanted_digest, "a later try found it by its marker"
+    assert report.posted_id
+
+
+def test_killed_after_the_answer_came_and_before_it_was_written(world: World, run: TestRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(BaseException):
+        pass
+
+    original = reporting._post
+
+    def post_and_die(*args: Any) -> None:
+        original(*args)
+        raise Killed
+
+    lifecycle.move(run, "claim", attempt=1, started_at=timezone.now())
+    lifecycle.move(run, "pass")
+    report = Report.objects.get(kind="run")
+    monkeypatch.setattr(reporting, "_post", post_and_die)
+    with pytest.raises(Killed):
+        reporting.send(report.pk)
+    assert len(world.own_comments("recipes/web")) == 2, "the old one stands there still"
+    monkeypatch.setattr(reporting, "_post", original)
+    world.report()
+    (text,) = world.own_comments("recipes/web")
+    assert "passed" in text
+
+
+def test_a_double_of_a_worker_that_was_held_up_goes(world: World, run: TestRun) -> None:
+    marker = f"{reporting.MARKER}run:{run.id}:verdict"
+    world.say("recipes/web", f"<!-- {marker} -->\nfrom a worker that slept for minutes", user="cc-ci")
+    finish(world, run)
+    (text,) = world.own_comments("recipes/web")
+    assert "from a worker" not in text
+
+
+def test_others_comments_are_never_deleted(world: World, run: TestRun) -> None:
+    theirs = world.say("recipes/web", f"<!-- {reporting.MARKER}run:{run.id}:verdict -->", user="mallory")
+    finish(world, run)
+    assert theirs.id in [row.id for row in world.remote.comments_of(world.remote.issue("recipes/web", 1))]
+
+
+def test_a_comment_that_somebody_deleted_is_posted_again(world: World, run: TestRun) -> None:
+    posted = Report.objects.get(kind="run").posted_id
+    assert posted
+    world.remote.delete_comment(posted)
+    lifecycle.move(run, "claim", attempt=1, started_at=timezone.now())
+    world.report()
+    (text,) = world.own_comments("recipes/web")
+    assert "is starting" in text
+
+
+def test_a_dead_forge_delays_the_report_and_nothing_else(world: World, run: TestRun) -> None:
+    world.remote.faults = lambda request: Fault(status=503)
+    finish(world, run)
+    run.refresh_from_db()
+    assert run.state == State.PASSED
+    report = Report.objects.get(kind="run")
+    assert report.tries > 0
+    assert report.next_try_at and report.next_try_at > timezone.now()
+    assert "503" in report.last_error
+    world.remote.faults = None
+    world.report()
+    (text,) = world.own_comments("recipes/web")
+    assert "passed" in text
+
+
+def test_while_the_forge_is_known_to_be_down_it_is_not_asked(world: World, run: TestRun) -> None:
+    lifecycle.move(run, "claim", attempt=1, started_at=timezone.now())
+    until = timezone.now() + timedelta(minutes=5)
+    type(world.forge).objects.update(backoff_until=until)
+    asked = len(world.own_requests())
+    world.report()
+    assert len(world.own_requests()) == asked
+    assert Report.objects.get(kind="run").next_try_at == until
+
+
+def test_a_status_where_the_token_may_write_one(world: World, run: TestRun) -> None:
+    finish(world, run, "fail")
+    newest = world.remote.statuses_of("recipes/web", run.sha)[0]
+    assert (newest.state, newest.context, newest.target_url) == ("failure", "cc-ci", run.url)
+
+
+def test_no_noise_where_it_may_not(db: None, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(settings.CC_CI, "data_dir", tmp_path / "data")
+    world = World(tmp_path, "1.22")
+    world.connect()
+    world.add_recipe("web")
+    world.enroll("recipes/web")
+    world.say("recipes/web")
+    world.hear()
+    finish(world, TestRun.objects.get())
+    report = Report.objects.get(kind="status")
+    assert report.given_up
+    assert Repository.objects.get().status_refused_at
+    assert len([request for request in world.own_requests() if "/statuses/" in request.path]) == 1
+    (text,) = world.own_comments("recipes/web")
+    assert "status" not in text
+    world.close()
+
+
+def test_a_renamed_repository_is_followed(world: World, run: TestRun) -> None:
+    world.remote.rename_repo("recipes/web", "website")
+    finish(world, run)
+    world.report()
+    (text,) = world.own_comments("recipes/website")
+    assert "passed" in text
+    assert Repository.objects.get().name == "website"
+
+
+def test_edits_of_a_running_comment_are_not_a_storm(world: World, run: TestRun) -> None:
+    lifecycle.move(run, "claim", attempt=1, started_at=timezone.now())
+    reporting.send_due()
+    report = Report.objects.get(kind="run")
+    assert report.next_try_at and report.next_try_at > timezone.now() + reporting.EDIT_EVERY / 2
+    assert report.wanted_digest != report.posted_digest
