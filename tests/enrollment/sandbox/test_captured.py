@@ -114,8 +114,7 @@ def ask(world: Server, name: str) -> requests.Response:
         hooks = f"{world.url}/api/v1/repos/recipes/keycloak/hooks"
         body = {"type": "gitea", "active": True, "config": CONFIG, "events": events}
         path = path.replace("/8", f"/{requests.post(hooks, json=body, headers=headers, timeout=5).json()['id']}")
-    body = {"json": SENT[name]} if name in SENT else {}
-    return requests.request(method, world.url + path, headers=headers, allow_redirects=False, timeout=5, **body)
+    return requests.request(method, world.url + path, headers=headers, allow_redirects=False, timeout=5, json=SENT.get(name))
 
 
 def same_words(text: str, world: Server) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Literal
 
 import pytest
 import requests
@@ -30,7 +31,9 @@ def test_a_status_is_answered_and_nothing_is_done(client: Client, forge: Forge) 
 
 
 @pytest.mark.parametrize(("when", "kept"), [("before", []), ("after", ["x"])])
-def test_the_connection_closes_before_or_after_the_write(client: Client, forge: Forge, when: str, kept: list[str]) -> None:
+def test_the_connection_closes_before_or_after_the_write(
+    client: Client, forge: Forge, when: Literal["before", "after"], kept: list[str]
+) -> None:
     forge.faults = on_post(Fault(close=when))
     with pytest.raises(requests.ConnectionError):
         client.post(COMMENTS, "bot", body="x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -78,7 +79,7 @@ def test_what_moves_a_pull_request_and_what_does_not(client: Client, forge: Forg
     client("PATCH", f"{WEB}/issues/comments/{comment['id']}", "alice", json={"body": "two"})
     client("DELETE", f"{WEB}/issues/comments/{comment['id']}", "alice")
     assert updated(client) == before
-    moves = [
+    moves: list[Callable[[], object]] = [
         lambda: client.post(f"{WEB}/issues/1/comments", "alice", body="three"),
         lambda: forge.push("recipes/web", "change", {"x": str(clock.time)}, "More", "alice"),
         lambda: forge.review("recipes/web", 1, "alice", "fine"),
@@ -388,7 +389,12 @@ def test_tags_tell_annotated_from_lightweight(client: Client, forge: Forge) -> N
 @versions("1.15", FORGEJO)
 def test_hooks(client: Client, forge: Forge) -> None:
     config = {"url": "http://127.0.0.1:1/hook", "content_type": "json", "secret": "s"}
-    wanted = {"type": "gitea", "active": True, "config": config, "events": ["issue_comment", "pull_request_comment"]}
+    wanted: dict[str, Any] = {
+        "type": "gitea",
+        "active": True,
+        "config": config,
+        "events": ["issue_comment", "pull_request_comment"],
+    }
     assert [client.get(f"{WEB}/hooks", who).status_code for who in ("bot", "alice", "")] == [403, 403, 401]
     made = [client.post(f"{WEB}/hooks", "admin", **wanted).json() for _ in range(2)]
     assert made[0]["id"] != made[1]["id"] and "secret" not in made[0]["config"]
