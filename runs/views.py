@@ -9,9 +9,12 @@ from django.contrib.auth.views import redirect_to_login
 from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import get_object_or_404, render
+from django.templatetags.static import static
+from django.utils import timezone
 from django.views.decorators.http import require_safe
 
 from controlplane.pages import paginate
+from controlplane.templatetags.frame import weblink
 from enrollment.models import Repository
 from runs import chatops, reporting
 from runs.models import ACTIVE, FINAL, State, TestRun
@@ -19,6 +22,17 @@ from runs.render import HEADLINE, progress
 
 #: Lines of the log in one answer of the live page; the whole log is a file of its own.
 LIVE_CHARS = 200_000
+#: The parts of the run's page that change while it runs: templates `runs/_<name>.html`.
+PARTS = ("summary", "failing", "facts", "stages", "trail")
+#: The picture in the browser's tab.
+FAVICONS = {
+    State.PASSED: "favicon-passed",
+    State.FAILED: "favicon-failed",
+    State.ERRORED: "favicon-trouble",
+    State.TIMED_OUT: "favicon-trouble",
+    State.STARTING: "favicon-running",
+    State.RUNNING: "favicon-running",
+}
 
 
 def visible_runs(request: HttpRequest) -> QuerySet[TestRun]:
@@ -32,7 +46,7 @@ def may_see_private(request: HttpRequest) -> bool:
 
 
 def _run_or_login(request: HttpRequest, run_id: uuid.UUID) -> TestRun | HttpResponse:
-    run = get_object_or_404(TestRun.objects.select_related("repository__forge", "pull_request", "retry_of"), pk=run_id)
+    run = get_object_or_404(TestRun.objects.select_related("repository__forge", "pull_request", "retry_of", "comment"), pk=run_id)
     if run.repository.private and not may_see_private(request):
         if request.user.is_authenticated:
             raise Http404
@@ -52,8 +66,22 @@ def run_list(request: HttpRequest) -> HttpResponse:
     if chosen["repository"]:
         owner, _, name = chosen["repository"].partition("/")
         runs = runs.filter(repository__owner=owner, repository__name=name)
-    context = {"page": paginate(request, runs, 25), "chosen": chosen, "states": State.choices}
+    context = {
+        "page": paginate(request, runs, 25),
+        "chosen": chosen,
+        "states": State.choices,
+        "repositories": _names(request),
+        "command": chatops.RUN.form,
+    }
     return render(request, "runs/run_list.html", context)
+
+
+def _names(request: HttpRequest) -> list[str]:
+    """The repositories to choose from: those with runs that this person may see."""
+    rows = Repository.objects.filter(runs__isnull=False).distinct()
+    if not may_see_private(request):
+        rows = rows.filter(private=False)
+    return sorted({f"{owner}/{name}" for owner, name in rows.values_list("owner", "name")[:500]})
 
 
 @require_safe
@@ -66,34 +94,69 @@ def run(request: HttpRequest, run_id: uuid.UUID) -> HttpResponse:
 def run_context(row: TestRun) -> dict[str, Any]:
     """What the run's page shows; also the source of the live answer, so that both say the same."""
     stages = list(row.stage_results.prefetch_related("cases"))
+    state = State(row.state)
+    final = row.state in FINAL
     failing = [case for stage in stages for case in stage.cases.all() if case.status in ("failed", "errored")]
     return {
         "run": row,
-        "headline": HEADLINE[State(row.state)],
+        "headline": HEADLINE[state],
+        "title": f"{state.label}: {row.repository.name} · cc-ci",
+        "favicon": static(f"controlplane/{FAVICONS.get(state, 'favicon-quiet')}.svg"),
+        "commit_url": _commit_url(row),
+        "unclean": row.teardown.get("clean") is False,
+        "newer": _newer(row) if final else None,
+        "since": final and state != State.PASSED,
+        "last_pass": _last_pass(row) if final and state != State.PASSED else None,
+        "elapsed": (timezone.now() - row.started_at).total_seconds() if row.started_at and not final else None,
         "ahead": reporting.ahead_of(row) if row.state == State.QUEUED else 0,
         "stages": stages,
         "progress": progress(row) if not stages else [],
         "failing": failing,
         "trail": list(row.events.all()[:500]),
         "log": row.log[-LIVE_CHARS:],
+        "log_mark": f"{row.attempt}-{row.log_offset}-{len(row.log)}",
         "cut": len(row.log) > LIVE_CHARS,
+        "again": chatops.RUN.form,
         "retry": chatops.VERBS["retry"].form,
-        "final": row.state in FINAL,
+        "cancel": chatops.VERBS["cancel"].form,
+        "final": final,
     }
+
+
+def _commit_url(row: TestRun) -> str:
+    """The commit's page at the forge; Gitea and Forgejo name it alike."""
+    return f"{url}/commit/{row.sha}" if (url := weblink(row.repository.html_url)) else ""
+
+
+def _same_thing(row: TestRun) -> QuerySet[TestRun]:
+    """The runs of the same pull request, or of the same branch."""
+    runs = row.repository.runs.exclude(pk=row.pk)
+    return runs.filter(pull_request=row.pull_request) if row.pull_request else runs.filter(pull_request=None, ref=row.ref)
+
+
+def _newer(row: TestRun) -> TestRun | None:
+    return _same_thing(row).filter(created_at__gt=row.created_at).first()
+
+
+def _last_pass(row: TestRun) -> TestRun | None:
+    """When the recipe was last known to be well, whichever commit that was."""
+    return row.repository.runs.filter(state=State.PASSED, created_at__lt=row.created_at).first()
 
 
 @require_safe
 def live(request: HttpRequest, run_id: uuid.UUID) -> HttpResponse:
-    """What changes on the run's page: JSON with the state, the log, and the changing parts as HTML."""
+    """What changes on the run's page: JSON with the state, the log, and the changing parts as HTML.
+
+    `?seen=` names the log that the reader has (`log_mark`); when it is still the same, `log` is null and saves the way.
+    """
     row = _run_or_login(request, run_id)
     if isinstance(row, HttpResponse):
         return JsonResponse({"error": "login"}, status=403)
     context = run_context(row)
-    parts = {
-        name: render(request, f"runs/_{name}.html", context).content.decode()
-        for name in ("summary", "failing", "stages", "trail")
-    }
-    return JsonResponse({"state": row.state, "final": context["final"], "log": context["log"], "parts": parts})
+    parts = {name: render(request, f"runs/_{name}.html", context).content.decode() for name in PARTS}
+    seen = request.GET.get("seen") == context["log_mark"]
+    answer = {name: context[name] for name in ("final", "title", "favicon", "headline", "log_mark", "cut")}
+    return JsonResponse({"state": row.state, **answer, "log": None if seen else context["log"], "parts": parts})
 
 
 @require_safe

@@ -1,0 +1,133 @@
+/* The page of a run while it runs: asks for what changed, and puts it in its place. Without this script the page stays as
+   it was served, and a refresh shows the rest. */
+"use strict";
+
+(function () {
+  const EVERY = 1500;
+  const SLOWEST = 30000;
+
+  const root = document.getElementById("run");
+  const log = document.getElementById("log");
+  if (!root || !log) return;
+
+  toEnd();
+  if (!root.dataset.live) return;
+
+  const lamp = document.getElementById("live");
+  const lampText = document.getElementById("live-text");
+  const announce = document.getElementById("announce");
+  const shown = new Map();
+  let mark = root.dataset.mark;
+  let state = root.dataset.state;
+  let failures = 0;
+  let timer = 0;
+  let asking = false;
+
+  say("live", "live");
+  lamp.hidden = false;
+  plan(EVERY);
+  document.addEventListener("visibilitychange", function () {
+    if (document.hidden) clearTimeout(timer);
+    else if (root.dataset.live) plan(0);
+  });
+
+  function plan(delay) {
+    clearTimeout(timer);
+    if (!document.hidden) timer = setTimeout(ask, delay);
+  }
+
+  async function ask() {
+    if (asking) return;
+    asking = true;
+    try {
+      const response = await fetch(root.dataset.live + "?seen=" + encodeURIComponent(mark), {
+        headers: { Accept: "application/json" },
+        signal: AbortSignal.timeout(15000),
+      });
+      if (response.status === 403) return stop("Log in again to go on watching.");
+      if (response.status === 404) return stop("This run is gone.");
+      if (!response.ok) throw new Error(String(response.status));
+      show(await response.json());
+      failures = 0;
+    } catch (error) {
+      failures += 1;
+      const wait = Math.min(SLOWEST, EVERY * 2 ** failures);
+      say("trouble", "no answer from the server, next try in " + Math.round(wait / 1000) + " s");
+      plan(wait);
+    } finally {
+      asking = false;
+    }
+  }
+
+  function show(news) {
+    for (const [name, html] of Object.entries(news.parts)) replace(name, html, news.final);
+    if (news.log !== null) {
+      write(news.log);
+      document.getElementById("log-cut").hidden = !news.cut;
+    }
+    mark = news.log_mark;
+    if (news.state !== state) {
+      announce.textContent = "The run " + news.headline + ".";
+      state = news.state;
+      document.title = news.title;
+      document.querySelector("link[rel=icon]").href = news.favicon;
+    }
+    if (news.final) stop("");
+    else {
+      say("live", "live");
+      plan(EVERY);
+    }
+  }
+
+  /* Put a part in its place. What the reader has unfolded stays so, the focus too; selected text is not pulled away. */
+  function replace(name, html, final) {
+    const part = root.querySelector('[data-part="' + name + '"]');
+    if (!part || shown.get(name) === html || (!final && selecting(part))) return;
+    const open = new Map();
+    for (const box of part.querySelectorAll("details[data-key]")) open.set(box.dataset.key, box.open);
+    const focus = focusable(part).indexOf(document.activeElement);
+    part.innerHTML = html;
+    for (const box of part.querySelectorAll("details[data-key]")) {
+      if (open.has(box.dataset.key)) box.open = open.get(box.dataset.key);
+    }
+    const again = focus < 0 ? null : focusable(part)[focus];
+    if (again) again.focus({ preventScroll: true });
+    shown.set(name, html);
+  }
+
+  function focusable(part) {
+    return Array.from(part.querySelectorAll("a[href], summary, [tabindex]"));
+  }
+
+  function selecting(part) {
+    const selection = document.getSelection();
+    return Boolean(selection && !selection.isCollapsed && part.contains(selection.anchorNode));
+  }
+
+  /* New lines are added at the end, so that what is being read does not jump. */
+  function write(text) {
+    const before = log.textContent;
+    const follow = log.scrollHeight - log.scrollTop - log.clientHeight < 30;
+    if (text.length > before.length && text.startsWith(before)) log.append(text.slice(before.length));
+    else if (text !== before) log.textContent = text;
+    log.hidden = !text;
+    document.getElementById("log-empty").hidden = Boolean(text);
+    if (follow) toEnd();
+  }
+
+  function toEnd() {
+    log.scrollTop = log.scrollHeight;
+  }
+
+  function say(kind, text) {
+    lamp.className = "live " + kind;
+    lampText.textContent = text;
+  }
+
+  function stop(text) {
+    root.dataset.live = "";
+    clearTimeout(timer);
+    lamp.hidden = !text;
+    if (text) say("trouble", text);
+  }
+})();

@@ -1,0 +1,59 @@
+"""What the templates of all apps use: times, addresses from outside, the version."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from urllib.parse import urlsplit
+
+from django import template
+from django.conf import settings
+from django.utils import timezone
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+register = template.Library()
+
+
+@register.simple_tag
+def version() -> str:
+    """The version of cc-ci. A tag, not a context processor: the page for errors has none of those."""
+    return str(settings.VERSION)
+
+
+@register.filter
+def when(value: datetime | None) -> SafeString | str:
+    """A time as `5 min ago`, as a date when that is longer ago than a day; the exact time is its title."""
+    if value is None:
+        return "–"
+    return format_html('<time datetime="{}" title="{}">{}</time>', value.isoformat(), exact(value), _relative(value))
+
+
+@register.filter
+def exact(value: datetime | None) -> str:
+    """A time to the second, in UTC, such as `3 Mar 2026, 14:05:09 UTC`."""
+    if value is None:
+        return "–"
+    value = timezone.localtime(value)
+    return f"{value.day} {value:%b %Y, %H:%M:%S} {value.tzname()}"
+
+
+def _relative(value: datetime) -> str:
+    seconds = (timezone.now() - value).total_seconds()
+    if seconds < 0 or seconds >= 86400:
+        value = timezone.localtime(value)
+        return f"{value.day} {value:%b %Y, %H:%M}"
+    if seconds < 60:
+        return "just now" if seconds < 5 else f"{int(seconds)} s ago"
+    if seconds < 3600:
+        return f"{int(seconds // 60)} min ago"
+    return f"{int(seconds // 3600)} h ago"
+
+
+@register.filter
+def weblink(url: str) -> str:
+    """An address that a forge gave, when it is one of the web; else nothing, so that no `javascript:` becomes a link."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return ""
+    return url if parts.scheme in ("http", "https") and parts.netloc else ""
