@@ -36,10 +36,16 @@ class ControlplaneConfig(AppConfig):
 
 
 def _after_migrate(**kwargs: object) -> None:
+    from django.db import connection
+
     from controlplane import schedules
     from controlplane.installation import installation_id
+    from controlplane.models import Installation, RecurringTask
     from controlplane.secrets import keys
 
+    tables = connection.introspection.table_names()
+    if not {Installation._meta.db_table, RecurringTask._meta.db_table} <= set(tables):
+        return  # `cc-ci migrate auth`, or back to zero
     schedules.sync()
     installation_id()
     keys()

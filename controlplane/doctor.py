@@ -8,13 +8,14 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from django.conf import settings
-from django.db import DatabaseError, connection
+from django.db import DatabaseError, OperationalError, connection
 from django.db.migrations.executor import MigrationExecutor
 from django.utils import timezone
 from django_q.models import OrmQ
@@ -34,15 +35,17 @@ SILENT = 30
 def examine(registry: Registry) -> list[Finding]:
     """The findings of all checks, in their order. A check that fails itself is a finding too."""
     findings: list[Finding] = []
-    for name, check in registry.checks.items():
-        try:
-            findings.extend(check())
-        except DatabaseError as error:
-            findings.append(
-                Finding(name, "error", f"not looked at, the database fails: {_line(error)}", "cc-ci migrate && cc-ci doctor")
-            )
-        except Exception as error:
-            findings.append(Finding(name, "error", f"the check itself failed: {_line(error)}", "cc-ci doctor --traceback"))
+    problem = _unreachable()
+    with _left_alone() if problem else nullcontext():
+        for name, check in registry.checks.items():
+            try:
+                findings.extend([problem] if problem and name == "database" else check())
+            except DatabaseError as error:
+                text = f"not looked at, the database fails: {_line(error)}"
+                findings.append(Finding(name, "error", text, "cc-ci migrate && cc-ci doctor"))
+            except Exception as error:
+                text = f"the check itself failed: {type(error).__name__}: {_line(error)}"
+                findings.append(Finding(name, "error", text, "cc-ci doctor"))
     return findings
 
 
@@ -79,17 +82,11 @@ def check_settings() -> Iterator[Finding]:
 
 
 def check_database() -> Iterator[Finding]:
+    if problem := _unreachable():
+        yield problem
+        return
     sqlite = connection.vendor == "sqlite"
     name = str(connection.settings_dict["NAME"])
-    if sqlite and not Path(name).exists() and "memory" not in name:
-        yield Finding("database", "error", f"there is no database yet at {name}", "cc-ci migrate")
-        return
-    try:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT 1")
-    except DatabaseError as error:
-        yield Finding("database", "error", f"cannot be reached: {_line(error)}", _reach(sqlite, name))
-        return
     executor = MigrationExecutor(connection)
     if plan := executor.migration_plan(executor.loader.graph.leaf_nodes()):
         yield Finding("database", "error", f"{len(plan)} migrations are not applied", "cc-ci migrate")
@@ -116,11 +113,36 @@ def _check_sqlite(path: Path) -> Iterator[Finding]:
         yield Finding("database", "error", text, "DATABASE_URL=postgresql://USER:PASSWORD@HOST:5432/NAME")
 
 
-def _reach(sqlite: bool, name: str) -> str:
-    if sqlite:
-        return f"ls -l {name} && sqlite3 {name} 'PRAGMA integrity_check'"
+def _unreachable() -> Finding | None:
+    """What is wrong when there is no database to ask. Makes none."""
     values = connection.settings_dict
-    return f"pg_isready -h {values['HOST'] or '/var/run/postgresql'} -p {values['PORT'] or 5432} -d {name}"
+    name = str(values["NAME"])
+    sqlite = connection.vendor == "sqlite"
+    if sqlite and not Path(name).exists() and "memory" not in name:
+        return Finding("database", "error", f"there is no database yet at {name}", "cc-ci migrate")
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+    except DatabaseError as error:
+        fix = f"ls -l {name} && sqlite3 {name} 'PRAGMA integrity_check'"
+        if not sqlite:
+            fix = f"pg_isready -h {values['HOST'] or '/var/run/postgresql'} -p {values['PORT'] or 5432} -d {name}"
+        return Finding("database", "error", f"cannot be reached: {_line(error)}", fix)
+    return None
+
+
+@contextmanager
+def _left_alone() -> Iterator[None]:
+    """Without a database no check shall wait for it, or make an empty file in its place that the next start stumbles over."""
+
+    def refuse() -> None:
+        raise OperationalError("see the line on the database")
+
+    connection.connect = refuse  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del connection.connect
 
 
 def filesystem(path: Path) -> str:

@@ -26,6 +26,8 @@ from controlplane.registry import Recurring, registry
 
 log = logging.getLogger(__name__)
 _noted = float("-inf")
+#: How far the clocks of machines that share a database may be apart, and a ticker's idea of now from another's.
+CLOCKS_DIFFER = timedelta(seconds=60)
 
 
 def row_name(task: Recurring) -> str:
@@ -57,7 +59,7 @@ def tick() -> int:
     for row in RecurringTask.objects.filter(name__in=mine, enabled=True):
         # From now, not from when it was due: after a night off a task runs once, not a thousand times.
         next_due = now + timedelta(seconds=row.every_seconds)
-        if now < row.due_at <= next_due:  # later than that, the clock was set back
+        if now < row.due_at <= next_due + CLOCKS_DIFFER:  # later than that, the clock was set back
             continue
         if _under_way(row, now):
             continue  # a slow or stopped queue gets no pile of the same task
@@ -72,7 +74,7 @@ def tick() -> int:
 
 def _under_way(row: RecurringTask, now: datetime) -> bool:
     """Whether it waits in the queue or runs, as far as can be believed: after `retry` seconds it may have been lost."""
-    if row.last_queued_at is None or row.last_queued_at > now:
+    if row.last_queued_at is None or row.last_queued_at > now + CLOCKS_DIFFER:
         return False
     if now - row.last_queued_at > timedelta(seconds=settings.CC_CI.queue_retry):
         return False

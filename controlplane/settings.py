@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -144,8 +142,6 @@ LOGGING = {
     "root": {"handlers": ["stderr"], "level": "INFO"},
     "loggers": {"django-q": {"level": "WARNING"}, "django.request": {"level": "ERROR"}, "urllib3": {"level": "ERROR"}},
 }
-
-TESTING = "pytest" in sys.modules or os.environ.get("CC_CI_TESTING") == "1"
 
 UNFOLD = {
     "SITE_TITLE": "cc-ci",
