@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,8 @@ def clock() -> Clock:
     return Clock()
 
 
-def build(root: Path, version: str, clock: Callable[[], datetime]) -> Forge:
+def fill(forge: Forge) -> None:
     """admin (of the site), bot (reader), alice (writer), mallory (outsider); recipes/web with pull request 1."""
-    forge = Forge(root, version, clock)
     forge.add_user("admin", admin=True)
     for login in ("bot", "alice", "mallory"):
         forge.add_user(login)
@@ -45,13 +45,21 @@ def build(root: Path, version: str, clock: Callable[[], datetime]) -> Forge:
     repo = forge.add_repo("recipes", "web", topics=["cc-ci"], files={"compose.yml": "a\n", "docs/notes.md": "n\n"})
     forge.push(repo, "change", {"compose.yml": "b\n"}, "Change", "alice")
     forge.open_pull(repo, repo, "change", "alice", "Change it", "please")
-    return forge
+
+
+@pytest.fixture(scope="session")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a filled forge, to be copied: git takes most of a short test's time."""
+    root = tmp_path_factory.mktemp("filled")
+    fill(Forge(root, clock=Clock(), persist=True))
+    return root
 
 
 @pytest.fixture
-def forge(tmp_path: Path, clock: Clock, request: pytest.FixtureRequest) -> Forge:
+def forge(tmp_path: Path, filled: Path, clock: Clock, request: pytest.FixtureRequest) -> Forge:
     """Version 1.15, or another with `@pytest.mark.parametrize("forge", [...], indirect=True)`."""
-    return build(tmp_path / "forge", getattr(request, "param", "1.15"), clock)
+    root = Path(shutil.copytree(filled, tmp_path / "forge"))
+    return Forge(root, getattr(request, "param", "1.15"), clock, persist=True)
 
 
 @pytest.fixture

@@ -19,12 +19,12 @@ import pytest
 import requests
 
 from enrollment.sandbox import Forge, Server, serve
-from tests.enrollment.sandbox.conftest import Client, Clock, build
+from tests.enrollment.sandbox.conftest import Client, Clock, fill
 
 
 def test_everything_survives_a_restart(tmp_path: Path, clock: Clock) -> None:
     first = Forge(tmp_path, clock=clock, persist=True)
-    build_into(first)
+    fill(first)
     comment = first.comment("recipes/web", 1, "alice", "äöü\r\n", visible_after=60)
     first.react(first.issue("recipes/web", 1), comment, "alice", "eyes")
     first.set_status("recipes/web", first.pull("recipes/web", 1).head_sha, "success", "ci")
@@ -41,23 +41,14 @@ def test_everything_survives_a_restart(tmp_path: Path, clock: Clock) -> None:
     assert second.comment("recipes/site", 1, "alice", "x").id == gone.id + 1
 
 
-def build_into(forge: Forge) -> None:
-    forge.add_user("alice")
-    forge.add_org("recipes", "alice")
-    repo = forge.add_repo("recipes", "web", topics=["cc-ci"])
-    forge.push(repo, "change", {"a": "b"})
-    forge.open_pull(repo, repo, "change", "alice")
-    forge.add_collaborator(repo, "alice")
-
-
 def test_nothing_is_kept_unless_asked(tmp_path: Path, clock: Clock) -> None:
-    build(tmp_path, "1.15", clock)
+    fill(Forge(tmp_path, clock=clock))
     assert not (tmp_path / "state.json").exists()
 
 
 def test_eight_writers_at_once(tmp_path: Path) -> None:
     forge = Forge(tmp_path, persist=True)
-    build_into(forge)
+    fill(forge)
     with serve(forge) as server, ThreadPoolExecutor(8) as pool:
         client = Client(server)
 
