@@ -95,7 +95,10 @@ class Demo:
         self._links(forge)
         if not self.once:
             self._stay()
-        answers = {recipe: self._step(f"Waiting for the answer at {recipe}", lambda r=recipe: self._answer(forge, r)) for recipe in RECIPES}
+        answers = {
+            recipe: self._step(f"Waiting for the answer at {recipe}", lambda r=recipe: self._answer(forge, r))
+            for recipe in RECIPES
+        }
         return self._check(answers)
 
     # --- steps

@@ -27,7 +27,7 @@ from runs import intake, reporting, supervision
 from runs.models import HOLDING, Report, State, TestRun
 from tests.enrollment.sandbox import allowed
 
-WEB = Path(__file__).parent / "data" / "recipes" / "process-web"
+WEB = Path(__file__).parents[1] / "enrollment" / "sandbox" / "recipes" / "hello-web"
 
 
 class Clock:

@@ -9,6 +9,12 @@ import select
 import signal
 import sys
 import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from runs.harness.protocol import Results
 
 LOCKED, TAKEN, FINISHED, BROKEN = b"locked", b"taken", b"finished", b"broken"
 _START_SECONDS = 10.0
@@ -75,7 +81,12 @@ def run(folder: str, credential: dict[str, str], tell: int | None = None) -> int
     from runs.harness.engine import Engine
     from runs.harness.protocol import RunFolder, Verdict
 
-    engine = Engine(RunFolder(Path(folder)), credential)
+    run_folder = RunFolder(Path(folder))
+    try:
+        engine = Engine(run_folder, credential)
+    except (OSError, ValueError) as error:
+        run_folder.write_results(_unreadable(run_folder.path, error))
+        return 2
 
     def cancel(_number: int, _frame: object) -> None:
         engine.watch.cancelled = True
@@ -84,6 +95,17 @@ def run(folder: str, credential: dict[str, str], tell: int | None = None) -> int
         signal.signal(number, cancel)
     results = engine.run()
     return {Verdict.PASSED: 0, Verdict.FAILED: 1}.get(results.verdict, 2)
+
+
+def _unreadable(folder: Path, error: Exception) -> Results:
+    """The verdict on a request that cannot be read, such as one that another version wrote."""
+    from datetime import UTC, datetime
+
+    from runs.harness.protocol import Results, Verdict
+
+    now = datetime.now(UTC)
+    reason = f"The request cannot be read: {' '.join(str(error).split())[:500]}"
+    return Results(run_id=folder.parent.name, verdict=Verdict.ERRORED, reason=reason, started=now, finished=now)
 
 
 def _take(folder: str) -> bytes:

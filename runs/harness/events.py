@@ -56,10 +56,12 @@ class Journal:
 
     def log(self, line: str) -> None:
         """Append lines to the log, up to a limit for the whole run."""
+        if self._written > LONGEST_LOG:  # before any work: a recipe may print for ever
+            return
         stamp = datetime.now(UTC).strftime("%H:%M:%S")
         text = "".join(f"{stamp} {part[:LONGEST_LINE]}\n" for part in self.clean(line).split("\n"))
         with self._lock:
-            if self._written > LONGEST_LOG or self._log.closed:
+            if self._log.closed:
                 return
             self._written += len(text)
             if self._written > LONGEST_LOG:

@@ -23,7 +23,8 @@ def main(arguments: list[str]) -> int:
 
 def sweep(installation: str, alive: set[str], runs: Path | None = None) -> int:
     """Ask every deployer for what is this installation's and of no living run; 0 when nothing of it is left."""
-    removed, left = process.sweep(), []
+    removed = process.sweep()
+    left: list[str] = []
     if not swarm.swarm_problem():
         try:
             gone, left = swarm.sweep(installation, _alive(alive, runs))
