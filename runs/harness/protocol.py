@@ -224,7 +224,7 @@ class RunFolder:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace `path` by `text` so that a reader, or a machine that loses power, sees the old or the new, never half."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
     with temporary.open("w") as stream:
         stream.write(text)
         stream.flush()
