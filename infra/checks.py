@@ -12,6 +12,7 @@ from django.conf import settings
 from controlplane.registry import Finding, Level
 from infra.deployers import sandbox
 
+DOCKER_SECONDS = 15.0
 INIT = "docker swarm init --advertise-addr 127.0.0.1"
 
 
@@ -25,13 +26,15 @@ def check_docker() -> Iterable[Finding]:
     if not shutil.which("docker"):
         return [Finding("docker", level, f"there is no docker on this machine{rest}", "apt-get install docker.io")]
     try:
-        asked = subprocess.run(["docker", "info", "--format", "{{json .}}"], capture_output=True, text=True, timeout=15)
+        asked = subprocess.run(
+            ["docker", "info", "--format", "{{json .}}"], capture_output=True, text=True, timeout=DOCKER_SECONDS
+        )
         info = json.loads(asked.stdout or "{}")
     except (OSError, subprocess.TimeoutExpired, ValueError) as error:
         return [Finding("docker", level, f"docker does not answer: {error}{rest}", "systemctl restart docker")]
     problems = [*(info.get("ServerErrors") or []), *asked.stderr.strip().splitlines()[-1:]]
     if asked.returncode or info.get("ServerErrors"):
-        why = " ".join(problems) or f"docker info ended with {asked.returncode}"
+        why = " ".join(dict.fromkeys(problems)) or f"docker info ended with {asked.returncode}"
         fix = "usermod -aG docker $USER" if "permission denied" in why else "systemctl start docker"
         return [Finding("docker", level, f"docker does not answer: {why}{rest}", fix)]
     swarm = info.get("Swarm") or {}

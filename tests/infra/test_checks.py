@@ -1,0 +1,125 @@
+"""doctor on Docker and the sandbox, each of them broken."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+from django.conf import settings
+
+from controlplane.registry import Finding
+from infra import checks
+from infra.deployers import sandbox
+
+MANAGER = {"ServerVersion": "28.0", "Swarm": {"LocalNodeState": "active", "ControlAvailable": True, "NodeID": "abc"}}
+
+
+@pytest.fixture(autouse=True)
+def automatic(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings.CC_CI, "deployer", "auto")
+
+
+@pytest.fixture
+def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Put a `docker` with this shell script first in the PATH."""
+
+    def put(script: str) -> None:
+        program = tmp_path / "docker"
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+
+    return put
+
+
+def says(info: object) -> str:
+    return f"cat <<'END'\n{json.dumps(info)}\nEND"
+
+
+def only(findings: Iterable[Finding]) -> Finding:
+    (finding,) = findings
+    assert finding.level == "ok" or finding.fix
+    return finding
+
+
+def test_docker_well(docker: Callable[[str], None]) -> None:
+    docker(says(MANAGER))
+    assert only(checks.check_docker()).level == "ok"
+
+
+def test_no_docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    finding = only(checks.check_docker())
+    assert finding.fix == "apt-get install docker.io"
+
+
+def test_docker_that_is_down(docker: Callable[[str], None]) -> None:
+    why = "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?"
+    docker(f"{says({'ServerErrors': [why]})}\necho '{why}' >&2; exit 1")
+    finding = only(checks.check_docker())
+    assert why in finding.text and finding.fix == "systemctl start docker"
+
+
+def test_docker_that_lets_us_not_in(docker: Callable[[str], None]) -> None:
+    docker("echo 'permission denied while trying to connect to the Docker daemon socket' >&2; exit 1")
+    assert only(checks.check_docker()).fix == "usermod -aG docker $USER"
+
+
+def test_docker_that_hangs(docker: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "DOCKER_SECONDS", 0.2)
+    docker("exec sleep 5")
+    assert only(checks.check_docker()).fix == "systemctl restart docker"
+
+
+def test_docker_that_talks_nonsense(docker: Callable[[str], None]) -> None:
+    docker("echo hello")
+    assert "does not answer" in only(checks.check_docker()).text
+
+
+def test_no_swarm(docker: Callable[[str], None]) -> None:
+    docker(says({"Swarm": {"LocalNodeState": "inactive"}}))
+    assert only(checks.check_docker()).fix == "docker swarm init --advertise-addr 127.0.0.1"
+
+
+def test_swarm_worker(docker: Callable[[str], None]) -> None:
+    docker(says({"Swarm": {"LocalNodeState": "active", "ControlAvailable": False, "NodeID": "abc"}}))
+    assert only(checks.check_docker()).fix == "on a manager: docker node promote abc"
+
+
+@pytest.mark.parametrize(("deployer", "level"), [("swarm", "error"), ("auto", "warning"), ("process", "ok")])
+def test_how_bad_it_is_depends_on_the_deployer(
+    docker: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, deployer: str, level: str
+) -> None:
+    docker("exit 1")
+    monkeypatch.setattr(settings.CC_CI, "deployer", deployer)
+    assert only(checks.check_docker()).level == level
+
+
+@pytest.fixture
+def no_cache() -> Iterable[None]:
+    sandbox.available.cache_clear()
+    yield
+    sandbox.available.cache_clear()
+
+
+@pytest.mark.usefixtures("no_cache")
+def test_no_bubblewrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    finding = only(checks.check_sandbox())
+    assert finding.level == "error" and "no bubblewrap" in finding.text and "apt-get install bubblewrap" in finding.fix
+
+
+@pytest.mark.usefixtures("no_cache")
+def test_bubblewrap_that_may_not_do_its_work(docker: Callable[[str], None], tmp_path: Path) -> None:
+    docker("exit 1")
+    (tmp_path / "docker").rename(tmp_path / "bwrap")
+    finding = only(checks.check_sandbox())
+    assert finding.level == "error" and "Strangers' code is not run." in finding.text
+
+
+def test_sandbox_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "available", lambda: sandbox.Availability(True))
+    assert only(checks.check_sandbox()).level == "ok"
