@@ -1,0 +1,114 @@
+"""`make screenshots`: the pictures in docs/screenshots, of a server of its own with example data."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+CHROMIUM = "/usr/bin/chromium"
+#: Chromium alone on a loopback address: nothing of it looks for updates or other servers.
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PHONE = {"width": 390, "height": 844}
+DESKTOP = {"width": 1280, "height": 800}
+FOLDER = Path(__file__).resolve().parents[2] / "docs" / "screenshots"
+
+
+@contextmanager
+def server() -> Iterator[str]:
+    """The web server on a free loopback port, on a new database in a temporary folder."""
+    os.environ.pop("DATABASE_URL", None)
+    os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
+    # Playwright's loop runs in this thread, and the rows are made in it too; nothing else uses the database meanwhile.
+    os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "true"
+    import django
+    from django.core.management import call_command
+
+    django.setup()
+    call_command("migrate", verbosity=0)
+    from django.core.servers.basehttp import ThreadedWSGIServer, WSGIRequestHandler
+
+    from controlplane.wsgi import application
+
+    class Quiet(WSGIRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    web = ThreadedWSGIServer(("127.0.0.1", 0), Quiet)
+    web.set_app(application)
+    thread = threading.Thread(target=web.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{web.server_port}"
+    finally:
+        web.shutdown()
+        web.server_close()
+
+
+def main() -> None:
+    """Take the pictures: each page on a phone and a desktop, light and dark."""
+    if not Path(CHROMIUM).exists():
+        sys.exit(f"There is no Chromium at {CHROMIUM}. On Debian, type: apt-get install chromium")
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with server() as url:
+        from django.contrib.auth.models import User
+        from playwright.sync_api import sync_playwright
+
+        from tests.browser.examples import examples, worker
+
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+            try:
+                worker()
+                _take(browser, url, {"start-empty": "/"})
+                made = examples()
+                _take(
+                    browser,
+                    url,
+                    {
+                        "start": "/",
+                        "runs": "/runs/",
+                        "run-failed": made.failed.get_absolute_url(),
+                        "run-passed": made.passed.get_absolute_url(),
+                        "run-running": made.running.get_absolute_url(),
+                        "run-errored": made.errored.get_absolute_url(),
+                    },
+                )
+                User.objects.create_superuser("operator", password="operator")
+                _take(browser, url, {"admin": "/admin/", "admin-runs": "/admin/runs/testrun/"}, login=True)
+            finally:
+                browser.close()
+
+
+def _take(browser: object, url: str, pages: dict[str, str], *, login: bool = False) -> None:
+    for size, viewport in (("phone", PHONE), ("desktop", DESKTOP)):
+        for scheme in ("light", "dark"):
+            context = browser.new_context(  # type: ignore[attr-defined]
+                viewport=viewport, color_scheme=scheme, device_scale_factor=1, reduced_motion="reduce"
+            )
+            page = context.new_page()
+            if login:
+                page.goto(f"{url}/admin/login/")
+                page.fill("[name=username]", "operator")
+                page.fill("[name=password]", "operator")
+                page.click("[type=submit]")
+            for name, path in pages.items():
+                page.goto(url + path)
+                page.wait_for_load_state("load")
+                page.screenshot(path=FOLDER / f"{name}-{size}-{scheme}.png")
+            context.close()
+
+
+if __name__ == "__main__":
+    main()
