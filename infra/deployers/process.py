@@ -148,7 +148,8 @@ class ProcessDeployer(Deployer):
 
     def _fail_on_ended(self) -> None:
         assert self._box
-        for name, code in list(self._ended.items()):
+        if self._ended:
+            name, code = next(iter(self._ended.items()))
             raise DeployError("exits", f"The service {name} ended with exit code {code}.{self._last_words(name)}", "See the log.")
         if self._box.poll() is not None:
             memory = self._sandbox and self._sandbox.cgroup and self._sandbox.cgroup.out_of_memory()

@@ -270,7 +270,8 @@ class SwarmDeployer(Deployer):
 
     def teardown(self) -> list[str]:
         with suppress(DeployError):
-            self.context.log(self.logs(lines=200))
+            if text := self.logs(lines=200):
+                self.context.log(text)
         try:
             return remove_run(self.context.installation, self.context.run_id)
         except DeployError as error:

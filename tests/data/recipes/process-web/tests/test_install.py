@@ -1,3 +1,4 @@
 def test_answers_under_its_own_name(app):
-    assert app.url == f"http://{app.domain}"
-    assert app.get().ok
+    answer = app.get()
+    assert answer.ok
+    assert answer.request.headers["Host"] == app.domain

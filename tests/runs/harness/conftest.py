@@ -1,0 +1,115 @@
+"""Runs of the real harness on recipes made for the purpose, with the deployer process and the real sandbox."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.deployers import limits, sandbox
+from infra.deployers.base import stack_name
+from runs.harness.engine import Engine
+from runs.harness.protocol import Limits, Request, Results, RunFolder, Source
+
+ROOT = Path(__file__).resolve().parents[3]
+RECIPES = ROOT / "tests" / "data" / "recipes"
+
+
+@pytest.fixture(autouse=True)
+def _bubblewrap() -> None:
+    if not (here := sandbox.available()).ok:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"{here.reason} {here.fix}")
+        pytest.skip(here.reason)
+
+
+@pytest.fixture
+def make_folder(tmp_path: Path) -> Iterator[Callable[..., RunFolder]]:
+    """Makes a run folder with a request in it; the rest of the request is given by keyword."""
+    made: list[str] = []
+
+    def make(recipe: Path | str, **changes: Any) -> RunFolder:
+        run_id = uuid.uuid4().hex
+        made.append(run_id)
+        request = {
+            "run_id": run_id,
+            "installation_id": f"test-{os.getpid()}",
+            "recipe": Path(recipe).name,
+            "source": Source(url=str(recipe)),
+            "stages": ["install", "custom"],
+            "deployer": "process",
+            "limits": Limits(run_seconds=60, stage_seconds=30, settle_seconds=10),
+            **changes,
+        }
+        folder = RunFolder(tmp_path / "runs" / run_id / "1")
+        folder.write_request(Request.model_validate(request))
+        return folder
+
+    yield make
+    for run_id in made:  # a test that failed half-way leaves nothing to the next
+        for _, group in limits.existing(f"{stack_name(run_id)}-"):
+            group.remove()
+
+
+@pytest.fixture
+def run(make_folder: Callable[..., RunFolder]) -> Callable[..., Results]:
+    """Runs a recipe's folder in this process and gives the results."""
+
+    def run(recipe: Path | str, *, credential: Mapping[str, str] | None = None, **changes: Any) -> Results:
+        return Engine(make_folder(recipe, **changes), credential).run()
+
+    return run
+
+
+@pytest.fixture
+def make_recipe(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a recipe like process-web with other tests: `{"test_x": "text"}`, and files of its own."""
+
+    def make(tests: Mapping[str, str] | None = None, files: Mapping[str, str] | None = None) -> Path:
+        folder = tmp_path / f"recipe-{uuid.uuid4().hex[:8]}"
+        shutil.copytree(RECIPES / "process-web", folder)
+        if tests is not None:
+            shutil.rmtree(folder / "tests")
+        for name, text in {**{f"tests/{name}.py": text for name, text in (tests or {}).items()}, **(files or {})}.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def harness() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts `python -m runs.harness …` as a process; kills it at the end if it still lives."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "runs.harness", *map(str, arguments)]
+        options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **options}
+        process = subprocess.Popen(command, cwd=ROOT, text=True, **options)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        if process.stdout:
+            process.stdout.close()
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """Run git with a fixed author: its output."""
+    names = {f"GIT_{role}_{key}": "test@example.com" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")}
+    env = {"PATH": os.environ["PATH"], "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1", **names}
+    done = subprocess.run(["git", "-C", str(folder), *arguments], env=env, capture_output=True, text=True, check=True)
+    return done.stdout.strip()

@@ -1,0 +1,198 @@
+"""Checkouts with a real git: the pinned commit, nothing of the credential, nothing that bites."""
+
+from __future__ import annotations
+
+import base64
+import http.server
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from runs.harness.checkout import Checkout, CheckoutError, resolve, secrets_of
+from runs.harness.protocol import Source
+from tests.runs.harness.conftest import git
+
+CREDENTIAL = {"git_username": "bot", "git_token": "t0ken-of-the-bot"}
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    folder = tmp_path / "recipe"
+    folder.mkdir()
+    git(folder, "init", "--quiet", "--initial-branch=main")
+    (folder / "compose.yml").write_text("services: {}\n")
+    git(folder, "add", ".")
+    git(folder, "commit", "--quiet", "-m", "One")
+    return folder
+
+
+def _head(repository: Path) -> str:
+    return git(repository, "rev-parse", "HEAD")
+
+
+def _commit(repository: Path, name: str, text: str) -> str:
+    (repository / name).write_text(text)
+    git(repository, "add", ".")
+    git(repository, "commit", "--quiet", "-m", name)
+    return _head(repository)
+
+
+def test_the_pinned_commit_comes_even_when_the_branch_moved_on(repository: Path, tmp_path: Path) -> None:
+    pinned = _head(repository)
+    _commit(repository, "later", "x")
+    target = tmp_path / "checkout"
+    source = Source(url=str(repository), ref="refs/heads/main", sha=pinned)
+    assert Checkout(source, target).make() == pinned
+    assert [path.name for path in target.iterdir()] == ["compose.yml"]  # no later file, and no .git
+
+
+def test_a_commit_that_is_gone_says_so(repository: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckoutError, match="refs/heads/main does not contain the commit aaaaaaaaaaaa any more"):
+        Checkout(Source(url=str(repository), ref="refs/heads/main", sha="a" * 40), tmp_path / "checkout").make()
+
+
+@pytest.mark.parametrize(
+    ("url", "sha"), [("--upload-pack=touch /tmp/x", "a" * 40), ("ext::sh -c id", "a" * 40), ("ssh://x/y", "a" * 40)]
+)
+def test_only_http_and_folders_are_sources(url: str, sha: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckoutError):
+        Checkout(Source(url=url, sha=sha), tmp_path / "checkout").make()
+
+
+def test_a_short_sha_is_refused(repository: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckoutError, match="no full commit id"):
+        Checkout(Source(url=str(repository), sha="abc123"), tmp_path / "checkout").make()
+
+
+def test_a_working_tree_comes_as_it_is_without_what_git_ignores(repository: Path, tmp_path: Path) -> None:
+    (repository / ".gitignore").write_text(".env\n")
+    (repository / ".env").write_text("SECRET=1\n")
+    (repository / "new").write_text("not committed\n")
+    target = tmp_path / "checkout"
+    assert Checkout(Source(url=str(repository)), target).make() == ""  # changed: no commit describes it
+    assert sorted(path.name for path in target.iterdir()) == [".gitignore", "compose.yml", "new"]
+
+
+def test_an_unchanged_working_tree_is_its_commit(repository: Path, tmp_path: Path) -> None:
+    assert Checkout(Source(url=str(repository)), tmp_path / "checkout").make() == _head(repository)
+
+
+def test_a_huge_commit_is_refused_before_it_is_written(repository: Path, tmp_path: Path) -> None:
+    sha = _commit(repository, "zeros", "0" * (3 << 20))
+    target = tmp_path / "checkout"
+    with pytest.raises(CheckoutError, match="too big") as caught:
+        Checkout(Source(url=str(repository), sha=sha), target, disk_mb=2).make()
+    assert caught.value.recipes_fault
+    assert not (target / "zeros").exists()
+
+
+def test_hooks_and_filters_of_the_person_do_not_run(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    marker = tmp_path / "ran"
+    (home / ".gitconfig").write_text(f'[filter "x"]\n  smudge = touch {marker}\n  required = true\n')
+    monkeypatch.setenv("HOME", str(home))
+    sha = _commit(repository, ".gitattributes", "* filter=x\n")
+    Checkout(Source(url=str(repository), sha=sha), tmp_path / "checkout").make()
+    assert not marker.exists()
+
+
+class _Forge(http.server.SimpleHTTPRequestHandler):
+    """A private repository over plain HTTP: nothing without the right header."""
+
+    root: ClassVar[str]
+    seen: ClassVar[list[str]]
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args, directory=self.root)
+
+    def do_GET(self) -> None:
+        self.seen.append(self.headers.get("Authorization", ""))
+        wanted = base64.b64encode(b"bot:t0ken-of-the-bot").decode()
+        if self.headers.get("Authorization") != f"Basic {wanted}":
+            self.send_error(401)
+        else:
+            super().do_GET()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def forge(repository: Path) -> Iterator[str]:
+    git(repository, "config", "remote.origin.url", "x")
+    subprocess.run(["git", "-C", str(repository), "update-server-info"], check=True)
+    _Forge.root, _Forge.seen = str(repository / ".git"), []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Forge) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/"
+        server.shutdown()
+
+
+def test_a_credential_opens_a_private_repository_and_stays_nowhere(
+    forge: str, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **options: commands.append(command) or popen(command, **options))
+    target = tmp_path / "checkout"
+    source = Source(url=forge, ref="refs/heads/main", sha=_head(repository))
+    assert Checkout(source, target, CREDENTIAL).make() == _head(repository)
+    told = " ".join(word for command in commands for word in command)
+    files = b"".join(path.read_bytes() for path in target.rglob("*") if path.is_file())
+    for secret in secrets_of(CREDENTIAL):
+        assert secret not in told
+        assert secret.encode() not in files
+    assert any(_Forge.seen)
+    with pytest.raises(CheckoutError):
+        Checkout(source, tmp_path / "other").make()
+
+
+def test_the_credential_goes_to_no_other_server(forge: str, repository: Path, tmp_path: Path) -> None:
+    class Elsewhere(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(302)
+            self.send_header("Location", forge + self.path)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        source = Source(url=f"http://127.0.0.1:{server.server_address[1]}/", ref="refs/heads/main", sha=_head(repository))
+        with pytest.raises(CheckoutError):
+            Checkout(source, tmp_path / "checkout", CREDENTIAL).make()
+        server.shutdown()
+    assert _Forge.seen == []
+
+
+def test_a_wish_to_stop_ends_git(repository: Path, tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def check() -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        Checkout(Source(url=str(repository), sha=_head(repository)), tmp_path / "checkout", check=check).make()
+
+
+def test_names_are_pinned_to_commits(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = _head(repository)
+    git(repository, "tag", "-a", "1.0.0+1", "-m", "One")
+    _commit(repository, "later", "x")
+    assert resolve(str(repository), "1.0.0+1").sha == first
+    assert resolve(str(repository), "main").sha == _head(repository)
+    assert resolve(str(repository)).sha == ""
+    monkeypatch.chdir(repository)
+    assert resolve(".").url == os.fspath(repository)
+    with pytest.raises(CheckoutError, match="has no nothing"):
+        resolve(str(repository), "nothing")
+    with pytest.raises(CheckoutError, match="There is no folder"):
+        resolve("/nowhere")

@@ -1,0 +1,158 @@
+"""The journal, the watch, the gate, and which test file belongs to which stage."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from infra.deployers.base import DeployError, connect_unix
+from runs.harness import events, owntests, stages
+from runs.harness.checkout import secrets_of
+from runs.harness.events import Journal
+from runs.harness.gate import Gate
+from runs.harness.protocol import STAGES, RunFolder
+from runs.harness.watch import Cancelled, TimedOut, Watch
+
+
+def test_every_stage_of_the_protocol_has_its_row() -> None:
+    assert tuple(stages.TABLE) == STAGES
+
+
+def test_test_files_go_with_their_stage(tmp_path: Path) -> None:
+    names = ["test_install.py", "test_upgrade.py", "test_login.py", "deep/test_mail.py", "extra/test_load.py"]
+    names += ["extra/deep/test_x.py", "deep/extra/test_more.py", "helper.py", "test_data.txt", ".hidden/test_no.py"]
+    for name in names:
+        path = tmp_path / "tests" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert owntests.find(tmp_path, "install") == ["tests/test_install.py"]
+    assert owntests.find(tmp_path, "upgrade") == ["tests/test_upgrade.py"]
+    assert owntests.find(tmp_path, "custom") == ["tests/deep/test_mail.py", "tests/test_login.py"]
+    extra = ["tests/deep/extra/test_more.py", "tests/extra/deep/test_x.py", "tests/extra/test_load.py"]
+    assert owntests.find(tmp_path, "extra") == extra
+    assert owntests.find(tmp_path / "nothing", "custom") == []
+
+
+def test_the_journal_blackens_credentials_and_terminal_codes(tmp_path: Path) -> None:
+    credential = {"git_username": "bot", "git_token": "s3cret"}
+    folder = RunFolder(tmp_path)
+    journal = Journal(folder, secrets_of(credential))
+    journal.step("token s3cret")
+    journal.log(f"\x1b[31mred\x1b[0m {secrets_of(credential)[1]} \x00\udcff")
+    journal.warn("twice")
+    journal.warn("twice")
+    journal.close()
+    journal.log("after the end")
+    text = folder.log.read_text() + folder.events_file.read_text()
+    assert "s3cret" not in text and secrets_of(credential)[1] not in text
+    assert "token [secret]" in text and "red [secret] ?" in text and "after the end" not in text
+    assert [event.kind for event in folder.events()] == ["step", "warning"]
+
+
+def test_a_recipe_cannot_write_endless_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "MOST_EVENTS", 3)
+    journal = Journal(RunFolder(tmp_path))
+    for number in range(10):
+        journal.step(str(number))
+    journal.event("finished", "the end is always told")
+    assert [event.text for event in RunFolder(tmp_path).events()] == ["0", "1", "2", "the end is always told"]
+
+
+def test_the_watch_names_the_limit_that_was_met(tmp_path: Path) -> None:
+    watch = Watch(tmp_path / "cancel", run_seconds=100)
+    watch.check()
+    watch.stage("custom", -1)
+    with pytest.raises(TimedOut, match="The stage custom took longer than -1 s"):
+        watch.check()
+    with pytest.raises(TimedOut, match="The run took longer than -1 s"):
+        Watch(tmp_path / "cancel", run_seconds=-1).check()
+    (tmp_path / "cancel").touch()
+    with pytest.raises(Cancelled):
+        Watch(tmp_path / "cancel", run_seconds=100).check()
+
+
+class _Deployer:
+    """Stands for a deployment: says what it was asked."""
+
+    def address(self) -> None:
+        return None
+
+    def execute(self, service: str, command: Sequence[str], timeout: float) -> tuple[int, str]:
+        if service != "app":
+            raise DeployError("tool_failed", f"No container of {service} is running.")
+        return 3, f"{list(command)} {timeout:g}"
+
+    def logs(self, service: str, lines: int) -> str:
+        return f"{lines} lines of {service}"
+
+
+def _ask(path: Path, line: bytes) -> Any:
+    with connect_unix(str(path), 5) as stream:
+        stream.sendall(line + b"\n")
+        stream.shutdown(socket.SHUT_WR)
+        answer = stream.makefile().readline()
+    return json.loads(answer) if answer else None
+
+
+def test_the_gate_does_what_it_may_and_survives_nonsense(tmp_path: Path) -> None:
+    path = tmp_path / ("a" * 90) / "gate.sock"  # longer than an address may be
+    path.parent.mkdir()
+    deployer: Any = _Deployer()
+    with Gate(path, deployer, "example.com"):
+        done = _ask(path, b'{"do": "exec", "command": ["ls", "-l"], "timeout": 1e9}')
+        assert done == {"code": 3, "output": "['ls', '-l'] 600"}
+        assert _ask(path, b'{"do": "exec", "command": ["ls"], "service": "x"}')["error"].startswith("No container of x")
+        assert _ask(path, b'{"do": "logs", "lines": 7}') == {"output": "7 lines of app"}
+        assert _ask(path, b'{"do": "rm -rf"}') == {"error": "not understood"}
+        assert "error" in _ask(path, b'{"do": "exec"}')
+        assert "error" in _ask(path, b"[]")
+        assert _ask(path, b"not json") is None
+        assert _ask(path, b'{"to": "app"}') is None  # nobody there: the connection is closed
+    assert not path.exists()
+
+
+class _Session:
+    """Answers in turn, as a starting app does."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+        self.asked: list[tuple[str, str, Any]] = []
+
+    def request(self, method: str, url: str, **options: Any) -> Any:
+        self.asked.append((method, url, options["headers"]))
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return SimpleNamespace(status_code=answer, text="404 page not found\n" if answer == 404 else "")
+
+
+def _app(*answers: Any) -> Any:
+    from runs.harness.inside.cc_ci_plugin import App
+
+    app = App("http://127.0.0.1:5", "web.example.com", "", wait=0.5)
+    app._session = _Session(*answers)  # type: ignore[assignment]
+    return app
+
+
+def test_the_fixture_waits_while_the_app_starts() -> None:
+    import requests
+
+    app = _app(requests.ConnectionError("refused"), 502, 404, 503, 200)
+    assert app.get("/health", wait=10).status_code == 200
+    assert app._session.asked[-1] == ("GET", "http://127.0.0.1:5/health", {"Host": "web.example.com"})
+    assert len(app._session.asked) == 5
+
+
+def test_the_fixture_gives_the_last_answer_or_error_after_its_time() -> None:
+    import requests
+
+    assert _app(503).post("/", wait=0.3).status_code == 503
+    with pytest.raises(requests.ConnectionError):
+        _app(requests.ConnectionError("refused")).get("/")
+    assert _app(500).get("/").status_code == 500  # the app's own error is an answer

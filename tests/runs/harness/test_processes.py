@@ -1,0 +1,161 @@
+"""The harness as a process: started twice, cancelled, killed. Real processes, looked at from outside."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from infra.deployers import limits
+from infra.deployers.base import stack_name
+from infra.deployers.process import sweep
+from runs.harness.protocol import FolderState, RunFolder, Verdict
+from tests.runs.harness.conftest import RECIPES, ROOT
+
+pytestmark = pytest.mark.crash
+
+SLOW = "import time\ndef test_slow(app):\n    print('now', flush=True)\n    time.sleep(30)\n"
+
+
+def _until(happened: Callable[[], Any], seconds: float = 10) -> Any:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if value := happened():
+            return value
+        time.sleep(0.02)
+    raise AssertionError("it did not happen")
+
+
+def _started(folder: RunFolder, stage: str) -> bool:
+    return any(event.kind == "stage_started" and event.stage == stage for event in folder.events())
+
+
+def _processes_of(run_id: str) -> list[psutil.Process]:
+    """Every process in a sandbox of this run."""
+    pids = {pid for _, group in limits.existing(f"{stack_name(run_id)}-") for pid in group.pids()}
+    return [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+
+
+def _start(folder: RunFolder, given: str = "") -> float:
+    began = time.monotonic()
+    command = [sys.executable, "-m", "runs.harness", "start", str(folder.path)]
+    done = subprocess.run(command, cwd=ROOT, input=given, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout, done.stderr) == ("", "")
+    return time.monotonic() - began
+
+
+def test_start_returns_at_once_and_the_harness_outlives_it(make_folder: Any) -> None:
+    folder = make_folder(RECIPES / "process-web")
+    assert folder.state() is FolderState.NOT_STARTED
+    assert _start(folder, '{"git_username": "bot", "git_token": "s3cret-token"}') < 1.0
+    assert folder.state() in (FolderState.RUNNING, FolderState.FINISHED)
+    _until(lambda: folder.state() is FolderState.FINISHED)
+    assert folder.results().verdict is Verdict.PASSED
+    assert "s3cret-token" not in "".join(path.read_text() for path in folder.path.iterdir() if path.is_file())
+
+
+def test_two_starts_are_one_harness(make_folder: Any) -> None:
+    folder = make_folder(RECIPES / "process-web")
+    command = [sys.executable, "-m", "runs.harness", "start", str(folder.path)]
+    starts = [subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL) for _ in range(4)]
+    assert [start.wait(20) for start in starts] == [0, 0, 0, 0]
+    _until(lambda: folder.state() is FolderState.FINISHED)
+    assert [event.kind for event in folder.events()].count("begun") == 1
+    results = folder.results_file.read_bytes()
+    _start(folder)  # a late one finds the results and leaves them alone
+    time.sleep(0.3)
+    assert folder.results_file.read_bytes() == results
+
+
+def test_somebody_who_only_asks_is_not_mistaken_for_a_harness(make_folder: Any, harness: Any) -> None:
+    folder = make_folder(RECIPES / "process-web")
+    handle = os.open(folder.lock, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(handle, fcntl.LOCK_SH)
+    process = harness("run", folder.path)
+    time.sleep(0.5)
+    os.close(handle)
+    assert process.wait(20) == 0
+    assert folder.results().verdict is Verdict.PASSED
+
+
+@pytest.mark.parametrize("how", ["file", "signal"])
+def test_a_cancelled_run_is_torn_down_and_says_so(how: str, make_folder: Any, make_recipe: Any, harness: Any) -> None:
+    folder = make_folder(make_recipe({"test_slow": SLOW}))
+    process = harness("run", folder.path)
+    _until(lambda: _started(folder, "custom"))
+    run_id = folder.request().run_id
+    assert _processes_of(run_id)
+    began = time.monotonic()
+    if how == "file":
+        folder.cancel.touch()
+    else:
+        process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 2
+    assert time.monotonic() - began < 3
+    assert folder.results().verdict is Verdict.CANCELLED
+    assert folder.results().teardown.clean
+    assert not _processes_of(run_id)
+
+
+def test_a_killed_harness_is_lost_and_leaves_no_process(make_folder: Any, make_recipe: Any, harness: Any) -> None:
+    folder = make_folder(make_recipe({"test_slow": SLOW}))
+    process = harness("run", folder.path)
+    run_id = folder.request().run_id
+    _until(lambda: _started(folder, "custom") and len(_processes_of(run_id)) >= 6)
+    mine = psutil.Process(process.pid).children(recursive=True)
+    assert {"bwrap", "busybox"} <= {child.name() for child in mine}
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(mine, timeout=5)
+    assert not alive
+    assert folder.state() is FolderState.LOST
+    assert harness("run", folder.path).wait(10) == 3  # a lost run is not begun again in its folder
+    assert folder.state() is FolderState.LOST
+    assert {name.removeprefix(stack_name(run_id)) for name in sweep(older_than=0)} >= {"-pod", "-custom"}
+    assert not list(limits.existing(stack_name(run_id)))
+
+
+def test_a_sweep_removes_the_work_of_lost_runs_only(make_folder: Any, make_recipe: Any, harness: Any) -> None:
+    lost, living = (make_folder(make_recipe({"test_slow": SLOW})) for _ in range(2))
+    processes = [harness("run", folder.path) for folder in (lost, living)]
+    for folder in (lost, living):
+        _until(lambda folder=folder: _started(folder, "custom"))
+    processes[0].kill()
+    processes[0].wait()
+    swept = harness("sweep", "--installation", lost.request().installation_id, "--runs-dir", lost.path.parent.parent)
+    assert swept.wait(30) == 0
+    assert not (lost.path / "work").exists()
+    assert (living.path / "work").exists()
+    living.cancel.touch()
+    assert processes[1].wait(10) == 2
+    assert living.results().verdict is Verdict.CANCELLED
+
+
+def test_a_request_of_another_version_is_answered(make_folder: Any, harness: Any) -> None:
+    folder = make_folder(RECIPES / "process-web")
+    folder.request_file.write_text('{"schema_version": 99}')
+    assert harness("run", folder.path).wait(10) == 2
+    assert folder.results().verdict is Verdict.ERRORED
+    assert folder.results().reason.startswith("The request cannot be read")
+
+
+def test_the_start_imports_nothing_heavy() -> None:
+    code = "import sys, runs.harness.__main__, runs.harness.detach; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"pydantic", "yaml", "requests", "django", "subprocess"} & set(done.stdout.split())
+
+
+def test_misuse_is_64(harness: Any, tmp_path: Path) -> None:
+    process = harness("strat", tmp_path)
+    assert process.wait(10) == 64
+    assert "usage" in process.stdout.read()
