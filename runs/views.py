@@ -107,10 +107,10 @@ def run_context(row: TestRun) -> dict[str, Any]:
         "newer": _newer(row) if final else None,
         "since": final and state != State.PASSED,
         "last_pass": _last_pass(row) if final and state != State.PASSED else None,
-        "elapsed": (timezone.now() - row.started_at).total_seconds() if row.started_at and not final else None,
+        "elapsed": int((timezone.now() - row.started_at).total_seconds()) if row.started_at and not final else None,
         "ahead": reporting.ahead_of(row) if row.state == State.QUEUED else 0,
         "stages": stages,
-        "progress": progress(row) if not stages else [],
+        "progress": _progress(row) if not stages else [],
         "failing": failing,
         "trail": list(row.events.all()[:500]),
         "log": row.log[-LIVE_CHARS:],
@@ -126,6 +126,14 @@ def run_context(row: TestRun) -> dict[str, Any]:
 def _commit_url(row: TestRun) -> str:
     """The commit's page at the forge; Gitea and Forgejo name it alike."""
     return f"{url}/commit/{row.sha}" if (url := weblink(row.repository.html_url)) else ""
+
+
+def _progress(row: TestRun) -> list[tuple[str, str]]:
+    """The stages of a run without results. At its end nothing waits any more."""
+    if row.active:
+        return progress(row)
+    ended = {"waiting": "not_run", "running": "not_finished"}
+    return [(name, ended.get(status, status)) for name, status in progress(row)]
 
 
 def _same_thing(row: TestRun) -> QuerySet[TestRun]:

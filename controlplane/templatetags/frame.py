@@ -22,7 +22,7 @@ def version() -> str:
 
 @register.filter
 def when(value: datetime | None) -> SafeString | str:
-    """A time as `5 min ago`, as a date when that is longer ago than a day; the exact time is its title."""
+    """A time as `5 min ago`, as a date when that is longer ago than a month; the exact time is its title."""
     if value is None:
         return "–"
     return format_html('<time datetime="{}" title="{}">{}</time>', value.isoformat(), exact(value), _relative(value))
@@ -39,14 +39,16 @@ def exact(value: datetime | None) -> str:
 
 def _relative(value: datetime) -> str:
     seconds = (timezone.now() - value).total_seconds()
-    if seconds < 0 or seconds >= 86400:
+    if seconds < -60 or seconds >= 30 * 86400:
         value = timezone.localtime(value)
-        return f"{value.day} {value:%b %Y, %H:%M}"
-    if seconds < 60:
-        return "just now" if seconds < 5 else f"{int(seconds)} s ago"
-    if seconds < 3600:
-        return f"{int(seconds // 60)} min ago"
-    return f"{int(seconds // 3600)} h ago"
+        return f"{value.day} {value:%b %Y}"
+    if seconds < 5:
+        return "just now"
+    for size, unit in ((86400, "day"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            number = int(seconds // size)
+            return f"{number} {unit}{'s' if unit == 'day' and number > 1 else ''} ago"
+    return f"{int(seconds)} s ago"
 
 
 @register.filter

@@ -35,7 +35,9 @@ def words(status: str) -> str:
 
 @register.filter
 def duration(seconds: float | None) -> str:
-    """Seconds as `12.3 s` or `2 min 5 s`; a dash for nothing."""
+    """Seconds as `12.3 s` (whole ones as `12 s`) or `2 min 5 s`; a dash for nothing."""
+    if isinstance(seconds, int) and 0 < seconds < 60:
+        return f"{seconds} s"
     return render.seconds(seconds or None)
 
 
