@@ -16,7 +16,7 @@ from controlplane.adminsite import ReadOnlyAdmin
 from controlplane.secrets import SecretUnreadable
 from enrollment import polling
 from enrollment.clients import client_for
-from enrollment.enrolling import enroll, refresh_identity, server_now
+from enrollment.enrolling import bare, enroll, refresh_identity, server_now
 from enrollment.forges.base import ForgeError
 from enrollment.models import Comment, Forge, PullRequest, Repository
 from enrollment.naming import NotNamed, split_name
@@ -39,10 +39,13 @@ class ForgeForm(forms.ModelForm):  # type: ignore[type-arg]
         fields = ("name", "url", "token", "enabled", "watched_owners", "allow")
 
     def clean_url(self) -> str:
-        return str(self.cleaned_data["url"]).rstrip("/").removesuffix("/api/v1")
+        return bare(self.cleaned_data["url"])
 
     def clean_token(self) -> Any:
-        return self.cleaned_data["token"] or self.instance.token
+        typed = self.cleaned_data["token"]
+        if not typed and "token" in self.changed_data:
+            self.changed_data.remove("token")  # an empty field differs from the sealed one, and changes nothing
+        return typed or self.instance.token
 
     def clean_watched_owners(self) -> list[str]:
         return _list_of(self.cleaned_data["watched_owners"], str, '["recipes"]')
@@ -62,6 +65,7 @@ class ForgeForm(forms.ModelForm):  # type: ignore[type-arg]
                 raise forms.ValidationError(f"{error}.{advice}") from error
             self.instance.version, self.instance.bot_id, self.instance.bot_login = trial.version, trial.bot_id, trial.bot_login
             self.instance.failures, self.instance.backoff_until, self.instance.last_error = 0, None, ""
+            self.instance.search, self.instance.search_probed_at = Forge.OwnerFilter.UNKNOWN, None
         return data
 
 
@@ -128,6 +132,9 @@ class EnrollForm(forms.ModelForm):  # type: ignore[type-arg]
         model = Repository
         fields = ("forge", "full_name", "allow")
 
+    def clean_allow(self) -> list[int]:
+        return _list_of(self.cleaned_data["allow"], int, "[17, 42]")
+
     def clean(self) -> dict[str, Any] | None:
         data = super().clean() or {}
         if self.errors:
@@ -186,12 +193,14 @@ class RepositoryAdmin(ModelAdmin):
             obj.source = Repository.Source.HAND
             if obj.active:
                 # By the forge's clock: what was said while it was not watched starts nothing.
-                client = client_for(obj.forge)
+                now = timezone.now()
                 try:
+                    client = client_for(obj.forge)
                     client.version()
-                except ForgeError as error:
+                    now = server_now(client)
+                except (ForgeError, SecretUnreadable) as error:
                     self.message_user(request, f"{error}; the enrolment counts from this machine's clock", messages.WARNING)
-                obj.enrolled_at = obj.net_cursor = server_now(client)
+                obj.enrolled_at = obj.net_cursor = now
         super().save_model(request, obj, form, change)
 
     @display(description="trouble")

@@ -16,6 +16,8 @@ from enrollment.models import Forge, Repository
 
 #: Hours between two full listings of a repository: the net under the search.
 NET_HOURS = 6
+#: What a forge says of a repository, and may change.
+FACTS = ("owner", "owner_id", "name", "private", "default_branch", "clone_url", "html_url")
 
 
 def add_forge(url: str, token: str, name: str = "") -> tuple[Forge, bool]:
@@ -23,7 +25,7 @@ def add_forge(url: str, token: str, name: str = "") -> tuple[Forge, bool]:
 
     Raises ForgeError when the forge or the token is no good; then nothing is saved.
     """
-    url = url.strip().rstrip("/").removesuffix("/api/v1")
+    url = bare(url)
     forge = Forge.objects.filter(url=url).first() or Forge(url=url, name=name or urlsplit(url).netloc)
     if name:
         forge.name = name
@@ -35,6 +37,11 @@ def add_forge(url: str, token: str, name: str = "") -> tuple[Forge, bool]:
     forge.search, forge.search_probed_at = Forge.OwnerFilter.UNKNOWN, None
     forge.save()
     return forge, made
+
+
+def bare(url: str) -> str:
+    """A forge's address as it is kept, however it was typed."""
+    return url.strip().rstrip("/").removesuffix("/api/v1")
 
 
 def refresh_identity(forge: Forge, client: ForgeClient) -> None:
@@ -58,6 +65,8 @@ def enroll(forge: Forge, remote: Repo, source: str, client: ForgeClient) -> tupl
             row.net_cursor = now
             # Spread out, so that a thousand repositories enrolled at once are not listed at once.
             row.net_due_at = timezone.now() + timedelta(hours=NET_HOURS * random.random())  # noqa: S311
+        elif source == Repository.Source.HAND:
+            row.source = source  # stays when the topic goes
         copy_facts(row, remote)
         row.save()
     return row, changed
@@ -70,18 +79,9 @@ def server_now(client: ForgeClient) -> datetime:
 
 def copy_facts(row: Repository, remote: Repo) -> bool:
     """Take over what may change at the forge: names, privacy, addresses. Returns whether something did; saves nothing."""
-    wanted = {
-        "owner": remote.owner,
-        "owner_id": remote.owner_id,
-        "name": remote.name,
-        "private": remote.private,
-        "default_branch": remote.default_branch,
-        "clone_url": remote.clone_url,
-        "html_url": remote.html_url,
-    }
-    changed = {field: value for field, value in wanted.items() if getattr(row, field) != value}
-    for field, value in changed.items():
-        setattr(row, field, value)
+    changed = [field for field in FACTS if getattr(row, field) != getattr(remote, field)]
+    for field in changed:
+        setattr(row, field, getattr(remote, field))
     return bool(changed)
 
 
@@ -95,7 +95,7 @@ def refresh_repository(row: Repository, client: ForgeClient) -> bool:
         return False
     copy_facts(row, remote)
     row.last_error = ""
-    row.save()
+    row.save(update_fields=[*FACTS, "last_error"])
     return True
 
 
@@ -105,7 +105,7 @@ def enroll_by_topic(forge: Forge, client: ForgeClient) -> list[str]:
     Returns lines that say what changed. Raises ForgeError; then nothing is let go.
     """
     words: list[str] = []
-    for owner in forge.watched_owners:
+    for owner in list(forge.watched_owners):
         found = list(client.repositories_with_topic(str(owner), settings.CC_CI.topic))
         for remote in found:
             # Unenrolled by hand stays so: the row is there, inactive, with the source "by hand".
@@ -116,9 +116,20 @@ def enroll_by_topic(forge: Forge, client: ForgeClient) -> list[str]:
                     words.append(f"enrolled {row.full_name}")
         mine = Repository.objects.filter(forge=forge, source=Repository.Source.TOPIC, active=True, owner__iexact=str(owner))
         for row in mine.exclude(forge_repo_id__in=[remote.id for remote in found]):
+            owner_id = row.owner_id
+            if refresh_repository(row, client) and row.owner_id == owner_id and row.owner.lower() != str(owner).lower():
+                words.append(_follow(forge, str(owner), row.owner))
+                break
             Repository.objects.filter(pk=row.pk).update(active=False)
             words.append(f"let go {row.full_name}: it carries the topic no longer")
     return words
+
+
+def _follow(forge: Forge, old: str, new: str) -> str:
+    """The owner has another name now: look for the topic under that from the next time on."""
+    forge.watched_owners = [new if name == old else name for name in forge.watched_owners]
+    forge.save(update_fields=["watched_owners"])
+    return f"{old} is now called {new}"
 
 
 def unenroll(row: Repository) -> None:

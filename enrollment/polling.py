@@ -25,12 +25,21 @@ from django.utils import timezone
 from controlplane.leases import Held, lease
 from controlplane.secrets import SecretUnreadable
 from enrollment.clients import client_for
-from enrollment.enrolling import NET_HOURS, copy_facts, enroll_by_topic, refresh_identity, refresh_repository, server_now
+from enrollment.enrolling import (
+    FACTS,
+    NET_HOURS,
+    copy_facts,
+    enroll_by_topic,
+    refresh_identity,
+    refresh_repository,
+    server_now,
+)
 from enrollment.forges.base import (
     Forbidden,
     ForgeClient,
     ForgeError,
     NotFound,
+    OddRows,
     PullSummary,
     RateLimited,
     Rejected,
@@ -108,7 +117,7 @@ def _failed(forge: Forge, error: ForgeError | SecretUnreadable) -> None:
     if isinstance(error, ForgeError):
         text = f"{error}. {error.advice}"
         if error.retry_after:
-            wait = max(wait, min(timedelta(seconds=error.retry_after), timedelta(hours=1)))
+            wait = max(wait, timedelta(seconds=min(error.retry_after, 3600)))
     log.warning("%s: %s", forge.name, text)
     now = timezone.now()
     Forge.objects.filter(pk=forge.pk).update(
@@ -151,7 +160,8 @@ def _may_search(forge: Forge) -> bool:
 def _search(forge: Forge, client: ForgeClient, repositories: list[Repository], result: Look) -> datetime | None:
     """Ask which pull requests changed, and write down that their comments are wanted.
 
-    Returns the server's time at the first answer, up to which all is now known; None when the search is refused.
+    Returns the server's time at the first answer, up to which all is now known; None when the search is refused, or has to
+    be asked again under the new name of an owner.
     """
     by_id = {row.forge_repo_id: row for row in repositories}
     earliest = min(row.enrolled_at for row in repositories)
@@ -166,7 +176,7 @@ def _search(forge: Forge, client: ForgeClient, repositories: list[Repository], r
     if forge.search != Forge.OwnerFilter.IGNORED:
         owners = sorted({row.owner for row in repositories})  # type: ignore[assignment]
     started_at: datetime | None = None
-    filtered = True
+    filtered, complete = True, True
     for owner in owners:
         result.requests_wanted += 1
         try:
@@ -176,11 +186,23 @@ def _search(forge: Forge, client: ForgeClient, repositories: list[Repository], r
                     filtered = False
                 if row := by_id.get(summary.repo_id):
                     result.pulls += 1
-                    _want_comments(row, summary, since)
+                    _want_comments(row, summary, since, client)
+        except OddRows as error:
+            # Whatever stands there will be the same at the next look: go on, and let the net find what it hides.
+            result.problems.append(f"search: {error}. {error.advice}")
+            Repository.objects.watched().filter(forge=forge).update(net_due_at=timezone.now())
         except Rejected as error:
             # From 1.16 on: an owner that does not exist. It was renamed or deleted, which is to be seen, not to be silent.
-            result.problems.append(f"{owner}: {error}")
-            _owner_gone([row for row in repositories if row.owner == owner], client, result)
+            result.problems.append(f"{owner or 'search'}: {error}")
+            rows = [row for row in repositories if row.owner == owner]
+            present = [row for row in rows if refresh_repository(row, client)]
+            moved = [row for row in present if row.owner != owner]
+            if owner is None or len(moved) < len(present):
+                # It was not about the owner, then.
+                _note_search(forge, Forge.OwnerFilter.REFUSED)
+                return None
+            result.problems += [f"now {row.full_name}" for row in moved]
+            complete = complete and not moved
         except (Forbidden, NotFound) as error:
             log.warning("%s: the search is refused (%s); every repository is listed instead", forge.name, error)
             _note_search(forge, Forge.OwnerFilter.REFUSED)
@@ -194,7 +216,7 @@ def _search(forge: Forge, client: ForgeClient, repositories: list[Repository], r
     elif not filtered:
         log.info("%s ignores the owner in searches; asking once for all", forge.name)
         _note_search(forge, Forge.OwnerFilter.IGNORED)
-    return started_at
+    return started_at if complete else None
 
 
 def _note_search(forge: Forge, state: Forge.OwnerFilter) -> None:
@@ -204,13 +226,12 @@ def _note_search(forge: Forge, state: Forge.OwnerFilter) -> None:
         Forge.objects.filter(pk=forge.pk).update(search=state, search_probed_at=timezone.now())
 
 
-def _want_comments(row: Repository, summary: PullSummary, since: datetime) -> None:
+def _want_comments(row: Repository, summary: PullSummary, since: datetime, client: ForgeClient) -> None:
     """Write down that the pull request changed, and from when on its comments are to be read."""
-    owner, _, name = summary.repo_full_name.partition("/")
-    if (row.owner, row.name) != (owner, name) and name:
+    if row.full_name != summary.repo_full_name:
         log.info("%s is now called %s", row.full_name, summary.repo_full_name)
-        row.owner, row.name = owner, name
-        row.save(update_fields=["owner", "name"])
+        # It may have another owner, too, and owners may ask.
+        refresh_repository(row, client)
     since = max(since, row.enrolled_at)
     pull, _ = PullRequest.objects.update_or_create(
         repository=row,
@@ -228,12 +249,6 @@ def _want_comments(row: Repository, summary: PullSummary, since: datetime) -> No
     PullRequest.objects.filter(pk=pull.pk).filter(
         Q(comments_wanted_since__isnull=True) | Q(comments_wanted_since__gt=since)
     ).update(comments_wanted_since=since)
-
-
-def _owner_gone(rows: list[Repository], client: ForgeClient, result: Look) -> None:
-    for row in rows:
-        if refresh_repository(row, client):
-            result.problems.append(f"now {row.full_name}")
 
 
 # --- their comments
@@ -380,7 +395,8 @@ def list_repository(row: Repository, client: ForgeClient, result: Look) -> None:
     row.last_error = ""
     row.net_cursor = started_at
     row.net_due_at = timezone.now() + timedelta(hours=NET_HOURS * random.uniform(0.9, 1.1))  # noqa: S311
-    row.save()
+    # These alone: a person may unenrol it, or change who is allowed, at this very moment.
+    row.save(update_fields=[*FACTS, "last_error", "net_cursor", "net_due_at"])
 
 
 # --- by topic

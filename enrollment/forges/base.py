@@ -56,6 +56,10 @@ class Garbage(ForgeError):
     advice = "What answers there is no forge, or a proxy stands between: open the address in a browser."
 
 
+class OddRows(Garbage):
+    """Some rows of a listing could not be read. Raised at its end: all the others were given before."""
+
+
 @dataclass(frozen=True)
 class User:
     id: int

@@ -22,6 +22,7 @@ from enrollment.forges.base import (
     ForgeError,
     Garbage,
     NotFound,
+    OddRows,
     Pull,
     PullSummary,
     RateLimited,
@@ -38,6 +39,7 @@ PAGE = 50
 MAX_BODY = 32 * 1024 * 1024
 #: Pages of one listing; the forge that goes on for longer is broken, and a task may not be.
 MAX_PAGES = 1000
+DAY = 24 * 3600
 
 T = TypeVar("T")
 
@@ -51,6 +53,9 @@ class GiteaClient:
         self.server_time: datetime | None = None
         self._session = requests.Session()
         self._session.headers.update({"Accept": "application/json", "User-Agent": user_agent})
+        if not (token.isascii() and token.isprintable()) or " " in token:
+            # Such a header cannot be sent, and the library's complaint would show the token.
+            raise Unauthorized("the token holds a blank, a line break or another character that no token has")
         if token:
             self._session.headers["Authorization"] = f"token {token}"
 
@@ -77,7 +82,7 @@ class GiteaClient:
     def repositories_with_topic(self, owner: str, topic: str) -> Iterator[Repo]:
         """The owner's repositories that carry the topic. The owner is checked here: the search may list everybody's."""
         params = {"q": topic, "topic": "true", "limit": PAGE}
-        for item in self._pages("/repos/search", params, lambda data: data["data"], key=lambda item: item["id"]):
+        for item in self._pages("/repos/search", params, lambda data: data["data"], key="id"):
             repo = _read(_repo, item)
             if repo.owner.lower() == owner.lower():
                 yield repo
@@ -96,14 +101,14 @@ class GiteaClient:
         params: dict[str, Any] = {"type": "pulls", "state": "all", "since": _stamp(since), "limit": PAGE}
         if owner:
             params["owner"] = owner
-        return _each(_summary, self._pages("/repos/issues/search", params, lambda data: data, key=lambda item: item["id"]))
+        return _each(_summary, self._pages("/repos/issues/search", params, lambda data: data, key="id"))
 
     def pull(self, owner: str, name: str, number: int) -> Pull:
         return self._get(f"/repos/{_part(owner)}/{_part(name)}/pulls/{number}", _pull)
 
     def pull_commits(self, owner: str, name: str, number: int) -> list[str]:
         path = f"/repos/{_part(owner)}/{_part(name)}/pulls/{number}/commits"
-        items = self._pages(path, {"limit": PAGE}, lambda data: data, key=lambda item: item["sha"])
+        items = self._pages(path, {"limit": PAGE}, lambda data: data, key="sha")
         return [_read(lambda item: _sha(item["sha"]), item) for item in items]
 
     def pull_comments(self, owner: str, name: str, number: int, since: datetime | None) -> Iterator[RemoteComment]:
@@ -111,14 +116,14 @@ class GiteaClient:
         params: dict[str, Any] = {"limit": PAGE}
         if since:
             params["since"] = _stamp(since)
-        items = self._pages(path, params, lambda data: data, key=lambda item: item["id"])
+        items = self._pages(path, params, lambda data: data, key="id")
         return _each(lambda item: _comment(item, number), items)
 
     def repository_comments(self, owner: str, name: str, since: datetime) -> Iterator[RemoteComment]:
         """Comments on pull requests and issues alike (`pull_number` tells), created or edited at or after `since`."""
         path = f"/repos/{_part(owner)}/{_part(name)}/issues/comments"
         params = {"since": _stamp(since), "limit": PAGE}
-        return _each(_comment, self._pages(path, params, lambda data: data, key=lambda item: item["id"]))
+        return _each(_comment, self._pages(path, params, lambda data: data, key="id"))
 
     # --- who may ask
 
@@ -144,8 +149,8 @@ class GiteaClient:
         path = f"/repos/{_part(owner)}/{_part(name)}/issues/{number}/timeline"
         latest: datetime | None = None
         try:
-            for item in self._pages(path, {"limit": PAGE}, lambda data: data, key=lambda item: item["id"]):
-                if item.get("type") == "pull_push":
+            for item in self._pages(path, {"limit": PAGE}, lambda data: data, key="id"):
+                if _read(lambda item: item.get("type"), item) == "pull_push":
                     at = _read(lambda item: _time(item["created_at"]), item)
                     latest = max(latest, at) if latest else at
         except NotFound:
@@ -186,23 +191,21 @@ class GiteaClient:
     def _write(self, method: str, path: str, body: dict[str, Any], read: Callable[[Any], T]) -> T:
         return _read(read, _json(self._call(method, path, body=body)))
 
-    def _pages(
-        self, path: str, params: dict[str, Any], items: Callable[[Any], Any], key: Callable[[Any], Any]
-    ) -> Iterator[dict[str, Any]]:
-        """All items of a listing, each once. Ends at an empty page, at the announced total, or at a page without anything
-        new: some servers ignore `page`, and give everything each time."""
-        seen: set[Any] = set()
+    def _pages(self, path: str, params: dict[str, Any], items: Callable[[Any], Any], key: str) -> Iterator[Any]:
+        """All items of a listing, each once, whatever they are. Ends at an empty page, at the announced total, or at a page
+        without anything new: some servers ignore `page`, and give everything each time."""
+        seen: set[str] = set()
         for page in range(1, MAX_PAGES + 1):
             response = self._call("GET", path, params={**params, "page": page})
             batch = _read(items, _json(response))
             if not isinstance(batch, list):
                 raise Garbage(f"{path}: a list was expected")
-            fresh = {_read(key, item): item for item in batch}
-            fresh = {number: item for number, item in fresh.items() if number not in seen}
+            fresh = {_name(item, key): item for item in batch}
+            fresh = {name: item for name, item in fresh.items() if name not in seen}
             seen.update(fresh)
             yield from fresh.values()
-            total = response.headers.get("X-Total-Count", "")
-            if not fresh or (total.isdigit() and len(seen) >= int(total)) or (not total and len(batch) < PAGE):
+            total = _whole(response.headers.get("X-Total-Count", ""))
+            if not fresh or (len(batch) < PAGE if total is None else len(seen) >= total):
                 return
         raise Garbage(f"{path}: no end after {MAX_PAGES} pages")
 
@@ -274,18 +277,23 @@ def _error(where: str, response: requests.Response) -> ForgeError | None:
         # A redirect of a write, or one that leads nowhere: the thing has another name now.
         return NotFound(f"{text} (moved)", status=status)
     kinds: dict[int, type[ForgeError]] = {401: Unauthorized, 403: Forbidden, 404: NotFound, 410: NotFound, 429: RateLimited}
+    kinds[408] = Unavailable
     kind = kinds.get(status, Unavailable if status >= 500 else Rejected)
     return kind(text, status=status, retry_after=_retry_after(response))
 
 
 def _retry_after(response: requests.Response) -> float | None:
     value = response.headers.get("Retry-After", "")
-    if value.isdigit():
-        return float(value)
+    if (seconds := _whole(value)) is not None:
+        return float(min(seconds, DAY))
     try:
         return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
     except (ValueError, TypeError):
         return None
+
+
+def _whole(text: str) -> int | None:
+    return int(text) if text.isdecimal() and len(text) < 20 else None
 
 
 def _message(response: requests.Response) -> str:
@@ -322,14 +330,21 @@ def _read(read: Callable[[Any], T], data: Any) -> T:
 def _each(read: Callable[[Any], T], items: Iterable[Any]) -> Iterator[T]:
     """What can be read of a listing first, then Garbage if something could not: one odd row hides none of the others, and
     is not passed over in silence either."""
-    trouble: Garbage | None = None
+    trouble: OddRows | None = None
     for item in items:
         try:
-            yield _read(read, item)
+            row = _read(read, item)
         except Garbage as error:
-            trouble = trouble or error
+            trouble = trouble or OddRows(str(error))
+        else:
+            yield row
     if trouble:
         raise trouble
+
+
+def _name(item: Any, key: str) -> str:
+    """What tells an item of a listing from the others; of one without a name, all that it is."""
+    return repr(item.get(key, item) if isinstance(item, dict) else item)
 
 
 def _part(name: str) -> str:
@@ -348,6 +363,12 @@ def _id(value: Any) -> int:
     # Deleted accounts stand there as a ghost with the id -1.
     if not isinstance(value, int) or isinstance(value, bool) or not -1 <= value < 2**63:
         raise ValueError("no id")
+    return value
+
+
+def _number(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
+        raise ValueError("no number of a pull request")
     return value
 
 
@@ -385,7 +406,7 @@ def _summary(data: Any) -> PullSummary:
     return PullSummary(
         repo_id=_id(repository["id"]),
         repo_full_name=_text(repository["full_name"]),
-        number=_id(data["number"]),
+        number=_number(data["number"]),
         title=_text(data.get("title")),
         author=_user(data["user"]),
         state=_text(data.get("state")),
@@ -397,7 +418,7 @@ def _summary(data: Any) -> PullSummary:
 def _pull(data: Any) -> Pull:
     head_repo = data["head"].get("repo")
     return Pull(
-        number=_id(data["number"]),
+        number=_number(data["number"]),
         title=_text(data.get("title")),
         author=_user(data["user"]),
         state=_text(data["state"]),
@@ -416,7 +437,7 @@ def _comment(data: Any, pull_number: int | None = None) -> RemoteComment:
     if pull_number is None:
         # `pull_request_url` is empty for a comment on a plain issue.
         tail = _text(data.get("pull_request_url")).rstrip("/").rpartition("/")[2]
-        pull_number = int(tail) if tail.isdigit() else None
+        pull_number = _number(int(tail)) if tail.isdecimal() else None
     return RemoteComment(
         id=_id(data["id"]),
         pull_number=pull_number,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from argparse import ArgumentParser
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.core.management.base import BaseCommand, CommandError
 
 from controlplane.cli import OURS, Exit
-from enrollment.enrolling import add_forge
+from enrollment.enrolling import add_forge, bare
 from enrollment.forges.base import ForgeError, Unauthorized
 from enrollment.models import Forge
 
@@ -44,6 +45,9 @@ class Command(BaseCommand):
             )
         if not options["url"].startswith(("http://", "https://")):
             raise CommandError(f"{options['url']!r} is no address of a forge: it must begin with https:// (or http://).")
+        name, url = options["name"] or urlsplit(options["url"]).netloc, bare(options["url"])
+        if taken := Forge.objects.filter(name=name).exclude(url=url).first():
+            raise CommandError(f"{name} is the name of {taken.url} already: give this one another, with --name.")
         try:
             forge, made = add_forge(options["url"], token, options["name"])
         except Unauthorized as error:
