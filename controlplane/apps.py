@@ -18,7 +18,7 @@ class ControlplaneConfig(AppConfig):
                 "controlplane.tasks.tidy",
                 "controlplane.tasks.tidy",
                 3600,
-                text="Drop old rows of the queue and expired leases.",
+                text="Drop old rows of the queue, expired leases, and machines that are gone.",
             )
         )
         registry.recur(

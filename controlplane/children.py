@@ -66,9 +66,10 @@ def ticker(report: Report) -> None:
             trouble, pause = "", TICK_SECONDS
         except Exception as error:
             report(error=type(error).__name__)
-            if str(error) != trouble:
-                trouble = str(error)
-                log.warning("Nothing can be queued: %s: %s", type(error).__name__, trouble.strip())
+            words = " ".join(str(error).split())
+            if words != trouble:
+                trouble = words
+                log.warning("Nothing can be queued: %s: %s", type(error).__name__, trouble)
             connection.close()
             pause = min(pause * 2, 5)
         time.sleep(pause)

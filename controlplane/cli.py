@@ -42,6 +42,9 @@ def execute(argv: list[str]) -> int:
         return MISUSE if code in (1, 2) else code
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # `cc-ci … | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
     except Exception:
         traceback.print_exc()
         return OURS

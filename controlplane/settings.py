@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from controlplane import config
+from django.templatetags.static import static
+
+from controlplane import config, sidebar
 
 BASE_DIR: Path = config.BASE_DIR
 CC_CI = config.load()
@@ -147,9 +149,26 @@ UNFOLD = {
     "SITE_TITLE": "cc-ci",
     "SITE_HEADER": "cc-ci",
     "SITE_SUBHEADER": "CI for Co-op Cloud recipes",
-    "SITE_SYMBOL": "deployed_code_history",
+    "SITE_SYMBOL": "ecg_heart",
     "SITE_URL": "/",
+    "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": lambda request: static("controlplane/favicon.svg")}],
     "SHOW_HISTORY": True,
     "SHOW_VIEW_ON_SITE": True,
-    "SIDEBAR": {"show_search": True, "show_all_applications": True},
+    # The blue of the other pages.
+    "COLORS": {
+        "primary": {
+            "50": "oklch(97.3% .013 258)",
+            "100": "oklch(94% .03 258)",
+            "200": "oklch(88.5% .06 258)",
+            "300": "oklch(80.5% .105 257)",
+            "400": "oklch(71% .15 258)",
+            "500": "oklch(61.5% .18 259)",
+            "600": "oklch(53% .18 260)",
+            "700": "oklch(46.5% .16 260)",
+            "800": "oklch(40% .13 260)",
+            "900": "oklch(34.5% .1 260)",
+            "950": "oklch(26% .075 260)",
+        }
+    },
+    "SIDEBAR": {"show_search": True, "show_all_applications": False, "navigation": sidebar.navigation()},
 }

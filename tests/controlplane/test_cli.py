@@ -68,3 +68,15 @@ def test_a_wrong_setting_stops_every_command_without_a_traceback(words: list[str
 
 def test_a_real_one_that_goes_well() -> None:
     assert run("check", DJANGO_SETTINGS_MODULE="controlplane.settings").returncode == DONE
+
+
+def test_a_reader_that_has_seen_enough() -> None:
+    command = f"{sys.executable} manage.py configuration | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=BASE_DIR,
+        env={**os.environ, "DJANGO_SETTINGS_MODULE": "controlplane.settings"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (DONE, "# Configuration\n", "")

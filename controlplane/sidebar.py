@@ -1,0 +1,63 @@
+"""What the admin's sidebar holds, in the order in which an operator asks: runs, who is watched, the machinery, people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from django.http import HttpRequest
+from django.urls import reverse_lazy
+
+GROUPS: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "Runs": (
+        ("Runs", "play_circle", "runs.testrun"),
+        ("Stages", "list_alt", "runs.stageresult"),
+        ("Tests", "checklist", "runs.caseresult"),
+        ("Trail", "history", "runs.runevent"),
+        ("Answers to the forges", "forum", "runs.report"),
+    ),
+    "Watched": (
+        ("Forges", "dns", "enrollment.forge"),
+        ("Repositories", "inventory_2", "enrollment.repository"),
+        ("Pull requests", "merge", "enrollment.pullrequest"),
+        ("Comments", "chat", "enrollment.comment"),
+    ),
+    "Machinery": (
+        ("Machines", "memory", "controlplane.host"),
+        ("Recurring tasks", "schedule", "controlplane.recurringtask"),
+        ("Leases", "lock", "controlplane.lease"),
+        ("Queued tasks", "pending", "django_q.ormq"),
+        ("Failed tasks", "error", "django_q.failure"),
+        ("Done tasks", "task_alt", "django_q.success"),
+    ),
+    "People": (
+        ("Users", "person", "auth.user"),
+        ("Groups", "group", "auth.group"),
+    ),
+}
+
+
+def _may_see(app: str, name: str) -> Callable[[HttpRequest], bool]:
+    def permitted(request: HttpRequest) -> bool:
+        return any(request.user.has_perm(f"{app}.{right}_{name}") for right in ("view", "change"))
+
+    return permitted
+
+
+def navigation() -> list[dict[str, Any]]:
+    """The groups as the admin theme wants them. A link that leads nowhere for somebody is not shown to them."""
+    groups = []
+    for title, entries in GROUPS.items():
+        items = []
+        for label, icon, model in entries:
+            app, name = model.split(".")
+            items.append(
+                {
+                    "title": label,
+                    "icon": icon,
+                    "link": reverse_lazy(f"admin:{app}_{name}_changelist"),
+                    "permission": _may_see(app, name),
+                }
+            )
+        groups.append({"title": title, "separator": True, "items": items})
+    return groups

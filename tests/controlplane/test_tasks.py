@@ -1,0 +1,36 @@
+"""The frame's own recurring tasks."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from django.conf import settings
+from django.utils import timezone
+from django_q.models import Task
+
+from controlplane.models import Host, Lease, RecurringTask
+from controlplane.tasks import heartbeat, tidy
+
+
+@pytest.mark.django_db
+def test_tidy_drops_what_is_old_and_keeps_what_is_not() -> None:
+    now = timezone.now()
+    RecurringTask.objects.all().delete()
+    for name, ticked, expired, stopped in (
+        ("old", now - timedelta(days=8), now - timedelta(days=2), now - timedelta(days=settings.CC_CI.keep_days + 1)),
+        ("new", now - timedelta(days=6), now - timedelta(hours=2), now - timedelta(days=1)),
+    ):
+        Host.objects.create(name=name, ticked_at=ticked)
+        RecurringTask.objects.create(name=f"x@{name}", every_seconds=5, per_host=True, due_at=now)
+        Lease.objects.create(name=name, expires_at=expired)
+        Task.objects.create(id=name, name=name, func="x", started=stopped, stopped=stopped, success=False)
+    assert tidy() == "dropped 1 failures, 1 leases, 1 machines"
+    assert [row.name for row in Host.objects.all()] == ["new"]
+    assert [row.name for row in RecurringTask.objects.all()] == ["x@new"]
+    assert [row.name for row in Lease.objects.all()] == ["new"]
+    assert [row.name for row in Task.objects.all()] == ["new"]
+
+
+def test_the_heartbeat_needs_no_database() -> None:
+    assert heartbeat() == ""
