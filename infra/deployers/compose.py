@@ -239,7 +239,19 @@ def _document(checkout: Path, name: str, env: Mapping[str, str]) -> dict[str, An
         raise DeployError("invalid_recipe", f"{name} cannot be read: {' '.join(str(error).split())[:300]}.") from error
     if not isinstance(filled, dict):
         raise DeployError("invalid_recipe", f"{name} is no compose file.")
+    for service in _mapping(filled.get("services")).values():
+        if isinstance(service, dict) and service.get("environment"):
+            service["environment"] = _taken_over(service["environment"], env)
     return filled
+
+
+def _taken_over(environment: Any, env: Mapping[str, str]) -> dict[str, str]:
+    """A service's environment; a name without a value takes the one of the app's `.env`, or is left out."""
+    if isinstance(environment, list):
+        environment = {name: text if equals else None for name, equals, text in (str(i).partition("=") for i in environment)}
+    given = {str(name): value for name, value in _mapping(environment).items()}
+    named = {name: env.get(name) if value is None else _scalar(value) for name, value in given.items()}
+    return {name: value for name, value in named.items() if value is not None}
 
 
 class _Filler:

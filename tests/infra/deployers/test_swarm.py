@@ -1,0 +1,282 @@
+"""The deployer swarm against a real Docker Swarm. Every test has a stack of its own and leaves nothing."""
+
+from __future__ import annotations
+
+import http.server
+import shutil
+import threading
+import time
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from infra.deployers import swarm
+from infra.deployers.base import Context, DeployError, probe
+from infra.deployers.choose import choose
+from infra.deployers.docker_cli import KINDS, LABEL_INSTALLATION, LABEL_RUN, ids, inspect
+from infra.deployers.swarm import SwarmDeployer
+from tests.docker import IMAGE, docker, need_swarm
+
+pytestmark = pytest.mark.docker
+
+RECIPES = Path(__file__).resolve().parents[2] / "data" / "recipes"
+INSTALLATION = f"test-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture(autouse=True)
+def _swarm() -> None:
+    need_swarm()
+
+
+@pytest.fixture
+def deployer(tmp_path: Path) -> Iterator[Callable[..., SwarmDeployer]]:
+    made: list[SwarmDeployer] = []
+
+    def make(recipe: str | Path, **changes: Any) -> SwarmDeployer:
+        work = tmp_path / f"work-{len(made)}"
+        work.mkdir()
+        run_id = uuid.uuid4().hex
+        given = {"domain": f"{run_id[:12]}.example.com", "settle_seconds": 40, **changes}
+        made.append(SwarmDeployer(Context(run_id, INSTALLATION, "x", RECIPES / recipe, work, **given)))
+        return made[-1]
+
+    yield make
+    for one in made:
+        assert one.teardown() == []
+        assert left(one) == []
+
+
+def left(deployer: SwarmDeployer) -> list[str]:
+    """All that docker still has of a run, by our labels and by the stack's own."""
+    labels = (f"{LABEL_RUN}={deployer.context.run_id}", f"com.docker.stack.namespace={deployer.context.stack}")
+    return [f"{kind} {name}" for kind in KINDS for label in labels for name in ids(kind, label)]
+
+
+def test_a_web_app_is_reached_with_nothing_published_and_stops_when_scaled_to_0(deployer: Any) -> None:
+    web = deployer("web")
+    web.deploy()
+    state = web.settle()
+    assert state.settled and state.web
+    assert state.version == "1.0.0+1.36.1"
+    assert [(s.name, s.wanted, s.running, s.health) for s in state.services] == [("app", 1, 1, "healthy")]
+    address = web.address()
+    answer = probe(address, web.context.domain)
+    assert answer and answer.status == 200 and "Hello from the web recipe" in answer.body
+    service = inspect("service", [f"{web.context.stack}_app"])[0]
+    assert not service["Endpoint"].get("Ports")
+    docker("service", "scale", "--detach", f"{web.context.stack}_app=0")
+    docker("rm", "--force", *ids("container", f"{LABEL_RUN}={web.context.run_id}"))
+    assert probe(address, timeout=2) is None
+    assert probe(web.address(), timeout=2) is None
+    began = time.monotonic()
+    assert web.teardown() == []
+    assert time.monotonic() - began < 10
+    assert left(web) == []
+
+
+def test_secrets_are_made_before_and_everything_is_labelled(deployer: Any) -> None:
+    web = deployer("web")
+    web.deploy()
+    web.settle()
+    ours = (f"{LABEL_RUN}={web.context.run_id}", f"{LABEL_INSTALLATION}={INSTALLATION}")
+    found = {kind: len(ids(kind, *ours)) for kind in KINDS}
+    assert found == {"service": 1, "container": 1, "network": 2, "volume": 1, "config": 1, "secret": 1}
+    code, value = web.execute("app", ["cat", "/run/secrets/session_key"])
+    assert (code, len(value)) == (0, 48)
+    assert web.execute("app", ["false"])[0] == 1
+    with pytest.raises(DeployError, match="No container of db is running"):
+        web.execute("db", ["true"])
+    assert not [path for path in web.context.work.iterdir() if value in path.read_text()]
+
+
+def test_an_image_that_is_missing(deployer: Any) -> None:
+    missing = deployer("image-missing")
+    with pytest.raises(DeployError, match=r"image 127\.0\.0\.1:9/cc-ci-test/missing:1 is not here") as caught:
+        missing.deploy()
+    assert caught.value.kind == "image_missing"
+    assert caught.value.recipes_fault
+    assert left(missing) == []
+
+
+def test_a_health_check_that_is_never_green_fails_before_the_time_limit(deployer: Any) -> None:
+    red = deployer("never-healthy", settle_seconds=300)
+    red.deploy()
+    began = time.monotonic()
+    with pytest.raises(DeployError, match="The health check says: the database is not there") as caught:
+        red.settle()
+    assert caught.value.kind == "never_healthy"
+    assert time.monotonic() - began < 60
+
+
+def test_a_health_check_that_is_slow_meets_the_time_limit(deployer: Any, tmp_path: Path) -> None:
+    slow = yaml.safe_load((RECIPES / "never-healthy" / "compose.yml").read_text())
+    slow["services"]["app"]["healthcheck"].update(interval="1s", retries=100)
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "compose.yml").write_text(yaml.safe_dump(slow))
+    red = deployer(tmp_path / "slow", settle_seconds=3)
+    red.deploy()
+    with pytest.raises(DeployError, match="The health check of app was never green within 3 s") as caught:
+        red.settle()
+    assert "the database is not there" in caught.value.message
+
+
+def test_an_update_is_read_back_and_a_silent_rollback_is_no_upgrade(deployer: Any, tmp_path: Path) -> None:
+    app = deployer("silent-rollback/old")
+    app.deploy()
+    assert app.settle().version == "1.0.0+1.36.1"
+    text = (RECIPES / "silent-rollback" / "old" / "compose.yml").read_text()
+    (tmp_path / "good").mkdir()
+    (tmp_path / "good" / "compose.yml").write_text(text.replace("1.0.0+", "1.0.1+").replace('"/etc"', '"/bin"'))
+    app.update(tmp_path / "good")
+    assert app.settle().version == "1.0.1+1.36.1"
+    [container] = inspect("container", [app._container("app")])
+    assert container["Args"][-1] == "/bin"
+
+    app.update(RECIPES / "silent-rollback" / "new")
+    with pytest.raises(DeployError) as caught:
+        app.settle()
+    assert caught.value.kind == "rolled_back"
+    assert "non-zero exit (1)" in caught.value.message
+    # The trap: everything runs and answers as if nothing had happened.
+    state = app.state()
+    assert state.settled and state.version == "1.0.1+1.36.1"
+    assert probe(app.address()) is not None
+
+
+def test_a_service_that_ends_at_once_fails_with_its_last_words(deployer: Any) -> None:
+    ends = deployer("exits-at-once", settle_seconds=300)
+    ends.deploy()
+    with pytest.raises(DeployError, match=r"exit \(7\).* no configuration found") as caught:
+        ends.settle()
+    assert caught.value.kind == "exits"
+
+
+def test_a_config_changed_under_its_old_name_is_explained(deployer: Any, tmp_path: Path) -> None:
+    web = deployer("web")
+    web.deploy()
+    changed = tmp_path / "changed"
+    shutil.copytree(RECIPES / "web", changed)
+    (changed / "index.html").write_text("other")
+    with pytest.raises(DeployError) as caught:
+        web.update(changed)
+    assert caught.value.kind == "config_immutable"
+    assert "Raise its version in abra.sh" in caught.value.fix
+
+
+def test_what_is_forbidden_is_refused_before_anything_exists(deployer: Any, tmp_path: Path) -> None:
+    (tmp_path / "evil").mkdir()
+    text = f"services: {{app: {{image: '{IMAGE}', volumes: ['/var/run/docker.sock:/s']}}}}"
+    (tmp_path / "evil" / "compose.yml").write_text(text)
+    evil = deployer(tmp_path / "evil")
+    with pytest.raises(DeployError, match=r"docker\.sock"):
+        evil.deploy()
+    assert left(evil) == []
+
+
+def test_a_sweep_takes_dead_runs_and_neither_living_nor_kept_nor_foreign_ones(deployer: Any) -> None:
+    dead, living, kept = deployer("no-web-port"), deployer("no-web-port"), deployer("no-web-port", keep=True)
+    neighbour = deployer("no-web-port")
+    neighbour.context.installation = "another-installation"
+    for one in (dead, living, kept, neighbour):
+        one.deploy()
+    asked: list[str] = []
+
+    def alive(run_id: str) -> bool:
+        asked.append(run_id)
+        return run_id == living.context.run_id
+
+    removed, still = swarm.sweep(INSTALLATION, alive)
+    assert (removed, still) == ([f"run {dead.context.run_id}"], [])
+    assert sorted(asked) == sorted([dead.context.run_id, living.context.run_id])
+    assert left(dead) == []
+    for one in (living, kept, neighbour):
+        assert ids("service", f"{LABEL_RUN}={one.context.run_id}")
+    # Not even by our own run's id: both labels have to be there.
+    assert swarm.remove_run(INSTALLATION, neighbour.context.run_id) == []
+    assert ids("service", f"{LABEL_RUN}={neighbour.context.run_id}")
+
+
+def test_a_stack_of_somebody_else_with_our_name_survives_our_teardown(deployer: Any, tmp_path: Path) -> None:
+    ours = deployer("no-web-port")
+    stack = ours.context.stack
+    docker("service", "create", "--detach", f"--label=com.docker.stack.namespace={stack}", f"--name={stack}_x", IMAGE)
+    try:
+        assert ours.teardown() == []
+        assert ids("service", f"com.docker.stack.namespace={stack}")
+    finally:
+        docker("service", "rm", f"{stack}_x")
+
+
+class _Proxy(http.server.BaseHTTPRequestHandler):
+    """A server's reverse proxy: knows one host, and says what traefik says to others."""
+
+    deployer: SwarmDeployer
+    asked: list[str]
+
+    def do_GET(self) -> None:
+        self.asked.append(self.headers["Host"])
+        direct = SwarmDeployer(self.deployer.context)
+        direct._web = self.deployer._web
+        direct.context = Context(**{**vars(self.deployer.context), "proxy_url": ""})
+        body, status = b"404 page not found\n", 404
+        if self.headers["Host"] == self.deployer.context.domain and (address := direct.address()) and address.host:
+            with urllib.request.urlopen(f"http://{address}/", timeout=3) as answer:
+                body, status = answer.read(), answer.status
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_the_servers_proxy_is_used_when_there_is_one(deployer: Any) -> None:
+    made = not docker("network", "ls", "--quiet", "--filter=name=^proxy$")
+    if made:
+        docker("network", "create", "--driver=overlay", "proxy")
+    _Proxy.asked = []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Proxy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            _Proxy.deployer = web = deployer("web", proxy_url=f"http://127.0.0.1:{server.server_address[1]}")
+            web.deploy()
+            web.settle()
+            address = web.address()
+            assert address.proxied and address.port == server.server_address[1]
+            assert set(_Proxy.asked) == {web.context.domain}
+            assert web.teardown() == []
+            gone = probe(address, web.context.domain)
+            assert gone and not gone.from_app(address)  # the proxy answers on; the app does not
+        finally:
+            server.shutdown()
+            if made:
+                docker("network", "rm", "proxy")
+
+
+def test_auto_takes_the_swarm_when_the_images_are_there(deployer: Any, tmp_path: Path) -> None:
+    for recipe, name in (("process-web", "swarm"), ("web", "swarm")):
+        assert choose("auto", deployer(recipe).context).name == name
+    text = (RECIPES / "process-web" / "compose.yml").read_text().replace(IMAGE, "127.0.0.1:9/x:1")
+    (tmp_path / "no-image").mkdir()
+    (tmp_path / "no-image" / "compose.yml").write_text(text)
+    assert choose("auto", deployer(tmp_path / "no-image").context).name == "process"
+
+
+def test_without_a_swarm_auto_runs_processes_or_says_what_to_do(
+    deployer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/nothing.sock")
+    assert choose("auto", deployer("process-web").context).name == "process"
+    with pytest.raises(DeployError, match="Docker does not answer") as caught:
+        choose("auto", deployer("web").context)
+    assert "docker swarm init" in caught.value.fix
+    with pytest.raises(DeployError) as caught:
+        choose("swarm", deployer("web").context)
+    assert caught.value.kind == "tool_missing"
+    monkeypatch.delenv("DOCKER_HOST")
