@@ -1,0 +1,485 @@
+"""The client for Gitea and Forgejo, against the sandbox in all its versions and against captured answers."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from enrollment.forges import gitea
+from enrollment.forges.base import (
+    Forbidden,
+    ForgeError,
+    Garbage,
+    NotFound,
+    OddRows,
+    RateLimited,
+    Rejected,
+    Unauthorized,
+    Unavailable,
+    User,
+)
+from enrollment.forges.gitea import GiteaClient
+from enrollment.sandbox.faults import Fault, Request
+from enrollment.sandbox.features import VERSIONS
+from tests.world import World
+
+CAPTURED = Path(__file__).parents[1] / "data" / "gitea" / "responses"
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+class Place(World):
+    """A forge alone: nothing of cc-ci but its client."""
+
+    @property
+    def client(self) -> GiteaClient:  # type: ignore[override]
+        return GiteaClient(self.server.url, self.token, timeout=5, user_agent="cc-ci/test")
+
+    def asked(self, part: str = "") -> list[Request]:
+        return [request for request in self.own_requests() if part in request.path]
+
+    def fail(self, *faults: Fault | None, part: str = "") -> None:
+        """Answer the next requests with these faults, one after the other; the last one stays."""
+        left = list(faults)
+
+        def plan(request: Request) -> Fault | None:
+            if part not in request.path:
+                return None
+            return left.pop(0) if len(left) > 1 else left[0]
+
+        self.remote.faults = plan
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pause before a read is repeated."""
+    monkeypatch.setattr(gitea, "wait_random_exponential", lambda *args, **more: lambda state: 0)
+
+
+@pytest.fixture
+def place(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Place]:
+    place = Place(tmp_path, getattr(request, "param", "1.15"))
+    place.add_recipe("web")
+    yield place
+    place.close()
+
+
+every_version = pytest.mark.parametrize("place", list(VERSIONS), indirect=True)
+
+
+@every_version
+def test_reads_what_polling_and_trust_need(place: Place) -> None:
+    client, pull = place.client, place.remote.pull("recipes/web", 1)
+    said = place.say("recipes/web", "!testme\r\nplease")
+    assert client.version() == place.remote.version
+    assert client.whoami() == User(place.bot.id, "cc-ci")
+    assert client.user("mallory") == User(place.mallory.id, "mallory")
+    assert client.user("nobody") is None
+    repo = client.repository("recipes", "web")
+    assert client.repository_by_id(repo.id) == repo
+    assert (repo.full_name, repo.owner_id, repo.permissions) == ("recipes/web", place.org.id, {"pull"})
+    assert len(client.branch_head("recipes", "web", "main")) == 40
+    (summary,) = client.changed_pulls(LONG_AGO, "recipes")
+    assert (summary.repo_id, summary.repo_full_name, summary.number) == (repo.id, "recipes/web", 1)
+    found = client.pull("recipes", "web", 1)
+    assert (found.head_sha, found.from_fork, found.author.login, found.base.id) == (pull.head_sha, False, "alice", repo.id)
+    assert client.pull_commits("recipes", "web", 1) == [pull.head_sha]
+    (comment,) = client.pull_comments("recipes", "web", 1, None)
+    assert (comment.id, comment.body, comment.author.id, comment.pull_number) == (said.id, said.body, place.alice.id, 1)
+    assert comment.created_at == said.created
+    assert list(client.repository_comments("recipes", "web", LONG_AGO)) == [comment]
+
+
+@every_version
+def test_writes_a_comment_a_reaction_and_a_status(place: Place) -> None:
+    client, sha = place.client, place.remote.pull("recipes/web", 1).head_sha
+    said = place.say("recipes/web")
+    posted = client.post_comment("recipes", "web", 1, "Queued.")
+    client.edit_comment("recipes", "web", posted.id, "Running.")
+    assert place.own_comments("recipes/web") == ["Running."]
+    client.react("recipes", "web", said.id, "eyes")
+    client.react("recipes", "web", said.id, "eyes")
+    assert place.reactions(said) == ["eyes"]
+    client.delete_comment("recipes", "web", posted.id)
+    assert place.own_comments("recipes/web") == []
+    status = {"state": "success", "context": "cc-ci", "description": "passed", "target_url": "https://ci.example.org"}
+    if place.remote.features.readers_set_status:
+        client.set_status("recipes", "web", sha, **status)
+        assert [row.state for row in place.remote.statuses_of("recipes/web", sha)] == ["success"]
+    else:
+        with pytest.raises(Forbidden):
+            client.set_status("recipes", "web", sha, **status)
+
+
+@every_version
+def test_members_collaborators_and_pushes_as_far_as_they_show(place: Place) -> None:
+    client, new = place.client, place.remote.features.timeline
+    place.remote.add_collaborator("recipes/web", place.mallory)
+    assert client.is_member("recipes", "alice")
+    assert not client.is_member("recipes", "mallory")
+    assert not client.is_member("recipes", "nobody")
+    assert client.is_collaborator("recipes", "web", "mallory") is (True if new else None)
+    assert client.is_collaborator("recipes", "web", "alice") is None
+    assert client.last_push("recipes", "web", 1) == (place.remote.pull("recipes/web", 1).created if new else None)
+    place.clock.move(seconds=5)
+    place.remote.push("recipes/web", "change", {"more.txt": "1"}, "More", place.alice)
+    assert client.last_push("recipes", "web", 1) == (place.remote.pull("recipes/web", 1).updated if new else None)
+
+
+@every_version
+def test_a_private_membership_is_no_yes_for_who_is_no_member(place: Place) -> None:
+    place.remote.remove_member(place.org, place.bot)
+    assert not place.client.is_member("recipes", "alice")
+    place.remote.add_member(place.org, place.alice, "write", public=True)
+    assert place.client.is_member("recipes", "alice")
+
+
+@every_version
+def test_listings_longer_than_a_page_come_whole_and_once(place: Place) -> None:
+    said = [place.say("recipes/web", f"!testme {number}").id for number in range(123)]
+    assert [row.id for row in place.client.pull_comments("recipes", "web", 1, None)] == said
+    assert [row.id for row in place.client.repository_comments("recipes", "web", LONG_AGO)] == said
+
+
+def test_pull_requests_that_move_between_pages_come_once(place: Place) -> None:
+    web = place.remote.repo("recipes/web")
+    for _ in range(60):
+        place.remote.open_pull(web, web, "change", place.alice)
+
+    def plan(request: Request) -> Fault | None:
+        if request.parameters.get("page") == "2":
+            place.remote.open_pull(web, web, "change", place.alice)  # pushes one over from the first page
+        return None
+
+    place.remote.faults = plan
+    numbers = [row.number for row in place.client.changed_pulls(LONG_AGO, "recipes")]
+    assert sorted(numbers) == list(range(1, 62))
+
+
+def test_only_the_owners_repositories_with_the_topic(place: Place) -> None:
+    place.remote.add_repo("recipes", "keycloak", topics=["cc-ci"])
+    place.remote.add_repo("alice", "fake", topics=["cc-ci"])
+    place.remote.add_repo("recipes", "other", topics=["cc-ci-not"])
+    assert [repo.full_name for repo in place.client.repositories_with_topic("Recipes", "cc-ci")] == ["recipes/keycloak"]
+
+
+# --- captured answers of a real server
+
+READERS: dict[str, Callable[[GiteaClient], Any]] = {
+    "version": lambda client: client.version(),
+    "user": lambda client: client.whoami(),
+    "repository": lambda client: client.repository("o", "r"),
+    "repository_as_admin": lambda client: client.repository("o", "r"),
+    "pull": lambda client: client.pull("o", "r", 1),
+    "pull_from_fork": lambda client: client.pull("o", "r", 1),
+    "issues_search_pulls": lambda client: list(client.changed_pulls(LONG_AGO, "recipes")),
+    "issues_search_none": lambda client: list(client.changed_pulls(LONG_AGO, "recipes")),
+    "issue_comments": lambda client: list(client.pull_comments("o", "r", 1, None)),
+    "repo_comments_since": lambda client: list(client.repository_comments("o", "r", LONG_AGO)),
+    "repos_search_topic": lambda client: list(client.repositories_with_topic("recipes", "cc-ci")),
+    "org_member_yes": lambda client: client.is_member("o", "x"),
+    "org_member_no": lambda client: client.is_member("o", "x"),
+    "comment_created": lambda client: client.post_comment("o", "r", 1, "x"),
+    "bad_token": lambda client: client.whoami(),
+    "pull_gone": lambda client: client.pull("o", "r", 999),
+    "repo_gone": lambda client: client.repository("o", "r"),
+}
+SAID = {
+    "version": lambda said, body: said == body["version"],
+    "user": lambda said, body: said == User(body["id"], body["login"]),
+    "repository": lambda said, body: said.full_name == body["full_name"] and said.permissions == {"pull"},
+    "repository_as_admin": lambda said, body: said.permissions == {"pull", "push", "admin"},
+    "pull": lambda said, body: said.head_sha == body["head"]["sha"] and not said.from_fork,
+    "pull_from_fork": lambda said, body: said.from_fork and said.head_repo_id == body["head"]["repo"]["id"],
+    "issues_search_pulls": lambda said, body: [row.number for row in said] == [row["number"] for row in body],
+    "issues_search_none": lambda said, body: said == [],
+    "issue_comments": lambda said, body: [row.id for row in said] == [row["id"] for row in body],
+    "repo_comments_since": lambda said, body: [row.body for row in said] == [row["body"] for row in body],
+    "repos_search_topic": lambda said, body: [row.id for row in said] == [row["id"] for row in body["data"]],
+    "org_member_yes": lambda said, body: said is True,
+    "org_member_no": lambda said, body: said is False,
+    "comment_created": lambda said, body: said.id == body["id"] and said.pull_number == 1,
+    "bad_token": lambda said, body: isinstance(said, Unauthorized),
+    "pull_gone": lambda said, body: isinstance(said, NotFound),
+    "repo_gone": lambda said, body: isinstance(said, NotFound),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_captured(place: Place, name: str) -> None:
+    answer = json.loads((CAPTURED / f"{name}.json").read_text())
+    body = answer["body"]
+    text = json.dumps(body) if body != "" else ""
+    place.fail(Fault(status=answer["status"], body=text, headers=answer["headers"]))
+    try:
+        said = READERS[name](place.client)
+    except ForgeError as error:
+        said = error
+    assert SAID[name](said, body), said
+
+
+# --- what can go wrong
+
+REFUSED: list[tuple[Fault, type[ForgeError], bool]] = [
+    (Fault(status=401), Unauthorized, False),
+    (Fault(status=403), Forbidden, False),
+    (Fault(status=404), NotFound, False),
+    (Fault(status=410), NotFound, False),
+    (Fault(status=400), Rejected, False),
+    (Fault(status=422), Rejected, False),
+    (Fault(status=429), RateLimited, False),
+    (Fault(status=500), Unavailable, True),
+    (Fault(status=502, body="<html>Bad Gateway</html>"), Unavailable, True),
+    (Fault(status=503), Unavailable, True),
+    (Fault(status=408), Unavailable, True),
+    (Fault(close="before"), Unavailable, True),
+    (Fault(close="after"), Unavailable, True),
+    (Fault(cut=5), Unavailable, True),
+    (Fault(delay=0.4), Unavailable, True),
+    (Fault(body="<!doctype html><title>Log in</title>"), Garbage, False),
+    (Fault(body=""), Garbage, False),
+    (Fault(body=b"\x00\xff\xfe"), Garbage, False),
+    (Fault(body="[" * 100_000), Garbage, False),
+    (Fault(body="null"), Garbage, False),
+    (Fault(body="[]"), Garbage, False),
+    (Fault(body='{"id": "7", "login": "x"}'), Garbage, False),
+    (Fault(body='{"id": true, "login": "x"}'), Garbage, False),
+    (Fault(body='{"id": 99999999999999999999, "login": "x"}'), Garbage, False),
+]
+
+
+@pytest.mark.parametrize(("fault", "kind", "again"), REFUSED, ids=lambda value: str(value)[:40])
+def test_each_trouble_has_its_kind_and_a_way_out(place: Place, fault: Fault, kind: type[ForgeError], again: bool) -> None:
+    client = place.client
+    client.timeout = 0.2
+    place.fail(fault)
+    with pytest.raises(ForgeError) as caught:
+        client.whoami()
+    error = caught.value
+    assert type(error) is kind
+    assert error.advice
+    assert str(error)
+    assert error.status == fault.status
+    assert len(place.asked()) == (2 if again else 1)
+    assert place.token not in "".join(traceback.format_exception(error)) + repr(error)
+
+
+def test_nobody_listens(place: Place) -> None:
+    client = place.client
+    place.server.stop()
+    with pytest.raises(Unavailable, match="refused"):
+        client.version()
+
+
+@pytest.mark.parametrize("url", ["http://", "http://no such host/", "nonsense", "ftp://example.org", "http://127.0.0.1:99999"])
+def test_an_address_that_is_none(url: str) -> None:
+    with pytest.raises(Unavailable):
+        GiteaClient(url, "abc", timeout=1).version()
+
+
+def test_an_answer_without_end_is_not_taken_in(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gitea, "MAX_BODY", 100_000)
+    place.fail(Fault(body=" " * 200_000))
+    with pytest.raises(Garbage, match="more than"):
+        place.client.version()
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("120", 120),
+        ("0", 0),
+        (lambda: format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True), 90),
+        (lambda: format_datetime(datetime.now(UTC) - timedelta(seconds=90), usegmt=True), 0),
+        ("soon", None),
+        ("-5", None),
+        ("", None),
+        ("\N{SUPERSCRIPT TWO}", None),
+        ("9" * 18, 86400),
+        ("9" * 500, None),
+    ],
+)
+def test_retry_after_in_both_forms_and_in_none(place: Place, header: Any, seconds: float | None) -> None:
+    place.fail(Fault(status=429, headers={"Retry-After": header() if callable(header) else header}))
+    with pytest.raises(RateLimited) as caught:
+        place.client.version()
+    assert caught.value.retry_after == (seconds if seconds is None else pytest.approx(seconds, abs=3))
+
+
+def test_the_forges_own_words_are_passed_on_in_short(place: Place) -> None:
+    place.fail(Fault(status=403, body=json.dumps({"message": "token lacks " + "x" * 5000})))
+    with pytest.raises(Forbidden, match=r"GET /user: 403 \(token lacks x") as caught:
+        place.client.whoami()
+    assert len(str(caught.value)) < 300
+
+
+def test_a_read_is_repeated_once(place: Place) -> None:
+    place.fail(Fault(status=502), None)
+    assert place.client.version() == "1.15"
+    assert len(place.asked()) == 2
+
+
+@pytest.mark.parametrize("fault", [Fault(status=500), Fault(close="after"), Fault(status=429), Fault(delay_after=0.4)])
+def test_a_write_is_never_repeated(place: Place, fault: Fault) -> None:
+    client = place.client
+    client.timeout = 0.2
+    place.fail(fault, None)
+    with pytest.raises(ForgeError):
+        client.post_comment("recipes", "web", 1, "Queued.")
+    assert len(place.asked("comments")) == 1
+
+
+@every_version
+def test_a_renamed_repository_is_read_and_not_written(place: Place) -> None:
+    place.remote.rename_repo("recipes/web", "site")
+    client = place.client
+    assert client.repository("recipes", "web").name == "site"
+    assert client.pull("recipes", "web", 1).number == 1
+    with pytest.raises(NotFound, match="moved"):
+        client.post_comment("recipes", "web", 1, "Queued.")
+    assert place.own_comments("recipes/site") == []
+
+
+def test_a_redirect_to_another_host_takes_no_token_along(place: Place, tmp_path: Path) -> None:
+    other = Place(tmp_path / "other")
+    there = other.server.url.replace("127.0.0.1", "localhost")
+    place.fail(Fault(status=302, headers={"Location": f"{there}/api/v1/version"}))
+    assert place.client.version() == "1.15"
+    (request,) = other.remote.requests
+    assert not request.header("Authorization")
+    other.close()
+
+
+def test_a_redirect_that_goes_round_ends(place: Place) -> None:
+    place.fail(Fault(status=302, headers={"Location": "/api/v1/version"}))
+    with pytest.raises(Unavailable):
+        place.client.version()
+
+
+# --- odd listings
+
+
+def comment_row(number: int, **more: Any) -> dict[str, Any]:
+    when = "2026-05-01T12:00:00Z"
+    return {"id": number, "body": "!testme", "user": {"id": 3, "login": "alice"}, "created_at": when, "updated_at": when, **more}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        None,
+        "text",
+        [],
+        {},
+        {"id": []},
+        {"id": {}},
+        comment_row(7, user=None),
+        comment_row(7, created_at="yesterday"),
+        comment_row(7, created_at=None),
+        comment_row(-7),
+        comment_row(7, created_at="9999-12-31T23:59:59-23:59"),
+    ],
+)
+def test_one_odd_row_hides_none_of_the_others(place: Place, odd: Any) -> None:
+    place.fail(Fault(body=json.dumps([comment_row(1), odd, comment_row(2)])))
+    seen = []
+    with pytest.raises(OddRows):
+        for comment in place.client.pull_comments("recipes", "web", 1, None):
+            seen.append(comment.id)
+    assert seen == [1, 2]
+
+
+@pytest.mark.parametrize("odd", [{"number": 0}, {"number": -1}, {"number": 2**40}, {"repository": None}, {"updated_at": "x"}])
+def test_an_odd_pull_request_in_the_search(place: Place, odd: dict[str, Any]) -> None:
+    body = json.loads((CAPTURED / "issues_search_pulls.json").read_text())["body"]
+    place.fail(Fault(body=json.dumps([{**body[0], "id": 9999, **odd}, *body])))
+    seen = []
+    with pytest.raises(OddRows):
+        for row in place.client.changed_pulls(LONG_AGO, None):
+            seen.append(row.number)
+    assert seen == [row["number"] for row in body]
+
+
+def test_an_odd_entry_of_the_timeline_is_no_proof_of_anything(place: Place) -> None:
+    place.fail(Fault(status=200, body=json.dumps([None])))
+    with pytest.raises(Garbage):
+        place.client.last_push("recipes", "web", 1)
+
+
+def test_ghosts_are_people_with_the_id_minus_one(place: Place) -> None:
+    place.fail(Fault(body=json.dumps([comment_row(1, user={"id": -1, "login": "Ghost"})])))
+    (comment,) = place.client.pull_comments("recipes", "web", 1, None)
+    assert comment.author == User(-1, "Ghost")
+
+
+def test_text_that_no_database_holds_is_made_harmless(place: Place) -> None:
+    place.fail(Fault(body=json.dumps([comment_row(1, body="!testme \0 \ud800")])))
+    (comment,) = place.client.pull_comments("recipes", "web", 1, None)
+    assert "\0" not in comment.body
+    comment.body.encode()
+
+
+@pytest.mark.parametrize("total", ["", "1000", "nonsense", "\N{SUPERSCRIPT TWO}"])
+def test_a_listing_that_repeats_itself_ends(place: Place, total: str) -> None:
+    rows = [comment_row(number) for number in range(1, 61)]
+    place.fail(Fault(body=json.dumps(rows), headers={"X-Total-Count": total} if total else {}))
+    assert len(list(place.client.pull_comments("recipes", "web", 1, None))) == 60
+    assert len(place.asked()) == 2
+
+
+def test_a_listing_that_never_ends_is_given_up(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gitea, "MAX_PAGES", 5)
+
+    def plan(request: Request) -> Fault:
+        page = int(request.parameters["page"])
+        return Fault(body=json.dumps([comment_row(number) for number in range(page * 100, page * 100 + 50)]))
+
+    place.remote.faults = plan
+    with pytest.raises(Garbage, match="no end"):
+        list(place.client.pull_comments("recipes", "web", 1, None))
+    assert len(place.asked()) == 5
+
+
+def test_a_listing_that_is_none(place: Place) -> None:
+    place.fail(Fault(body='{"ok": true}'))
+    with pytest.raises(Garbage, match="a list was expected"):
+        list(place.client.pull_comments("recipes", "web", 1, None))
+
+
+# --- the token
+
+
+@pytest.mark.parametrize("token", ["abc\ndef", "abc def", "geheim\N{EN DASH}1", "\tabc", "abc\0"])
+def test_a_token_that_is_none_is_told_without_showing_it(token: str) -> None:
+    with pytest.raises(Unauthorized) as caught:
+        GiteaClient("http://127.0.0.1:9", token)
+    assert token not in "".join(traceback.format_exception(caught.value, chain=True))
+
+
+def test_the_token_goes_in_the_header_only(place: Place) -> None:
+    place.client.whoami()
+    (request,) = place.asked()
+    assert request.header("Authorization") == f"token {place.token}"
+    assert place.token not in request.target
+    assert place.token not in repr(place.client)
+
+
+def test_without_a_token_it_is_nobody(place: Place) -> None:
+    client = GiteaClient(place.server.url, "", user_agent="cc-ci/test")
+    assert client.version() == "1.15"
+    with pytest.raises(Unauthorized):
+        client.whoami()
+
+
+def test_the_servers_clock_is_kept(place: Place) -> None:
+    client = place.client
+    assert client.server_time is None
+    place.clock.fixed = datetime(2026, 5, 1, 12, 0, 0, tzinfo=UTC)
+    client.version()
+    assert client.server_time == place.clock.fixed
