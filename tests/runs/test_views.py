@@ -1,0 +1,373 @@
+"""The pages of runs: what they say, to whom, and that texts from outside stay texts."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from datetime import timedelta
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
+
+from runs.models import State, TestRun
+from tests.browser.examples import HOSTILE, hostile
+from tests.factories import (
+    CaseResultFactory,
+    PullRequestFactory,
+    RepositoryFactory,
+    RunEventFactory,
+    StageResultFactory,
+    TestRunFactory,
+)
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def staff(client: Client) -> Client:
+    client.force_login(User.objects.create_superuser("operator"))
+    return client
+
+
+@pytest.fixture
+def somebody() -> Client:
+    client = Client()
+    client.force_login(User.objects.create_user("somebody"))
+    return client
+
+
+def page(client: Client, run: TestRun) -> str:
+    answer = client.get(run.get_absolute_url())
+    assert answer.status_code == 200
+    return answer.content.decode()
+
+
+def failed_run() -> TestRun:
+    run: TestRun = TestRunFactory(failed=True, log="the whole log\n")
+    stage = StageResultFactory(run=run, name="custom", status="failed", reason="1 of 2 tests failed.", seconds=75)
+    CaseResultFactory(stage=stage, name="test_that_passes")
+    CaseResultFactory(stage=stage, name="test_that_fails", status="failed", message="assert 1 == 2", output="line one\nline two")
+    return run
+
+
+# --- one run
+
+
+def test_a_failed_run_answers_the_questions_in_their_order(client: Client) -> None:
+    text = page(client, failed_run())
+    wanted = [
+        "</bdi> failed</h1>",
+        "1 test failed",
+        "test_that_fails",
+        "assert 1 == 2",
+        "line two",
+        "What next",
+        "!testme retry",
+        "Last passed",
+        "Stages",
+        "1 min 15 s",
+        "1 of 2 tests failed.",
+        "test_that_passes",
+        "the whole log",
+        "Trail",
+    ]
+    places = [text.index(words) for words in wanted]
+    assert places == sorted(places)
+
+
+def test_the_facts_link_to_the_forge(client: Client) -> None:
+    run = failed_run()
+    text = page(client, run)
+    assert f'href="{run.repository.html_url}/commit/{run.sha}"' in text
+    assert f'href="{run.pull_request.html_url}"' in text
+    assert "by <bdi>alice</bdi>" in text
+    assert "swarm" in text
+
+
+def test_a_passed_run_says_so_in_words_and_in_the_tab(client: Client) -> None:
+    run = TestRunFactory(passed=True, pull_request__repository__name="hello-web")
+    text = page(client, run)
+    assert "<bdi>hello-web</bdi> passed</h1>" in text
+    assert "<title>passed: hello-web · cc-ci</title>" in text
+    assert "favicon-passed.svg" in text
+    assert "Last passed" not in text
+
+
+@pytest.mark.parametrize("state", State.values)
+def test_every_state_has_a_page(client: Client, state: str) -> None:
+    assert "What next" in page(client, TestRunFactory(state=state))
+
+
+def test_a_run_of_a_branch_has_no_pull_request(client: Client) -> None:
+    text = page(client, TestRunFactory(pull_request=None, passed=True))
+    assert "refs/heads/main" in text
+    assert "Pull request" not in text
+    assert "!testme retry" not in text
+
+
+def test_warnings_and_an_unclean_teardown_stand_out(client: Client) -> None:
+    run = TestRunFactory(passed=True, warnings=["No sandbox."], teardown={"clean": False, "left": ["volume x"], "seconds": 1})
+    text = page(client, run)
+    assert "<bdi>No sandbox.</bdi>" in text
+    assert "The teardown left something behind." in text
+    assert "volume x" in text
+
+
+def test_a_clean_teardown_is_no_callout(client: Client) -> None:
+    assert "left something behind" not in page(client, TestRunFactory(passed=True))
+
+
+def test_a_running_run_shows_its_steps(client: Client) -> None:
+    run = TestRunFactory(running=True, stages=["install", "upgrade", "custom"])
+    RunEventFactory(run=run, kind="stage_started", stage="install", seq=1)
+    RunEventFactory(run=run, kind="stage_finished", stage="install", seq=2, data={"status": "passed"})
+    RunEventFactory(run=run, kind="stage_started", stage="upgrade", seq=3)
+    steps = re.findall(r'step-name">(\w+)</span>\s*<span class="step-status">([\w ]+)<', page(client, run))
+    assert steps == [("install", "passed"), ("upgrade", "running"), ("custom", "waiting")]
+
+
+def test_nothing_waits_in_a_run_that_ended_without_results(client: Client) -> None:
+    run = TestRunFactory(state=State.ERRORED, stages=["install", "custom"], attempt=1)
+    RunEventFactory(run=run, kind="stage_started", stage="install", seq=1)
+    text = page(client, run)
+    assert "not finished" in text
+    assert "not run" in text
+    assert "waiting" not in text
+
+
+def test_a_queued_run_says_how_many_are_ahead(client: Client) -> None:
+    TestRunFactory()
+    assert "1 run is ahead of it." in page(client, TestRunFactory())
+
+
+def test_a_run_that_is_being_stopped_says_so(client: Client) -> None:
+    run = TestRunFactory(running=True, stop_wanted="cancelled", stop_reason="asked by bob")
+    text = page(client, run)
+    assert "being stopped" in text
+    assert "asked by bob" in text
+
+
+def test_an_older_run_points_to_the_newer_one(client: Client) -> None:
+    pull = PullRequestFactory()
+    old = TestRunFactory(pull_request=pull, failed=True)
+    new = TestRunFactory(pull_request=pull, repository=pull.repository)
+    TestRunFactory(repository=pull.repository)  # of another pull request
+    assert "a newer run</a>" in page(client, old)
+    assert new.get_absolute_url() in page(client, old)
+    assert "a newer run</a>" not in page(client, new)
+
+
+def test_since_when_it_fails(client: Client) -> None:
+    row = RepositoryFactory()
+    good = TestRunFactory(repository=row, passed=True, created_at=timezone.now() - timedelta(days=3))
+    text = page(client, TestRunFactory(repository=row, failed=True))
+    assert f'Last passed</dt><dd><a href="{good.get_absolute_url()}">' in text
+    assert "Never here" in page(client, TestRunFactory(failed=True))
+
+
+def test_it_says_itself_how_to_follow_without_javascript(client: Client) -> None:
+    assert "<noscript>" in page(client, TestRunFactory(running=True))
+    assert "<noscript>" not in page(client, TestRunFactory(passed=True))
+
+
+def test_only_the_end_of_a_long_log_is_on_the_page(client: Client) -> None:
+    run = TestRunFactory(passed=True, log="FIRST\n" + "x" * 200_100 + "\nLAST\n")
+    text = page(client, run)
+    assert "FIRST" not in text
+    assert "LAST" in text
+    assert "Only the end is shown here" in text
+    assert client.get(reverse("run-log", args=[run.id])).content.startswith(b"FIRST")
+
+
+def test_staff_gets_a_link_to_the_admin(client: Client, staff: Client) -> None:
+    run = TestRunFactory(passed=True)
+    address = reverse("admin:runs_testrun_change", args=[run.pk])
+    assert address in page(staff, run)
+    assert address not in page(Client(), run)
+
+
+def test_an_unknown_run_is_not_found(client: Client) -> None:
+    answer = client.get(reverse("run", args=[uuid.uuid4()]))
+    assert answer.status_code == 404
+    assert "There is nothing here" in answer.content.decode()
+
+
+def test_the_page_of_a_run_with_many_tests_takes_few_queries(client: Client, django_assert_max_num_queries) -> None:  # type: ignore[no-untyped-def]
+    run = TestRunFactory(failed=True)
+    for order in range(4):
+        stage = StageResultFactory(run=run, order=order, status="failed")
+        for _ in range(5):
+            CaseResultFactory(stage=stage, status="failed")
+    with django_assert_max_num_queries(10):
+        page(client, run)
+
+
+# --- live
+
+
+def test_live_says_what_the_page_says(client: Client) -> None:
+    run = failed_run()
+    answer = client.get(reverse("run-live", args=[run.id])).json()
+    assert answer["state"] == "failed"
+    assert answer["final"] is True
+    assert answer["log"] == "the whole log\n"
+    assert answer["title"].startswith("failed: ")
+    text = page(client, run)
+    for name in ("summary", "failing", "stages", "trail"):
+        assert answer["parts"][name].strip() in text
+
+
+def test_live_leaves_out_a_log_that_the_reader_has(client: Client) -> None:
+    run = TestRunFactory(running=True, log="one\n", log_offset=4)
+    address = reverse("run-live", args=[run.id])
+    mark = client.get(address).json()["log_mark"]
+    assert client.get(address, {"seen": mark}).json()["log"] is None
+    TestRun.objects.update(log="one\ntwo\n", log_offset=8)
+    assert client.get(address, {"seen": mark}).json()["log"] == "one\ntwo\n"
+
+
+def test_the_log_is_plain_text_that_no_browser_takes_for_a_page(client: Client) -> None:
+    run = TestRunFactory(passed=True, log="<script>alert(1)</script>")
+    answer = client.get(reverse("run-log", args=[run.id]))
+    assert answer["Content-Type"] == "text/plain; charset=utf-8"
+    assert answer["X-Content-Type-Options"] == "nosniff"
+    assert answer.content == b"<script>alert(1)</script>"
+
+
+# --- who may see what
+
+
+@pytest.fixture
+def private() -> TestRun:
+    run: TestRun = TestRunFactory(
+        pull_request__repository__private=True, pull_request__repository__name="hidden-recipe", passed=True
+    )
+    return run
+
+
+@pytest.mark.parametrize("name", ["run", "run-log"])
+def test_a_private_run_sends_a_stranger_to_the_login(client: Client, private: TestRun, name: str) -> None:
+    address = reverse(name, args=[private.id])
+    answer = client.get(address)
+    assert answer.status_code == 302
+    assert answer["Location"] == f"{reverse('admin:login')}?next={address}"
+
+
+def test_live_of_a_private_run_is_forbidden_in_json(client: Client, private: TestRun) -> None:
+    answer = client.get(reverse("run-live", args=[private.id]))
+    assert answer.status_code == 403
+    assert answer.json() == {"error": "login"}
+
+
+@pytest.mark.parametrize("name", ["run", "run-log", "run-live"])
+def test_a_private_run_is_not_there_for_an_account_without_rights(somebody: Client, private: TestRun, name: str) -> None:
+    assert somebody.get(reverse(name, args=[private.id])).status_code == 404
+
+
+@pytest.mark.parametrize("name", ["run", "run-log", "run-live"])
+def test_staff_sees_a_private_run(staff: Client, private: TestRun, name: str) -> None:
+    answer = staff.get(reverse(name, args=[private.id]))
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("address", ["/", "/runs/", "/runs/?repository=recipes/hidden-recipe", "/runs/?state=passed"])
+def test_lists_do_not_tell_strangers_of_private_runs(client: Client, somebody: Client, private: TestRun, address: str) -> None:
+    for reader in (client, somebody):
+        text = reader.get(address).content.decode()
+        assert private.get_absolute_url() not in text
+        assert "<bdi>recipes/hidden-recipe</bdi>" not in text
+        assert '<option value="recipes/hidden-recipe"' not in text
+
+
+@pytest.mark.parametrize("address", ["/", "/runs/"])
+def test_lists_tell_staff_of_private_runs(staff: Client, private: TestRun, address: str) -> None:
+    text = staff.get(address).content.decode()
+    assert private.get_absolute_url() in text
+    assert '<span class="tag">private</span>' in text
+
+
+def test_a_public_run_does_not_point_to_a_private_one(client: Client, private: TestRun) -> None:
+    public = TestRunFactory(failed=True)
+    assert private.get_absolute_url() not in page(client, public)
+
+
+# --- the list
+
+
+def rows(client: Client, query: str = "") -> list[str]:
+    return re.findall(r'class="row-link" href="/runs/([0-9a-f-]+)/"', client.get(f"/runs/{query}").content.decode())
+
+
+def test_the_list_has_the_newest_first(client: Client) -> None:
+    old = TestRunFactory(created_at=timezone.now() - timedelta(hours=1))
+    new = TestRunFactory()
+    assert rows(client) == [str(new.id), str(old.id)]
+
+
+def test_the_list_is_filtered(client: Client) -> None:
+    passed = TestRunFactory(passed=True, pull_request__repository__name="one")
+    queued = TestRunFactory(pull_request__repository__name="two")
+    assert rows(client, "?state=passed") == [str(passed.id)]
+    assert rows(client, "?state=active") == [str(queued.id)]
+    assert rows(client, "?repository=recipes/two") == [str(queued.id)]
+    assert rows(client, "?repository=recipes/two&state=passed") == []
+    assert len(rows(client, "?state=nonsense&page=nonsense")) == 2
+
+
+def test_a_page_of_the_list_keeps_the_filter(client: Client) -> None:
+    row = RepositoryFactory(name="many")
+    pull = PullRequestFactory(repository=row)
+    TestRunFactory.create_batch(30, pull_request=pull, repository=row)
+    text = client.get("/runs/?repository=recipes/many").content.decode()
+    assert "30 runs, page 1 of 2" in text
+    assert 'rel="next" href="?repository=recipes/many&amp;page=2"' in text or (
+        'rel="next" href="?repository=recipes%2Fmany&amp;page=2"' in text
+    )
+    assert len(rows(client, "?repository=recipes/many&page=2")) == 5
+
+
+def test_an_empty_list_says_what_to_do(client: Client) -> None:
+    text = client.get("/runs/").content.decode()
+    assert "There is no run to see yet." in text
+    assert ">!testme<" in text
+    TestRunFactory()
+    assert "No run fits." in client.get("/runs/?state=passed").content.decode()
+
+
+# --- texts from outside
+
+
+def assert_harmless(text: str) -> None:
+    """No markup of HOSTILE got through: the tags on the page are the templates' own."""
+    assert "<script>" not in text
+    assert "<img src=x" not in text
+    assert "javascript:" not in text
+    assert "<b>" not in text
+    assert text.count("</pre>") == text.count("<pre ")
+    assert text.count("</details>") == text.count("<details")
+    assert "{{ 7|add:7 }}" in text or "7|add" not in text
+
+
+def test_hostile_texts_stay_texts(client: Client, staff: Client) -> None:
+    run = hostile()
+    for address in (run.get_absolute_url(), "/", "/runs/"):
+        for reader in (Client(), staff):
+            answer = reader.get(address)
+            assert answer.status_code == 200
+            assert_harmless(answer.content.decode())
+    for part in Client().get(reverse("run-live", args=[run.id])).json()["parts"].values():
+        assert_harmless(part)
+    assert "&lt;script&gt;" in page(client, run)
+    assert client.get(reverse("run-log", args=[run.id])).content.decode() == f"{HOSTILE}\n" * 40
+
+
+def test_no_page_has_a_style_or_script_of_its_own(client: Client) -> None:
+    """The policy would not let it work; this finds it before a browser does."""
+    for address in ("/", "/runs/", failed_run().get_absolute_url()):
+        answer = client.get(address)
+        text = answer.content.decode()
+        assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?! src=)", text)
+        assert "'unsafe" not in answer["Content-Security-Policy"]
