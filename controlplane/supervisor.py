@@ -258,7 +258,8 @@ class Supervisor:
             os.set_blocking(handle, False)
         signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, self._stop_asked)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup shall hold
+                signal.signal(number, self._stop_asked)
         signal.signal(signal.SIGCHLD, lambda *_: None)  # wakes the loop
 
     def _stop_asked(self, number: int, frame: object) -> None:
