@@ -15,6 +15,7 @@
 
   const lamp = document.getElementById("live");
   const lampText = document.getElementById("live-text");
+  const still = document.getElementById("still");
   const announce = document.getElementById("announce");
   const shown = new Map();
   let mark = root.dataset.mark;
@@ -122,12 +123,13 @@
   function say(kind, text) {
     lamp.className = "live " + kind;
     lampText.textContent = text;
+    still.hidden = kind === "live";
   }
 
   function stop(text) {
     root.dataset.live = "";
     clearTimeout(timer);
-    lamp.hidden = !text;
     if (text) say("trouble", text);
+    else lamp.hidden = still.hidden = true;
   }
 })();

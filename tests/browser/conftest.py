@@ -1,0 +1,94 @@
+"""A Chromium that looks at the live server, and at nothing else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.browser.screenshots import ARGUMENTS, CHROMIUM, DESKTOP, PHONE
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.browser)
+            # The live server writes from a thread of its own, which sees committed rows only.
+            item.add_marker(pytest.mark.django_db(transaction=True))
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """The browser. A machine without one skips these tests; CI has one, so there its absence is a failure."""
+    if not Path(CHROMIUM).exists():
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"There is no Chromium at {CHROMIUM}.")
+        pytest.skip(f"There is no Chromium at {CHROMIUM}.")
+    from playwright.sync_api import sync_playwright
+
+    # Playwright runs a loop in this thread, which Django takes for asynchronous code; the rows are made around it.
+    before = os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE")
+    os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "true"
+    try:
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+            yield browser
+            browser.close()
+    finally:
+        if before is None:
+            del os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"]
+        else:
+            os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = before
+
+
+class Watched:
+    """A page of which all requests, console errors and exceptions are kept."""
+
+    def __init__(self, page: Any, origin: str) -> None:
+        self.page = page
+        self.origin = origin
+        self.outside: list[str] = []
+        self.errors: list[str] = []
+        page.on("request", self._request)
+        page.on("console", lambda message: self.errors.append(message.text) if message.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+
+    def _request(self, request: Any) -> None:
+        parts = urlsplit(request.url)
+        if parts.scheme != "data" and f"{parts.scheme}://{parts.netloc}" != self.origin:
+            self.outside.append(request.url)
+
+    def go(self, path: str) -> Any:
+        self.page.goto(self.origin + path)
+        return self.page
+
+
+@pytest.fixture
+def look(chromium: Any, live_server: Any) -> Iterator[Callable[..., Watched]]:
+    """Open a page as `look(phone=True, dark=True)`. At the end: nothing came from outside, nothing went wrong."""
+    opened: list[tuple[Any, Watched]] = []
+
+    def new(*, phone: bool = False, dark: bool = False, **options: Any) -> Watched:
+        context = chromium.new_context(
+            viewport=PHONE if phone else DESKTOP,
+            color_scheme="dark" if dark else "light",
+            reduced_motion="reduce",
+            **options,
+        )
+        context.set_default_timeout(8000)
+        watched = Watched(context.new_page(), live_server.url)
+        opened.append((context, watched))
+        return watched
+
+    yield new
+    for context, _ in opened:
+        context.close()
+    for _, watched in opened:
+        assert watched.outside == []
+        assert watched.errors == []

@@ -1,0 +1,213 @@
+"""The pages in a real browser: they fit, are legible, work by keyboard, and a running one follows its run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.urls import reverse
+
+from runs import lifecycle
+from runs.models import RunEvent, TestRun
+from tests.browser.conftest import Watched
+from tests.browser.examples import Examples, examples, hostile
+from tests.factories import CaseResultFactory, RunEventFactory, StageResultFactory, TestRunFactory
+
+CONTRAST = Path(__file__).with_name("contrast.js").read_text()
+Look = Callable[..., Watched]
+
+
+def addresses(made: Examples) -> list[str]:
+    runs = (made.failed, made.passed, made.running, made.errored, hostile())
+    return ["/", "/runs/", "/nowhere/", *(run.get_absolute_url() for run in runs)]
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_every_page_fits_a_phone_and_is_legible(look: Look, dark: bool) -> None:
+    watched = look(phone=True, dark=dark)
+    for path in addresses(examples()):
+        page = watched.go(path)
+        page.evaluate("document.querySelectorAll('details').forEach((box) => { box.open = true; })")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
+        found = page.evaluate(CONTRAST, 4.5)
+        assert found["seen"] > 5
+        assert found["bad"] == [], path
+    # The browser reports the status of the page that is not there.
+    watched.errors = [error for error in watched.errors if "status of 404" not in error]
+
+
+def test_the_two_schemes_differ(look: Look) -> None:
+    grounds = {look(dark=dark).go("/").evaluate("getComputedStyle(document.body).backgroundColor") for dark in (False, True)}
+    assert len(grounds) == 2
+
+
+def test_every_page_fits_a_desktop(look: Look) -> None:
+    watched = look()
+    for path in addresses(examples()):
+        assert watched.go(path).evaluate("document.documentElement.scrollWidth") <= 1280, path
+    watched.errors = [error for error in watched.errors if "status of 404" not in error]
+
+
+def test_an_empty_server_fits_a_phone(look: Look) -> None:
+    watched = look(phone=True)
+    for path in ("/", "/runs/"):
+        assert watched.go(path).evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_the_admin_loads_nothing_from_outside(look: Look) -> None:
+    User.objects.create_superuser("operator", password="operator")
+    made = examples()
+    page = look().go(reverse("admin:login"))
+    page.fill("[name=username]", "operator")
+    page.fill("[name=password]", "operator")
+    page.click("[type=submit]")
+    page.wait_for_url("**/admin/")
+    for name, args in (
+        ("runs_testrun_changelist", []),
+        ("runs_testrun_change", [made.failed.pk]),
+        ("enrollment_forge_add", []),
+    ):
+        page.goto(page.url.partition("/admin")[0] + reverse(f"admin:{name}", args=args))
+        page.wait_for_load_state("networkidle")
+
+
+# --- keyboard
+
+
+def focused(page: Any) -> str:
+    return str(page.evaluate("document.activeElement.innerText || document.activeElement.id")).strip()
+
+
+def test_the_keyboard_reaches_everything(look: Look) -> None:
+    made = examples()
+    page = look().go(made.failed.get_absolute_url())
+    page.keyboard.press("Tab")
+    assert focused(page) == "Skip to the content"
+    box = page.locator(".skip").bounding_box()
+    assert box["y"] >= 0, "the link is in sight while it has the focus"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "content"
+    seen = []
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement === document.body"):
+            break
+        assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid", focused(page)
+        seen.append(focused(page))
+    order = ["Pull request #118", "test_an_upload", "Go to the pull request", "1 test of install", "Plain text", "Trail"]
+    places = [next(place for place, text in enumerate(seen) if text.startswith(wanted)) for wanted in order]
+    assert places == sorted(places)
+
+
+def test_a_fold_opens_by_key(look: Look) -> None:
+    page = look().go(examples().failed.get_absolute_url())
+    fold = page.locator(".trail > summary")
+    assert not page.locator(".events").is_visible()
+    fold.focus()
+    page.keyboard.press("Enter")
+    assert page.locator(".events").is_visible()
+
+
+# --- a running run
+
+
+def finish(run: TestRun) -> None:
+    run.refresh_from_db()
+    stage = StageResultFactory(run=run, name="custom", status="failed")
+    CaseResultFactory(stage=stage, name="test_of_the_end", status="failed", message="It broke.")
+    assert lifecycle.move(run, "fail", "custom failed", reason="custom: 1 test failed.")
+
+
+def test_a_running_page_follows_its_run(look: Look) -> None:
+    run = TestRunFactory(running=True, stages=["install", "custom"], log="first line\n", log_offset=11)
+    watched = look()
+    page = watched.go(run.get_absolute_url())
+    page.evaluate("window.stayed = true")
+    page.wait_for_selector("#live:has-text('live')")
+    assert not page.locator("#still").is_visible()
+
+    TestRun.objects.update(log="first line\n<b>second</b> line\n", log_offset=30)
+    RunEventFactory(run=run, kind="stage_started", stage="install", seq=1)
+    page.wait_for_selector("#log:has-text('<b>second</b> line')")
+    page.wait_for_selector(".steps [aria-current=step]:has-text('install')")
+
+    finish(run)
+    page.wait_for_selector("h1:has-text('failed')")
+    page.wait_for_selector("#failing-title")
+    assert page.locator(".case-box").inner_text().count("It broke.") == 1
+    assert page.title().startswith("failed: ")
+    assert "favicon-failed" in page.get_attribute("link[rel=icon]", "href")
+    assert page.inner_text("#announce") == "The run failed."
+    assert not page.locator("#live").is_visible()
+    assert page.evaluate("window.stayed"), "without loading the page anew"
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.wait_for_timeout(1800)
+    assert asked == [], "after the end it asks no more"
+
+
+def test_the_log_follows_only_a_reader_at_its_end(look: Look) -> None:
+    lines = "".join(f"line {number}\n" for number in range(200))
+    run = TestRunFactory(running=True, log=lines, log_offset=len(lines))
+    page = look().go(run.get_absolute_url())
+    end = "(() => { const log = document.getElementById('log'); return log.scrollHeight - log.scrollTop - log.clientHeight; })()"
+    assert page.evaluate(end) < 5
+
+    lines += "one more\n" * 20
+    TestRun.objects.update(log=lines, log_offset=len(lines))
+    page.wait_for_selector("#log:has-text('one more')")
+    assert page.evaluate(end) < 5
+
+    page.evaluate("document.getElementById('log').scrollTop = 100")
+    lines += "the last\n"
+    TestRun.objects.update(log=lines, log_offset=len(lines))
+    page.wait_for_selector("#log:has-text('the last')")
+    assert page.evaluate("document.getElementById('log').scrollTop") == 100
+
+
+def test_what_the_reader_opened_stays_open(look: Look) -> None:
+    run = TestRunFactory(running=True)
+    page = look().go(run.get_absolute_url())
+    page.locator(".trail > summary").focus()
+    page.keyboard.press("Enter")
+    RunEventFactory(run=run, text="something new", seq=1)
+    page.wait_for_selector(".events >> text=something new")
+    assert page.locator(".trail").get_attribute("open") is not None
+    assert focused(page).startswith("Trail"), "the focus stays as well"
+
+
+def test_trouble_with_the_server_is_told_and_got_over(look: Look) -> None:
+    run = TestRunFactory(running=True)
+    watched = look()
+    page = watched.page
+    broken = [True]
+    page.route("**/live/*", lambda route: route.fulfill(status=502) if broken[0] else route.continue_())
+    watched.go(run.get_absolute_url())
+    page.wait_for_selector("#live.trouble:has-text('no answer from the server')")
+    broken[0] = False
+    page.wait_for_selector("#live:not(.trouble):has-text('live')")
+    watched.errors = [error for error in watched.errors if "502" not in error]
+
+
+def test_a_login_that_ended_is_told(look: Look) -> None:
+    run = TestRunFactory(running=True)
+    watched = look()
+    page = watched.go(run.get_absolute_url())
+    run.repository.private = True
+    run.repository.save()
+    page.wait_for_selector("#live.trouble:has-text('Log in again')")
+    watched.errors = [error for error in watched.errors if "403" not in error]
+
+
+def test_without_javascript_the_page_is_whole(look: Look) -> None:
+    run = TestRunFactory(running=True, log="first line\n")
+    page = look(java_script_enabled=False).go(run.get_absolute_url())
+    assert "first line" in page.inner_text("#log")
+    assert not page.locator("#live").is_visible()
+    finish(run)
+    page.click("text=Refresh it")
+    page.wait_for_selector("h1:has-text('failed')")
+    assert RunEvent.objects.filter(kind="failed").exists()
