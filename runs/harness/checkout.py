@@ -144,8 +144,7 @@ class Checkout:
             output.seek(0)
             errors.seek(0)
             if process.returncode:
-                said = errors.read(4000).decode(errors="replace").strip().splitlines()
-                raise CheckoutError(f"git {arguments[0]}: {said[-1] if said else f'exit code {process.returncode}'}")
+                raise CheckoutError(f"git {arguments[0]}: {_reason(errors.read(4000)) or process.returncode}")
             return output.read().decode(errors="surrogateescape")
 
     def _refuse_size(self) -> None:
@@ -198,6 +197,13 @@ class Checkout:
         return env
 
 
+def _reason(errors: bytes) -> str:
+    """The line in which git says why; what follows it is general advice."""
+    lines = errors.decode(errors="replace").strip().splitlines()
+    fatal = [line for line in lines if line.startswith(("fatal:", "error:", "remote:"))]
+    return (fatal or lines or [""])[0].strip()
+
+
 def secrets_of(credential: Mapping[str, str]) -> list[str]:
     """What must never show in a log: the token, and the forms in which git may print it."""
     token = credential.get("git_token", "")
@@ -223,7 +229,7 @@ def _no_git(_folder: str, names: list[str]) -> list[str]:
 def resolve(url: str, ref: str = "", sha: str = "") -> Source:
     """A source with its commit pinned: the tip of `ref` (or of the default branch of a URL) when no `sha` is given.
 
-    A local folder with neither stays the working tree as it is. Raises CheckoutError for what is not there.
+    A folder's path with neither stays the working tree as it is; a `file://` URL is cloned. Raises CheckoutError for what is not there.
     """
     local = _local_path(url)
     if local is None and "://" not in url and not re.match(r"[^/]+@[^/]+:", url):
@@ -231,8 +237,7 @@ def resolve(url: str, ref: str = "", sha: str = "") -> Source:
     if sha and not _SHA.fullmatch(sha):
         raise CheckoutError(f"{sha!r} is no full commit id of 40 hex digits.")
     source = Source(url=str(local or url), ref=ref, sha=sha)
-    if sha or (local and not ref):
+    if sha or (local and not ref and "://" not in url):
         return source
-    checkout = Checkout(source, local or Path("/"))
-    found = checkout.tip(ref or "HEAD")
+    found = Checkout(source, local or Path("/")).tip(ref or "HEAD")
     return source.model_copy(update={"sha": found, "ref": ref or "HEAD"})
