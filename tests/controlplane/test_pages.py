@@ -87,6 +87,14 @@ def test_logging_out_leads_to_the_start_page(operator: Client) -> None:
     assert "Log in" in operator.get("/").content.decode()
 
 
+def test_logging_in_leads_back(client: Client) -> None:
+    User.objects.create_superuser("operator", password="secret")
+    form = {"username": "operator", "password": "secret"}
+    answer = client.post(f"{reverse('admin:login')}?next=/runs/", {**form, "next": "/runs/"})
+    assert (answer.status_code, answer["Location"]) == (302, "/runs/")
+    assert client.post(reverse("admin:login"), form)["Location"] == "/"
+
+
 # --- health
 
 
