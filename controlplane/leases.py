@@ -1,7 +1,8 @@
 """Leases: one poller per forge, one sender per report, one run per slot, however many workers there are.
 
 A lease is one row, taken by one conditional UPDATE. It has an expiry, so a dead owner holds nothing for ever, and a
-fencing number that grows with each taking, so a late owner can be told.
+fencing number that grows with each taking, so a late owner can be told. An owner that is seen to be dead, a process of
+this machine that is no more, holds nothing at all: its lease is taken over at once.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
@@ -47,19 +49,52 @@ class Held:
 def take(name: str, seconds: float) -> Held | None:
     """Take the lease called `name` for `seconds`, or None while somebody else holds it."""
     now = timezone.now()
-    owner = f"{settings.CC_CI.host}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-    free = Lease.objects.filter(name=name, expires_at__lte=now)
+    owner = f"{_process(os.getpid())}/{uuid.uuid4().hex[:8]}"
+    rows = Lease.objects.filter(name=name)
     values = {"owner": owner, "expires_at": now + timedelta(seconds=seconds)}
-    if not free.update(**values, fence=F("fence") + 1):
-        if Lease.objects.filter(name=name).exists():
-            return None
+    if not rows.filter(expires_at__lte=now).update(**values, fence=F("fence") + 1):
+        row = rows.first()
+        if row is not None:
+            if not _is_dead(row.owner):
+                return None
+            if not rows.filter(owner=row.owner, fence=row.fence).update(**values, fence=F("fence") + 1):
+                return None  # somebody else has seen it, too
+            return Held(name, owner, row.fence + 1)
         try:
             with transaction.atomic():
                 Lease.objects.create(name=name, fence=1, **values)
         except IntegrityError:
             return None  # somebody else made the row in this very moment, and holds it
-    fence = Lease.objects.filter(name=name, owner=owner).values_list("fence", flat=True).first()
+    fence = rows.filter(owner=owner).values_list("fence", flat=True).first()
     return None if fence is None else Held(name, owner, fence)
+
+
+def _process(pid: int) -> str:
+    """A process of this machine, told apart from others with its number: before it, after it, and in other containers.
+
+    Raises OSError when there is none, or only what is left of one (a zombie).
+    """
+    state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    if state in "ZX":
+        raise ProcessLookupError(pid)
+    started = rest[18]  # in ticks since the machine's start, which no step of the clock moves
+    return f"{settings.CC_CI.host}:{pid}:{started}:{_namespace()}"
+
+
+def _namespace() -> str:
+    return str(Path("/proc/self/ns/pid").readlink())
+
+
+def _is_dead(owner: str) -> bool:
+    """Whether an owner was a process of this very machine and container, and is no more. In doubt it lives."""
+    process = owner.rpartition("/")[0]
+    host, pid, _, namespace = (process.split(":", 3) + [""] * 4)[:4]
+    if host != settings.CC_CI.host or not pid.isdigit() or namespace != _namespace():
+        return False
+    try:
+        return _process(int(pid)) != process
+    except OSError:
+        return True
 
 
 @contextmanager

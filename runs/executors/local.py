@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from django.conf import settings
@@ -117,7 +118,7 @@ def sweep() -> None:
     command = [sys.executable, "-m", "runs.harness", "sweep", "--installation", installation_id()]
     command += ["--runs-dir", str(Path(settings.CC_CI.data_dir) / "runs")]
     with log.open("ab") as stream:
-        subprocess.Popen(
+        process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=stream,
@@ -126,6 +127,8 @@ def sweep() -> None:
             env=harness_environment(),
             start_new_session=True,
         )
+    # Nobody needs its end, but somebody has to take notice of it, else it stays as a zombie.
+    threading.Thread(target=process.wait, daemon=True).start()
 
 
 def _new_log(path: Path, offset: int) -> tuple[str, int]:

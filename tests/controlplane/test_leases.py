@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from threading import Barrier
@@ -11,6 +13,7 @@ import time_machine
 from django.db import connection
 from django.utils import timezone
 
+from controlplane import leases
 from controlplane.leases import Held, lease, take
 from controlplane.models import Lease
 
@@ -83,3 +86,22 @@ def test_of_many_at_one_moment_one_gets_it(known: bool) -> None:
     assert len(taken) == 1
     assert taken[0].is_mine()
     assert taken[0].fence == (8 if known else 1)
+
+
+def test_a_dead_processes_lease_is_taken_over_at_once(db: None) -> None:
+    """Not after its expiry: a poller that was killed shall not silence a forge for minutes."""
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as other:
+        owner = leases._process(other.pid) + "/abc"
+        Lease.objects.create(name="x", owner=owner, expires_at=timezone.now() + timedelta(minutes=10), fence=4)
+        assert leases.take("x", 60) is None, "it lives"
+        other.kill()
+    held = leases.take("x", 60)
+    assert held is not None
+    assert held.fence == 5
+    assert held.is_mine()
+
+
+@pytest.mark.parametrize("owner", ["other-host:1:1.00:pid:[1]/x", "", "nonsense", "::/", "host:x:y:z/w"])
+def test_in_doubt_an_owner_lives(db: None, owner: str) -> None:
+    Lease.objects.create(name="x", owner=owner, expires_at=timezone.now() + timedelta(minutes=10), fence=4)
+    assert leases.take("x", 60) is None

@@ -126,7 +126,9 @@ def test_a_strangers_word_cannot_call_people_or_end_the_code() -> None:
     assert "\u202e" not in problem.text
 
 
-@given(st.text(max_size=300), st.sampled_from(["!testme", "!testme --stages ", "!testme --extra-tests ", ""]), st.text(max_size=100))
+@given(
+    st.text(max_size=300), st.sampled_from(["!testme", "!testme --stages ", "!testme --extra-tests ", ""]), st.text(max_size=100)
+)
 @example("`" * 50, "!testme", "`" * 49)
 @example("\ud800", "!testme", "\0")
 @settings(max_examples=300, deadline=None)
@@ -152,4 +154,4 @@ def test_a_hundred_kilobytes_of_anything(piece: str) -> None:
     parse("!testme\n" + piece * (100_000 // len(piece)))
     parse(piece * (100_000 // len(piece)) + "\n!testme")
     # No clock decides here, but a parser that needs minutes would hang the suite: pytest-timeout stops it.
-    print(f"{piece!r}: {time.monotonic() - begun:.2f} s")  # noqa: T201
+    print(f"{piece!r}: {time.monotonic() - begun:.2f} s")

@@ -27,7 +27,10 @@ def failed(db: None) -> TestRun:
 def test_the_verdict_comes_first_then_stages_then_failures_then_what_to_do(failed: TestRun) -> None:
     text = render.report(failed, marker="cc-ci:x")
     assert text.startswith("<!-- cc-ci:x -->\n\n### ❌ The test of")
-    order = [text.index(part) for part in ("failed", "| stage |", "tests/test_page.py::test_page", "AssertionError: 404", failed.url, "!testme retry")]
+    order = [
+        text.index(part)
+        for part in ("failed", "| stage |", "tests/test_page.py::test_page", "AssertionError: 404", failed.url, "!testme retry")
+    ]
     assert order == sorted(order)
     assert "test_fine" not in text
 
@@ -56,7 +59,7 @@ def test_nothing_from_outside_acts(db: None) -> None:
     text = render.report(run)
     html = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
     assert "<script" not in html
-    assert "evil.example\"" not in html
+    assert 'evil.example"' not in html
     assert "@alice" not in text
     assert "@everyone" not in text
     assert html.count("</details>") == 1

@@ -104,7 +104,9 @@ def test_a_crash_between_the_forges_write_and_ours_posts_nothing_twice(world: Wo
     assert report.posted_id
 
 
-def test_killed_after_the_answer_came_and_before_it_was_written(world: World, run: TestRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_after_the_answer_came_and_before_it_was_written(
+    world: World, run: TestRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Killed(BaseException):
         pass
 
