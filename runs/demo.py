@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -96,8 +97,7 @@ class Demo:
         if not self.once:
             self._stay()
         answers = {
-            recipe: self._step(f"Waiting for the answer at {recipe}", lambda r=recipe: self._answer(forge, r))
-            for recipe in RECIPES
+            recipe: self._step(f"Waiting for the answer at {recipe}", partial(self._answer, forge, recipe)) for recipe in RECIPES
         }
         return self._check(answers)
 
