@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,13 +22,18 @@ LABEL_DEPLOYMENT = "cc-ci.deployment"
 KINDS = ("service", "container", "network", "volume", "config", "secret")
 
 
+def environment() -> dict[str, str]:
+    """All that docker gets to know of our environment."""
+    env = {key: value for key, value in os.environ.items() if key in ("PATH", "HOME") or key.startswith("DOCKER_")}
+    return {**env, "LC_ALL": "C"}
+
+
 def call(*arguments: str, timeout: float = 30.0, given: str | None = None) -> subprocess.CompletedProcess[str]:
     """Run docker. Raises DeployError when there is none or when it hangs; a failure is for the caller to judge."""
-    env = {key: value for key, value in os.environ.items() if key in ("PATH", "HOME") or key.startswith("DOCKER_")}
     try:
         return subprocess.run(
             ["docker", *arguments],
-            env={**env, "LC_ALL": "C"},
+            env=environment(),
             input=given,
             stdin=subprocess.DEVNULL if given is None else None,
             capture_output=True,
@@ -39,6 +46,30 @@ def call(*arguments: str, timeout: float = 30.0, given: str | None = None) -> su
     except subprocess.TimeoutExpired as error:
         said = f"docker {' '.join(arguments[:2])} did not end within {timeout:g} s."
         raise DeployError("tool_failed", said, "Look at the Docker daemon's log.") from error
+
+
+def tail(*arguments: str, timeout: float = 30.0, keep: int = 100_000) -> tuple[int, str]:
+    """Run docker for what a recipe's container prints, which may be endless: exit code and the last `keep` bytes."""
+    last = bytearray()
+    process = subprocess.Popen(
+        ["docker", *arguments],
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    watchdog = threading.Timer(timeout, process.kill)
+    watchdog.daemon = True
+    watchdog.start()
+    with process:
+        assert process.stdout
+        while block := os.read(process.stdout.fileno(), 1 << 16):
+            last += block
+            del last[:-keep]
+    watchdog.cancel()
+    if process.returncode == -signal.SIGKILL:
+        raise DeployError("tool_failed", f"docker {arguments[0]} did not end within {timeout:g} s.")
+    return process.returncode, last.decode(errors="replace")
 
 
 def docker(*arguments: str, timeout: float = 30.0, given: str | None = None) -> str:

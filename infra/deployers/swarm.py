@@ -28,11 +28,13 @@ from infra.deployers.docker_cli import (
     LABEL_RUN,
     call,
     docker,
+    environment,
     ids,
     inspect,
     labels_of,
     last_line,
     swarm_problem,
+    tail,
 )
 from infra.deployers.stackfile import stackfiles
 
@@ -110,6 +112,7 @@ class SwarmDeployer(Deployer):
         self.context.report(f"Pulling {image}")
         process = subprocess.Popen(
             ["docker", "pull", "--quiet", "--", image],
+            env=environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -261,8 +264,7 @@ class SwarmDeployer(Deployer):
         return "\n".join(text[-lines:] if service else text)
 
     def execute(self, service: str, command: Sequence[str], timeout: float = 60.0) -> tuple[int, str]:
-        done = call("exec", self._container(service), *command, timeout=timeout)
-        return done.returncode, (done.stdout + done.stderr)[-100_000:]
+        return tail("exec", self._container(service), *command, timeout=timeout)
 
     def keep(self) -> str:
         stack = self.context.stack
@@ -279,8 +281,7 @@ class SwarmDeployer(Deployer):
 
 
 def _log(container: str, lines: int) -> str:
-    done = call("logs", f"--tail={lines}", container)
-    return done.stdout + done.stderr
+    return tail("logs", f"--tail={lines}", container)[1]
 
 
 def _refused(done: subprocess.CompletedProcess[str]) -> DeployError:

@@ -124,7 +124,7 @@ class Checkout:
             return ""
 
     def _git(self, *arguments: str, folder: Path | None = None) -> str:
-        """Run git in the target, or in `folder`: its output. Raises CheckoutError with git's own last words."""
+        """Run git in the target, or in `folder`: its output. Raises CheckoutError with git's own reason."""
         command = ["git", "-C", str(folder or self._target), *arguments]
         with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
             process = subprocess.Popen(
@@ -229,7 +229,8 @@ def _no_git(_folder: str, names: list[str]) -> list[str]:
 def resolve(url: str, ref: str = "", sha: str = "") -> Source:
     """A source with its commit pinned: the tip of `ref` (or of the default branch of a URL) when no `sha` is given.
 
-    A folder's path with neither stays the working tree as it is; a `file://` URL is cloned. Raises CheckoutError for what is not there.
+    A folder's path with neither stays the working tree as it is; a `file://` URL is cloned. Raises CheckoutError for what
+    is not there.
     """
     local = _local_path(url)
     if local is None and "://" not in url and not re.match(r"[^/]+@[^/]+:", url):

@@ -217,7 +217,10 @@ class Engine:
         elif self._deployer:
             self._journal.step("Tearing down")
             address = self._address(self._deployer) if self._answered else None
-            left = self._deployer.teardown()
+            try:
+                left = self._deployer.teardown()
+            except Exception as error:  # a mistake of ours must not hide the verdict
+                left = [f"whatever the teardown did not reach: {type(error).__name__}: {error}"]
             answer = probe(address, self._deployer.context.domain, timeout=1.0) if address else None
             if address and answer and answer.from_app(address):
                 # An answer counts only when it stops with the app: some networks answer for anybody.
@@ -238,7 +241,9 @@ class Engine:
 
     def _conclude(self, verdict: Verdict, reason: str, teardown: Teardown) -> Results:
         for name, result in list(self._results.items()):
-            if result.status == "not_run" and verdict in (Verdict.FAILED, Verdict.ERRORED):
+            if result.status == "not_run" and result.started:
+                self._end(name, Outcome("errored", reason), 0.0)
+            elif result.status == "not_run" and verdict in (Verdict.FAILED, Verdict.ERRORED):
                 why = "The run ended before it." if self._deployments else "The recipe was not deployed."
                 self._end(name, Outcome("skipped", why), 0.0)
         isolated = sandbox.available()

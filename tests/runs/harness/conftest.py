@@ -31,6 +31,17 @@ def _bubblewrap() -> None:
 
 
 @pytest.fixture
+def path_without_bubblewrap(tmp_path: Path) -> str:
+    """A PATH on which there is everything that a run needs but bwrap."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for program in ("git", "setpriv", "prlimit", "sh", "busybox", "sleep", "cat", "env"):
+        if found := shutil.which(program):
+            (folder / program).symlink_to(found)
+    return str(folder)
+
+
+@pytest.fixture
 def make_folder(tmp_path: Path) -> Iterator[Callable[..., RunFolder]]:
     """Makes a run folder with a request in it; the rest of the request is given by keyword."""
     made: list[str] = []
