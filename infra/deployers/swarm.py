@@ -67,9 +67,11 @@ class SwarmDeployer(Deployer):
         return {**labels, LABEL_KEEP: "true"} if self.context.keep else labels
 
     def images_here(self) -> bool:
-        """Whether every image of the recipe is on this machine already."""
+        """Whether every service of the recipe has an image, and all of them are on this machine already."""
         recipe = self._load()
-        return not recipe.images or not call("image", "inspect", *recipe.images).returncode
+        if not all(service.get("image") for service in recipe.services.values()):
+            return False
+        return not call("image", "inspect", *recipe.images).returncode
 
     def deploy(self) -> None:
         remove_run(self.context.installation, self.context.run_id)  # an earlier attempt that was killed
@@ -151,7 +153,9 @@ class SwarmDeployer(Deployer):
             if secret.name in there:
                 continue
             value = "".join(random.choice(string.ascii_letters + string.digits) for _ in range(secret.length))
-            options = [f"--label={key}={text}" for key, text in self.labels.items()]
+            # With the stack's own label `docker stack rm` takes them away too, which a person may use.
+            labels = {**self.labels, "com.docker.stack.namespace": self.context.stack}
+            options = [f"--label={key}={text}" for key, text in labels.items()]
             docker("secret", "create", *options, "--", secret.name, "-", given=value)
             there.add(secret.name)
 
@@ -268,7 +272,8 @@ class SwarmDeployer(Deployer):
 
     def keep(self) -> str:
         stack = self.context.stack
-        return f"the stack {stack}. Remove it with: docker stack rm {stack}"
+        volumes = f"docker volume rm $(docker volume ls -q -f label={self._ours})"
+        return f"the stack {stack}. Remove it with: docker stack rm {stack}; {volumes}"
 
     def teardown(self) -> list[str]:
         with suppress(DeployError):
@@ -305,11 +310,13 @@ def remove_run(installation: str, run_id: str, seconds: float = _TEARDOWN_SECOND
     """
     labels = (f"{LABEL_INSTALLATION}={installation}", f"{LABEL_RUN}={run_id}")
     until = time.monotonic() + seconds
-    wait = 0.1
+    wait, removed = 0.1, False
     while True:
         left = {kind: found for kind in KINDS if (found := ids(kind, *labels))}
-        if not left:
+        if not left and not removed:
             return []
+        # A task that was just being started may still make its container: believe "gone" at the second look.
+        removed = bool(left)
         if time.monotonic() > until:
             return [f"{kind} {name}" for kind, names in left.items() for name in names]
         for kind, names in left.items():

@@ -263,9 +263,13 @@ def test_auto_takes_the_swarm_when_the_images_are_there(deployer: Any, tmp_path:
     for recipe, name in (("process-web", "swarm"), ("web", "swarm")):
         assert choose("auto", deployer(recipe).context).name == name
     text = (RECIPES / "process-web" / "compose.yml").read_text().replace(IMAGE, "127.0.0.1:9/x:1")
-    (tmp_path / "no-image").mkdir()
-    (tmp_path / "no-image" / "compose.yml").write_text(text)
-    assert choose("auto", deployer(tmp_path / "no-image").context).name == "process"
+    without = "\n".join(line for line in text.splitlines() if "image:" not in line)
+    for name, content in (("missing", text), ("none", without)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "compose.yml").write_text(content)
+        (tmp_path / name / "www").mkdir()
+        (tmp_path / name / "www" / "index.html").touch()
+        assert choose("auto", deployer(tmp_path / name).context).name == "process"
 
 
 def test_without_a_swarm_auto_runs_processes_or_says_what_to_do(
