@@ -13,6 +13,7 @@ import pytest
 from infra.deployers import limits, sandbox
 from infra.deployers.base import stack_name
 from infra.deployers.process import ProcessDeployer
+from runs.harness import stages
 from runs.harness.engine import Engine
 from runs.harness.protocol import Limits, Results, RunFolder, Verdict
 from tests.runs.harness.conftest import RECIPES
@@ -102,7 +103,8 @@ def test_nothing_tested_is_not_passed(make_recipe: Any, run: Run) -> None:
     assert "nothing was tested" in results.reason
 
 
-def test_a_recipe_without_a_web_port_has_to_stay_up(run: Run) -> None:
+def test_a_recipe_without_a_web_port_has_to_stay_up(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "QUIET_SECONDS", 0.5)
     results = run(RECIPES / "no-web-port")
     assert results.verdict is Verdict.PASSED, results.reason
     assert [case.name for case in results.stages[0].cases] == ["the services stay up"]
