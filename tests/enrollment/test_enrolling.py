@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from django.db import connection
 from django.utils import timezone
 
 from enrollment import enrolling, polling, tasks
@@ -214,7 +215,7 @@ def test_a_forge_is_asked_who_we_are_before_it_is_added(world: World) -> None:
     assert (forge.bot_id, forge.bot_login, forge.version) == (world.bot.id, "cc-ci", "1.15")
     assert forge.reveal_token() == world.token
     with pytest.raises(Unauthorized):
-        add_forge("http://127.0.0.1:%d" % world.server.port, "wrong")
+        add_forge(world.server.url, "wrong")
     forge.refresh_from_db()
     assert forge.reveal_token() == world.token
     world.server.stop()
@@ -235,8 +236,6 @@ def test_a_new_token_ends_all_waiting(world: World) -> None:
 
 
 def test_the_token_lies_encrypted_in_the_database(world: World) -> None:
-    from django.db import connection
-
     with connection.cursor() as cursor:
         cursor.execute("SELECT token FROM enrollment_forge")
         (kept,) = cursor.fetchone()
