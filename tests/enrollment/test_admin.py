@@ -110,7 +110,7 @@ def test_what_is_wrong_is_told_in_the_form(world: World, admin_client: Client, f
 
 
 def test_something_that_is_no_forge(world: World, admin_client: Client) -> None:
-    world.remote.faults = lambda request: Fault(body="<html>")
+    world.remote.faults = lambda request: Fault(status=200, body="<html>")
     assert "What answers there is no forge" in text(save_forge(admin_client, world, token="abc"))
 
 
