@@ -21,6 +21,7 @@ from django.conf import settings
 from django.db import IntegrityError, transaction
 from django.db.models import F, Q
 from django.utils import timezone
+from django_q.exceptions import TimeoutException
 
 from controlplane.leases import Held, lease
 from controlplane.secrets import SecretUnreadable
@@ -45,6 +46,7 @@ from enrollment.forges.base import (
     Rejected,
     RemoteComment,
     Unauthorized,
+    Unavailable,
 )
 from enrollment.models import Comment, Forge, PullRequest, Repository
 from enrollment.signals import comment_received
@@ -53,7 +55,7 @@ log = logging.getLogger(__name__)
 
 OVERLAP = timedelta(seconds=120)
 #: Seconds of one look; what is left waits for the next. A task has to end well before the queue's limit.
-LOOK_SECONDS = 30
+LOOK_SECONDS = 20
 NETS_A_LOOK = 10
 MAX_BACKOFF = timedelta(minutes=15)
 #: How often a server whose search ignores the owner, or refuses, is asked again whether it still does.
@@ -97,6 +99,10 @@ def look(forge: Forge, client: ForgeClient | None = None) -> Look:
         except (ForgeError, SecretUnreadable) as error:
             result.problems.append(str(error))
             _failed(forge, error)
+        except TimeoutException:
+            # The queue's own limit: a forge that dribbles byte by byte shall be left alone for a while like a dead one.
+            _failed(forge, Unavailable("the look took longer than a task may"))
+            raise
         else:
             Forge.objects.filter(pk=forge.pk).update(
                 failures=0, backoff_until=None, last_ok_at=timezone.now(), **({"last_error": ""} if not result.problems else {})

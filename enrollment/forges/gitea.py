@@ -237,7 +237,7 @@ class GiteaClient:
                 allow_redirects=method == "GET",
             )
             with response:
-                response._content = _body(response, time.monotonic() + 3 * self.timeout)
+                response._content = _body(response, time.monotonic() + self.timeout)
         except requests.Timeout:
             raise Unavailable(f"{where}: no answer within {self.timeout:g} s") from None
         except (requests.RequestException, OSError) as error:
