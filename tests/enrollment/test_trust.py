@@ -40,6 +40,8 @@ STRANGE = Facts(MEMBER, STRANGER, from_fork=True, head_sha=HEAD, commits=(HEAD, 
         # Code from a branch of the repository itself, or from a trusted person's fork, is no strange code.
         (replace(STRANGE, from_fork=False), HEAD, "", "member"),
         (replace(STRANGE, author=MEMBER), HEAD, "", "member"),
+        # A bot's fork is, whatever rights the bot has.
+        (replace(STRANGE, author=Person(9, "renovate", is_bot=True, is_member=True)), "", "needs_sha", "who is a bot"),
         # Strange code: a commit named, or a proof that nothing was pushed since.
         (STRANGE, "", "needs_sha", "does not tell when it was pushed"),
         (replace(STRANGE, pushed_after_comment=True), "", "needs_sha", "something was pushed since the comment"),
