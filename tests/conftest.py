@@ -32,3 +32,18 @@ def world(db: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     world.enroll("recipes/web")
     yield world
     world.close()
+
+
+#: Folders whose tests have nothing to do with the database, and need not run on both.
+NO_DATABASE = ("enrollment/sandbox", "runs/harness", "infra/deployers", "e2e")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here) and str(item.path.relative_to(here)).startswith(NO_DATABASE):
+            item.add_marker("no_database")
+        # What starts whole trees of processes, or a browser, or deploys on the one Swarm, runs one after the other.
+        for heavy in ("crash", "browser"):
+            if item.get_closest_marker(heavy):
+                item.add_marker(pytest.mark.xdist_group(heavy))

@@ -30,7 +30,7 @@ LINT: dict[str, list[str]] = {
     "migrations": [sys.executable, "manage.py", "makemigrations", "--check", "--dry-run"],
 }
 #: On SQLite everything that has to do with the database; what has not is tested once, in the part on PostgreSQL.
-QUICK = "not docker and not browser and not long"
+QUICK = "not no_database and not docker and not browser and not long"
 ALL = "not long"
 COV = [f"--cov={name}" for name in ("controlplane", "enrollment", "runs", "infra")]
 

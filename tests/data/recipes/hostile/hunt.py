@@ -186,4 +186,4 @@ if __name__ == "__main__":
     everything = json.dumps({kind: hunt(kind) for kind in KINDS})
     if sys.argv[1:2] == ["--serve"]:
         _serve(int(sys.argv[2]), everything)
-    print(everything)  # noqa: T201
+    print(everything)
