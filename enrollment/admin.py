@@ -25,7 +25,6 @@ from enrollment.naming import NotNamed, split_name
 class ForgeForm(forms.ModelForm):  # type: ignore[type-arg]
     """The token is written, never shown."""
 
-    url = forms.URLField(assume_scheme="https", help_text="Such as https://git.coopcloud.tech, without /api.")
     token = forms.CharField(
         required=False,
         strip=True,
@@ -39,7 +38,10 @@ class ForgeForm(forms.ModelForm):  # type: ignore[type-arg]
         fields = ("name", "url", "token", "enabled", "watched_owners", "allow")
 
     def clean_url(self) -> str:
-        return bare(self.cleaned_data["url"])
+        try:
+            return bare(self.cleaned_data["url"])
+        except ValueError as error:
+            raise forms.ValidationError(str(error)) from error
 
     def clean_token(self) -> Any:
         typed = self.cleaned_data["token"]

@@ -23,7 +23,7 @@ FACTS = ("owner", "owner_id", "name", "private", "default_branch", "clone_url", 
 def add_forge(url: str, token: str, name: str = "") -> tuple[Forge, bool]:
     """Add a forge or give it a new token, after asking it who we are. Returns the row and whether it is new.
 
-    Raises ForgeError when the forge or the token is no good; then nothing is saved.
+    Raises ValueError for an address that is none, and ForgeError when the forge or the token is no good; then nothing is saved.
     """
     url = bare(url)
     forge = Forge.objects.filter(url=url).first() or Forge(url=url, name=name or urlsplit(url).netloc)
@@ -40,8 +40,16 @@ def add_forge(url: str, token: str, name: str = "") -> tuple[Forge, bool]:
 
 
 def bare(url: str) -> str:
-    """A forge's address as it is kept, however it was typed."""
-    return url.strip().rstrip("/").removesuffix("/api/v1")
+    """A forge's address as it is kept, however it was typed. Raises ValueError when it is none."""
+    url = url.strip().rstrip("/").removesuffix("/api/v1")
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    if parts.scheme not in ("http", "https") or not host or "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError(f"{url!r} is no address of a forge: it must look like https://git.example.org")
+    return parts._replace(netloc=parts.netloc.lower()).geturl()
 
 
 def refresh_identity(forge: Forge, client: ForgeClient) -> None:

@@ -17,7 +17,8 @@ class Forge(models.Model):
         REFUSED = "refused", "search refused"
 
     name = models.CharField(max_length=100, unique=True)
-    url = models.URLField(unique=True, help_text="Such as https://git.coopcloud.tech, without /api.")
+    # Not a URLField: Django's refuses hosts without a dot, which is what a forge is called beside us in a container network.
+    url = models.CharField(max_length=200, unique=True, help_text="Such as https://git.coopcloud.tech, without /api.")
     token = EncryptedTextField(blank=True, default="")
     enabled = models.BooleanField(default=True)
     watched_owners = models.JSONField(

@@ -62,8 +62,12 @@ def _answer(comment: Comment, command: Command | Problem, client: ForgeClient) -
     repository = comment.pull_request.repository
     asker = trust.person(User(comment.author_id, comment.author_login), repository, client)
     if not asker.trusted:
-        decision = trust.decide(trust.Facts(asker, asker, from_fork=False, head_sha=""))
-        return _ignore(comment, decision.reason) if decision.refusal == "nothing" else _outsider(comment, decision.reason)
+        # Who the author is and what was pushed is not asked: it would change nothing.
+        facts = trust.Facts(asker, asker, from_fork=False, head_sha="")
+        decision = trust.decide(facts)
+        if decision.refusal == "nothing":
+            return _ignore(comment, decision.reason, facts)
+        return _outsider(comment, decision.reason, facts)
     if comment.edited:
         return _reply(comment, render.reply_edited(), "it was edited before it was first seen")
     if isinstance(command, Problem):
@@ -131,24 +135,24 @@ def _settle(
     return Comment.Outcome(comment.outcome)
 
 
-def _ignore(comment: Comment, reason: str) -> Comment.Outcome:
-    return _settle(comment, Comment.Outcome.IGNORED, reason)
+def _ignore(comment: Comment, reason: str, facts: trust.Facts | None = None) -> Comment.Outcome:
+    return _settle(comment, Comment.Outcome.IGNORED, reason, facts=facts)
 
 
 def _reply(comment: Comment, text: str, reason: str, facts: trust.Facts | None = None) -> Comment.Outcome:
     return _settle(comment, Comment.Outcome.REPLY, reason, lambda: reporting.want_reply(comment, text), facts)
 
 
-def _outsider(comment: Comment, reason: str) -> Comment.Outcome:
+def _outsider(comment: Comment, reason: str, facts: trust.Facts) -> Comment.Outcome:
     """One short reply a person and pull request, so that nobody makes us fill a page."""
     told = Comment.objects.filter(
         pull_request=comment.pull_request, author_id=comment.author_id, outcome=Comment.Outcome.REPLY
     ).exclude(pk=comment.pk)
     if settings.CC_CI.outsiders == "silent":
-        return _ignore(comment, f"{reason}; outsiders get no reply here")
+        return _ignore(comment, f"{reason}; outsiders get no reply here", facts)
     if told.exists():
-        return _ignore(comment, f"{reason}; was told so on this pull request before")
-    return _reply(comment, render.reply_outsider(comment.pull_request.repository.full_name), reason)
+        return _ignore(comment, f"{reason}; was told so on this pull request before", facts)
+    return _reply(comment, render.reply_outsider(comment.pull_request.repository.full_name), reason, facts)
 
 
 def _status(comment: Comment) -> Comment.Outcome:

@@ -112,7 +112,8 @@ class World:
         rows = []
         for recipe in recipes:
             owner, name = recipe.split("/")
-            row, _ = enroll(self.forge, self.client().repository(owner, name), Repository.Source.HAND, self.client())
+            client = self.client()  # the one that was just answered, and so knows the forge's time
+            row, _ = enroll(self.forge, client.repository(owner, name), Repository.Source.HAND, client)
             rows.append(row)
         return rows
 

@@ -18,7 +18,7 @@ class Migration(migrations.Migration):
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
                 ('name', models.CharField(max_length=100, unique=True)),
-                ('url', models.URLField(help_text='Such as https://git.coopcloud.tech, without /api.', unique=True)),
+                ('url', models.CharField(max_length=200, help_text='Such as https://git.coopcloud.tech, without /api.', unique=True)),
                 ('token', controlplane.secrets.EncryptedTextField(blank=True, default='')),
                 ('enabled', models.BooleanField(default=True)),
                 ('watched_owners', models.JSONField(blank=True, default=list, help_text='Owners whose repositories with the topic are enrolled, as a list of names.')),

@@ -10,7 +10,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.browser.screenshots import ARGUMENTS, CHROMIUM, DESKTOP, PHONE
+from tests.browser import chromium as browsers
+from tests.browser.chromium import CHROMIUM
+from tests.browser.screenshots import DESKTOP, PHONE
 
 HERE = Path(__file__).parent
 
@@ -30,16 +32,12 @@ def chromium() -> Iterator[Any]:
         if os.environ.get("CI") == "true":
             pytest.fail(f"There is no Chromium at {CHROMIUM}.")
         pytest.skip(f"There is no Chromium at {CHROMIUM}.")
-    from playwright.sync_api import sync_playwright
-
     # Playwright runs a loop in this thread, which Django takes for asynchronous code; the rows are made around it.
     before = os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE")
     os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "true"
     try:
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        with browsers.chromium() as browser:
             yield browser
-            browser.close()
     finally:
         if before is None:
             del os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"]

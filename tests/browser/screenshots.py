@@ -9,17 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-CHROMIUM = "/usr/bin/chromium"
-#: Chromium alone on a loopback address: nothing of it looks for updates or other servers.
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+from tests.browser.chromium import CHROMIUM, chromium
+
 PHONE = {"width": 390, "height": 844}
 DESKTOP = {"width": 1280, "height": 800}
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "screenshots"
@@ -63,32 +54,27 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     with server() as url:
         from django.contrib.auth.models import User
-        from playwright.sync_api import sync_playwright
 
         from tests.browser.examples import examples, worker
 
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-            try:
-                worker()
-                _take(browser, url, {"start-empty": "/"})
-                made = examples()
-                _take(
-                    browser,
-                    url,
-                    {
-                        "start": "/",
-                        "runs": "/runs/",
-                        "run-failed": made.failed.get_absolute_url(),
-                        "run-passed": made.passed.get_absolute_url(),
-                        "run-running": made.running.get_absolute_url(),
-                        "run-errored": made.errored.get_absolute_url(),
-                    },
-                )
-                User.objects.create_superuser("operator", password="operator")
-                _take(browser, url, {"admin": "/admin/", "admin-runs": "/admin/runs/testrun/"}, login=True)
-            finally:
-                browser.close()
+        with chromium() as browser:
+            worker()
+            _take(browser, url, {"start-empty": "/"})
+            made = examples()
+            _take(
+                browser,
+                url,
+                {
+                    "start": "/",
+                    "runs": "/runs/",
+                    "run-failed": made.failed.get_absolute_url(),
+                    "run-passed": made.passed.get_absolute_url(),
+                    "run-running": made.running.get_absolute_url(),
+                    "run-errored": made.errored.get_absolute_url(),
+                },
+            )
+            User.objects.create_superuser("operator", password="operator")
+            _take(browser, url, {"admin": "/admin/", "admin-runs": "/admin/runs/testrun/"}, login=True)
 
 
 def _take(browser: object, url: str, pages: dict[str, str], *, login: bool = False) -> None:

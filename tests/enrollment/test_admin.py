@@ -91,7 +91,7 @@ def test_a_new_token_is_tried_and_kept(world: World, admin_client: Client) -> No
         ({"token": "wrong-token"}, "The token is unknown to the forge"),
         ({"token": "wrong token"}, "the token holds a blank"),
         ({"url": "http://127.0.0.1:9"}, "The forge is down or cannot be reached"),
-        ({"url": "nonsense of an address"}, "Enter a valid URL"),
+        ({"url": "nonsense of an address"}, "must look like https:"),
         ({"watched_owners": '"recipes"'}, "A list is wanted here"),
         ({"watched_owners": "[1]"}, "A list is wanted here"),
         ({"allow": '["alice"]'}, "A list is wanted here, such as [17, 42]"),

@@ -102,9 +102,9 @@ def test_forge_add_again_gives_a_new_token(known: World, shell: Shell, monkeypat
         ("", "wrong", MISUSE, "Nothing was changed"),
         ("", "two\nlines", MISUSE, "the token holds a blank"),
         ("", "geheim\N{EN DASH}1", MISUSE, "the token holds a blank"),
-        ("git.example.org", "abc", MISUSE, "must begin with https://"),
+        ("git.example.org", "abc", MISUSE, "must look like https://"),
         ("http://127.0.0.1:9", "abc", OURS, "Nothing was changed"),
-        ("https://", "abc", OURS, "Nothing was changed"),
+        ("https://", "abc", MISUSE, "must look like https://"),
     ],
 )
 def test_forge_add_with_something_wrong(

@@ -9,7 +9,7 @@ from django.db import connection
 from django.utils import timezone
 
 from enrollment import enrolling, polling, tasks
-from enrollment.enrolling import add_forge, unenroll
+from enrollment.enrolling import add_forge, bare, unenroll
 from enrollment.forges.base import Unauthorized, Unavailable
 from enrollment.models import Comment, Forge, PullRequest, Repository
 from enrollment.sandbox.faults import Fault
@@ -242,3 +242,24 @@ def test_the_token_lies_encrypted_in_the_database(world: World) -> None:
     assert kept
     assert world.token not in kept
     assert world.token not in repr(Forge.objects.get().token)
+
+
+@pytest.mark.parametrize(
+    ("typed", "kept"),
+    [
+        ("https://git.example.org", "https://git.example.org"),
+        (" https://GIT.example.org/api/v1/ ", "https://git.example.org"),
+        ("http://gitea:3000", "http://gitea:3000"),
+        ("https://example.org/Git/", "https://example.org/Git"),
+    ],
+)
+def test_one_spelling_of_an_address(typed: str, kept: str) -> None:
+    assert bare(typed) == kept
+
+
+@pytest.mark.parametrize(
+    "typed", ["git.example.org", "ftp://x", "https://", "https://user:pw@host", "https://h:port", "https://h/?a=b", ""]
+)
+def test_what_is_no_address(typed: str) -> None:
+    with pytest.raises(ValueError, match="must look like"):
+        bare(typed)

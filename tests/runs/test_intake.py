@@ -95,6 +95,9 @@ def test_an_outsider_gets_one_short_reply_and_no_run(world: World) -> None:
     assert len(replies) == 1
     assert "@mallory" in replies[0]
     assert sorted(Comment.objects.values_list("outcome", flat=True)) == ["ignored", "ignored", "reply"]
+    for row in Comment.objects.all():
+        assert row.facts["asker"]["id"] == world.mallory.id
+        assert "is neither owner, member" in row.reason
 
 
 def test_an_outsider_gets_silence_where_that_is_wished(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

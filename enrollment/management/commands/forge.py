@@ -43,9 +43,11 @@ class Command(BaseCommand):
                 f"The environment variable {options['token_env']} is empty or not set. Type, for example:\n"
                 f"  read -rs {options['token_env']} && export {options['token_env']}"
             )
-        if not options["url"].startswith(("http://", "https://")):
-            raise CommandError(f"{options['url']!r} is no address of a forge: it must begin with https:// (or http://).")
-        name, url = options["name"] or urlsplit(options["url"]).netloc, bare(options["url"])
+        try:
+            url = bare(options["url"])
+        except ValueError as error:
+            raise CommandError(str(error)) from error
+        name = options["name"] or urlsplit(url).netloc
         if taken := Forge.objects.filter(name=name).exclude(url=url).first():
             raise CommandError(f"{name} is the name of {taken.url} already: give this one another, with --name.")
         try:
