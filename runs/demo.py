@@ -71,6 +71,7 @@ class Demo:
         # A shell's own settings for another installation are not to reach into the demo.
         clean = {name: value for name, value in os.environ.items() if not name.startswith("CC_CI_") and name != "DATABASE_URL"}
         self.environment = clean | {
+            "DJANGO_SETTINGS_MODULE": "controlplane.settings",
             "CC_CI_ENV_FILE": "",
             "CC_CI_DATA_DIR": str(FOLDER / "data"),
             "CC_CI_BASE_URL": self.url,

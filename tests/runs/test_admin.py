@@ -1,0 +1,100 @@
+"""Runs asked for, repeated and cancelled in the admin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import Permission, User
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
+
+from enrollment.models import Repository
+from enrollment.sandbox.faults import Fault
+from runs.models import Report, State, TestRun
+from tests.factories import TestRunFactory
+from tests.world import World
+
+pytestmark = pytest.mark.django_db
+
+
+def act(client: Client, model: str, action: str, *rows: Any) -> str:
+    """Choose an action for rows of a list, and give the page that comes back."""
+    data = {"action": action, "_selected_action": [row.pk for row in rows]}
+    return client.post(reverse(f"admin:{model}_changelist"), data, follow=True).content.decode()
+
+
+def test_run_a_repository(world: World, admin_client: Client) -> None:
+    page = act(admin_client, "enrollment_repository", "run", Repository.objects.get())
+    run = TestRun.objects.get()
+    assert run.sha == world.client().branch_head("recipes", "web", "main")
+    assert (run.ref, run.stages, run.requested_by, run.trusted) == ("refs/heads/main", ["install", "custom"], "admin", True)
+    assert run.get_absolute_url() in page
+    world.report()
+    assert not Report.objects.filter(kind="run").exists(), "there is no pull request to comment on"
+    assert world.remote.statuses_of("recipes/web", run.sha)[0].state == "pending"
+
+
+def test_run_a_repository_with_extra_tests(world: World, admin_client: Client) -> None:
+    act(admin_client, "enrollment_repository", "run_with_extra_tests", Repository.objects.get())
+    assert TestRun.objects.get().stages == ["install", "custom", "extra"]
+
+
+def test_a_forge_that_fails_is_told(world: World, admin_client: Client) -> None:
+    world.remote.faults = lambda request: Fault(status=500)
+    assert "500" in act(admin_client, "enrollment_repository", "run", Repository.objects.get())
+    assert not TestRun.objects.exists()
+
+
+def test_run_again(world: World, admin_client: Client) -> None:
+    world.say("recipes/web", "!testme --stages install")
+    world.hear()
+    TestRun.objects.update(state=State.FAILED)
+    old = TestRun.objects.get()
+    act(admin_client, "runs_testrun", "run", old)
+    new = TestRun.objects.exclude(pk=old.pk).get()
+    assert (new.sha, new.ref, new.pull_request, new.retry_of) == (old.sha, old.ref, old.pull_request, old)
+    assert new.stages == ["install", "custom"]
+    act(admin_client, "runs_testrun", "run_with_extra_tests", old)
+    assert TestRun.objects.latest("created_at").stages == ["install", "custom", "extra"]
+
+
+def test_cancel(admin_client: Client, db: None) -> None:
+    waiting, done = TestRunFactory(state=State.QUEUED), TestRunFactory(passed=True)
+    assert "1 of 2" in act(admin_client, "runs_testrun", "cancel", waiting, done)
+    waiting.refresh_from_db()
+    assert waiting.state == State.CANCELLED
+    assert "admin" in waiting.reason
+
+
+@pytest.mark.parametrize("action", ["run", "run_with_extra_tests", "cancel"])
+def test_who_may_only_look_may_not_ask(client: Client, db: None, action: str) -> None:
+    user = User.objects.create_user("visitor", password="x", is_staff=True)
+    user.user_permissions.add(*Permission.objects.filter(codename__startswith="view_"))
+    client.force_login(user)
+    run = TestRunFactory(state=State.QUEUED)
+    assert client.get(reverse("admin:runs_testrun_changelist")).status_code == 200
+    act(client, "runs_testrun", action, run)
+    run.refresh_from_db()
+    assert run.state == State.QUEUED
+    assert TestRun.objects.count() == 1
+
+
+def test_a_report_is_tried_now(world: World, admin_client: Client) -> None:
+    world.remote.faults = lambda request: Fault(status=500)
+    world.say("recipes/web")
+    world.remote.faults = None
+    world.poll()
+    from enrollment.models import Comment
+    from runs import intake
+
+    intake.handle(Comment.objects.get().pk)
+    world.remote.faults = lambda request: Fault(status=500)
+    world.report()
+    report = Report.objects.get(kind="run")
+    assert report.next_try_at and report.next_try_at > timezone.now()
+    world.remote.faults = None
+    act(admin_client, "runs_report", "try_now", report)
+    report.refresh_from_db()
+    assert report.next_try_at and report.next_try_at <= timezone.now()
