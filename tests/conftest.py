@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(here) and str(item.path.relative_to(here)).startswith(NO_DATABASE):
             item.add_marker("no_database")
-        # What starts whole trees of processes, or a browser, runs one after the other.
-        for heavy in ("chaos", "browser", "controlplane/test_work.py"):
+        # What starts whole trees of processes, or a browser, runs one after the other; so does what sweeps the machine.
+        for heavy in ("chaos", "browser", "controlplane/test_work.py", "runs/harness/test_processes.py"):
             if item.path.is_relative_to(here / heavy):
                 item.add_marker(pytest.mark.xdist_group(heavy))

@@ -113,7 +113,8 @@ def coverage(*, first: bool, last: bool) -> list[str]:
     return words
 
 
-def pytest(marks: str, url: str, more: list[str], workers: int = 2) -> None:
+#: More than cores: a good part of the tests waits for processes, deployments and pages.
+def pytest(marks: str, url: str, more: list[str], workers: int = 3) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-m", marks, *more]
     if workers:
         command += ["-n", str(workers), "--dist", "loadgroup"]
