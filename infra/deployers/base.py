@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 Kind = Literal[
     "image_missing",
@@ -136,13 +137,26 @@ class Answer:
 
     status: int
     body: str = ""
+    location: str = ""  #: where a redirection leads
+    domain: str = ""  #: the host that was asked for
+
+    def only_to_https(self, address: Address) -> bool:
+        """Whether a proxy without TLS leads to https under the same name, as it does for every host, known or not."""
+        if not address.proxied or address.tls or self.status not in (301, 302, 303, 307, 308):
+            return False
+        try:
+            parts = urlsplit(self.location)
+            return parts.scheme == "https" and (parts.hostname or "") == self.domain.lower()
+        except ValueError:
+            return False
 
     def from_app(self, address: Address) -> bool:
         """Whether this is the app's own word, and not an error of the app or of the proxy before it.
 
-        Traefik says `404 page not found` for a host that it does not know.
+        Traefik says `404 page not found` for a host that it does not know. One that leads everything to https says that of
+        unknown hosts as well.
         """
-        if self.status >= 500:
+        if self.status >= 500 or self.only_to_https(address):
             return False
         return not (address.proxied and self.status == 404 and self.body.strip() == "404 page not found")
 
@@ -174,7 +188,8 @@ def probe(address: Address, domain: str = "", path: str = "/", timeout: float = 
     try:
         connection.request("GET", path, headers={"Connection": "close", "User-Agent": "cc-ci"})
         response = connection.getresponse()
-        return Answer(response.status, response.read(4096).decode(errors="replace"))
+        body = response.read(4096).decode(errors="replace")
+        return Answer(response.status, body, response.headers.get("Location", ""), domain)
     except (OSError, ValueError, http.client.HTTPException):
         return None
     finally:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -298,14 +299,50 @@ def _unquote(raw: str) -> str:
     return re.split(r"\s#|^#", raw, maxsplit=1)[0].strip()
 
 
-def files(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """Every file that the documents would have docker read: where it is named, and its path as written."""
+def files(recipe: Recipe) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """Every file that the documents would have docker read: in which file and under which keys, and its path as written."""
     for name, document in recipe.documents:
         for kind in ("configs", "secrets"):
             for key, definition in _mapping(document.get(kind)).items():
                 if file := _mapping(definition).get("file"):
-                    yield f"{name}: {kind}.{key}", str(file)
+                    yield name, (kind, key), str(file)
         for key, service in _mapping(document.get("services")).items():
             env_files = _mapping(service).get("env_file") or []
             for file in [env_files] if isinstance(env_files, str) else env_files:
-                yield f"{name}: services.{key}.env_file", str(file)
+                yield name, ("services", key, "env_file"), str(file)
+
+
+class Lines:
+    """Where things stand in a compose file that has been read before."""
+
+    def __init__(self, recipe: Recipe, name: str) -> None:
+        self._root = yaml.compose(inside(recipe.checkout, name).read_text(), Loader=yaml.SafeLoader)
+        self._env = recipe.env
+
+    def of(self, path: Sequence[str], words: str) -> str:
+        """`:<line>` of what lies under these keys; better, of the key or label beneath that the words begin with."""
+        node, line = self._root, 1
+        for key in (*path, words.partition(": ")[0]):
+            found = _child(node, key, self._env)
+            if not found:
+                break
+            line, node = found
+        return f":{line}"
+
+
+def _child(node: yaml.Node | None, name: str, env: Mapping[str, str]) -> tuple[int, yaml.Node] | None:
+    """The last key of a mapping, or `key=value` of a list, with that name: its line, and the value beneath."""
+    found = None
+    pairs: list[tuple[yaml.Node, yaml.Node]] = []
+    if isinstance(node, yaml.MappingNode):
+        pairs = node.value
+    elif isinstance(node, yaml.SequenceNode):
+        pairs = [(item, item) for item in node.value]
+    for key, value in pairs:
+        if isinstance(key, yaml.ScalarNode):
+            text = str(key.value)
+            with suppress(Unset):  # a key of a mapping is not filled in, and may hold any dollar
+                text = interpolate(text, env)
+            if name in (str(key.value), text.partition("=")[0]):
+                found = key.start_mark.line + 1, value
+    return found

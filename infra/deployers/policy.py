@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from infra.deployers import compose
+from infra.deployers import compose, routes
 from infra.deployers.base import DeployError
 
 #: Keys of a service that open the container towards the host, whatever their value.
@@ -36,34 +36,66 @@ _SERVICE_KEYS = [
 ]
 
 
+#: Where in a file something stands, key by key, and what is wrong with it.
+Problem = tuple[tuple[str, ...], str]
+
+
 def check(recipe: compose.Recipe) -> None:
     """Raises DeployError `forbidden` with everything that the recipe may not ask for."""
-    found = [*_documents(recipe)]
-    for where, file in compose.files(recipe):
+    found = [(file, problem) for file, document in recipe.documents for problem in _document(recipe, document)]
+    found += _routes(recipe)
+    for file, path, target in compose.files(recipe):
         try:
-            compose.inside(recipe.checkout, file)
+            compose.inside(recipe.checkout, target)
         except DeployError as error:
-            found.append(f"{where}: {error.message}")
+            found.append((file, (path, error.message)))
     if found:
+        lines = {file: compose.Lines(recipe, file) for file in {file for file, _ in found[:10]}}
+        said = [f"{file}{lines[file].of(path, words)}: {_name(path, words)}" for file, (path, words) in found[:10]]
+        more = f"; and {len(found) - 10} more" if len(found) > 10 else ""
         raise DeployError(
             "forbidden",
-            "The recipe asks for what a run may not have: " + "; ".join(found[:10]) + ".",
+            f"The recipe asks for what a run may not have: {'; '.join(said)}{more}.",
             "Take it out, or put it into an overlay that tests do not use.",
         )
 
 
-def _documents(recipe: compose.Recipe) -> Iterator[str]:
+def _name(path: tuple[str, ...], words: str) -> str:
+    return f"{'.'.join(path)}: {words}" if path else words
+
+
+def _document(recipe: compose.Recipe, document: dict[str, Any]) -> Iterator[Problem]:
     stack = recipe.env.get("STACK_NAME", "")
-    for file, document in recipe.documents:
-        if "include" in document:
-            yield f"{file}: include"
-        for name, service in _items(document, "services"):
-            for problem in _service(service):
-                yield f"{file}: services.{name}: {problem}"
-        for kind in ("volumes", "networks", "configs", "secrets"):
-            for name, definition in _items(document, kind):
-                for problem in _definition(kind, name, definition, stack):
-                    yield f"{file}: {kind}.{name}: {problem}"
+    if "include" in document:
+        yield (), "include"
+    for name, service in _items(document, "services"):
+        for problem in _service(service):
+            yield ("services", name), problem
+    for kind in ("volumes", "networks", "configs", "secrets"):
+        for name, definition in _items(document, kind):
+            for problem in _definition(kind, name, definition, stack):
+                yield (kind, name), problem
+
+
+def _routes(recipe: compose.Recipe) -> list[tuple[str, Problem]]:
+    """What is wrong with the labels for the proxy, in each file, since a later one may only seem to replace an earlier one."""
+    domain, stack = recipe.env.get("DOMAIN", ""), recipe.env.get("STACK_NAME", "")
+    found: list[tuple[str, Problem]] = []
+    for name, service in recipe.services.items():
+        for path in (("services", name, "deploy", "labels"), ("services", name, "labels")):
+            for file, document in recipe.documents:
+                for key, words in routes.problems(_labels(document, path), domain, stack):
+                    found.append((file, (path, f"{key}: {words}")))
+            for key, words in routes.unruled(_labels({"services": {name: service}}, path)):
+                file = next(file for file, document in reversed(recipe.documents) if key in _labels(document, path))
+                found.append((file, (path, f"{key}: {words}")))
+    return found
+
+
+def _labels(node: Any, path: tuple[str, ...]) -> dict[str, str]:
+    for key in path:
+        node = node.get(key) if isinstance(node, dict) else None
+    return compose.as_mapping(node)
 
 
 def _items(document: dict[str, Any], key: str) -> list[tuple[str, dict[str, Any]]]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from infra.deployers.compose import Recipe, as_mapping, external_name, inside
+
+_RESOLVER = re.compile(r"traefik\.(?:http|tcp)\.routers\.[^.]+\.tls\.certresolver", re.IGNORECASE)
 
 
 def stackfiles(recipe: Recipe, labels: Mapping[str, str], with_proxy: bool) -> list[dict[str, Any]]:
@@ -14,7 +17,7 @@ def stackfiles(recipe: Recipe, labels: Mapping[str, str], with_proxy: bool) -> l
 
     Published ports are dropped, since two runs of a recipe would fight for them. Without a proxy its external network
     becomes a private one of the stack. Files are named by their absolute path, and every `$` is doubled, because the
-    variables are filled in already.
+    variables are filled in already. A router's certresolver becomes plain `tls`.
     """
     result = []
     for number, (_, original) in enumerate(recipe.documents):
@@ -51,9 +54,18 @@ def _service(service: dict[str, Any], recipe: Recipe, labels: Mapping[str, str])
     service["labels"] = {**as_mapping(service.get("labels")), **labels}
     deploy = service.get("deploy")
     deploy = service["deploy"] = deploy if isinstance(deploy, dict) else {}
-    deploy["labels"] = {**as_mapping(deploy.get("labels")), **labels}
+    deploy["labels"] = {**_without_certificates(as_mapping(deploy.get("labels"))), **labels}
     if files := service.get("env_file"):
         service["env_file"] = [str(inside(recipe.checkout, str(file))) for file in ([files] if isinstance(files, str) else files)]
+
+
+def _without_certificates(labels: Mapping[str, str]) -> dict[str, str]:
+    """A router with TLS keeps it, and shows the proxy's default certificate: no run asks for one of its own."""
+    kept: dict[str, str] = {}
+    for key, value in labels.items():
+        router, _, _ = key.rpartition(".")
+        kept |= {router: "true"} if _RESOLVER.fullmatch(key) else {key: value}
+    return kept
 
 
 def _definition(

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from infra.deployers import compose, policy, settling
-from infra.deployers.base import Address, Context, Deployer, DeployError, Deployment, probe
+from infra.deployers.base import Address, Answer, Context, Deployer, DeployError, Deployment, probe
 from infra.deployers.docker_cli import (
     KINDS,
     LABEL_DEPLOYMENT,
@@ -57,6 +57,7 @@ class SwarmDeployer(Deployer):
         self._checkout = context.checkout
         self._recipe: compose.Recipe | None = None
         self._web: tuple[str, int] | None = None
+        self._said: Answer | None = None
         self._count = 0
         self._before: dict[str, settling.Spec] = {}
 
@@ -198,13 +199,15 @@ class SwarmDeployer(Deployer):
 
     def _answers(self) -> bool:
         address = self.address()
-        answer = probe(address, self.context.domain, timeout=3) if address else None
+        self._said = answer = probe(address, self.context.domain, timeout=3) if address else None
         return bool(address and answer and answer.from_app(address))
 
     def _too_late(self, now: Deployment, done: bool) -> DeployError:
         seconds = self.context.settle_seconds
         waiting = [service for service in now.services if service.running < service.wanted or service.health == "starting"]
         if done:
+            if self.context.proxy_url:
+                return self._not_through_proxy()
             said = f"Everything runs, but the app did not answer on port {self._web[1] if self._web else 0}"
             return DeployError("never_answered", f"{said} within {seconds} s.", "See the services' logs.")
         name = waiting[0].name if waiting else "app"
@@ -217,6 +220,28 @@ class SwarmDeployer(Deployer):
                 "Try the health check's command inside the container.",
             )
         return DeployError("never_healthy", f"{now} after {seconds} s.{problem}{words}", "See the services' logs.")
+
+    def _not_through_proxy(self) -> DeployError:
+        context, answer, address = self.context, self._said, self.address()
+        assert address
+        proxy = f"the server's proxy at {context.proxy_url}"
+        if answer is None:
+            try:
+                address.connect(3, context.domain).close()
+            except OSError as error:
+                said = f"Everything runs, but {proxy} cannot be reached: {error}."
+                return DeployError("tool_failed", said, "Start it, or correct CC_CI_PROXY_URL.")
+        elif answer.only_to_https(address):
+            said = f"Everything runs, but {proxy} only leads to https, for every host."
+            return DeployError("tool_failed", said, "Give CC_CI_PROXY_URL its https:// address.")
+        said = f"Everything runs, but {proxy} gave no answer of the app for {context.domain} within {context.settle_seconds} s:"
+        if answer is None:
+            return DeployError("never_answered", f"{said} it stayed silent.", "See the services' logs.")
+        if answer.status == 404:
+            fix = "Check the labels traefik.http.routers.*.rule and .entrypoints, and traefik.enable."
+            return DeployError("never_answered", f"{said} none of its routers knows that host.", fix)
+        fix = "Check the label loadbalancer.server.port, and that the service is on the network proxy."
+        return DeployError("never_answered", f"{said} the last one was {answer.status}.", fix)
 
     def _last_words(self, service: str) -> str:
         """The last health report and log lines of a service that fails, for an error's text."""
@@ -297,6 +322,9 @@ def _refused(done: subprocess.CompletedProcess[str]) -> DeployError:
             f"A config or secret changed under its old name: {said}.",
             "Raise its version in abra.sh: configs cannot be changed in place.",
         )
+    if 'network "proxy" is declared as external' in said:
+        fix = "Run `docker network create --driver=overlay proxy`, or empty CC_CI_PROXY_URL."
+        return DeployError("tool_missing", "The server's proxy has no network here: there is no overlay network proxy.", fix)
     if "Cannot connect to the Docker daemon" in said or "context deadline" in said:
         return DeployError("tool_failed", f"docker stack deploy: {said}.")
     return DeployError("invalid_recipe", f"Docker refuses the recipe: {said}.", "Check compose.yml.")

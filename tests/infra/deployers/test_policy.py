@@ -62,13 +62,21 @@ def test_refused(text: str, tmp_path: Path) -> None:
         policy.check(read)
     assert caught.value.kind == "forbidden"
     assert words in caught.value.message
-    assert "compose.yml: " in caught.value.message
+    assert "compose.yml:" in caught.value.message
 
 
 def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(DeployError) as caught:
         policy.check(load(recipe(tmp_path, "services: {a: {privileged: true}, b: {pid: host}}")))
-    assert "services.a: privileged; compose.yml: services.b: pid" in caught.value.message
+    assert "compose.yml:1: services.a: privileged; compose.yml:1: services.b: pid" in caught.value.message
+
+
+def test_the_line_is_named_where_there_is_one_of_its_own(tmp_path: Path) -> None:
+    text = "services:\n  app:\n    image: x\n    pid: host\n  $$x: {volumes: ['/:/h']}\nconfigs:\n  c:\n    file: ../x\n"
+    with pytest.raises(DeployError) as caught:
+        policy.check(load(recipe(tmp_path, text)))
+    for words in ("compose.yml:4: services.app: pid", "compose.yml:5: services.$$x: a bind", "compose.yml:7: configs.c: ../x"):
+        assert words in caught.value.message
 
 
 def test_what_recipes_do_every_day_is_allowed(tmp_path: Path) -> None:

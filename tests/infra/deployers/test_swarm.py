@@ -21,6 +21,7 @@ from infra.deployers.choose import choose
 from infra.deployers.docker_cli import KINDS, LABEL_INSTALLATION, LABEL_RUN, ids, inspect
 from infra.deployers.swarm import SwarmDeployer
 from tests.docker import IMAGE, docker, need_swarm
+from tests.e2e.traefik import proxy_network
 
 pytestmark = pytest.mark.docker
 
@@ -235,11 +236,8 @@ class _Proxy(http.server.BaseHTTPRequestHandler):
 
 
 def test_the_servers_proxy_is_used_when_there_is_one(deployer: Any) -> None:
-    made = not docker("network", "ls", "--quiet", "--filter=name=^proxy$")
-    if made:
-        docker("network", "create", "--driver=overlay", "proxy")
     _Proxy.asked = []
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Proxy) as server:
+    with proxy_network(), http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Proxy) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
             _Proxy.deployer = web = deployer("web", proxy_url=f"http://127.0.0.1:{server.server_address[1]}")
@@ -253,8 +251,6 @@ def test_the_servers_proxy_is_used_when_there_is_one(deployer: Any) -> None:
             assert gone and not gone.from_app(address)  # the proxy answers on; the app does not
         finally:
             server.shutdown()
-            if made:
-                docker("network", "rm", "proxy")
 
 
 def test_auto_takes_the_swarm_when_the_images_are_there(deployer: Any, tmp_path: Path) -> None:
