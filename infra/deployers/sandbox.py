@@ -175,7 +175,13 @@ class Sandbox:
             *["--die-with-parent", "--hostname", "sandbox", "--perms", "0755", "--tmpfs", "/"],
             *(() if root else ("--unshare-user", "--uid", str(self.uid), "--gid", str(self.uid))),
         ]
-        parents: set[str] = {"/"}
+        # What is written lies in memory: half of what the sandbox may have, so that a full disk is seen before the end.
+        size = str(min(self.disk_mb, self.memory_mb // 2) << 20)
+        options += ["--proc", "/proc", "--dev", "/dev"]
+        options += ["--size", str(64 << 20), "--perms", "1777", "--tmpfs", "/dev/shm"]  # noqa: S108
+        # Before the mounts below: the virtual environment itself may lie under /tmp.
+        options += ["--size", size, "--perms", "1777", "--tmpfs", "/tmp"]  # noqa: S108
+        parents: set[str] = {"/", "/tmp"}  # noqa: S108
         read_only = {"/usr": Path("/usr"), **{path: Path(path) for path in _ETC if Path(path).exists()}}
         for prefix in (sys.base_prefix, sys.prefix, *_other_prefixes()):
             if not Path(prefix).resolve().is_relative_to("/usr"):
@@ -195,12 +201,7 @@ class Sandbox:
             options += ["--ro-bind", str(source), target]
         for path, text in self._etc().items():
             options += ["--perms", "0644", "--ro-bind-data", str(data.add(text)), path]
-        # What is written lies in memory: half of what the sandbox may have, so that a full disk is seen before the end.
-        size = str(min(self.disk_mb, self.memory_mb // 2) << 20)
-        options += ["--proc", "/proc", "--dev", "/dev"]
-        options += ["--size", str(64 << 20), "--perms", "1777", "--tmpfs", "/dev/shm"]  # noqa: S108
-        options += ["--size", size, "--perms", "1777", "--tmpfs", "/tmp", "--remount-ro", "/", "--chdir", "/tmp"]  # noqa: S108
-        options += ["--cap-drop", "ALL"]
+        options += ["--remount-ro", "/", "--chdir", "/tmp", "--cap-drop", "ALL"]  # noqa: S108
         for right in ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_NET_ADMIN", "CAP_SYS_RESOURCE"):
             if root or right in ("CAP_SETPCAP", "CAP_NET_ADMIN"):
                 options += ["--cap-add", right]

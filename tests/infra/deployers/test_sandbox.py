@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -135,3 +136,26 @@ def test_the_interpreter_is_the_real_one() -> None:
     assert Path(sandbox.interpreter()).is_file()
     assert not Path(sandbox.interpreter()).is_symlink()
     assert Path(sys.executable).resolve() == Path(sandbox.interpreter())
+
+
+def test_a_virtual_environment_under_tmp_is_seen_and_its_neighbours_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A project may lie under /tmp, over which the sandbox has a /tmp of its own."""
+    venv = Path(tempfile.mkdtemp(prefix="cc-ci-venv-", dir="/tmp"))
+    try:
+        (venv / "venv").mkdir(mode=0o755)
+        (venv / "venv" / "marker").write_text("the environment")
+        (venv / ".env").write_text("SECRET=1")
+        monkeypatch.setattr(sys, "prefix", str(venv / "venv"))
+        place = sandbox.Sandbox("ccci-test-venv", bubblewrap=True)
+        box = place.spawn(["/bin/sh", "-c", f"cat {venv}/venv/marker; ls -a {venv}; touch {venv}/venv/x /tmp/mine && ls /tmp"])
+        try:
+            said = box.communicate(timeout=20)[0].decode()
+        finally:
+            place.end(box)
+        assert "the environment" in said
+        assert ".env" not in said
+        assert "Read-only file system" in said
+    finally:
+        shutil.rmtree(venv)
