@@ -11,6 +11,7 @@ from django.http import HttpRequest
 from django.utils import timezone
 from unfold.admin import ModelAdmin
 from unfold.decorators import action, display
+from unfold.widgets import UnfoldAdminPasswordWidget, UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
 
 from controlplane.adminsite import ReadOnlyAdmin
 from controlplane.secrets import SecretUnreadable
@@ -22,13 +23,18 @@ from enrollment.models import Comment, Forge, PullRequest, Repository
 from enrollment.naming import NotNamed, split_name
 
 
+def short_list() -> UnfoldAdminTextareaWidget:
+    """A field for a list of some names or numbers: two lines, not a page."""
+    return UnfoldAdminTextareaWidget(attrs={"rows": 2})
+
+
 class ForgeForm(forms.ModelForm):  # type: ignore[type-arg]
     """The token is written, never shown."""
 
     token = forms.CharField(
         required=False,
         strip=True,
-        widget=forms.PasswordInput(render_value=False, attrs={"autocomplete": "new-password"}),
+        widget=UnfoldAdminPasswordWidget(render_value=False, attrs={"autocomplete": "new-password"}),
         help_text="Write-only: leave empty to keep the one there is. It needs to read repositories, issues and the organisation, "
         "and to write comments.",
     )
@@ -36,6 +42,7 @@ class ForgeForm(forms.ModelForm):  # type: ignore[type-arg]
     class Meta:
         model = Forge
         fields = ("name", "url", "token", "enabled", "watched_owners", "allow")
+        widgets = {"watched_owners": short_list(), "allow": short_list()}
 
     def clean_url(self) -> str:
         try:
@@ -128,11 +135,12 @@ class ForgeAdmin(ModelAdmin):
 class EnrollForm(forms.ModelForm):  # type: ignore[type-arg]
     """Enrolling by hand: a forge and a name; the rest is asked."""
 
-    full_name = forms.CharField(label="Repository", help_text="OWNER/REPO")
+    full_name = forms.CharField(label="Repository", help_text="OWNER/REPO", widget=UnfoldAdminTextInputWidget())
 
     class Meta:
         model = Repository
         fields = ("forge", "full_name", "allow")
+        widgets = {"allow": short_list()}
 
     def clean_allow(self) -> list[int]:
         return _list_of(self.cleaned_data["allow"], int, "[17, 42]")
@@ -158,6 +166,7 @@ class RepositoryForm(forms.ModelForm):  # type: ignore[type-arg]
     class Meta:
         model = Repository
         fields = ("active", "allow")
+        widgets = {"allow": short_list()}
 
     def clean_allow(self) -> list[int]:
         return _list_of(self.cleaned_data["allow"], int, "[17, 42]")

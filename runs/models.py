@@ -171,9 +171,9 @@ class Report(models.Model):
     """
 
     class Kind(models.TextChoices):
-        REACTION = "reaction", "reaction to a comment"
-        REPLY = "reply", "reply to a comment"
-        RUN = "run", "comment about a pull request's run"
+        REACTION = "reaction", "reaction"
+        REPLY = "reply", "reply"
+        RUN = "run", "comment on a run"
         STATUS = "status", "commit status"
 
     key = models.CharField(max_length=100, unique=True, help_text="One row for one thing: kind and what it is about.")

@@ -58,9 +58,10 @@ def report(run: TestRun, *, ahead: int = 0, marker: str = "") -> str:
     parts.append(f"### {MARK[state]} The test of {plain(run.repository.name)} at `{run.short_sha}` {HEADLINE[state]}")
     if state == State.QUEUED and ahead:
         parts.append(f"{ahead} {'run is' if ahead == 1 else 'runs are'} ahead of it.")
-    if run.reason and state not in (State.PASSED,):
-        parts.append(plain(run.reason))
     stages = list(run.stage_results.all())
+    # The table gives the reason of a stage that failed; twice would be noise.
+    if run.reason and state != State.PASSED and not any(stage.reason and stage.reason in run.reason for stage in stages):
+        parts.append(plain(run.reason))
     if stages:
         parts.append(stage_table(stages))
     elif running := running_stages(run):

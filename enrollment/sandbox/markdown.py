@@ -12,7 +12,7 @@ from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 
 # Everything else in angle brackets is shown as text.
-_ALLOWED = re.compile(r"(<(?:details(?: open)?|/details|summary|/summary|br ?/?|sub|/sub|kbd|/kbd)>)", re.IGNORECASE)
+_ALLOWED = re.compile(r"(<(?:details(?: open)?|/details|summary|/summary|br ?/?|sub|/sub|kbd|/kbd|code|/code)>)", re.IGNORECASE)
 _HIDDEN = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
 
 

@@ -107,7 +107,7 @@ class Migration(migrations.Migration):
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
                 ('key', models.CharField(help_text='One row for one thing: kind and what it is about.', max_length=100, unique=True)),
-                ('kind', models.CharField(choices=[('reaction', 'reaction to a comment'), ('reply', 'reply to a comment'), ('run', "comment about a pull request's run"), ('status', 'commit status')], max_length=10)),
+                ('kind', models.CharField(choices=[('reaction', 'reaction'), ('reply', 'reply'), ('run', 'comment on a run'), ('status', 'commit status')], max_length=10)),
                 ('wanted', models.JSONField(default=dict, help_text='What should stand there.')),
                 ('wanted_digest', models.CharField(blank=True, max_length=64)),
                 ('marker', models.CharField(blank=True, help_text='Hidden id in the wanted comment.', max_length=100)),
