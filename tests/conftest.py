@@ -34,8 +34,17 @@ def world(db: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     world.close()
 
 
-#: Folders whose tests have nothing to do with the database, and need not run on both.
-NO_DATABASE = ("enrollment/sandbox", "runs/harness", "infra/deployers", "e2e")
+#: Folders and files whose tests have nothing to do with the database, and need not run on both.
+NO_DATABASE = (
+    "enrollment/sandbox",
+    "enrollment/test_gitea_client.py",
+    "controlplane/test_cli.py",
+    "controlplane/test_config.py",
+    "runs/harness",
+    "runs/test_chatops.py",
+    "infra/deployers",
+    "e2e",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -20,7 +20,6 @@ from tests.postgres import NoPostgres, postgres
 PROJECT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 CI = os.environ.get("CI") == "true"
-COVERAGE = 90
 
 LINT: dict[str, list[str]] = {
     "ruff check": [str(BIN / "ruff"), "check", "--quiet"],
@@ -32,7 +31,11 @@ LINT: dict[str, list[str]] = {
 #: On SQLite everything that has to do with the database; what has not is tested once, in the part on PostgreSQL.
 QUICK = "not no_database and not docker and not browser and not long"
 ALL = "not long"
-COV = [f"--cov={name}" for name in ("controlplane", "enrollment", "runs", "infra")]
+COVERAGE = [
+    *(f"--cov={name}" for name in ("controlplane", "enrollment", "runs", "infra")),
+    "--cov-report=term",
+    "--cov-fail-under=90",
+]
 
 
 class Failed(Exception):
@@ -72,11 +75,13 @@ def main() -> int:
                 if url:
                     part("long forms, PostgreSQL", lambda: pytest("long", url, ["-s"], workers=0))
             else:
+                # Coverage costs a third of the time, and the last part holds all tests: it alone is measured.
                 last = not url
-                part("tests, SQLite", lambda: pytest(QUICK if url or options.quick else ALL, "", coverage(first=True, last=last)))
+                marks = QUICK if url or options.quick else ALL
+                part("tests, SQLite", lambda: pytest(marks, "", COVERAGE if last and not options.quick else []))
                 if url:
                     told(times)
-                    part("tests, PostgreSQL", lambda: pytest(ALL, url, coverage(first=False, last=True)))
+                    part("tests, PostgreSQL", lambda: pytest(ALL, url, COVERAGE))
     except (Failed, NoPostgres) as error:
         print(f"make test: {error}", file=sys.stderr)
         return 1
@@ -102,15 +107,6 @@ def lint() -> None:
             print(f"{name}:\n{output}")
     if bad:
         raise Failed(f"{', '.join(bad)} found something")
-
-
-def coverage(*, first: bool, last: bool) -> list[str]:
-    words = [*COV, "--cov-report=term" if last else "--cov-report="]
-    if not first:
-        words.append("--cov-append")
-    if last:
-        words.append(f"--cov-fail-under={COVERAGE}")
-    return words
 
 
 #: More than cores: a good part of the tests waits for processes, deployments and pages.

@@ -30,8 +30,9 @@ pytestmark = pytest.mark.django_db
 
 
 @pytest.fixture
-def recipe(world: World) -> World:
+def recipe(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
     """The world with a recipe that runs as plain processes."""
+    monkeypatch.setattr(settings.CC_CI, "deployer", "process")
     world.add_recipe("process-web", files=WEB)
     world.enroll("recipes/process-web")
     return world
