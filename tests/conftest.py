@@ -34,12 +34,13 @@ def world(db: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     world.close()
 
 
-#: Folders and files whose tests have nothing to do with the database, and need not run on both.
+#: Folders and files whose tests do nothing that differs between databases, and need not run on both.
 NO_DATABASE = (
     "enrollment/sandbox",
     "enrollment/test_gitea_client.py",
     "controlplane/test_cli.py",
     "controlplane/test_config.py",
+    "controlplane/test_pages.py",
     "runs/harness",
     "runs/test_chatops.py",
     "infra/deployers",

@@ -29,7 +29,7 @@ from tests.world import World
 pytestmark = pytest.mark.django_db
 
 START = datetime(2026, 5, 1, 12, 0, 0, tzinfo=UTC)
-EXAMPLES = int(os.environ.get("POLLING_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("POLLING_EXAMPLES", "25"))
 FAULTS = (
     Fault(status=500),
     Fault(status=502, body="<html>"),
