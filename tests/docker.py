@@ -1,21 +1,17 @@
-"""A local Docker Swarm and an image for tests, with no registry: busybox, imported from a tar made here."""
+"""A local Docker Swarm and an image for tests, with no registry: busybox, imported from a tar."""
 
 from __future__ import annotations
 
 import functools
-import io
 import os
 import shutil
 import subprocess
-import tarfile
-import tempfile
-from pathlib import Path
 
 import pytest
 
-IMAGE = "cc-ci-test/busybox:1"
+from enrollment.sandbox.image import NoImage, import_busybox
 
-_APPLETS = ("sh", "httpd", "cat", "echo", "sleep", "wget", "true", "false", "test", "ls", "touch", "date", "id", "nc")
+IMAGE = "cc-ci-test/busybox:1"
 
 
 def docker(*arguments: str, timeout: float = 30, check: bool = True) -> str:
@@ -46,28 +42,8 @@ def _problem() -> str:
         docker("swarm", "init", "--advertise-addr", "127.0.0.1")
     elif state != "active true":
         return f"this node is no manager of a swarm: {state}"
-    if not docker("image", "ls", "--quiet", IMAGE):
-        busybox = shutil.which("busybox")
-        if not busybox:
-            return "there is no static busybox to make an image from (apt-get install busybox-static)"
-        _import(Path(busybox))
+    try:
+        import_busybox(IMAGE)
+    except NoImage as problem:
+        return str(problem)
     return ""
-
-
-def _import(busybox: Path) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        tar = Path(folder, "image.tar")
-        with tarfile.open(tar, "w") as archive:
-            for name in ("bin", "tmp", "etc", "www", "data"):
-                entry = tarfile.TarInfo(name)
-                entry.type, entry.mode = tarfile.DIRTYPE, 0o1777 if name == "tmp" else 0o755
-                archive.addfile(entry)
-            content = busybox.read_bytes()
-            entry = tarfile.TarInfo("bin/busybox")
-            entry.size, entry.mode = len(content), 0o755
-            archive.addfile(entry, io.BytesIO(content))
-            for applet in _APPLETS:
-                entry = tarfile.TarInfo(f"bin/{applet}")
-                entry.type, entry.linkname = tarfile.SYMTYPE, "busybox"
-                archive.addfile(entry)
-        docker("import", "--change", "ENV PATH=/bin", "--change", 'CMD ["sleep", "1000000"]', str(tar), IMAGE)
