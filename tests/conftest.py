@@ -37,12 +37,19 @@ def world(db: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 #: Folders and files whose tests do nothing that differs between databases, and need not run on both.
 NO_DATABASE = (
     "enrollment/sandbox",
+    "enrollment/test_admin.py",
+    "enrollment/test_checks.py",
     "enrollment/test_gitea_client.py",
+    "enrollment/test_trust.py",
+    "controlplane/test_admin.py",
     "controlplane/test_cli.py",
     "controlplane/test_config.py",
     "controlplane/test_pages.py",
     "runs/harness",
+    "runs/test_admin.py",
     "runs/test_chatops.py",
+    "runs/test_render.py",
+    "runs/test_views.py",
     "infra/deployers",
     "e2e",
 )
