@@ -34,8 +34,10 @@ ALL = "not long"
 COVERAGE = [
     *(f"--cov={name}" for name in ("controlplane", "enrollment", "runs", "infra")),
     "--cov-report=term",
-    "--cov-fail-under=90",
 ]
+if CI:
+    # Elsewhere Docker or a browser may be missing, and what they would reach with them.
+    COVERAGE.append("--cov-fail-under=90")
 
 
 class Failed(Exception):
