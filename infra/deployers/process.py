@@ -203,14 +203,16 @@ class ProcessDeployer(Deployer):
         return left
 
 
-def sweep(older_than: float = 60.0) -> list[str]:
+def sweep(older_than: float = 60.0, prefix: str = "ccci-") -> list[str]:
     """Remove the empty cgroups of sandboxes that have ended, `older_than` seconds at least. Gives their names.
+
+    `prefix` narrows it down to one run's.
 
     The processes died with their harness, so a cgroup with processes in it belongs to a run that lives. A young one may
     be waiting for its first process.
     """
     removed = []
-    for name, group in limits.existing("ccci-"):
+    for name, group in limits.existing(prefix):
         with suppress(OSError):
             young = any(time.time() - folder.stat().st_mtime < older_than for folder in group.folders)
             if not young and not group.pids() and group.remove():

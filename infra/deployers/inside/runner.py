@@ -59,6 +59,9 @@ def main() -> None:
     os.set_inheritable(config["result_fd"], False)
     folder = os.path.join(config["home"], "recipe")  # noqa: PTH118
     copy_recipe(config["source"], folder)
+    # pytest looks for its settings in all folders above, too. The recipe's own come first; ours, without a sandbox, never.
+    with open(os.path.join(config["home"], "pytest.ini"), "w") as end:  # noqa: PTH118, PTH123
+        end.write("[pytest]\n")
     url = listen(config) if config["ports"] else ""
 
     def fill(text: str) -> str:

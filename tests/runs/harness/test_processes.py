@@ -126,7 +126,7 @@ def test_a_killed_harness_is_lost_and_leaves_no_process(
     assert folder.state() is FolderState.LOST
 
     def swept() -> bool:
-        sweep(older_than=0)  # a process that has just ended holds its cgroup for another moment
+        sweep(older_than=0, prefix=stack_name(run_id))  # a process that has just ended holds its cgroup for another moment
         return not list(limits.existing(stack_name(run_id)))
 
     _until(swept)
@@ -172,7 +172,18 @@ def test_a_sweep_removes_an_empty_cgroup_and_no_young_one() -> None:
     name = "ccci-test-of-the-sweep"
     if limits.create(name, 64, 16) is None:
         pytest.skip("no cgroup can be made here")
-    assert name not in sweep(older_than=60)
+    assert name not in sweep(older_than=60, prefix=name)
     assert list(limits.existing(name))
-    assert name in sweep(older_than=0)
+    assert name in sweep(older_than=0, prefix=name)
     assert not list(limits.existing(name))
+
+
+def test_settings_of_pytest_above_the_run_do_not_count(
+    make_folder: Any, make_recipe: Any, harness: Any, path_without_bubblewrap: str
+) -> None:
+    """Without a sandbox the run lies below the project, whose own pyproject.toml pytest would find."""
+    folder = make_folder(make_recipe({"test_fine": "def test_fine(app):\n    assert app.get('/').ok\n"}))
+    above = '[tool.pytest.ini_options]\naddopts = "--strict-config"\nno_such_option = 1\n'
+    (folder.path / "pyproject.toml").write_text(above)
+    process = harness("run", folder.path, env={"PATH": path_without_bubblewrap})
+    assert process.wait(60) == 0, folder.log.read_text()
