@@ -23,6 +23,7 @@ from django.db.models import F, Q
 from django.utils import timezone
 from django_q.exceptions import TimeoutException
 
+from controlplane import backoff
 from controlplane.leases import Held, lease
 from controlplane.secrets import SecretUnreadable
 from enrollment.clients import client_for
@@ -57,7 +58,6 @@ OVERLAP = timedelta(seconds=120)
 #: Seconds of one look; what is left waits for the next. A task has to end well before the queue's limit.
 LOOK_SECONDS = 20
 NETS_A_LOOK = 10
-MAX_BACKOFF = timedelta(minutes=15)
 #: How often a server whose search ignores the owner, or refuses, is asked again whether it still does.
 PROBE_AGAIN = timedelta(days=1)
 #: What a comment must hold to be worth a row. `runs.chatops` decides what it means.
@@ -115,10 +115,9 @@ def look(forge: Forge, client: ForgeClient | None = None) -> Look:
 
 
 def _failed(forge: Forge, error: ForgeError | SecretUnreadable) -> None:
-    """Write down the failure, and when to look again: later each time, at most MAX_BACKOFF, with jitter."""
+    """Write down the failure, and when to look again: later each time, at most backoff.LONGEST, with jitter."""
     failures = forge.failures + 1
-    wait = min(MAX_BACKOFF, timedelta(seconds=settings.CC_CI.poll_seconds) * 2 ** min(failures - 1, 10))
-    wait *= random.uniform(0.75, 1.25)  # noqa: S311
+    wait = backoff.wait(failures - 1, timedelta(seconds=settings.CC_CI.poll_seconds))
     text = str(error)
     if isinstance(error, ForgeError):
         text = f"{error}. {error.advice}"
@@ -290,10 +289,10 @@ def read_pull_request(pull: PullRequest, client: ForgeClient, result: Look) -> N
         if isinstance(error, NotFound) and _moved(row, client):
             return  # under its new name at the next look
         failures = pull.comments_failures + 1
-        wait = min(MAX_BACKOFF, timedelta(seconds=settings.CC_CI.poll_seconds) * 2 ** min(failures - 1, 10))
+        wait = backoff.wait(failures - 1, timedelta(seconds=settings.CC_CI.poll_seconds))
         PullRequest.objects.filter(pk=pull.pk).update(
             comments_failures=failures,
-            comments_next_try_at=timezone.now() + wait * random.uniform(0.75, 1.25),  # noqa: S311
+            comments_next_try_at=timezone.now() + wait,
         )
         result.problems.append(f"{pull}: {error}. {error.advice}")
         return

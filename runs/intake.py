@@ -7,7 +7,6 @@ what follows from it. Of several workers with the same comment one settles it, a
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -16,6 +15,7 @@ from django.db import transaction
 from django.utils import timezone
 from django_q.tasks import async_task
 
+from controlplane import backoff
 from controlplane.secrets import SecretUnreadable
 from enrollment import trust
 from enrollment.clients import client_for
@@ -50,11 +50,11 @@ def handle(comment_id: int) -> Comment.Outcome | None:
 def _later(comment: Comment, error: Exception) -> Comment.Outcome | None:
     if comment.tries + 1 >= MAX_TRIES:
         return _ignore(comment, f"the forge could not be asked about it: {error}")
-    wait = min(5 * 2 ** min(comment.tries, 10), 900) * random.uniform(0.75, 1.25)  # noqa: S311
+    wait = backoff.wait(comment.tries, timedelta(seconds=5))
     Comment.objects.filter(pk=comment.pk, outcome="").update(
-        tries=comment.tries + 1, next_try_at=timezone.now() + timedelta(seconds=wait), last_error=str(error)[:2000]
+        tries=comment.tries + 1, next_try_at=timezone.now() + wait, last_error=str(error)[:2000]
     )
-    log.warning("%s: %s; trying again in %d s", comment, error, wait)
+    log.warning("%s: %s; trying again in %d s", comment, error, wait.total_seconds())
     return None
 
 

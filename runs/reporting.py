@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import random
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -23,6 +22,7 @@ from django.conf import settings
 from django.utils import timezone
 from django_q.tasks import async_task
 
+from controlplane import backoff
 from controlplane.leases import lease
 from controlplane.secrets import SecretUnreadable
 from enrollment.clients import client_for
@@ -158,11 +158,11 @@ def _done(report: Report, **fields: Any) -> None:
 
 
 def _failed(report: Report, error: Exception) -> None:
-    wait = min(5 * 2 ** min(report.tries, 10), 900) * random.uniform(0.75, 1.25)  # noqa: S311
+    wait = backoff.wait(report.tries, timedelta(seconds=5))
     text = str(error)
     if isinstance(error, ForgeError):
         text = f"{error}. {error.advice}"
-        wait = max(wait, min(error.retry_after or 0, 3600))
+        wait = max(wait, timedelta(seconds=min(error.retry_after or 0, 3600)))
     if isinstance(error, NotFound):
         try:
             refresh_repository(report.repository, client_for(report.repository.forge))  # renamed: found at the next try
@@ -178,7 +178,7 @@ def _failed(report: Report, error: Exception) -> None:
         tries=report.tries + 1,
         last_error=text[:2000],
         given_up=over,
-        next_try_at=None if over else timezone.now() + timedelta(seconds=wait),
+        next_try_at=None if over else timezone.now() + wait,
     )
 
 

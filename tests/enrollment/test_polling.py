@@ -19,7 +19,7 @@ from django.db import connections
 from django.db.models import QuerySet
 from django.utils import timezone
 
-from controlplane import leases
+from controlplane import backoff, leases
 from enrollment import polling, tasks
 from enrollment.enrolling import NET_HOURS
 from enrollment.forges import gitea
@@ -464,7 +464,7 @@ def test_the_waits_grow_with_jitter_and_have_an_end(world: World) -> None:
     tick = settings.CC_CI.poll_seconds
     assert all(tick * 0.75 <= wait <= tick * 1.25 + 1 for wait in waits[0])
     assert max(waits[0]) < min(waits[3]) < min(waits[20])
-    assert all(wait <= polling.MAX_BACKOFF.total_seconds() * 1.25 + 1 for row in waits for wait in row)
+    assert all(wait <= backoff.LONGEST.total_seconds() * 1.25 + 1 for row in waits for wait in row)
     longest = [wait for row in waits[12:] for wait in row]
     assert max(longest) - min(longest) > 60, "all at the same moment"
 
