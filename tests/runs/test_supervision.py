@@ -181,8 +181,9 @@ def test_nothing_is_left_of_a_killed_harness(recipe: World) -> None:
     slow(recipe)
     run = ask(recipe)
     begin(recipe, run)
-    family = psutil.Process(harness_pid(run)).children(recursive=True)
-    os.kill(harness_pid(run), signal.SIGKILL)
+    harness = psutil.Process(harness_pid(run))
+    family = [harness, *harness.children(recursive=True)]
+    harness.kill()
 
     def gone() -> bool:
         return not [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
