@@ -8,7 +8,7 @@ import socket
 import ssl
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,9 @@ from urllib.parse import urlsplit
 
 Kind = Literal[
     "image_missing",
+    "pull_failed",
+    "out_of_memory",
+    "not_applicable",
     "never_healthy",
     "never_answered",
     "exits",
@@ -34,6 +37,7 @@ Kind = Literal[
 RECIPES_FAULT: frozenset[str] = frozenset(
     {
         "image_missing",
+        "out_of_memory",
         "never_healthy",
         "never_answered",
         "exits",
@@ -217,6 +221,8 @@ class Deployment:
     services: Sequence[Service]
     version: str = ""  #: the label coop-cloud.<stack>.version, read back; empty when there is none
     web: bool = False  #: whether the recipe has a web port
+    fingerprint: str = ""  #: changes with any service's spec, image included; the same for the same deployment
+    ports: Mapping[str, int] = field(default_factory=dict)  #: published ports: "app:22/tcp" -> the port on this machine
 
     @property
     def settled(self) -> bool:
@@ -254,6 +260,16 @@ class Context:
     memory_mb: int = 2048
     processes: int = 512
     disk_mb: int = 2048
+    allow: Sequence[str] = ()  #: refusals of `policy` that are allowed for this recipe, word for word without the place
+    env: Mapping[str, str] = field(default_factory=dict)  #: added to the app's `.env` (from the recipe's cc-ci.toml)
+    exclusive_ports: Sequence[int] = ()  #: published as they are, leased by a lock in `locks`; others get free ones
+    locks: Path | None = None
+    mirror: str = ""  #: a registry that is asked first for images of Docker Hub
+    registry_auth: str = ""  #: a Docker config.json with logins, as text; never in an environment or on a command line
+    image_ledger: Path | None = None  #: where this machine notes when an image was used last
+    image_gb: float = 0.0
+    health_path: str = "/"  #: what is asked to see whether the app answers
+    health_status: Sequence[int] = ()  #: the answers that count; empty: any below 500 that is the app's own
     report: Callable[[str], None] = field(default=_silent)  #: a step, for the events
     log: Callable[[str], None] = field(default=_silent)  #: a line, for the log
     check: Callable[[], None] = field(default=_go_on)  #: raises when the run shall stop; called in every wait
@@ -268,17 +284,63 @@ def stack_name(run_id: str) -> str:
     return "ccci-" + "".join(c for c in run_id.lower() if c in "0123456789abcdef")[:12]
 
 
+@dataclass(frozen=True)
+class BackupPart:
+    """One thing that a recipe has backed up: a path of a service, whole or a single file."""
+
+    service: str
+    path: str  #: inside the container
+    volume: str = ""  #: the volume's name in the compose file, when the path lies in one
+    dump: bool = False  #: a file that a pre-hook writes (a database's dump), not the data itself
+
+
+@dataclass(frozen=True)
+class Backup:
+    """A backup that was made: the folder with its parts, one tar file for each, named by `name_of`."""
+
+    folder: Path
+    parts: Sequence[BackupPart]
+
+    def file(self, part: BackupPart) -> Path:
+        """The tar file of one part."""
+        number = list(self.parts).index(part)
+        return self.folder / f"{number:02}-{part.service}.tar"
+
+
 class Deployer(ABC):
-    """Puts one run's recipe on a machine, once, and takes it away again. All calls but `teardown` raise DeployError."""
+    """Puts one recipe on a machine, and takes it away again.
+
+    All calls but `teardown` raise DeployError; what a kind of deployer cannot do at all raises the kind `not_applicable`,
+    with the deployer's name and the reason. The same object serves one deployment from `new` to `teardown`.
+    """
 
     name: str
+    #: What this kind can do beside deploying: "upgrade", "backup", "execute".
+    abilities: frozenset[str] = frozenset()
 
     def __init__(self, context: Context) -> None:
         self.context = context
 
+    @property
+    def deployments(self) -> int:
+        """How often something was put there where nothing was before. An upgrade is not one more."""
+        raise NotImplementedError
+
+    @property
+    def secrets(self) -> Sequence[str]:
+        """The values of the secrets that were made for this deployment, so that they can be kept out of every log."""
+        return ()
+
+    def new(self, checkout: Path | None = None) -> None:  # noqa: B027 - many kinds have nothing to prepare
+        """Make what must be there before a deployment of `checkout`: new secrets. May be called again."""
+
     @abstractmethod
-    def deploy(self) -> None:
-        """Put the recipe there. Refuses what a recipe may not ask for before anything exists."""
+    def deploy(self, checkout: Path | None = None) -> None:
+        """Put the recipe of `checkout` (the context's own unless told) there, over an older one when one runs.
+
+        Refuses what a recipe may not ask for before anything is changed. Makes new secrets before. `settle` then says whether
+        it came about.
+        """
 
     @abstractmethod
     def settle(self) -> Deployment:
@@ -300,11 +362,46 @@ class Deployer(ABC):
     def execute(self, service: str, command: Sequence[str], timeout: float = 60.0) -> tuple[int, str]:
         """Run a command inside a service: exit code and output."""
 
+    def read(self, service: str, path: str, most: int = 1 << 20) -> bytes | None:
+        """A file in a service's container; None when it is not there. At most `most` bytes."""
+        raise self.cannot("read")
+
+    def write(self, service: str, path: str, data: bytes) -> None:
+        """Put a file into a service's container, whatever its image holds."""
+        raise self.cannot("write")
+
+    def mounts(self) -> Sequence[BackupPart]:
+        """Every volume of the running services, backed up or not (`path`: where it is mounted)."""
+        return ()
+
+    def backups(self) -> Sequence[BackupPart]:
+        """What the recipe's labels ask to back up; empty when it declares no backups."""
+        return ()
+
+    def backup(self, folder: Path) -> Backup:
+        """Run the pre-hooks, copy every part into `folder`, run the post-hooks."""
+        raise self.cannot("backup")
+
+    def restore(self, backup: Backup) -> None:
+        """Put a backup's parts back, then run the restore hooks."""
+        raise self.cannot("restore")
+
+    def events(self) -> Sequence[str]:
+        """What the machine said about this deployment since it began, one line each (Docker's events)."""
+        return ()
+
+    def cannot(self, what: str) -> DeployError:
+        return DeployError("not_applicable", f"The deployer {self.name} cannot {what}.", "Use the deployer swarm.")
+
     def keep(self) -> str:
         """Leave the deployment for a person to look at, if it can outlive the harness. Says how to get rid of it."""
         self.teardown()
         return "nothing, because this deployer's apps end with their run."
 
+    def undeploy(self) -> None:
+        """Stop everything and wait until it is gone; volumes and secrets stay for the next `deploy`."""
+        raise self.cannot("undeploy")
+
     @abstractmethod
     def teardown(self) -> list[str]:
-        """Take everything away, in any state, more than once. Gives what is still there afterwards. Never raises."""
+        """Take everything away, data too, in any state, more than once. Gives what is still there. Never raises."""

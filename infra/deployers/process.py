@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from infra.deployers import compose, limits, policy, sandbox
@@ -47,10 +48,19 @@ class ProcessDeployer(Deployer):
         self._ended: dict[str, int] = {}
         self._lines: collections.deque[str] = collections.deque(maxlen=_KEPT_LINES)
         self._web = ""
+        self._started = 0
 
-    def deploy(self) -> None:
+    @property
+    def deployments(self) -> int:
+        return self._started
+
+    def deploy(self, checkout: Path | None = None) -> None:
+        if self._started:
+            raise self.cannot("upgrade")
         context = self.context
-        self._recipe = recipe = compose.load(context.checkout, compose.environment(context))
+        checkout = checkout or context.checkout
+        self._started = 1
+        self._recipe = recipe = compose.load(checkout, compose.environment(context, checkout))
         policy.check(recipe)
         isolated = sandbox.available()
         if not isolated.ok and not context.trusted:
@@ -65,7 +75,7 @@ class ProcessDeployer(Deployer):
         self._sandbox = place = sandbox.Sandbox(
             f"{context.stack}-pod",
             bubblewrap=isolated.ok,
-            mounts={"/recipe": context.checkout},
+            mounts={"/recipe": checkout},
             hosts=names,
             memory_mb=context.memory_mb,
             processes=context.processes,

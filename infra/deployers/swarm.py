@@ -51,6 +51,7 @@ _QUIET_SECONDS = 2.0
 
 class SwarmDeployer(Deployer):
     name = "swarm"
+    abilities = frozenset({"upgrade", "backup", "execute"})
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
@@ -59,6 +60,7 @@ class SwarmDeployer(Deployer):
         self._web: tuple[str, int] | None = None
         self._said: Answer | None = None
         self._count = 0
+        self._created = 0
         self._before: dict[str, settling.Spec] = {}
 
     @property
@@ -74,13 +76,14 @@ class SwarmDeployer(Deployer):
             return False
         return not call("image", "inspect", *recipe.images).returncode
 
-    def deploy(self) -> None:
-        remove_run(self.context.installation, self.context.run_id)  # an earlier attempt that was killed
-        self._put()
+    @property
+    def deployments(self) -> int:
+        return self._created
 
-    def update(self, checkout: Path) -> None:
-        """Deploy another version of the recipe over the one that runs. `settle` then says whether it moved."""
-        self._checkout = checkout
+    def deploy(self, checkout: Path | None = None) -> None:
+        if not self._count:
+            remove_run(self.context.installation, self.context.run_id)  # an earlier attempt that was killed
+        self._checkout = checkout or self.context.checkout
         self._put()
 
     def _load(self) -> compose.Recipe:
@@ -97,6 +100,7 @@ class SwarmDeployer(Deployer):
         self._web = recipe.web(_WEB_PORTS) or self._exposed(recipe)
         self._create_secrets(recipe)
         self._before = settling.specs(self._services())
+        self._created += not self._before
         self._count += 1
         labels = {**self.labels, LABEL_DEPLOYMENT: str(self._count)}
         options: list[str] = []

@@ -18,8 +18,8 @@ SCHEMA = 1
 #: Every stage there is, in the order in which they run.
 STAGES = ("install", "upgrade", "backup", "restore", "custom", "extra")
 
-#: What a bare `!testme` asks for. Upgrade, backup and restore join it with the harness that can do them.
-DEFAULT_STAGES = ("install", "custom")
+#: What a bare `!testme` asks for: all but the extra tests.
+DEFAULT_STAGES = ("install", "upgrade", "backup", "restore", "custom")
 
 
 class Verdict(StrEnum):
@@ -57,12 +57,28 @@ class Source(_Model):
     sha: str = ""
 
 
+class Images(_Model):
+    """How images come here. The login of a registry is part of the credential, never of this."""
+
+    mirror: str = ""  #: a registry that is asked first for images of Docker Hub, such as `mirror.example.org:5000`
+    most_gb: float = 0.0  #: the least recently used images beyond this go; 0 keeps all
+    ledger: str = ""  #: the file in which this machine notes when an image was used last; empty: nothing is removed
+
+
+class Oidc(_Model):
+    """The warm provider (Keycloak). The password of `user` comes with the credential as `oidc_password`."""
+
+    url: str
+    user: str = "admin"
+
+
 class Request(_Model):
     schema_version: Literal[1] = 1
     run_id: str
     installation_id: str
     recipe: str
     source: Source
+    base: Source | None = None  #: where the pull request goes to; its branch's settings count, its tags are the versions
     stages: list[str]
     deployer: Literal["auto", "swarm", "process", "abra"] = "auto"
     trusted: bool = True  #: False: a stranger's code, which runs in a full sandbox or not at all
@@ -70,6 +86,12 @@ class Request(_Model):
     proxy_url: str = ""
     keep: bool = False
     limits: Limits = Field(default_factory=Limits)
+    allow: list[str] = Field(default_factory=list)  #: what this recipe may ask for though a stranger may not (docs/security.md)
+    images: Images = Field(default_factory=Images)
+    oidc: Oidc | None = None
+    locks: str = ""  #: a folder of this machine, the same for all its runs, in which exclusive ports are leased
+    picture: bool = True  #: take a picture of the app where there is a Chromium
+    app_url: str = ""  #: test an app that runs already: nothing is deployed or torn down (`cc-ci test --app`)
 
 
 class CaseResult(_Model):
@@ -97,6 +119,65 @@ class Teardown(_Model):
     seconds: float = 0.0
 
 
+class Timing(_Model):
+    """How long one step of a run took, such as *pull*, *deploy*, *settle*."""
+
+    step: str
+    stage: str = ""
+    seconds: float
+
+
+class LintFinding(_Model):
+    """One remark on a recipe. Reported, never a verdict by itself; an *error* keeps the recipe from the last level."""
+
+    rule: str  #: such as `C003` (ours) or `R014` (abra's)
+    level: Literal["error", "warning"]
+    text: str
+    file: str = ""
+    line: int = 0
+
+
+class Rung(_Model):
+    """One step of the ladder. `passed_over`: it does not apply; `stopped`: here, or before, the climb ended."""
+
+    level: int
+    name: str
+    status: Literal["climbed", "passed_over", "stopped"]
+    reason: str = ""
+
+
+class Level(_Model):
+    """The level from 0 to 5, and why. `value` never says more than what was seen."""
+
+    value: int = 0
+    rungs: list[Rung] = Field(default_factory=list)
+
+
+class ExtraTest(_Model):
+    """An extra test that the recipe has. `covers`: the paths whose change makes it worth running."""
+
+    file: str
+    name: str
+    covers: list[str] = Field(default_factory=list)
+
+
+class Extras(_Model):
+    """The extra tests that were not run, and those of them that the pull request's changes ask for."""
+
+    not_run: int = 0
+    suggested: list[ExtraTest] = Field(default_factory=list)
+    tests: list[ExtraTest] = Field(default_factory=list)  #: all there are, run or not
+
+
+class Artefact(_Model):
+    """A file beside the results: `name` in the run's folder."""
+
+    name: str
+    kind: Literal["junit", "service_log", "docker_events", "picture", "log"]
+    title: str = ""
+    bytes: int = 0
+
+
 class Results(_Model):
     schema_version: Literal[1] = 1
     run_id: str
@@ -106,11 +187,22 @@ class Results(_Model):
     deployer: str = ""
     sandbox: str = ""  #: "bubblewrap", or "none" with the reason in `warnings`
     warnings: list[str] = Field(default_factory=list)
-    deployments: int = 0
+    deployments: int = 0  #: how often the recipe was put there from nothing: one, whatever was asked for
+    upgraded_from: str = ""  #: the version, or commit, that the run started on; empty when it started on the commit itself
+    version: str = ""  #: the version label, read back
     started: datetime
     finished: datetime
     stages: list[StageResult] = Field(default_factory=list)
     teardown: Teardown = Field(default_factory=Teardown)
+    timings: list[Timing] = Field(default_factory=list)
+    level: Level = Field(default_factory=Level)
+    lint: list[LintFinding] = Field(default_factory=list)
+    extras: Extras = Field(default_factory=Extras)
+    #: Changes of `cc-ci.toml` that loosen a check, and so count only once they are merged; one sentence each.
+    loosened: list[str] = Field(default_factory=list)
+    secret_leaks: list[str] = Field(default_factory=list)  #: artefacts in which a secret of the run stood (it was blackened)
+    artefacts: list[Artefact] = Field(default_factory=list)
+    changed: list[str] = Field(default_factory=list)  #: paths that differ from the base, at most 1000
 
 
 class Event(_Model):

@@ -126,12 +126,12 @@ def test_an_update_is_read_back_and_a_silent_rollback_is_no_upgrade(deployer: An
     text = (RECIPES / "silent-rollback" / "old" / "compose.yml").read_text()
     (tmp_path / "good").mkdir()
     (tmp_path / "good" / "compose.yml").write_text(text.replace("1.0.0+", "1.0.1+").replace('"/etc"', '"/bin"'))
-    app.update(tmp_path / "good")
+    app.deploy(tmp_path / "good")
     assert app.settle().version == "1.0.1+1.36.1"
     [container] = inspect("container", [app._container("app")])
     assert container["Args"][-1] == "/bin"
 
-    app.update(RECIPES / "silent-rollback" / "new")
+    app.deploy(RECIPES / "silent-rollback" / "new")
     with pytest.raises(DeployError) as caught:
         app.settle()
     assert caught.value.kind == "rolled_back"
@@ -157,7 +157,7 @@ def test_a_config_changed_under_its_old_name_is_explained(deployer: Any, tmp_pat
     shutil.copytree(RECIPES / "web", changed)
     (changed / "index.html").write_text("other")
     with pytest.raises(DeployError) as caught:
-        web.update(changed)
+        web.deploy(changed)
     assert caught.value.kind == "config_immutable"
     assert "Raise its version in abra.sh" in caught.value.fix
 
