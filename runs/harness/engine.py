@@ -12,8 +12,9 @@ from infra.deployers import sandbox
 from infra.deployers.base import Address, Context, Deployer, DeployError, probe, stack_name
 from infra.deployers.choose import choose
 from runs.harness import stages
-from runs.harness.checkout import Checkout, CheckoutError, secrets_of
+from runs.harness.checkout import Checkout
 from runs.harness.events import Journal
+from runs.harness.git import CheckoutError, secrets_of
 from runs.harness.owntests import Outcome
 from runs.harness.protocol import STAGES, Results, RunFolder, StageResult, Teardown, Verdict
 from runs.harness.watch import Cancelled, TimedOut, Watch

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote
 
-from runs.harness.protocol import Event, RunFolder
+from runs.harness.protocol import Event, RunFolder, Timing
 
 #: A recipe's code decides how much it prints; the disk is ours.
 LONGEST_LOG = 16 << 20
 LONGEST_LINE = 8192
 MOST_EVENTS = 5000
+
+SHORTEST_SECRET = 8
 
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
 
@@ -31,6 +37,9 @@ class Journal:
         self._written = 0
         self.stage = ""
         self.warnings: list[str] = []
+        self.timings: list[Timing] = []
+        self._own: list[str] = []
+        self.leaks: set[str] = set()  #: artefacts in which a secret of the run was blackened
 
     def event(self, kind: str, text: str = "", **data: Any) -> None:
         """Append one event, and its text to the log."""
@@ -54,6 +63,28 @@ class Journal:
             self.warnings.append(text)
             self.event("warning", text)
 
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """Note how long a step of the run took, however it ends."""
+        started, stage = time.monotonic(), self.stage
+        try:
+            yield
+        finally:
+            self.timings.append(Timing(step=step, stage=stage, seconds=round(time.monotonic() - started, 3)))
+
+    def hide(self, secrets: Sequence[str]) -> None:
+        """Blacken the secrets that were made for this run, too. Short ones are words that stand anywhere."""
+        self._own = sorted({*self._own, *(s for s in secrets if len(s) >= SHORTEST_SECRET)}, key=len, reverse=True)
+
+    def without_secrets(self, text: str, artefact: str) -> str:
+        """`text` with the run's own secrets blackened; an artefact in which one stood is noted."""
+        for secret in self._own:
+            for form in _forms(secret):
+                if form in text:
+                    self.leaks.add(artefact)
+                    text = text.replace(form, "[secret]")
+        return text
+
     def log(self, line: str) -> None:
         """Append lines to the log, up to a limit for the whole run."""
         if self._written > LONGEST_LOG:  # before any work: a recipe may print for ever
@@ -73,9 +104,15 @@ class Journal:
         """`text` without credentials, terminal codes and characters that are none."""
         for secret in self._secrets:
             text = text.replace(secret, "[secret]")
+        text = self.without_secrets(text, "log.txt")
         return _CONTROL.sub("", text).encode(errors="replace").decode()
 
     def close(self) -> None:
         with self._lock:
             self._events.close()
             self._log.close()
+
+
+def _forms(secret: str) -> tuple[str, ...]:
+    """A secret as it stands, and as it travels: in a URL, in basic authentication."""
+    return tuple(dict.fromkeys([secret, quote(secret, safe=""), base64.b64encode(secret.encode()).decode()]))

@@ -107,6 +107,7 @@ class StageResult(_Model):
     name: str
     status: Literal["passed", "failed", "errored", "skipped", "not_applicable", "not_run"]
     reason: str = ""
+    proven: bool = True  #: False: it passed, and nothing shows that it did what it is for (a backup without a marker)
     seconds: float = 0.0
     started: datetime | None = None
     finished: datetime | None = None
@@ -173,7 +174,7 @@ class Artefact(_Model):
     """A file beside the results: `name` in the run's folder."""
 
     name: str
-    kind: Literal["junit", "service_log", "docker_events", "picture", "log"]
+    kind: Literal["results", "junit", "service_log", "docker_events", "picture", "log"]
     title: str = ""
     bytes: int = 0
 

@@ -25,7 +25,8 @@ from rich.table import Table
 
 from controlplane.cli import MISUSE, Exit
 from infra.deployers.base import stack_name
-from runs.harness.checkout import CheckoutError, resolve
+from runs.harness.checkout import resolve
+from runs.harness.git import CheckoutError
 from runs.harness.protocol import STAGES, Event, Limits, Request, Results, RunFolder, Verdict
 
 #: What the harness may see of our environment: no setting, no secret.

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from runs.harness.checkout import Checkout, CheckoutError, resolve, secrets_of
+from runs.harness.checkout import Checkout, resolve
+from runs.harness.git import CheckoutError, secrets_of
 from runs.harness.protocol import Source
 from tests.runs.harness.conftest import git
 

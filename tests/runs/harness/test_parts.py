@@ -13,7 +13,7 @@ import pytest
 
 from infra.deployers.base import DeployError, connect_unix
 from runs.harness import events, owntests, stages
-from runs.harness.checkout import secrets_of
+from runs.harness.git import secrets_of
 from runs.harness.events import Journal
 from runs.harness.gate import Gate
 from runs.harness.protocol import STAGES, RunFolder
