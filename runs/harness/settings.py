@@ -31,8 +31,10 @@ class _Section(BaseModel):
 class App(_Section):
     """What is asked to see whether the app answers."""
 
-    path: str = Field("/", description="A page of the app that answers without a login.")
-    status: tuple[int, ...] = Field((), description="The answers that count; without it any below 500 that is the app's own.")
+    path: str = Field(default="/", description="A page of the app that answers without a login.")
+    status: tuple[int, ...] = Field(
+        default=(), description="The answers that count; without it any below 500 that is the app's own."
+    )
 
     @field_validator("path")
     @classmethod
@@ -52,32 +54,34 @@ class App(_Section):
 class RecipeLimits(_Section):
     """Seconds; never more than the server's own limits."""
 
-    settle_seconds: int | None = Field(None, ge=1, description="How long the app may take to come up.")
-    stage_seconds: int | None = Field(None, ge=1, description="How long the tests of one stage may take.")
-    run_seconds: int | None = Field(None, ge=1, description="How long the whole run may take.")
+    settle_seconds: int | None = Field(default=None, ge=1, description="How long the app may take to come up.")
+    stage_seconds: int | None = Field(default=None, ge=1, description="How long the tests of one stage may take.")
+    run_seconds: int | None = Field(default=None, ge=1, description="How long the whole run may take.")
 
 
 class BackupMeaning(_Section):
     """What a backup of this recipe is."""
 
     means: Literal["auto", "files", "dump"] = Field(
-        "auto", description="`files`: the data itself; `dump`: a file that a hook makes. `auto`: as the labels say."
+        default="auto", description="`files`: the data itself; `dump`: a file that a hook makes. `auto`: as the labels say."
     )
 
 
 class Ports(_Section):
-    exclusive: tuple[int, ...] = Field((), description="Published ports that must be just these; runs take turns.")
+    exclusive: tuple[int, ...] = Field(default=(), description="Published ports that must be just these; runs take turns.")
 
 
 class Picture(_Section):
-    path: str = Field("/", description="The page that the picture shows.")
-    off: bool = Field(False, description="Take no picture.")
+    path: str = Field(default="/", description="The page that the picture shows.")
+    off: bool = Field(default=False, description="Take no picture.")
 
 
 class RecipeSettings(_Section):
     """The whole file. A recipe without one has the defaults."""
 
-    needs: tuple[Literal["oidc"], ...] = Field((), description="What the server shall lend: `oidc`, a realm of the run's own.")
+    needs: tuple[Literal["oidc"], ...] = Field(
+        default=(), description="What the server shall lend: `oidc`, a realm of the run's own."
+    )
     app: App = App()
     limits: RecipeLimits = RecipeLimits()
     env: dict[str, str] = Field(default_factory=dict, description="Added to the app's `.env`.")
