@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -100,6 +100,33 @@ class Config(BaseSettings):
     )
     processes: int = Field(512, alias="CC_CI_PROCESSES", ge=16, description="Processes that a recipe's tests may have at once.")
     disk_mb: int = Field(2048, alias="CC_CI_DISK_MB", ge=16, description="Disk that a recipe's tests may fill, in megabytes.")
+    pictures: bool = Field(
+        True, alias="CC_CI_PICTURES", description="Take a picture of each app, where there is a Chromium on this machine."
+    )
+    image_gb: float = Field(
+        0,
+        alias="CC_CI_IMAGE_GB",
+        ge=0,
+        description="Gigabytes of images that runs may leave on this machine; the least recently used go first. 0 keeps all.",
+    )
+    registry_mirror: str = Field(
+        "",
+        alias="CC_CI_REGISTRY_MIRROR",
+        pattern=r"^([A-Za-z0-9.-]+(:\d+)?)?$",
+        description="A registry that is asked first for images of Docker Hub, such as `mirror.example.org:5000`.",
+    )
+    registry_auth: Path | None = Field(
+        None,
+        alias="CC_CI_REGISTRY_AUTH",
+        description="A Docker `config.json` with logins of registries, read for each pull. No recipe's code sees it.",
+    )
+    oidc_url: str = Field(
+        "",
+        alias="CC_CI_OIDC_URL",
+        description="The Keycloak that lends a realm to each run whose recipe needs one, such as `https://id.example.org`.",
+    )
+    oidc_user: str = Field("admin", alias="CC_CI_OIDC_USER", description="The Keycloak user that may make and delete realms.")
+    oidc_password: SecretStr = Field(SecretStr(""), alias="CC_CI_OIDC_PASSWORD", description="That user's password.")
     verdict: Literal["post", "edit"] = Field(
         "post",
         alias="CC_CI_VERDICT",
@@ -157,7 +184,7 @@ class Config(BaseSettings):
                 raise ValueError(f"key number {number} is no Fernet key; `cc-ci rotate_keys --new` makes one") from None
         return keys
 
-    @field_validator("base_url", "proxy_url")
+    @field_validator("base_url", "proxy_url", "oidc_url")
     @classmethod
     def _web_address(cls, value: str) -> str:
         value = value.rstrip("/")
@@ -180,6 +207,13 @@ class Config(BaseSettings):
         if value:
             parse_database_url(value, BASE_DIR)
         return value
+
+    @field_validator("registry_auth")
+    @classmethod
+    def _readable_logins(cls, path: Path | None) -> Path | None:
+        if path is not None and not path.is_file():
+            raise ValueError("there is no such file; make it with `docker login`, or leave it empty")
+        return path
 
     @model_validator(mode="after")
     def _queue_times(self) -> Config:
