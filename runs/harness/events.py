@@ -100,11 +100,11 @@ class Journal:
             self._log.write(text)
             self._log.flush()
 
-    def clean(self, text: str) -> str:
-        """`text` without credentials, terminal codes and characters that are none."""
+    def clean(self, text: str, artefact: str = "log.txt") -> str:
+        """`text` without credentials, terminal codes and characters that are none; `artefact` is where it will stand."""
         for secret in self._secrets:
             text = text.replace(secret, "[secret]")
-        text = self.without_secrets(text, "log.txt")
+        text = self.without_secrets(text, artefact)
         return _CONTROL.sub("", text).encode(errors="replace").decode()
 
     def close(self) -> None:

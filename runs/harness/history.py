@@ -1,0 +1,135 @@
+"""What a recipe's repository says beside the pinned commit: published versions, the base branch, what a pull request changes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from infra.versions import Unreadable, Version
+from runs.harness.checkout import Checkout
+from runs.harness.git import CheckoutError, Git
+from runs.harness.protocol import Source
+
+#: Of the paths that a pull request changes, at most these are told.
+MOST_PATHS = 1000
+
+
+@dataclass(frozen=True)
+class Tag:
+    """A published version: a readable tag of the base repository."""
+
+    name: str
+    version: Version
+    commit: str
+    annotated: bool
+
+
+class History:
+    """The history of one run's repository, in a bare repository of its own. Calls raise CheckoutError.
+
+    Tags come from the base repository only: a fork's owner names tags there as he likes.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        base: Source | None,
+        folder: Path,
+        credential: Mapping[str, str] | None = None,
+        check: Callable[[], None] = lambda: None,
+        disk_mb: int = 2048,
+    ) -> None:
+        self._source = source
+        self._base = base
+        self._folder = folder
+        self._check = check
+        self._disk = disk_mb
+        self._git = Git(folder, (base or source).url, credential, check, disk_mb)
+        self.unreadable: list[str] = []  #: tags that are no version
+
+    def fetch(self) -> bool:
+        """Bring it here. False when there is none, as for a folder that is no repository."""
+        local = self._git.local
+        if not self._source.sha and (local is None or not _is_repository(self._git, local)):
+            return False
+        self._folder.mkdir(parents=True, mode=0o700)
+        self._git.run("init", "--quiet", "--bare")
+        wanted = [
+            "+refs/tags/*:refs/tags/*",
+            f"+{self._base.ref or 'HEAD'}:refs/cc-ci/base" if self._base else "+HEAD:refs/cc-ci/base",
+        ]
+        self._git.run("fetch", "--quiet", "--no-tags", "--", self._git.remote, *wanted)
+        if sha := self._source.sha:
+            try:
+                self._git.run("fetch", "--quiet", "--no-tags", "--", self._git.remote, f"+{sha}:refs/cc-ci/run")
+            except CheckoutError:
+                if not self._source.ref:
+                    raise
+                self._git.run("fetch", "--quiet", "--no-tags", "--", self._git.remote, f"+{self._source.ref}:refs/cc-ci/run")
+        return True
+
+    @cached_property
+    def base(self) -> str:
+        """The commit at the tip of the base branch (for a folder here: its newest commit)."""
+        return self._git.run("rev-parse", "refs/cc-ci/base^{commit}").strip()
+
+    @cached_property
+    def tags(self) -> list[Tag]:
+        """The published versions that the base branch holds, highest first."""
+        form = "%(refname:strip=2)%00%(objecttype)%00%(objectname)%00%(*objectname)"
+        merged = self._git.run("for-each-ref", f"--format={form}", f"--merged={self.base}", "refs/tags")
+        found = []
+        for line in merged.splitlines():
+            name, kind, own, behind = line.split("\0")
+            try:
+                version = Version.parse(name)
+            except Unreadable:
+                self.unreadable.append(name)
+                continue
+            found.append(Tag(name, version, behind or own, kind == "tag"))
+        return sorted(found, key=lambda tag: tag.version, reverse=True)
+
+    def tag_of(self, commit: str) -> Tag | None:
+        """The version that this very commit was published as, if any."""
+        return next((tag for tag in self.tags if tag.commit == commit), None)
+
+    def previous(self) -> Tag | None:
+        """The version that those who use the recipe have now: the highest one before the pinned commit."""
+        return next((tag for tag in self.tags if tag.commit != self._source.sha), None)
+
+    def changed(self) -> list[str]:
+        """The paths that the pinned commit changes, from where it left the base branch; at most MOST_PATHS."""
+        if not self._source.sha or not self._base:
+            return []
+        try:
+            paths = self._git.run("diff", "--name-only", "--no-renames", "-z", f"{self.base}...{self._source.sha}")
+        except CheckoutError:  # histories that have nothing in common
+            paths = self._git.run("ls-tree", "-r", "-z", "--name-only", self._source.sha)
+        return [path for path in paths.split("\0") if path][:MOST_PATHS]
+
+    def file(self, commit: str, path: str, most: int = 1 << 20) -> bytes | None:
+        """A file as it was at a commit; None when it was not there, or is bigger than `most` bytes."""
+        try:
+            if int(self._git.run("cat-file", "-s", f"{commit}:{path}")) > most:
+                return None
+            return self._git.run("cat-file", "blob", f"{commit}:{path}").encode(errors="surrogateescape")
+        except CheckoutError:
+            return None
+
+    def export(self, commit: str, target: Path) -> None:
+        """A checkout of another commit, without the history."""
+        Checkout(Source(url=str(self._folder), sha=commit), target, None, self._check, self._disk).make()
+
+    def remove(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _is_repository(git: Git, folder: Path) -> bool:
+    try:
+        git.run("rev-parse", "--verify", "HEAD^{commit}", folder=folder)
+        return (Path(git.run("rev-parse", "--show-toplevel", folder=folder).strip()).resolve()) == folder.resolve()
+    except CheckoutError:
+        return False
