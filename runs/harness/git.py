@@ -49,9 +49,7 @@ class Git:
         command = ["git", "-C", str(folder or self.folder), *arguments]
         env = self.environment() | ({"GIT_INDEX_FILE": str(index)} if index else {})
         with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-            process = subprocess.Popen(
-                command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, umask=0o022
-            )
+            process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, umask=0o022)
             wait = 0.002
             try:
                 while process.poll() is None:
