@@ -163,10 +163,25 @@ class EnrollForm(forms.ModelForm):  # type: ignore[type-arg]
 
 
 class RepositoryForm(forms.ModelForm):  # type: ignore[type-arg]
+    allowances = forms.CharField(
+        required=False,
+        strip=True,
+        widget=UnfoldAdminTextareaWidget(attrs={"rows": 3}),
+        help_text="What this recipe may ask of the machine though a recipe may not, one a line, as the refusal of a run prints it: "
+        "services.app: cap_add NET_ADMIN",
+    )
+
     class Meta:
         model = Repository
-        fields = ("active", "allow")
+        fields = ("active", "allow", "allowances")
         widgets = {"allow": short_list()}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.initial["allowances"] = "\n".join(self.instance.allowances)
+
+    def clean_allowances(self) -> list[str]:
+        return [line.strip() for line in self.cleaned_data["allowances"].splitlines() if line.strip()]
 
     def clean_allow(self) -> list[int]:
         return _list_of(self.cleaned_data["allow"], int, "[17, 42]")
@@ -185,12 +200,12 @@ class RepositoryAdmin(ModelAdmin):
     def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         if obj is None:
             return ("forge", "full_name", "allow")
-        return ("active", "allow", *self.get_readonly_fields(request, obj))
+        return ("active", "allow", "allowances", *self.get_readonly_fields(request, obj))
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         if obj is None:
             return ()
-        names = [field.name for field in Repository._meta.fields if field.name not in ("id", "active", "allow")]
+        names = [field.name for field in Repository._meta.fields if field.name not in ("id", "active", "allow", "allowances")]
         return tuple(names)
 
     def save_model(self, request: HttpRequest, obj: Repository, form: Any, change: bool) -> None:

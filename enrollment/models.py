@@ -76,6 +76,11 @@ class Repository(models.Model):
     source = models.CharField(max_length=10, choices=Source.choices, default=Source.HAND)
     enrolled_at = models.DateTimeField(help_text="Server's time; older comments never start anything.")
     allow = models.JSONField(default=list, blank=True, help_text="Ids of users who may ask here, as a list of numbers.")
+    allowances = models.JSONField(
+        default=list,
+        blank=True,
+        help_text="What this recipe's compose files may ask for though a recipe may not: lines as a refusal prints them.",
+    )
 
     net_cursor = models.DateTimeField(null=True, blank=True, editable=False, help_text="Server's time of the last full listing.")
     net_due_at = models.DateTimeField(null=True, blank=True, editable=False, db_index=True)

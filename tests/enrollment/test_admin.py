@@ -14,6 +14,7 @@ from django.utils import timezone
 
 from enrollment.models import Comment, Forge, PullRequest, Repository
 from enrollment.sandbox.faults import Fault
+from tests.factories import RepositoryFactory
 from tests.world import World
 
 pytestmark = pytest.mark.django_db
@@ -255,3 +256,14 @@ def test_comments_are_read_and_tried_again_and_not_written(world: World, admin_c
     for path in ("add/", f"{row.pk}/delete/"):
         assert admin_client.get(COMMENTS + path).status_code == 403
     assert admin_client.post(f"{COMMENTS}{row.pk}/change/", {"body": "!testme else"}).status_code == 403
+
+
+def test_what_a_recipe_may_ask_for_is_written_one_a_line(admin_client: Client, world: World) -> None:
+    row = RepositoryFactory(forge=world.forge)
+    lines = "services.app: cap_add NET_ADMIN\r\n\r\n  services.app: privileged "
+    form = {"active": "on", "allow": "[]", "allowances": lines}
+    assert admin_client.post(f"{REPOSITORIES}{row.pk}/change/", form).status_code == 302
+    row.refresh_from_db()
+    assert row.allowances == ["services.app: cap_add NET_ADMIN", "services.app: privileged"]
+    page = admin_client.get(f"{REPOSITORIES}{row.pk}/change/").content.decode()
+    assert "services.app: cap_add NET_ADMIN\nservices.app: privileged</textarea>" in page
