@@ -167,8 +167,8 @@ class RepositoryForm(forms.ModelForm):  # type: ignore[type-arg]
         required=False,
         strip=True,
         widget=UnfoldAdminTextareaWidget(attrs={"rows": 3}),
-        help_text="What this recipe may ask of the machine though a recipe may not, one a line, as the refusal of a run prints it: "
-        "services.app: cap_add NET_ADMIN",
+        help_text="What this recipe may ask of the machine though a recipe may not, one a line, as the refusal of a run "
+        "prints it: services.app: cap_add NET_ADMIN",
     )
 
     class Meta:
