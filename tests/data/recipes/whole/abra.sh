@@ -1,0 +1,2 @@
+export INDEX_VERSION=v1
+export HOOKS_VERSION=v1
