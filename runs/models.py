@@ -205,3 +205,6 @@ class Report(models.Model):
 
     def __str__(self) -> str:
         return self.key
+
+
+from runs.deferred_models import DeferredItem as DeferredItem  # noqa: E402 - its rows point at runs
