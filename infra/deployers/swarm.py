@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from infra.deployers import compose, policy, settling
+from infra.deployers import compose, images, policy, settling
 from infra.deployers.base import Address, Answer, Context, Deployer, DeployError, Deployment, probe
 from infra.deployers.docker_cli import (
     KINDS,
@@ -28,7 +28,6 @@ from infra.deployers.docker_cli import (
     LABEL_RUN,
     call,
     docker,
-    environment,
     ids,
     inspect,
     labels_of,
@@ -43,7 +42,6 @@ __all__ = ["SwarmDeployer", "list_ours", "remove_run", "swarm_problem", "sweep"]
 #: Ports that an image may expose, or a recipe publish, because it speaks HTTP there.
 _WEB_PORTS = frozenset({80, 3000, 4000, 5000, 8000, 8008, 8080, 8081, 8088, 8888, 9000})
 _TEARDOWN_SECONDS = 60.0
-_PULL_SECONDS = 900.0
 _DEPLOY_SECONDS = 120.0
 #: A task that ends at once is running for a moment, again and again. Without a port to ask only time tells.
 _QUIET_SECONDS = 2.0
@@ -90,7 +88,7 @@ class SwarmDeployer(Deployer):
         context = self.context
         env = compose.environment(context, self._checkout)
         recipe = compose.load(self._checkout, env)
-        policy.check(recipe)
+        policy.check(recipe, context.allow)
         return recipe
 
     def _put(self) -> None:
@@ -114,32 +112,7 @@ class SwarmDeployer(Deployer):
 
     def _get(self, image: str) -> None:
         """Pull an image that is not here, since a pull inside the deployment would eat its time to settle."""
-        if not call("image", "inspect", image).returncode:
-            return
-        self.context.report(f"Pulling {image}")
-        process = subprocess.Popen(
-            ["docker", "pull", "--quiet", "--", image],
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        until = time.monotonic() + _PULL_SECONDS
-        try:
-            while process.poll() is None and time.monotonic() < until:
-                self.context.check()
-                time.sleep(0.1)
-        finally:
-            if process.poll() is None:
-                process.kill()
-        _, errors = process.communicate()
-        if process.returncode:
-            raise DeployError(
-                "image_missing",
-                f"The image {image} is not here and could not be pulled: {last_line(errors)}.",
-                "Check the image's name and tag in compose.yml.",
-            )
+        images.get(image, self.context)
 
     def _exposed(self, recipe: compose.Recipe) -> tuple[str, int] | None:
         """The port that the image of `app` says it listens on."""
