@@ -1,0 +1,306 @@
+"""Pulling from a real registry on loopback with the real docker, and what goes when the disk is full."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.deployers import images
+from infra.deployers.base import Context, DeployError
+from infra.deployers.swarm import SwarmDeployer
+from tests.docker import IMAGE, docker, need_swarm
+from tests.registry import Registry, registry
+
+HOUR = 3600.0
+needs_docker = pytest.mark.docker
+
+
+@pytest.fixture
+def name() -> Iterator[str]:
+    """The start of the names of this test's images, which are gone afterwards."""
+    need_swarm()
+    name = f"cc-ci-test/{uuid.uuid4().hex[:12]}"
+    yield name
+    listed = docker("images", "--format", "{{.Repository}}:{{.Tag}}").splitlines()
+    for image in [image for image in listed if name in image]:
+        docker("image", "rm", "--force", image, check=False)
+
+
+def context(tmp_path: Path, **given: Any) -> Context:
+    work = tmp_path / "work"
+    work.mkdir(exist_ok=True)
+    return Context(uuid.uuid4().hex, "test", "x", tmp_path, work, image_ledger=tmp_path / "state" / "images.json", **given)
+
+
+def here(image: str) -> bool:
+    return not subprocess.run(["docker", "image", "inspect", image], capture_output=True, timeout=30).returncode
+
+
+def ledger_of(context: Context) -> dict[str, Any]:
+    assert context.image_ledger
+    try:
+        found: dict[str, Any] = json.loads(context.image_ledger.read_text())["images"]
+    except FileNotFoundError:
+        return {}
+    return found
+
+
+@needs_docker
+def test_an_image_is_pulled_once_and_the_step_has_its_time(tmp_path: Path, name: str) -> None:
+    said: list[str] = []
+    with registry() as there:
+        image = there.add(name)
+        given = context(tmp_path, report=said.append)
+        images.get(image, given)
+        assert here(image)
+        images.get(image, given)
+        assert [path for path in there.asked if "/blobs/" in path]
+        there.asked.clear()
+        images.get(image, given)
+        assert there.asked == []
+    assert said[0] == f"Pulling {image}"
+    assert said[1].startswith(f"Pulled {image} in ") and said[1].endswith(" s")
+    assert len(said) == 2
+    assert list(ledger_of(given)) == [image]
+
+
+@needs_docker
+def test_the_deployer_pulls_with_it(tmp_path: Path, name: str) -> None:
+    with registry() as there:
+        SwarmDeployer(context(tmp_path))._get(there.add(name))
+        assert here(f"{there.host}/{name}:1")
+
+
+@needs_docker
+@pytest.mark.parametrize(
+    ("image", "words", "fix"),
+    [
+        ("127.0.0.1:9/{name}:1", "refused", "See whether the registry answers"),
+        ("{host}/{name}:2", "manifest unknown", "Check the image's name and tag"),
+    ],
+)
+def test_a_failed_pull_is_our_fault_with_the_words_of_docker(image: str, words: str, fix: str, tmp_path: Path, name: str) -> None:
+    with registry() as there, pytest.raises(DeployError) as caught:
+        images.get(image.format(name=name, host=there.host), context(tmp_path))
+    assert caught.value.kind == "pull_failed"
+    assert not caught.value.recipes_fault
+    assert words in caught.value.message
+    assert fix in caught.value.fix
+    assert not (tmp_path / "state" / "images.json").exists()
+
+
+@needs_docker
+def test_what_is_no_name_is_the_recipes_fault(tmp_path: Path, name: str) -> None:
+    for wrong in ("UPPER/x:1", "a b", "--help"):
+        with pytest.raises(DeployError) as caught:
+            images.get(wrong, context(tmp_path))
+        assert caught.value.kind == "invalid_recipe"
+
+
+@needs_docker
+def test_a_login_is_used_and_stands_nowhere_afterwards(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[list[str], int, int]] = []
+    real = images._pull
+
+    def look(image: str, options: list[str], check: Callable[[], None]) -> str:
+        file = Path(options[1]) / "config.json"
+        seen.append((options[:1], file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777))
+        return real(image, options, check)
+
+    monkeypatch.setattr(images, "_pull", look)
+    with registry(login="ci:not-a-real-secret") as there:
+        image = there.add(name)
+        with pytest.raises(DeployError, match=r"no basic auth credentials|unauthorized|authentication required"):
+            images.get(image, context(tmp_path, registry_auth='{"auths": {}}'))
+        given = context(tmp_path, registry_auth=there.auth)
+        images.get(image, given)
+        assert here(image)
+    assert seen == [(["--config"], 0o600, 0o700)] * 2
+    assert list(given.work.iterdir()) == []
+
+
+@needs_docker
+def test_a_mirror_is_asked_first_for_images_of_docker_hub_only(tmp_path: Path, name: str) -> None:
+    said: list[str] = []
+    with registry() as mirror, registry() as other:
+        mirror.add(name)
+        given = context(tmp_path, mirror=mirror.host, report=said.append)
+        images.get(f"{name}:1", given)
+        assert here(f"{name}:1")
+        assert "from the mirror in" in said[-1]
+        assert set(ledger_of(given)) == {f"{name}:1", f"{mirror.host}/{name}:1"}
+        mirror.asked.clear()
+        images.get(other.add(f"{name}-other"), given)
+        assert mirror.asked == []
+
+
+@needs_docker
+def test_without_the_image_in_the_mirror_the_original_is_asked(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    real = images._pull
+
+    def pull(image: str, options: list[str], check: Callable[[], None]) -> str:
+        asked.append(image)
+        return real(image, options, check) if image.startswith("127.") else "toomanyrequests: You have reached your limit"
+
+    monkeypatch.setattr(images, "_pull", pull)  # nobody should ask the real Docker Hub
+    with registry() as mirror, pytest.raises(DeployError) as caught:
+        images.get(f"{name}:1", context(tmp_path, mirror=mirror.host))
+    assert asked == [f"{mirror.host}/{name}:1", f"{name}:1"]
+    assert "You have reached your limit" in caught.value.message
+    assert "The mirror said:" in caught.value.message and "manifest unknown" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("image", "name"),
+    [
+        ("redis", "m:5000/library/redis"),
+        ("redis:7", "m:5000/library/redis:7"),
+        ("nginx/nginx:1", "m:5000/nginx/nginx:1"),
+        ("docker.io/library/redis:7", "m:5000/library/redis:7"),
+        ("docker.io/redis:7", "m:5000/library/redis:7"),
+        ("ghcr.io/a/b:1", ""),
+        ("localhost/a:1", ""),
+        ("registry:5000/a:1", ""),
+        ("redis@sha256:" + "0" * 64, ""),
+    ],
+)
+def test_the_name_in_the_mirror(image: str, name: str) -> None:
+    assert images.mirrored(image, "m:5000/") == name
+    assert images.mirrored(image, "") == ""
+
+
+@needs_docker
+def test_a_pull_ends_when_the_run_shall_stop(tmp_path: Path, name: str) -> None:
+    class Cancelled(Exception):
+        pass
+
+    calls: list[float] = []
+
+    def check() -> None:
+        calls.append(time.monotonic())
+        if len(calls) > 2:
+            raise Cancelled
+
+    silent = threading.Event()
+
+    with registry() as there:
+        there_add = there.add(name)
+        real = Registry.blobs
+        try:
+            Registry.blobs = lambda self, repository: (silent.wait(20), real(self, repository))[1]  # type: ignore[method-assign]
+            started = time.monotonic()
+            with pytest.raises(Cancelled):
+                images.get(there_add, context(tmp_path, check=check))
+            assert time.monotonic() - started < 5
+        finally:
+            silent.set()
+            Registry.blobs = real  # type: ignore[method-assign]
+
+
+class Shelf:
+    """Four images of a megabyte each, used 40, 30, 20 and 10 hours ago; one more of a person's."""
+
+    def __init__(self, tmp_path: Path, there: Registry, name: str) -> None:
+        self.now = time.time()
+        self.context = context(tmp_path)
+        self.ledger = tmp_path / "state" / "images.json"
+        self.names = [there.add(f"{name}-{number}") for number in range(4)]
+        for image, hours in zip(self.names, (40, 30, 20, 10), strict=True):
+            images.get(image, self.context)
+            images.note_use(self.ledger, image, now=self.now - hours * HOUR)
+        self.persons = there.add(f"{name}-person")
+        docker("pull", "--quiet", self.persons)
+        images.note_use(self.ledger, self.persons)
+
+    def prune(self, most_gb: float, *keep: str) -> list[str]:
+        return images.prune(self.ledger, most_gb, keep, now=self.now)
+
+    @property
+    def left(self) -> list[int]:
+        return [number for number, image in enumerate(self.names) if here(image)]
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, name: str) -> Iterator[Shelf]:
+    with registry(filling=1_000_000) as there:
+        yield Shelf(tmp_path, there, name)
+
+
+@needs_docker
+def test_the_least_recently_used_go_first_and_no_more_than_needed(shelf: Shelf) -> None:
+    assert shelf.prune(0.0045) == []
+    assert shelf.prune(0) == []
+    images.note_use(shelf.ledger, shelf.names[0], now=shelf.now - 2 * HOUR)
+    assert shelf.prune(0.0025) == [shelf.names[1], shelf.names[2]]
+    assert shelf.left == [0, 3]
+    assert set(ledger_of(shelf.context)) == {shelf.names[0], shelf.names[3]}
+
+
+@needs_docker
+def test_what_is_used_needed_young_or_not_ours_stays(shelf: Shelf, name: str) -> None:
+    container, service = name.rpartition("/")[2], f"ccci-test-{name.rpartition('/')[2]}"
+    docker("create", f"--name={container}", shelf.names[0])
+    docker("service", "create", "--detach", "--no-resolve-image", "--replicas=0", f"--name={service}", shelf.names[1])
+    try:
+        assert shelf.prune(0.000001, shelf.names[2]) == [shelf.names[3]]
+        images.note_use(shelf.ledger, shelf.names[2], now=shelf.now - 60)
+        assert shelf.prune(0.000001) == []
+        assert shelf.left == [0, 1, 2]
+    finally:
+        docker("rm", container)
+        docker("service", "rm", service)
+    assert shelf.prune(0.000001) == shelf.names[:2]
+    assert here(shelf.persons) and here(IMAGE)
+
+
+@needs_docker
+def test_a_name_that_somebody_gave_to_another_image_is_not_ours(shelf: Shelf) -> None:
+    docker("tag", shelf.persons, shelf.names[0])
+    assert shelf.prune(0.0015) == shelf.names[1:3]
+    assert here(shelf.names[0])
+    assert set(ledger_of(shelf.context)) == {shelf.names[3]}
+
+
+def test_a_ledger_that_cannot_be_read_removes_nothing(tmp_path: Path) -> None:
+    need_swarm()
+    ledger = tmp_path / "images.json"
+    for text in ("", "{", "[]", '{"images": []}', '{"images": {"x": 5}}', '{"images": {"x": {"id": 1}}}'):
+        ledger.write_text(text)
+        images.note_use(ledger, IMAGE)
+        assert images.prune(ledger, 0.0000001) == []
+
+
+def test_no_ledger_no_notes() -> None:
+    images.note_use(None, "x")
+    assert images.prune(None, 1) == []
+
+
+def _note_often(ledger: Path, number: int) -> None:
+    for _ in range(50):
+        images.note_use(ledger, f"image-{number}", now=float(number + 1))
+
+
+def test_many_write_the_ledger_at_once_and_nothing_is_lost(tmp_path: Path) -> None:
+    ledger = tmp_path / "images.json"
+    ledger.write_text(json.dumps({"images": {f"image-{number}": {"id": "sha256:x", "used": 0} for number in range(4)}}))
+    fork = multiprocessing.get_context("fork")
+    writers = [fork.Process(target=_note_often, args=(ledger, number)) for number in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(30)
+        assert writer.exitcode == 0
+    found = json.loads(ledger.read_text())["images"]
+    assert {name: entry["used"] for name, entry in found.items()} == {f"image-{number}": number + 1 for number in range(4)}
