@@ -1,24 +1,30 @@
 """The only door from the tests' sandbox to the world: a unix socket that the harness serves.
 
 The first line of a connection is JSON: `{"to": "app"}` makes the rest a connection to the app;
-`{"do": "exec", "service", "command", "timeout"}` and `{"do": "logs", "service", "lines"}` are answered with one line.
+`{"do": "exec", "service", "command", "timeout"}`, `{"do": "logs", "service", "lines"}` and `{"do": "state"}` are answered with
+one line: what was asked for, `{"error": …}`, or `{"cannot": …}` for what this deployer cannot do at all. Strangers' code writes
+here: nothing of a request reaches a deployer before its kind and size are checked.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
 import socket
 import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from infra.deployers.base import Deployer, DeployError, listen_unix
+from infra.deployers.base import Deployer, DeployError, Deployment, listen_unix
 from infra.deployers.inside import splice
 
 _MOST_CONNECTIONS = 128
 _LONGEST_REQUEST = 65536
 _LONGEST_TIMEOUT = 600.0
+_MOST_LINES = 1000
+_SERVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
 
 class Gate:
@@ -44,15 +50,14 @@ class Gate:
             return
         try:
             stream.settimeout(30)
-            request = json.loads(_first_line(stream))
+            request = _request(_first_line(stream))
             if request.get("to") == "app":
                 self._to_app(stream)
             else:
-                answer = self._answer(request)
-                stream.sendall((json.dumps(answer) + "\n").encode())
-        except (AttributeError, TypeError) as error:
+                stream.sendall((json.dumps(self._answer(request)) + "\n").encode())
+        except _Refused as refused:
             with suppress(OSError):
-                stream.sendall((json.dumps({"error": f"not understood: {error}"}) + "\n").encode())
+                stream.sendall((json.dumps({"error": f"not understood: {refused}"}) + "\n").encode())
         finally:
             self._slots.release()
 
@@ -66,18 +71,61 @@ class Gate:
 
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
-            service = str(request.get("service") or "app")
-            if request.get("do") == "exec":
-                command = [str(word) for word in request["command"]]
-                timeout = min(max(float(request.get("timeout", 60)), 1), _LONGEST_TIMEOUT)
-                code, output = self._deployer.execute(service, command, timeout)
-                return {"code": code, "output": output}
-            if request.get("do") == "logs":
-                lines = min(max(int(request.get("lines", 50)), 1), 1000)
-                return {"output": self._deployer.logs(service, lines)}
-        except (DeployError, KeyError, ValueError, TypeError) as error:
-            return {"error": str(error)}
+            match request.get("do"):
+                case "exec":
+                    timeout = min(max(_number(request, "timeout", 60), 1), _LONGEST_TIMEOUT)
+                    code, output = self._deployer.execute(_service(request), _command(request), timeout)
+                    return {"code": code, "output": output}
+                case "logs":
+                    lines = min(max(int(_number(request, "lines", 50)), 1), _MOST_LINES)
+                    return {"output": self._deployer.logs(_service(request), lines)}
+                case "state":
+                    return _state(self._deployer.state())
+        except DeployError as error:
+            return {"cannot" if error.kind == "not_applicable" else "error": str(error)}
         return {"error": "not understood"}
+
+
+class _Refused(Exception):
+    """A request that makes no sense."""
+
+
+def _request(line: bytes) -> dict[str, Any]:
+    try:
+        request = json.loads(line)
+    except RecursionError as error:
+        raise _Refused("nested too deeply") from error
+    if not isinstance(request, dict):
+        raise _Refused("no object")
+    return request
+
+
+def _service(request: dict[str, Any]) -> str:
+    name = request.get("service") or "app"
+    if not isinstance(name, str) or not _SERVICE.fullmatch(name):
+        raise _Refused("the service is no name")
+    return name
+
+
+def _command(request: dict[str, Any]) -> list[str]:
+    words = request.get("command")
+    if not isinstance(words, list) or not words or not all(isinstance(word, str) and "\0" not in word for word in words):
+        raise _Refused("the command is no list of words")
+    return words
+
+
+def _number(request: dict[str, Any], key: str, usual: float) -> float:
+    value = request.get(key, usual)
+    # json reads NaN and Infinity, too, and integers of any length.
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e12 or not math.isfinite(value):
+        raise _Refused(f"{key} is no number")
+    return value
+
+
+def _state(deployment: Deployment) -> dict[str, Any]:
+    names = ("name", "wanted", "running", "health", "image")
+    services = [{name: getattr(service, name) for name in names} for service in deployment.services]
+    return {"services": services, "version": deployment.version, "ports": dict(deployment.ports)}
 
 
 def _first_line(stream: socket.socket) -> bytes:

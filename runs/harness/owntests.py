@@ -1,19 +1,23 @@
-"""Runs a recipe's own pytest files in the sandbox: one pytest process a stage, results as JUnit XML."""
+"""Runs a recipe's own pytest files and hooks in the sandbox: one process a stage or hook, results read with suspicion."""
 
 from __future__ import annotations
 
+import ast
+import hashlib
+import ipaddress
+import json
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from infra.deployers import sandbox
 from infra.deployers.base import Context, Deployer
-from runs.harness import junit
+from runs.harness import extras, junit
 from runs.harness.events import Journal
 from runs.harness.gate import Gate
 from runs.harness.protocol import STAGES, CaseResult
@@ -21,6 +25,12 @@ from runs.harness.watch import Watch
 
 PLUGINS = Path(__file__).parent / "inside"
 _GATE = "/run/cc-ci/gate.sock"
+
+#: The functions that a recipe may define in its hooks' file.
+HOOKS = (*(f"before_{stage}" for stage in STAGES), "write_marker", "read_marker")
+HOOKS_FILE = "tests/cc_ci_hooks.py"
+_BIGGEST_HOOKS = 256 << 10
+_LONGEST_VALUE = 10_000
 
 _INTERRUPTED, _INTERNAL, _USAGE, _NO_TESTS = 2, 3, 4, 5
 
@@ -34,28 +44,48 @@ class Outcome:
     cases: Sequence[CaseResult] = ()
 
 
-def find(checkout: Path, stage: str) -> list[str]:
-    """The recipe's test files that belong to a stage, as paths in the checkout.
+@dataclass(frozen=True)
+class HookResult:
+    """What became of a hook. `ran` is false where the recipe has none; `ok` is false when it raised, by `reason`."""
 
-    `tests/**/test_<stage>.py` goes with that stage, files under a folder `extra` with the extra tests, all others with
-    custom.
+    ran: bool
+    ok: bool
+    value: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """A program of the recipe that has ended: its exit code, the file that it left, whether it wanted too much memory."""
+
+    code: int
+    data: bytes
+    out_of_memory: bool
+
+
+def find(checkout: Path, stage: str) -> list[str]:
+    """The recipe's test files that pytest is given for a stage, as paths in the checkout.
+
+    `tests/**/test_<stage>.py` goes with that stage; what lies under a folder `extra`, in `tests` or beside it, with the extra
+    tests; all others with custom. A file that has the mark `extra` somewhere is given to the stage extra, too: within a
+    file, the plugin keeps for each stage its own tests.
     """
-    found = []
-    for folder, folders, files in os.walk(checkout / "tests"):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__pycache__")))
-        for file in sorted(files):
-            if file.startswith("test_") and file.endswith(".py"):
-                path = Path(folder, file).relative_to(checkout)
-                if _stage_of(path) == stage:
-                    found.append(str(path))
-    return sorted(found)
+    tests, helpers = extras.files(checkout)
+    if stage != "extra":
+        return [str(path) for path in tests if not extras.is_extra(path) and _stage_of(path) == stage]
+    # A mark that is made in a conftest.py can be used anywhere.
+    anywhere = any(extras.mentioned(checkout, path) for path in helpers)
+    return [str(path) for path in tests if anywhere or extras.is_extra(path) or extras.mentioned(checkout, path)]
 
 
 def _stage_of(path: Path) -> str:
-    if "extra" in path.parts[1:-1]:
-        return "extra"
     name = path.stem.removeprefix("test_")
     return name if name in STAGES else "custom"
+
+
+def marker(context: Context) -> str:
+    """The value of the run's marker: the same in all its stages, and nobody else's."""
+    return f"cc-ci-{hashlib.sha256(f'marker {context.run_id}'.encode()).hexdigest()[:16]}"
 
 
 def run(
@@ -63,11 +93,94 @@ def run(
 ) -> Outcome:
     """Run `files` with pytest and read what came of it. Raises Cancelled and TimedOut, with nothing left running."""
     place = _place(stage, context)
+    results = f"{place.home}/junit.xml"
+    command = [
+        *["-m", "pytest", "-p", "cc_ci_plugin", "-p", "no:cacheprovider", "-ra", "--tb=short", "--color=no"],
+        *["-o", "junit_family=xunit1", "--rootdir={folder}", f"--junitxml={results}", *files],
+    ]
+    environment = {"CC_CI_STAGE": stage}
+    if stage == "extra":
+        environment["CC_CI_EXTRA_FILES"] = "\n".join(file for file in files if extras.is_extra(Path(file)))
+    ended = _inside(place, command, environment, results, context, deployer, journal, watch)
+    if ended.data:
+        (folder / f"junit-{stage}.xml").write_bytes(ended.data[: junit.BIGGEST])
+    return judge(ended.code, ended.data, ended.out_of_memory)
+
+
+def hooks(checkout: Path) -> set[str]:
+    """The hooks that the recipe defines, found without running anything; none in a file that cannot be read."""
+    data = _hooks_file(checkout)
+    try:
+        body = ast.parse(data).body if data else []
+    except (SyntaxError, ValueError, LookupError, OverflowError, RecursionError, MemoryError):
+        return set()
+    return {node.name for node in body if isinstance(node, ast.FunctionDef) and node.name in HOOKS}
+
+
+def _hooks_file(checkout: Path) -> bytes:
+    path = (checkout / HOOKS_FILE).resolve()
+    if not path.is_relative_to(checkout.resolve()) or not path.is_file() or path.stat().st_size > _BIGGEST_HOOKS:
+        return b""
+    return path.read_bytes()
+
+
+def hook(
+    name: str, context: Context, deployer: Deployer, journal: Journal, watch: Watch, folder: Path, value: str = ""
+) -> HookResult:
+    """Call the function `name` of the recipe's hooks with the app and `value`, in the tests' sandbox.
+
+    A hook that the recipe does not define is none that ran, and well. One that raises is the recipe's failure. Its text goes to
+    the log, and, when it raised, to `hook-<name>.txt` in `folder`. Raises Cancelled and TimedOut.
+    """
+    if name not in hooks(context.checkout):
+        return HookResult(ran=False, ok=True)
+    journal.step(f"Running the recipe's hook {name}")
+    place = _place(f"hook-{name.replace('_', '-')}", context)
+    result = f"{place.home}/hook.json"
+    command = ["-P", "-m", "cc_ci_plugin.hook", name, value, result]
+    ended = _inside(place, command, {}, result, context, deployer, journal, watch)
+    done = judge_hook(name, ended.code, ended.data, ended.out_of_memory)
+    if not done.ok:
+        (folder / f"hook-{name}.txt").write_text(journal.clean(done.reason + "\n"))
+    return done
+
+
+def judge_hook(name: str, code: int, data: bytes, out_of_memory: bool = False) -> HookResult:
+    """What a hook's exit code and its result say together. Pure."""
+    if out_of_memory:
+        return HookResult(True, False, reason=f"The hook {name} used more memory than it may and was ended.")
+    try:
+        answer = json.loads(data[: junit.BIGGEST])
+        given, error = answer.get("value", ""), answer.get("error", "")
+        if not isinstance(given, str) or not isinstance(error, str):
+            raise TypeError
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return HookResult(True, False, reason=f"The hook {name} ended with exit code {code} and left no result: see the log.")
+    if error or code:
+        said = error.strip()[-2000:] or f"exit code {code}"
+        return HookResult(True, False, reason=f"The hook {name} of {HOOKS_FILE} failed: {said}")
+    if len(given) > _LONGEST_VALUE:
+        return HookResult(True, False, reason=f"The hook {name} gave {len(given)} characters, more than {_LONGEST_VALUE}.")
+    return HookResult(True, True, given)
+
+
+def _inside(
+    place: sandbox.Sandbox,
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    result: str,
+    context: Context,
+    deployer: Deployer,
+    journal: Journal,
+    watch: Watch,
+) -> _Ended:
+    """Run Python with these arguments beside the gate, until it ends or `watch` ends it. `result` is the file to hand out."""
     result_out, result_in = os.pipe()
     collected: list[bytes] = []
     with Gate(context.work / "gate.sock", deployer, context.domain):
+        config = _config(place, command, environment, context, deployer) | {"result": result, "result_fd": result_in}
         try:
-            box = place.start("runner.py", _config(place, files, context, deployer, result_in), (result_in,))
+            box = place.start("runner.py", config, (result_in,))
         finally:
             os.close(result_in)
         readers = [
@@ -83,17 +196,14 @@ def run(
             place.end(box)
         for reader in readers:
             reader.join(timeout=5)
-    data = b"".join(collected)
-    if data:
-        (folder / f"junit-{stage}.xml").write_bytes(data[: junit.BIGGEST])
-    return judge(code, data, memory)
+    return _Ended(code, b"".join(collected), memory)
 
 
-def _place(stage: str, context: Context) -> sandbox.Sandbox:
-    scratch = context.work / f"tests-{stage}"
+def _place(name: str, context: Context) -> sandbox.Sandbox:
+    scratch = context.work / f"tests-{name}"
     scratch.mkdir(exist_ok=True)
     return sandbox.Sandbox(
-        f"{context.stack}-{stage}",
+        f"{context.stack}-{name}",
         bubblewrap=sandbox.available().ok,
         mounts={
             "/recipe": context.checkout,
@@ -109,17 +219,15 @@ def _place(stage: str, context: Context) -> sandbox.Sandbox:
 
 
 def _config(
-    place: sandbox.Sandbox, files: Sequence[str], context: Context, deployer: Deployer, result_fd: int
+    place: sandbox.Sandbox, command: Sequence[str], environment: Mapping[str, str], context: Context, deployer: Deployer
 ) -> dict[str, object]:
     gate = place.where(_GATE)
+    python = str(Path(sys.prefix) / "bin" / "python") if sys.prefix != sys.base_prefix else sandbox.interpreter()
+    chromium = os.environ.get("CC_CI_CHROMIUM", "")
+    # By its name, on the port of the web: only there, and where the name is one.
+    ports = [80, 0] if place.bubblewrap and context.domain and not _is_address(context.domain) else [0]
     return {
-        "command": [
-            str(Path(sys.prefix) / "bin" / "python") if sys.prefix != sys.base_prefix else sandbox.interpreter(),
-            *["-m", "pytest", "-p", "cc_ci_plugin", "-p", "no:cacheprovider", "-ra", "--tb=short", "--color=no"],
-            *["-o", "junit_family=xunit1", "--rootdir={folder}"],
-            f"--junitxml={place.home}/junit.xml",
-            *files,
-        ],
+        "command": [python, *command],
         "env": {
             **place.environment(),
             "PYTHONPATH": place.where(f"{sandbox.PROGRAMS}/plugins"),
@@ -128,16 +236,25 @@ def _config(
             "CC_CI_DOMAIN": context.domain,
             "CC_CI_GATE": gate,
             "CC_CI_RECIPE": context.recipe,
+            "CC_CI_MARKER": marker(context),
+            **({"CC_CI_CHROMIUM": chromium} if chromium else {}),
+            **environment,
         },
         "source": place.where("/recipe"),
         "home": place.home,
         "host": context.domain,
-        "ports": ([80, 0] if place.bubblewrap and context.domain else [0]) if deployer.address() else [],
+        "ports": ports if deployer.address() else [],
         "gate": gate,
-        "result": f"{place.home}/junit.xml",
-        "result_fd": result_fd,
         "biggest": junit.BIGGEST,
     }
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _wait(box: subprocess.Popen[bytes], watch: Watch) -> int:
@@ -173,7 +290,7 @@ def judge(code: int, data: bytes, out_of_memory: bool = False) -> Outcome:
         return Outcome("failed", f"The tests left unusable results: {error}")
     bad = [case for case in cases if case.status in ("failed", "errored")]
     if code == _NO_TESTS and not cases:
-        return Outcome("not_applicable", "The recipe's test files have no tests in them.")
+        return Outcome("not_applicable", "The recipe's test files have no tests for this stage.")
     if bad:
         names = ", ".join(case.name for case in bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
         said = "could not be collected" if code == _INTERRUPTED else "failed"

@@ -1,7 +1,4 @@
-"""The pytest plugin for a recipe's own tests: the fixture `app`. One file, which needs pytest and requests only.
-
-See docs/write-tests.md.
-"""
+"""The deployed app, as a test sees it: by the web, and through the harness's gate."""
 
 from __future__ import annotations
 
@@ -9,10 +6,10 @@ import json
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 import pytest
 import requests
@@ -20,6 +17,7 @@ import requests
 #: Answers of a proxy whose app is still starting.
 _NOT_YET = (502, 503, 504)
 _PROXYS_404 = "404 page not found"
+_LONGEST_ANSWER = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -30,6 +28,17 @@ class Done:
     output: str
 
 
+@dataclass(frozen=True)
+class Service:
+    """One service, as it is now. `health` is empty for one without a health check."""
+
+    name: str
+    wanted: int
+    running: int
+    health: str
+    image: str
+
+
 class App:
     """The deployed app.
 
@@ -38,7 +47,8 @@ class App:
 
     def __init__(self, url: str, domain: str, gate: str, wait: float) -> None:
         self.url = url
-        self.domain = domain
+        self.domain = domain or (urlsplit(url).hostname or "")
+        self._host = domain
         self._gate = gate
         self._wait = wait
         self._session = requests.Session()
@@ -61,8 +71,8 @@ class App:
             pytest.fail("This recipe has no web port, so there is no URL to ask.")
         until = time.monotonic() + (self._wait if wait is None else wait)
         headers = {**(options.pop("headers", None) or {})}
-        if self.domain and not any(key.lower() == "host" for key in headers):
-            headers["Host"] = self.domain
+        if self._host and not any(key.lower() == "host" for key in headers):
+            headers["Host"] = self._host
         options.setdefault("timeout", 10)
         pause = 0.1
         while True:
@@ -79,23 +89,45 @@ class App:
     def exec(self, command: str | Sequence[str], service: str = "app", timeout: float = 60) -> Done:
         """Run a command inside a service: a list of words, or one line for its shell. Seconds until it is given up."""
         words = ["sh", "-c", command] if isinstance(command, str) else list(command)
-        answer = self._ask({"do": "exec", "service": service, "command": words, "timeout": timeout}, timeout + 15)
+        request = {"do": "exec", "service": service, "command": words, "timeout": timeout}
+        answer = self._ask("app.exec", request, timeout + 15)
         return Done(int(answer["code"]), str(answer["output"]))
 
     def logs(self, service: str = "app", lines: int = 50) -> str:
         """The last lines that a service printed."""
-        return str(self._ask({"do": "logs", "service": service, "lines": lines}, 30)["output"])
+        return str(self._ask("app.logs", {"do": "logs", "service": service, "lines": lines}, 30)["output"])
 
-    def _ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
+    def services(self) -> dict[str, Service]:
+        """Every service of the deployment by its name, as it is at this moment."""
+        return {str(service["name"]): Service(**service) for service in self._state("app.services")["services"]}
+
+    @property
+    def version(self) -> str:
+        """The version that the deployment's label names, read back; empty without such a label."""
+        return str(self._state("app.version")["version"])
+
+    @property
+    def ports(self) -> Mapping[str, int]:
+        """The published ports: `"app:22/tcp"` -> the port on the machine, which is another one in each run."""
+        return {str(name): int(port) for name, port in self._state("app.ports")["ports"].items()}
+
+    def _state(self, what: str) -> dict[str, Any]:
+        return self._ask(what, {"do": "state"}, 60)
+
+    def _ask(self, what: str, request: dict[str, Any], timeout: float) -> dict[str, Any]:
+        if not self._gate:
+            pytest.skip(f"{what} is not available: this app was not deployed by cc-ci. Type `cc-ci test .` for one that is.")
         folder = os.open(os.path.dirname(self._gate), os.O_PATH | os.O_CLOEXEC)  # noqa: PTH120
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stream:
                 stream.settimeout(timeout)
                 stream.connect(f"/proc/self/fd/{folder}/{os.path.basename(self._gate)}")  # noqa: PTH119
                 stream.sendall((json.dumps(request) + "\n").encode())
-                answer: dict[str, Any] = json.loads(stream.makefile("r").readline())
+                answer: dict[str, Any] = json.loads(stream.makefile("r").readline(_LONGEST_ANSWER))
         finally:
             os.close(folder)
+        if "cannot" in answer:
+            pytest.skip(f"{what} is not available: {answer['cannot']}")
         if "error" in answer:
             pytest.fail(f"The harness refused: {answer['error']}")
         return answer
@@ -105,14 +137,3 @@ def _starting(response: requests.Response) -> bool:
     if response.status_code in _NOT_YET:
         return True
     return response.status_code == 404 and response.text.strip() == _PROXYS_404
-
-
-@pytest.fixture(scope="session")
-def app() -> App:
-    """The deployed app, the same for all tests of a stage."""
-    return App(
-        url=os.environ.get("CC_CI_URL", ""),
-        domain=os.environ.get("CC_CI_DOMAIN", ""),
-        gate=os.environ.get("CC_CI_GATE", ""),
-        wait=float(os.environ.get("CC_CI_WAIT", "60")),
-    )

@@ -1,0 +1,104 @@
+"""The pytest plugin for a recipe's own tests: the fixtures `app`, `browser` and `marker`, and the mark `extra`.
+
+It needs pytest and requests, and is told by its environment what there is to test (`CC_CI_URL` and others, see
+`runs.harness.owntests`). Where it is installed without a run around it, it changes nothing. See docs/write-tests.md.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .app import App, Done, Service
+
+if TYPE_CHECKING:
+    from .browser import Browser, Chromium
+
+__all__ = ["App", "Done", "Marker", "Service"]
+
+_MARK = (
+    "extra(covers=[…], ports=…): a long test, run only when asked for. covers: the paths whose change makes it worth running; "
+    "ports: the slug of the deferred test that this one brings back"
+)
+_NO_APP = (
+    "No app is deployed for these tests: type `cc-ci test .` in the recipe's folder "
+    "(or set CC_CI_URL to the address of an app that runs)."
+)
+
+
+@dataclass(frozen=True)
+class Marker:
+    """A value that no other run has, the same in all stages of this one."""
+
+    value: str
+
+    def __str__(self) -> str:
+        return self.value
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", _MARK)
+
+
+@pytest.hookimpl(trylast=True)  # after the recipe's conftest.py, which may mark tests
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In a run, keep the tests of its stage: in `extra` those that are extra, elsewhere all others."""
+    stage = os.environ.get("CC_CI_STAGE")
+    if not stage:
+        return
+    whole = set(os.environ.get("CC_CI_EXTRA_FILES", "").split("\n"))
+
+    def extra(item: pytest.Item) -> bool:
+        return item.nodeid.partition("::")[0] in whole or item.get_closest_marker("extra") is not None
+
+    others = [item for item in items if extra(item) != (stage == "extra")]
+    if others:
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if extra(item) == (stage == "extra")]
+
+
+@pytest.fixture(scope="session")
+def app() -> App:
+    """The deployed app, the same for all tests of a stage."""
+    if not (os.environ.get("CC_CI_URL") or os.environ.get("CC_CI_GATE")):
+        pytest.fail(_NO_APP, pytrace=False)
+    return from_environment()
+
+
+@pytest.fixture(scope="session")
+def marker() -> Marker:
+    """What the run writes into the app before the backup and looks for afterwards."""
+    return Marker(os.environ.get("CC_CI_MARKER") or secrets.token_hex(8))
+
+
+@pytest.fixture(scope="session")
+def _chromium() -> Iterator[Chromium]:
+    from . import browser as browsers
+
+    with browsers.started() as chromium:
+        yield chromium
+
+
+@pytest.fixture
+def browser(app: App, _chromium: Chromium) -> Iterator[Browser]:
+    """A browser for one test: `browser.new_page()` gives a Playwright page for which `/` is the app."""
+    from .browser import Browser
+
+    browser = Browser(_chromium, app.url)
+    yield browser
+    browser.close()
+
+
+def from_environment() -> App:
+    """The app that the environment names."""
+    return App(
+        url=os.environ.get("CC_CI_URL", "").rstrip("/"),
+        domain=os.environ.get("CC_CI_DOMAIN", ""),
+        gate=os.environ.get("CC_CI_GATE", ""),
+        wait=float(os.environ.get("CC_CI_WAIT", "60")),
+    )
