@@ -13,6 +13,7 @@ GROUPS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("Runs", "play_circle", "runs.testrun"),
         ("Stages", "list_alt", "runs.stageresult"),
         ("Tests", "checklist", "runs.caseresult"),
+        ("Files", "draft", "runs.artefact"),
         ("Trail", "history", "runs.runevent"),
         ("Answers to the forges", "forum", "runs.report"),
     ),

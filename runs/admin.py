@@ -8,6 +8,7 @@ from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.template.defaultfilters import filesizeformat
 from django.utils import timezone
 from django.utils.html import format_html
 from django_q.tasks import async_task
@@ -19,7 +20,7 @@ from controlplane.secrets import SecretUnreadable
 from enrollment.forges.base import ForgeError
 from enrollment.models import Repository
 from runs import lifecycle, starting
-from runs.models import CaseResult, Report, RunEvent, StageResult, State, TestRun
+from runs.models import Artefact, CaseResult, Report, RunEvent, StageResult, State, TestRun
 
 STATE_LABELS = {
     "passed": "success",
@@ -56,9 +57,21 @@ class EventInline(ReadOnlyInline):
 
 @admin.register(TestRun)
 class TestRunAdmin(ReadOnlyAdmin):
-    list_display = ("short_id", "repository", "pull_request", "short_sha", "result", "requested_by", "created_at", "took", "page")
+    list_display = (
+        "short_id",
+        "repository",
+        "pull_request",
+        "short_sha",
+        "result",
+        "level",
+        "requested_by",
+        "created_at",
+        "took",
+        "page",
+    )
     list_filter = (
         "state",
+        "level",
         "repository__forge",
         "repository",
         "trusted",
@@ -115,6 +128,23 @@ class StageResultAdmin(ReadOnlyAdmin):
     list_filter = ("name", "status", "run__repository")
     search_fields = ("run__id", "reason")
     list_select_related = ("run",)
+
+
+@admin.register(Artefact)
+class ArtefactAdmin(ReadOnlyAdmin):
+    list_display = ("name", "kind", "run", "size", "page")
+    list_filter = ("kind", "run__repository")
+    search_fields = ("name", "run__id")
+    list_select_related = ("run",)
+    exclude = ("data",)
+
+    @display(description="size", ordering="bytes")
+    def size(self, row: Artefact) -> str:
+        return filesizeformat(row.bytes)
+
+    @display(description="page")
+    def page(self, row: Artefact) -> str:
+        return format_html('<a href="{}">open</a>', row.get_absolute_url())
 
 
 @admin.register(CaseResult)

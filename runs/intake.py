@@ -251,6 +251,7 @@ def create_run(
             retry_of=retry_of,
             sha=sha,
             ref=ref,
+            base_ref=pull_request.base_ref if pull_request else "",
             stages=list(stages),
             requested_by=requested_by[:255],
             trusted=trusted,

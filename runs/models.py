@@ -45,6 +45,7 @@ class TestRun(models.Model):
     requested_by = models.CharField(max_length=255)
     sha = models.CharField(max_length=64)
     ref = models.CharField(max_length=255, help_text="What is fetched, such as refs/pull/3/head.")
+    base_ref = models.CharField(max_length=255, blank=True, help_text="The branch it goes to; empty: the default branch.")
     stages = models.JSONField(default=list)
     trusted = models.BooleanField(default=False, help_text="False: a stranger's code, run in a full sandbox or not at all.")
 
@@ -58,6 +59,10 @@ class TestRun(models.Model):
     sandbox = models.CharField(max_length=50, blank=True)
     warnings = models.JSONField(default=list, blank=True)
     teardown = models.JSONField(default=dict, blank=True)
+    level = models.PositiveSmallIntegerField(null=True, blank=True, help_text="From 0 to 5; see docs/levels.md.")
+    details = models.JSONField(
+        default=dict, blank=True, help_text="What else the results say: rungs, lint, extra tests, times, versions."
+    )
     log = models.TextField(blank=True, help_text="The last part of the log, kept here so that it outlives the machine.")
     log_offset = models.PositiveBigIntegerField(default=0)
     event_seq = models.PositiveIntegerField(default=0)
@@ -110,6 +115,7 @@ class StageResult(models.Model):
     order = models.PositiveSmallIntegerField()
     status = models.CharField(max_length=20)
     reason = models.TextField(blank=True)
+    proven = models.BooleanField(default=True, help_text="False: nothing shows that it did what it is for.")
     seconds = models.FloatField(default=0)
     started_at = models.DateTimeField(null=True, blank=True)
     finished_at = models.DateTimeField(null=True, blank=True)
@@ -136,6 +142,38 @@ class CaseResult(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+
+class Artefact(models.Model):
+    """A file that is kept of a run. In the database, since the run's folder is on one machine and goes with it."""
+
+    class Kind(models.TextChoices):
+        RESULTS = "results", "results"
+        JUNIT = "junit", "JUnit"
+        SERVICE_LOG = "service_log", "log of a service"
+        DOCKER_EVENTS = "docker_events", "Docker's events"
+        PICTURE = "picture", "picture"
+
+    run = models.ForeignKey(TestRun, on_delete=models.CASCADE, related_name="artefacts")
+    name = models.CharField(max_length=120)
+    kind = models.CharField(max_length=20, choices=Kind.choices)
+    title = models.CharField(max_length=120, blank=True)
+    bytes = models.PositiveIntegerField(default=0)
+    data = models.BinaryField()
+
+    class Meta:
+        ordering = ["run", "kind", "name"]
+        constraints = [models.UniqueConstraint(fields=["run", "name"], name="one_row_per_artefact")]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def get_absolute_url(self) -> str:
+        return reverse("run-artefact", args=[self.run_id, self.name])
+
+    @property
+    def url(self) -> str:
+        return settings.CC_CI.base_url + self.get_absolute_url()
 
 
 class RunEvent(models.Model):

@@ -7,10 +7,11 @@ means something to Markdown, and every `@` that would ping a person, made harmle
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from runs import chatops
-from runs.models import CaseResult, StageResult, State, TestRun
+from runs.models import Artefact, CaseResult, StageResult, State, TestRun
 
 MARK = {
     State.PASSED: "✅",
@@ -47,6 +48,7 @@ HEADLINE = {
 }
 #: Shown in full in a comment; the rest is on the page.
 FAILURES = 5
+MOST_NAMES = 20
 TAIL_LINES = 30
 ZERO_WIDTH = "\u200b"
 
@@ -68,6 +70,7 @@ def report(run: TestRun, *, ahead: int = 0, marker: str = "") -> str:
         parts.append(running)
     parts += failures(stages)
     parts += [f"⚠️ {plain(text)}" for text in run.warnings]
+    parts += findings(run)
     parts.append(footer(run))
     return "\n\n".join(parts) + "\n"
 
@@ -119,6 +122,59 @@ def failures(stages: Iterable[StageResult]) -> list[str]:
     if len(bad) > FAILURES:
         parts.append(f"… and {len(bad) - FAILURES} more on the page.")
     return parts
+
+
+def findings(run: TestRun) -> list[str]:
+    """What else the results say: level, where it was upgraded from, tests not run, settings that wait, a picture."""
+    details = run.details
+    if not details:
+        return []
+    parts = [line for line in (level(details), versions(details)) if line]
+    parts += [f"⚠️ {plain(text)}" for text in details.get("loosened", [])]
+    if leaks := details.get("secret_leaks"):
+        names = ", ".join(f"`{name}`" for name in leaks)
+        parts.append(f"⚠️ A secret of this run was printed, and is blackened, in {names}.")
+    parts += extra_tests(details.get("extras", {}))
+    picture = run.artefacts.filter(kind=Artefact.Kind.PICTURE).defer("data").first()
+    if picture and not run.repository.private:  # the forge's readers could not load a private one
+        parts.append(f"<details><summary>The app</summary>\n\n![The app]({picture.url})\n\n</details>")
+    return parts
+
+
+def level(details: Mapping[str, Any]) -> str:
+    """The level, and what ended the climb."""
+    found = details.get("level") or {}
+    if not found.get("rungs"):
+        return ""
+    text = f"Level **{found['value']}** of 5"
+    stop = next((rung for rung in found["rungs"] if rung["status"] == "stopped"), None)
+    if stop:
+        text += f"; {plain(stop['name'])} ended the climb" + (
+            f": {plain(shorten(stop['reason'], 200))}" if stop["reason"] else ""
+        )
+    return text if text.endswith((".", "…")) else f"{text}."
+
+
+def versions(details: Mapping[str, Any]) -> str:
+    if not details.get("upgraded_from"):
+        return ""
+    return f"Deployed as {plain(details['upgraded_from'])}, then upgraded to {plain(details.get('version') or 'the commit')}."
+
+
+def extra_tests(extras: Mapping[str, Any]) -> list[str]:
+    """How many extra tests were not run, and which of them this change asks for."""
+    count = extras.get("not_run", 0)
+    if not count:
+        return []
+    text = f"{count} extra {'test was' if count == 1 else 'tests were'} not run."
+    suggested = extras.get("suggested", [])
+    if suggested:
+        names = "\n".join(
+            f"- <code>{html(shorten(test['file'] + '::' + test['name'], 150))}</code>" for test in suggested[:MOST_NAMES]
+        )
+        more = f"\n- … and {len(suggested) - MOST_NAMES} more" if len(suggested) > MOST_NAMES else ""
+        text += f" This change touches what these cover:\n\n{names}{more}\n\n"
+    return [f"{text.rstrip(' ')} Run them with: `{chatops.OPTIONS['--extra-tests'].form}`".replace("\n\n Run", "\n\nRun")]
 
 
 def footer(run: TestRun) -> str:

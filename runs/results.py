@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from typing import Any
+
 from django.db import transaction
 
 from runs import lifecycle
 from runs.executors.base import Observation
 from runs.executors.local import LOG_BYTES
 from runs.harness.protocol import Event, Results, Verdict
-from runs.models import CaseResult, RunEvent, StageResult, State, TestRun
+from runs.models import Artefact, CaseResult, RunEvent, StageResult, State, TestRun
 
 EVENT_OF = {
     Verdict.PASSED: "pass",
@@ -50,14 +54,16 @@ def _row(run: TestRun, event: Event) -> RunEvent:
     )
 
 
-def conclude(run: TestRun, results: Results) -> bool:
-    """The end of a run: stages, cases and the move to its last state in one transaction. Returns whether it was ours."""
+def conclude(run: TestRun, results: Results, files: Mapping[str, bytes] | None = None) -> bool:
+    """The end of a run: stages, cases, files and the move to its last state in one transaction. Returns whether it was ours."""
     event, reason = EVENT_OF[results.verdict], results.reason
     if results.verdict is Verdict.CANCELLED and run.stop_wanted:
         event = "supersede" if run.stop_wanted == State.SUPERSEDED else "cancel"
         reason = run.stop_reason or reason
     with transaction.atomic():
         run.stage_results.all().delete()
+        run.artefacts.all().delete()
+        Artefact.objects.bulk_create(_artefacts(run, results, files or {}))
         for order, stage in enumerate(results.stages):
             row = StageResult.objects.create(
                 run=run,
@@ -65,6 +71,7 @@ def conclude(run: TestRun, results: Results) -> bool:
                 order=order,
                 status=stage.status,
                 reason=_storable(stage.reason, 4000),
+                proven=stage.proven,
                 seconds=stage.seconds,
                 started_at=stage.started,
                 finished_at=stage.finished,
@@ -91,10 +98,31 @@ def conclude(run: TestRun, results: Results) -> bool:
             sandbox=results.sandbox[:50],
             warnings=[_storable(text, 1000) for text in results.warnings],
             teardown=results.teardown.model_dump(),
+            level=results.level.value if results.level.rungs else None,
+            details=_details(results),
         )
         if not moved:
             transaction.set_rollback(True)
     return moved
+
+
+#: What of the results has no row or column of its own.
+_DETAILS = {"upgraded_from", "version", "timings", "level", "lint", "extras", "loosened", "secret_leaks", "changed"}
+
+
+def _details(results: Results) -> dict[str, Any]:
+    text = results.model_dump_json(include=_DETAILS)
+    details: dict[str, Any] = json.loads(_storable(text.replace("\\u0000", "\\ufffd"), len(text)))
+    return details
+
+
+def _artefacts(run: TestRun, results: Results, files: Mapping[str, bytes]) -> list[Artefact]:
+    known = [("results.json", "results", "Results (JSON)"), *((a.name, a.kind, a.title) for a in results.artefacts)]
+    return [
+        Artefact(run=run, name=name[:120], kind=kind, title=_storable(title, 120), bytes=len(files[name]), data=files[name])
+        for name, kind, title in known
+        if name in files
+    ]
 
 
 def _storable(text: str, limit: int) -> str:

@@ -163,7 +163,7 @@ def _lost(run: TestRun, executor: Executor, seen: Observation) -> None:
 
 def _finished(run: TestRun, executor: Executor, seen: Observation) -> None:
     assert seen.results is not None
-    results.conclude(run, seen.results)
+    results.conclude(run, seen.results, seen.files)
     dispatch()
 
 

@@ -9,4 +9,5 @@ urlpatterns = [
     path("<uuid:run_id>/", views.run, name="run"),
     path("<uuid:run_id>/live/", views.live, name="run-live"),
     path("<uuid:run_id>/log/", views.log, name="run-log"),
+    path("<uuid:run_id>/files/<str:name>", views.artefact, name="run-artefact"),
 ]

@@ -17,13 +17,13 @@ from controlplane.pages import paginate
 from controlplane.templatetags.frame import weblink
 from enrollment.models import Repository
 from runs import chatops, reporting
-from runs.models import ACTIVE, FINAL, State, TestRun
+from runs.models import ACTIVE, FINAL, Artefact, State, TestRun
 from runs.render import HEADLINE, progress
 
 #: Lines of the log in one answer of the live page; the whole log is a file of its own.
 LIVE_CHARS = 200_000
 #: The parts of the run's page that change while it runs: templates `runs/_<name>.html`.
-PARTS = ("summary", "failing", "facts", "stages", "trail")
+PARTS = ("summary", "failing", "facts", "stages", "more", "trail")
 #: The picture in the browser's tab.
 FAVICONS = {
     State.PASSED: "favicon-passed",
@@ -96,6 +96,7 @@ def run_context(row: TestRun) -> dict[str, Any]:
     stages = list(row.stage_results.prefetch_related("cases"))
     state = State(row.state)
     final = row.state in FINAL
+    artefacts = list(row.artefacts.defer("data")) if final else []
     failing = [case for stage in stages for case in stage.cases.all() if case.status in ("failed", "errored")]
     return {
         "run": row,
@@ -119,6 +120,10 @@ def run_context(row: TestRun) -> dict[str, Any]:
         "again": chatops.RUN.form,
         "retry": chatops.VERBS["retry"].form,
         "cancel": chatops.VERBS["cancel"].form,
+        "with_extra": chatops.OPTIONS["--extra-tests"].form,
+        "details": row.details,
+        "artefacts": artefacts,
+        "picture": next((artefact for artefact in artefacts if artefact.kind == Artefact.Kind.PICTURE), None),
         "final": final,
     }
 
@@ -175,6 +180,21 @@ def log(request: HttpRequest, run_id: uuid.UUID) -> HttpResponse:
         return row
     response = HttpResponse(row.log, content_type="text/plain; charset=utf-8")
     response["X-Content-Type-Options"] = "nosniff"
+    return response
+
+
+@require_safe
+def artefact(request: HttpRequest, run_id: uuid.UUID, name: str) -> HttpResponse:
+    """One file of a run. A recipe wrote what is in it: nothing but the picture is shown as more than text."""
+    row = _run_or_login(request, run_id)
+    if isinstance(row, HttpResponse):
+        return row
+    file = get_object_or_404(Artefact, run=row, name=name)
+    kinds = {Artefact.Kind.PICTURE: "image/png", Artefact.Kind.RESULTS: "application/json"}
+    response = HttpResponse(bytes(file.data), content_type=kinds.get(Artefact.Kind(file.kind), "text/plain; charset=utf-8"))
+    response["X-Content-Type-Options"] = "nosniff"
+    response["Content-Security-Policy"] = "default-src 'none'; sandbox"
+    response["Cache-Control"] = "private, max-age=86400" if row.repository.private else "public, max-age=86400"
     return response
 
 

@@ -22,6 +22,7 @@ class Observation:
     log: str = ""
     log_offset: int = 0
     results: Results | None = None
+    files: dict[str, bytes] = field(default_factory=dict)  #: the artefacts of the results, by name
 
 
 class Executor(Protocol):

@@ -9,17 +9,20 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 from django.conf import settings
 
 from controlplane.installation import installation_id
 from runs.executors.base import ExecutorError, Observation
-from runs.harness.protocol import FolderState, Limits, Request, RunFolder, Source
+from runs.harness.protocol import FolderState, Images, Limits, Oidc, Request, Results, RunFolder, Source
 from runs.models import TestRun
 
 START_SECONDS = 20
 #: Of the log, at most this much is taken over at one look, and kept in all.
 LOG_BYTES = 512 * 1024
+#: Bigger files of a run stay where they are.
+ARTEFACT_BYTES = 4 << 20
 
 
 class LocalExecutor:
@@ -56,7 +59,8 @@ class LocalExecutor:
         except ValueError as error:
             raise ExecutorError(f"the results cannot be read: {error}") from error
         log, offset = _new_log(folder.log, run.log_offset)
-        return Observation(state, list(folder.events(run.event_seq)), log, offset, results)
+        files = artefacts_of(folder, results) if results else {}
+        return Observation(state, list(folder.events(run.event_seq)), log, offset, results, files)
 
     def stop(self, run: TestRun) -> None:
         folder = RunFolder(run.folder)
@@ -83,6 +87,7 @@ def request_for(run: TestRun) -> Request:
         installation_id=installation_id(),
         recipe=run.repository.name,
         source=Source(url=run.repository.clone_url, ref=run.ref, sha=run.sha),
+        base=Source(url=run.repository.clone_url, ref=f"refs/heads/{run.base_ref or run.repository.default_branch}"),
         stages=run.stages,
         deployer=config.deployer,
         trusted=run.trusted,
@@ -95,20 +100,57 @@ def request_for(run: TestRun) -> Request:
             processes=config.processes,
             disk_mb=config.disk_mb,
         ),
+        allow=run.repository.allowances,
+        **shared_of_machine(),
     )
 
 
+def shared_of_machine() -> dict[str, Any]:
+    """The parts of a request that are the same for all runs of this machine."""
+    config = settings.CC_CI
+    data = Path(config.data_dir)
+    return {
+        "images": Images(mirror=config.registry_mirror, most_gb=config.image_gb, ledger=str(data / "images.json")),
+        "oidc": Oidc(url=config.oidc_url, user=config.oidc_user) if config.oidc_url else None,
+        "locks": str(data / "locks"),
+        "picture": config.pictures,
+    }
+
+
 def credential_for(run: TestRun) -> dict[str, str]:
-    """What is needed to clone a private repository; nothing for a public one. Goes over a pipe, never into a file."""
-    if not run.repository.private:
-        return {}
-    forge = run.repository.forge
-    return {"git_username": forge.bot_login or "cc-ci", "git_token": forge.reveal_token()}
+    """The secrets that the harness itself needs. They go over a pipe, never into a file, and no recipe's code sees them."""
+    credential = shared_credential()
+    if run.repository.private:
+        forge = run.repository.forge
+        credential |= {"git_username": forge.bot_login or "cc-ci", "git_token": forge.reveal_token()}
+    return credential
+
+
+def shared_credential() -> dict[str, str]:
+    """The logins that all runs of this machine share: of registries, of the OIDC provider."""
+    config = settings.CC_CI
+    credential = {}
+    if config.registry_auth:
+        credential["registry_auth"] = config.registry_auth.read_text()
+    if config.oidc_url:
+        credential["oidc_password"] = config.oidc_password.get_secret_value()
+    return credential
 
 
 def harness_environment() -> dict[str, str]:
     """The harness needs to find programs and Docker, and none of our settings: no database, no key, no token."""
-    names = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG", "XDG_RUNTIME_DIR")
+    names = (
+        "PATH",
+        "HOME",
+        "LANG",
+        "TZ",
+        "TMPDIR",
+        "DOCKER_HOST",
+        "DOCKER_CONTEXT",
+        "DOCKER_CONFIG",
+        "XDG_RUNTIME_DIR",
+        "CC_CI_CHROMIUM",
+    )
     return {name: os.environ[name] for name in names if name in os.environ}
 
 
@@ -129,6 +171,17 @@ def sweep() -> None:
         )
     # Nobody needs its end, but somebody has to take notice of it, else it stays as a zombie.
     threading.Thread(target=process.wait, daemon=True).start()
+
+
+def artefacts_of(folder: RunFolder, results: Results) -> dict[str, bytes]:
+    """The files that the results name, and the results themselves; one that is too big is left out."""
+    names = ["results.json", *(artefact.name for artefact in results.artefacts)]
+    files = {}
+    for name in names:
+        path = folder.path / Path(name).name
+        if path.is_file() and not path.is_symlink() and path.stat().st_size <= ARTEFACT_BYTES:
+            files[name] = path.read_bytes()
+    return files
 
 
 def _new_log(path: Path, offset: int) -> tuple[str, int]:

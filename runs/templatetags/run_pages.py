@@ -14,6 +14,8 @@ register = template.Library()
 #: The colour of a state or status; it is always said in words and by an icon as well.
 TONES = {
     "passed": "good",
+    "climbed": "good",
+    "stopped": "bad",
     "failed": "bad",
     "errored": "warn",
     "timed_out": "warn",

@@ -12,6 +12,7 @@ from django.utils import timezone
 
 from enrollment.models import Repository
 from enrollment.sandbox.faults import Fault
+from runs.harness.protocol import DEFAULT_STAGES
 from runs.models import Report, State, TestRun
 from tests.factories import TestRunFactory
 from tests.world import World
@@ -29,7 +30,7 @@ def test_run_a_repository(world: World, admin_client: Client) -> None:
     page = act(admin_client, "enrollment_repository", "run", Repository.objects.get())
     run = TestRun.objects.get()
     assert run.sha == world.client().branch_head("recipes", "web", "main")
-    assert (run.ref, run.stages, run.requested_by, run.trusted) == ("refs/heads/main", ["install", "custom"], "admin", True)
+    assert (run.ref, run.stages, run.requested_by, run.trusted) == ("refs/heads/main", list(DEFAULT_STAGES), "admin", True)
     assert run.get_absolute_url() in page
     world.report()
     assert not Report.objects.filter(kind="run").exists(), "there is no pull request to comment on"
@@ -38,7 +39,7 @@ def test_run_a_repository(world: World, admin_client: Client) -> None:
 
 def test_run_a_repository_with_extra_tests(world: World, admin_client: Client) -> None:
     act(admin_client, "enrollment_repository", "run_with_extra_tests", Repository.objects.get())
-    assert TestRun.objects.get().stages == ["install", "custom", "extra"]
+    assert TestRun.objects.get().stages == [*DEFAULT_STAGES, "extra"]
 
 
 def test_a_forge_that_fails_is_told(world: World, admin_client: Client) -> None:
@@ -55,9 +56,9 @@ def test_run_again(world: World, admin_client: Client) -> None:
     act(admin_client, "runs_testrun", "run", old)
     new = TestRun.objects.exclude(pk=old.pk).get()
     assert (new.sha, new.ref, new.pull_request, new.retry_of) == (old.sha, old.ref, old.pull_request, old)
-    assert new.stages == ["install", "custom"]
+    assert new.stages == list(DEFAULT_STAGES)
     act(admin_client, "runs_testrun", "run_with_extra_tests", old)
-    assert TestRun.objects.latest("created_at").stages == ["install", "custom", "extra"]
+    assert TestRun.objects.latest("created_at").stages == [*DEFAULT_STAGES, "extra"]
 
 
 def test_cancel(admin_client: Client, db: None) -> None:
