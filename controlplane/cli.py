@@ -31,7 +31,7 @@ def execute(argv: list[str]) -> int:
     from controlplane.config import ConfigurationError
 
     try:
-        ManagementUtility(argv).execute()
+        ManagementUtility(_named(argv)).execute()
     except ConfigurationError as error:
         print(f"cc-ci cannot start: a setting is wrong.\n{error}\nSee docs/configuration.md.", file=sys.stderr)  # noqa: T201
         return MISUSE
@@ -49,3 +49,8 @@ def execute(argv: list[str]) -> int:
         traceback.print_exc()
         return OURS
     return DONE
+
+
+def _named(argv: list[str]) -> list[str]:
+    """Commands are modules, which have no hyphens in their names: `cc-ci new-tests` is `new_tests`."""
+    return [word.replace("-", "_") if place == 1 and not word.startswith("-") else word for place, word in enumerate(argv)]

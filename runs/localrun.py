@@ -1,0 +1,258 @@
+"""A run of a recipe on this machine, with no forge and no database: what `cc-ci run` and `cc-ci test` share."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from argparse import ArgumentParser
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from controlplane.cli import MISUSE, Exit
+from infra.deployers.base import stack_name
+from runs.executors.local import shared_credential, shared_of_machine
+from runs.harness.checkout import resolve
+from runs.harness.git import CheckoutError
+from runs.harness.protocol import DEFAULT_STAGES, STAGES, Event, Limits, Request, Results, RunFolder, Verdict
+
+#: What the harness may see of our environment: no setting, no secret.
+_PASSED_ON = (
+    *("PATH", "HOME", "LANG", "CC_CI_CHROMIUM"),
+    *("DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY"),
+)
+_COLOURS = {"passed": "green", "failed": "red", "errored": "red", "timed_out": "red", "cancelled": "yellow"}
+_YES, _NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
+
+
+class LocalRun(BaseCommand):
+    """The common part of both commands. A command adds its own arguments, `source` among them."""
+
+    requires_system_checks: list[str] = []
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "--stages", default="", help=f"exactly these, by commas, of: {', '.join(STAGES)} (or in the environment: STAGES)"
+        )
+        parser.add_argument("--extra-tests", action="store_true", help="the extra tests, too (or EXTRA_TESTS=1)")
+        parser.add_argument("--deployer", choices=("auto", "swarm", "process", "abra"), default=settings.CC_CI.deployer)
+        parser.add_argument("--untrusted", action="store_true", help="treat the recipe as a stranger's: a sandbox or nothing")
+        parser.add_argument("--keep", action="store_true", help="leave the deployment there")
+        parser.add_argument("--json", action="store_true", help="print only the results, as JSON")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        request = self.request(options)
+        folder = RunFolder(settings.CC_CI.data_dir / "local-runs" / request.run_id / "1")
+        folder.write_request(request)
+        console = Console(file=sys.stderr, quiet=bool(options["json"]))
+        try:
+            results = follow(folder, request, console)
+            if options["json"]:
+                self.stdout.write(results.model_dump_json(indent=1) if results else "")
+            elif results:
+                summary(results, console)
+            if results is None:
+                errors = folder.path / "harness.err"
+                said = errors.read_text(errors="replace").strip() if errors.exists() else ""
+                console.print(f"The harness ended without results. {escape(said[-2000:])}", style="red")
+        finally:
+            shutil.rmtree(folder.path.parent, ignore_errors=True)
+        verdict = results.verdict if results else Verdict.ERRORED
+        raise Exit({Verdict.PASSED: 0, Verdict.FAILED: 1}.get(verdict, 2))
+
+    def request(self, options: dict[str, Any]) -> Request:
+        """What the options ask for. Raises CommandError with code 64 for what cannot be meant."""
+        config, run_id = settings.CC_CI, uuid.uuid4().hex
+        try:
+            source = resolve(options["source"], options.get("ref", ""), options.get("sha", ""))
+        except CheckoutError as error:
+            raise CommandError(str(error), returncode=MISUSE) from error
+        return Request(
+            run_id=run_id,
+            installation_id="local",
+            recipe=Path(source.url.rstrip("/")).name.removesuffix(".git"),
+            source=source,
+            stages=chosen(options["stages"], options["extra_tests"], os.environ),
+            deployer=options["deployer"],
+            trusted=not options["untrusted"],
+            domain=f"{stack_name(run_id)}.{config.domain}" if config.domain else "",
+            proxy_url=config.proxy_url,
+            keep=options["keep"],
+            limits=Limits(
+                run_seconds=config.run_seconds,
+                stage_seconds=config.stage_seconds,
+                memory_mb=config.memory_mb,
+                processes=config.processes,
+                disk_mb=config.disk_mb,
+            ),
+            **shared_of_machine(),
+        )
+
+
+def chosen(option: str, extra: bool, environ: Mapping[str, str]) -> list[str]:
+    """The stages of a run, in the order in which they run: by option, else by STAGES and EXTRA_TESTS, else the usual ones.
+
+    A list is exact. `extra`, or EXTRA_TESTS=1, adds the extra tests to it. Raises CommandError with code 64.
+    """
+    switch = environ.get("EXTRA_TESTS", "").strip().lower()
+    if switch not in (*_YES, *_NO):
+        raise CommandError(f"EXTRA_TESTS is {switch!r}.{_near(switch, (*_YES, *_NO[1:]))} Set it to 1 or 0.", returncode=MISUSE)
+    given = option or environ.get("STAGES", "")
+    wanted = {word.strip() for word in given.split(",") if word.strip()} or set(DEFAULT_STAGES)
+    for word in sorted(wanted):
+        if word not in STAGES:
+            where = "" if option else " (STAGES, in the environment)"
+            known = f"Stages: {', '.join(STAGES)}."
+            raise CommandError(f"There is no stage {word!r}{where}.{_near(word, STAGES)} {known}", returncode=MISUSE)
+    more = extra or switch in _YES
+    return [stage for stage in STAGES if stage in wanted or (more and stage == "extra")]
+
+
+def _near(word: str, words: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(word.lower(), words, n=1, cutoff=0.3)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+def follow(folder: RunFolder, request: Request, console: Console) -> Results | None:
+    """Run the harness and show what it does. Ctrl-C asks it to stop and waits for its teardown."""
+    module = ["runs.harness.given"] if request.app_url else ["runs.harness", "run"]
+    with (folder.path / "harness.err").open("w") as errors:
+        # A session of its own: Ctrl-C at the terminal reaches us, and docker and git of the harness end their work.
+        harness = subprocess.Popen(
+            [sys.executable, "-m", *module, str(folder.path)],
+            cwd=settings.BASE_DIR,
+            env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
+            stdin=subprocess.PIPE,
+            stdout=errors,
+            stderr=errors,
+            start_new_session=True,
+        )
+    assert harness.stdin
+    with suppress(BrokenPipeError), harness.stdin:
+        harness.stdin.write(json.dumps(shared_credential()).encode())
+    interrupts = _Interrupts(folder, console)
+    with interrupts, _Display(request, console) as display:
+        while harness.poll() is None:
+            display.show(folder)
+            with suppress(subprocess.TimeoutExpired):
+                harness.wait(0.1)
+        display.show(folder)
+    return folder.results()
+
+
+class _Interrupts:
+    """Turns Ctrl-C and SIGTERM into the wish to stop, for as long as the block lasts."""
+
+    def __init__(self, folder: RunFolder, console: Console) -> None:
+        self._folder = folder
+        self._console = console
+        self._former: dict[int, Any] = {}
+
+    def _ask(self, _number: int, _frame: FrameType | None) -> None:
+        if not self._folder.cancel.exists():
+            self._folder.cancel.touch()
+            self._console.print("Stopping and tearing down…", style="yellow")
+
+    def __enter__(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._former[number] = signal.signal(number, self._ask)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+
+class _Display:
+    """A line for each stage on a terminal; plain lines elsewhere."""
+
+    def __init__(self, request: Request, console: Console) -> None:
+        self._console = console
+        self._live = console.is_terminal and not console.quiet
+        self._seen = 0
+        self._began = time.monotonic()
+        self._progress = Progress(
+            SpinnerColumn(finished_text=" "),
+            TextColumn("{task.fields[name]:<8}"),
+            BarColumn(bar_width=20),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}"),
+            console=console,
+            disable=not self._live,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        for name in ["", *request.stages]:
+            self._tasks[name] = self._progress.add_task("", total=None, visible=not name, name=name or "run")
+
+    def __enter__(self) -> _Display:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, folder: RunFolder) -> None:
+        for event in folder.events(self._seen):
+            self._seen = event.seq
+            self._show(event)
+
+    def _show(self, event: Event) -> None:
+        task = self._tasks.get(event.stage)
+        if not self._live:
+            if event.text:
+                self._console.print(f"{event.at:%H:%M:%S} {event.stage:<8} {escape(event.text)}", highlight=False)
+            return
+        if task is None:
+            return
+        if event.kind == "warning":
+            self._console.print(f"Warning: {escape(event.text)}", style="yellow")
+        elif event.kind == "stage_started":
+            self._progress.reset(task, visible=True)
+        elif event.kind == "stage_finished":
+            status = str(event.data.get("status", ""))
+            colour = _COLOURS.get(status, "yellow")
+            self._progress.update(task, total=1, completed=1, visible=True, description=f"[{colour}]{status}[/]")
+        elif event.kind == "finished":
+            self._progress.update(self._tasks[""], total=1, completed=1, description="")
+        else:
+            self._progress.update(task, description=escape(event.text[:80]))
+
+
+def summary(results: Results, console: Console) -> None:
+    """A table of the stages, then every failed test with its last lines, then the verdict."""
+    table = Table("Stage", "Result", "Seconds", "Tests", "Why", box=None, pad_edge=False)
+    for stage in results.stages:
+        colour = _COLOURS.get(stage.status, "dim")
+        good = sum(case.status == "passed" for case in stage.cases)
+        tests = f"{good} of {len(stage.cases)}" if stage.cases else ""
+        status = stage.status.replace("_", " ")
+        table.add_row(stage.name, f"[{colour}]{status}[/]", f"{stage.seconds:.1f}", tests, escape(stage.reason))
+    console.print(table)
+    for stage in results.stages:
+        for case in stage.cases:
+            if case.status in ("failed", "errored"):
+                console.print(f"\n{escape(case.file)}: {escape(case.name)}", style="red bold", highlight=False)
+                for text in (case.message, *case.output.splitlines()[-15:]):
+                    console.print(f"  {escape(text)}", highlight=False)
+    for warning in results.warnings:
+        console.print(f"Warning: {escape(warning)}", style="yellow", highlight=False)
+    seconds = (results.finished - results.started).total_seconds()
+    colour, verdict = _COLOURS[results.verdict], results.verdict.replace("_", " ")
+    console.print(f"\n[{colour} bold]{verdict}[/] in {seconds:.1f} s, {results.deployer or 'nothing deployed'}", highlight=False)
+    if results.reason:
+        console.print(escape(results.reason), highlight=False)
