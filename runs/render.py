@@ -170,7 +170,7 @@ def extra_tests(extras: Mapping[str, Any]) -> list[str]:
     suggested = extras.get("suggested", [])
     if suggested:
         names = "\n".join(
-            f"- <code>{html(shorten(test['file'] + '::' + test['name'], 150))}</code>" for test in suggested[:MOST_NAMES]
+            f"- <code>{plain(shorten(test['file'] + '::' + test['name'], 150))}</code>" for test in suggested[:MOST_NAMES]
         )
         more = f"\n- … and {len(suggested) - MOST_NAMES} more" if len(suggested) > MOST_NAMES else ""
         text += f" This change touches what these cover:\n\n{names}{more}\n\n"

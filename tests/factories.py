@@ -15,7 +15,7 @@ from django.utils import timezone
 from factory.django import DjangoModelFactory
 
 from enrollment.models import Comment, Forge, PullRequest, Repository
-from runs.models import CaseResult, Report, RunEvent, StageResult, State, TestRun
+from runs.models import Artefact, CaseResult, Report, RunEvent, StageResult, State, TestRun
 
 
 def ago(**units: float) -> Any:
@@ -216,3 +216,43 @@ class ReportFactory(_Factory):
     wanted = factory.LazyFunction(lambda: {"body": "### passed"})
     wanted_digest = "a" * 64
     next_try_at = ago(seconds=1)
+
+
+class ArtefactFactory(_Factory):
+    """A log of the service app."""
+
+    class Meta:
+        model = Artefact
+
+    run = factory.SubFactory(TestRunFactory)
+    name = "service-app.log"
+    kind = "service_log"
+    title = "Log of app"
+    data = b"listening on :8080\n"
+    bytes = factory.LazyAttribute(lambda row: len(row.data))
+
+
+def details(**changes: Any) -> dict[str, Any]:
+    """What the results of a run say beside its stages, as they are kept on its row."""
+    rungs = [
+        {"level": 1, "name": "install", "status": "climbed", "reason": ""},
+        {"level": 2, "name": "upgrade", "status": "climbed", "reason": ""},
+        {"level": 3, "name": "backup and restore", "status": "passed_over", "reason": "The recipe declares no backups."},
+        {"level": 4, "name": "own tests", "status": "stopped", "reason": "1 of 3 tests failed."},
+        {"level": 5, "name": "lint", "status": "stopped", "reason": "An earlier rung ended the climb."},
+    ]
+    extra = {"file": "extra/test_heavy.py", "name": "test_many_users", "covers": ["compose.yml"]}
+    return {
+        "upgraded_from": "1.0.0+2.0",
+        "version": "1.1.0+2.1",
+        "timings": [{"step": "pull", "stage": "install", "seconds": 4.2}, {"step": "settle", "stage": "install", "seconds": 8.0}],
+        "level": {"value": 2, "rungs": rungs},
+        "lint": [
+            {"rule": "C010", "level": "warning", "text": "The service db has no health check.", "file": "compose.yml", "line": 12}
+        ],
+        "extras": {"not_run": 1, "suggested": [extra], "tests": [extra]},
+        "loosened": ["cc-ci.toml changes app.status from [200] to [200, 404]: that counts once it is merged."],
+        "secret_leaks": [],
+        "changed": ["compose.yml"],
+        **changes,
+    }

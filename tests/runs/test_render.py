@@ -9,7 +9,7 @@ from markdown_it import MarkdownIt
 
 from runs import render
 from runs.models import State, TestRun
-from tests.factories import CaseResultFactory, StageResultFactory, TestRunFactory
+from tests.factories import ArtefactFactory, CaseResultFactory, StageResultFactory, TestRunFactory, details
 
 HOSTILE = "@alice ```\n</details>\n<!-- x --> #12 | pipe <script>alert(1)</script> [x](http://evil.example) ~~~"
 
@@ -93,3 +93,39 @@ def test_only_the_last_lines_of_a_long_log(db: None) -> None:
     assert "line 100\n" not in text
     assert "and 3 more on the page" in text
     assert len(text) < 20_000
+
+
+def test_what_else_was_found_is_told(db: None) -> None:
+    run = TestRunFactory(failed=True, details=details(secret_leaks=["log.txt"]), level=2)
+    ArtefactFactory(run=run, name="picture.png", kind="picture", data=b"png")
+    text = render.report(run)
+    assert "Level **2** of 5; own tests ended the climb: 1 of 3 tests failed." in text
+    assert "Deployed as 1.0.0\\+2.0, then upgraded to 1.1.0\\+2.1." in text
+    assert "1 extra test was not run. This change touches what these cover:" in text
+    assert "- <code>extra/test\\_heavy.py::test\\_many\\_users</code>\n\nRun them with: `!testme --extra-tests`" in text
+    assert "changes app.status" in text and "counts once it is merged" in text
+    assert "A secret of this run was printed, and is blackened, in `log.txt`." in text
+    assert f"![The app]({run.url}files/picture.png)" in text
+
+
+def test_extra_tests_that_no_change_asks_for_are_only_counted(db: None) -> None:
+    run = TestRunFactory(passed=True, details=details(extras={"not_run": 3, "suggested": [], "tests": []}))
+    assert "3 extra tests were not run. Run them with: `!testme --extra-tests`" in render.report(run)
+
+
+def test_a_private_recipe_shows_no_picture_on_the_forge(db: None) -> None:
+    run = TestRunFactory(passed=True, details=details(), pull_request__repository__private=True)
+    ArtefactFactory(run=run, name="picture.png", kind="picture")
+    assert "picture.png" not in render.report(run)
+
+
+def test_hostile_findings_stay_texts(db: None) -> None:
+    extra = {"file": HOSTILE, "name": HOSTILE, "covers": [HOSTILE]}
+    level = {"value": 0, "rungs": [{"level": 1, "name": HOSTILE, "status": "stopped", "reason": HOSTILE}]}
+    found = details(
+        loosened=[HOSTILE], version=HOSTILE, upgraded_from=HOSTILE, level=level, extras={"not_run": 1, "suggested": [extra]}
+    )
+    html = (
+        MarkdownIt("commonmark", {"html": True}).enable("table").render(render.report(TestRunFactory(failed=True, details=found)))
+    )
+    assert "<script" not in html and 'evil.example"' not in html and "@alice" not in html

@@ -15,12 +15,14 @@ from django.utils import timezone
 from runs.models import State, TestRun
 from tests.browser.examples import HOSTILE, hostile
 from tests.factories import (
+    ArtefactFactory,
     CaseResultFactory,
     PullRequestFactory,
     RepositoryFactory,
     RunEventFactory,
     StageResultFactory,
     TestRunFactory,
+    details,
 )
 
 pytestmark = pytest.mark.django_db
@@ -51,6 +53,59 @@ def failed_run() -> TestRun:
     CaseResultFactory(stage=stage, name="test_that_passes")
     CaseResultFactory(stage=stage, name="test_that_fails", status="failed", message="assert 1 == 2", output="line one\nline two")
     return run
+
+
+# --- what is kept of a run
+
+
+def test_the_page_shows_level_extras_lint_times_and_files(client: Client) -> None:
+    run = TestRunFactory(failed=True, details=details(), level=2)
+    ArtefactFactory(run=run)
+    ArtefactFactory(run=run, name="picture.png", kind="picture", data=b"png")
+    text = page(client, run)
+    for words in (
+        "Level 2 of 5",
+        "The recipe declares no backups.",
+        "1 extra test of this recipe was not run.",
+        "extra/test_heavy.py::test_many_users",
+        "C010 warning",
+        "compose.yml:12",
+        "4.2 s",
+        "Log of app",
+        f'<img src="/runs/{run.pk}/files/picture.png"',
+    ):
+        assert words in text, words
+
+
+def test_a_running_run_has_no_files_yet(client: Client) -> None:
+    assert "Times and files" not in page(client, TestRunFactory(running=True))
+
+
+@pytest.mark.parametrize(
+    ("kind", "content_type"),
+    [("picture", "image/png"), ("results", "application/json"), ("junit", "text/plain"), ("service_log", "text/plain")],
+)
+def test_a_file_of_a_run_is_never_a_page(client: Client, kind: str, content_type: str) -> None:
+    file = ArtefactFactory(kind=kind, data=b"<script>alert(1)</script>")
+    answer = client.get(file.get_absolute_url())
+    assert answer.content == b"<script>alert(1)</script>"
+    assert answer["Content-Type"].startswith(content_type)
+    assert answer["X-Content-Type-Options"] == "nosniff"
+    assert "sandbox" in answer["Content-Security-Policy"]
+
+
+def test_a_file_of_a_private_run_is_for_those_who_may_see_it(client: Client, somebody: Client, staff: Client) -> None:
+    file = ArtefactFactory(run__pull_request__repository__private=True)
+    stranger = Client().get(file.get_absolute_url())
+    assert stranger.status_code == 302 and "login" in stranger["Location"]
+    assert somebody.get(file.get_absolute_url()).status_code == 404
+    answer = staff.get(file.get_absolute_url())
+    assert answer.status_code == 200 and "private" in answer["Cache-Control"]
+
+
+def test_a_file_that_is_not_there(client: Client) -> None:
+    run = TestRunFactory(passed=True)
+    assert client.get(reverse("run-artefact", args=[run.pk, "nothing.txt"])).status_code == 404
 
 
 # --- one run
