@@ -29,6 +29,8 @@ Kind = Literal[
     "invalid_recipe",
     "forbidden",
     "config_immutable",
+    "backup_failed",
+    "restore_failed",
     "tool_missing",
     "tool_failed",
 ]
@@ -45,6 +47,8 @@ RECIPES_FAULT: frozenset[str] = frozenset(
         "invalid_recipe",
         "forbidden",
         "config_immutable",
+        "backup_failed",
+        "restore_failed",
     }
 )
 
@@ -154,15 +158,17 @@ class Answer:
         except ValueError:
             return False
 
-    def from_app(self, address: Address) -> bool:
-        """Whether this is the app's own word, and not an error of the app or of the proxy before it.
+    def from_proxy(self, address: Address) -> bool:
+        """Whether the proxy says this for a host that it does not know.
 
-        Traefik says `404 page not found` for a host that it does not know. One that leads everything to https says that of
-        unknown hosts as well.
+        Traefik's words are `404 page not found`; one that leads everything to https says that of unknown hosts as well.
         """
-        if self.status >= 500 or self.only_to_https(address):
-            return False
-        return not (address.proxied and self.status == 404 and self.body.strip() == "404 page not found")
+        unknown = address.proxied and self.status == 404 and self.body.strip() == "404 page not found"
+        return unknown or self.only_to_https(address)
+
+    def from_app(self, address: Address) -> bool:
+        """Whether this is the app's own word, and not an error of the app or of the proxy before it."""
+        return self.status < 500 and not self.from_proxy(address)
 
 
 class _Connection(http.client.HTTPConnection):
@@ -270,6 +276,7 @@ class Context:
     image_gb: float = 0.0
     health_path: str = "/"  #: what is asked to see whether the app answers
     health_status: Sequence[int] = ()  #: the answers that count; empty: any below 500 that is the app's own
+    ephemeral: bool = True  #: thrown away after its run: an earlier attempt's rest goes first, nothing gets time to stop
     report: Callable[[str], None] = field(default=_silent)  #: a step, for the events
     log: Callable[[str], None] = field(default=_silent)  #: a line, for the log
     check: Callable[[], None] = field(default=_go_on)  #: raises when the run shall stop; called in every wait
@@ -278,6 +285,12 @@ class Context:
     def stack(self) -> str:
         """The stack's name: `ccci-` and the first 12 hex digits of the run's id."""
         return stack_name(self.run_id)
+
+    def accepts(self, answer: Answer, address: Address) -> bool:
+        """Whether an answer to GET `health_path` shows that the app is well."""
+        if self.health_status:
+            return answer.status in self.health_status and not answer.from_proxy(address)
+        return answer.from_app(address)
 
 
 def stack_name(run_id: str) -> str:
@@ -296,7 +309,10 @@ class BackupPart:
 
 @dataclass(frozen=True)
 class Backup:
-    """A backup that was made: the folder with its parts, one tar file for each, named by `name_of`."""
+    """A backup that was made: the folder with its parts, one tar file for each.
+
+    A folder's tar holds what lies in it (`./…`), a file's the one file under its own name.
+    """
 
     folder: Path
     parts: Sequence[BackupPart]
@@ -399,7 +415,7 @@ class Deployer(ABC):
         return "nothing, because this deployer's apps end with their run."
 
     def undeploy(self) -> None:
-        """Stop everything and wait until it is gone; volumes and secrets stay for the next `deploy`."""
+        """Stop everything and wait until it is gone; volumes, secrets and configs stay for the next `deploy`."""
         raise self.cannot("undeploy")
 
     @abstractmethod

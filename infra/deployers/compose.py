@@ -114,6 +114,17 @@ class Recipe:
                     return name, int(target)
         return None
 
+    @property
+    def volume_keys(self) -> dict[str, str]:
+        """The volumes that have a name of their own in Docker: that name -> their name in the files."""
+        sections = [_mapping(document.get("volumes")) for _, document in self.documents]
+        return {
+            external_name(key, definition) or str(_mapping(definition)["name"]): key
+            for section in sections
+            for key, definition in section.items()
+            if external_name(key, definition) or _mapping(definition).get("name")
+        }
+
     def secrets(self) -> list[Secret]:
         """The external secrets, which somebody has to create before a deployment."""
         found = []
@@ -149,7 +160,7 @@ class Recipe:
 
 
 def environment(context: Context, checkout: Path | None = None) -> dict[str, str]:
-    """What a recipe's files may refer to: its sample, the versions that abra.sh exports, and the run's own names.
+    """What a recipe's files may refer to: its sample, the versions that abra.sh exports, the context's, and the run's own names.
 
     abra.sh is a program of strangers: its plain `export X_VERSION=v1` lines are read, nothing is run.
     """
@@ -160,6 +171,7 @@ def environment(context: Context, checkout: Path | None = None) -> dict[str, str
             env[match[1]] = _unquote(match[2])
     for match in _EXPORT.finditer(_text(checkout, "abra.sh")):
         env[match[1]] = match[3]
+    env.update(context.env)
     env.update(STACK_NAME=context.stack, DOMAIN=context.domain, LETS_ENCRYPT_ENV="")
     return env
 

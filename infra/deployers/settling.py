@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from infra.deployers import words
 from infra.deployers.base import DeployError, Service
 from infra.deployers.docker_cli import LABEL_DEPLOYMENT, call
 
@@ -14,10 +17,8 @@ from infra.deployers.docker_cli import LABEL_DEPLOYMENT, call
 MOST_FAILURES = 5
 #: Swarm kills a task whose health check stays red. Once may be a slow start.
 MOST_UNHEALTHY = 2
-#: Looks in a row at a task that no node takes, before we believe it.
-MOST_HOMELESS = 20
-
-_MISSING = ("No such image", "pull access denied", "manifest unknown", "manifest for", "repository does not exist")
+#: So long may a task stay without a node before we believe it, in seconds.
+MOST_HOMELESS = 5.0
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Look:
     updates: dict[str, Mapping[str, Any]]
     tasks: list[Task]
     version: str
+    inspected: dict[str, Mapping[str, Any]] = field(default_factory=dict)  #: what docker says of each service
 
 
 def specs(services: list[dict[str, Any]]) -> dict[str, Spec]:
@@ -63,6 +65,27 @@ def specs(services: list[dict[str, Any]]) -> dict[str, Spec]:
 def _spec(service: dict[str, Any]) -> Spec:
     template = json.dumps(service["Spec"].get("TaskTemplate"), sort_keys=True)
     return Spec(template, str((service.get("UpdateStatus") or {}).get("StartedAt", "")))
+
+
+def fingerprint(services: list[dict[str, Any]], networks: Mapping[str, str]) -> str:
+    """A hash over all that was asked of the inspected services, but for our own number of the deployment.
+
+    `networks` gives the names of networks by id: ids change when a stack is made anew, names do not.
+    """
+    said = []
+    for service in sorted(services, key=lambda service: str(service["Spec"]["Name"])):
+        spec = json.loads(json.dumps(service["Spec"]))
+        (spec.get("Labels") or {}).pop(LABEL_DEPLOYMENT, None)
+        template = spec.get("TaskTemplate") or {}
+        template.pop("ForceUpdate", None)
+        for network in template.get("Networks") or []:
+            network["Target"] = networks.get(network.get("Target", ""), network.get("Target", ""))
+        container = template.get("ContainerSpec") or {}
+        for kind in ("Config", "Secret"):
+            for file in container.get(f"{kind}s") or []:
+                file.pop(f"{kind}ID", None)
+        said.append(spec)
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest() if said else ""
 
 
 def look(stack: str, services: list[dict[str, Any]]) -> Look:
@@ -80,6 +103,7 @@ def look(stack: str, services: list[dict[str, Any]]) -> Look:
         updates={s["Spec"]["Name"]: s.get("UpdateStatus") or {} for s in services},
         tasks=tasks,
         version=next((own[label] for own in labels.values() if label in own), ""),
+        inspected={service["Spec"]["Name"]: service["Spec"] for service in services},
     )
 
 
@@ -141,14 +165,20 @@ def _worst(found: list[str]) -> Literal["", "starting", "healthy", "unhealthy"]:
 class Settler:
     """Judges looks in a row, and remembers the failures that swarm forgets.
 
-    `mark` is the number of this deployment, `before` the specs before it, `words` gives a service's last words.
+    `mark` is the number of this deployment, `before` the specs before it, `words` gives a service's last words,
+    `out_of_memory` says whether the kernel killed a service's container for its hunger. `version` is the one that has to be
+    read back, `tell` is told of each failure.
     """
 
     mark: str
     before: Mapping[str, Spec]
     words: Callable[[str], str]
+    out_of_memory: Callable[[str], bool] = lambda service: False
+    version: str = ""
+    tell: Callable[[str], None] = lambda text: None
+    clock: Callable[[], float] = time.monotonic
     _failed: dict[str, dict[str, Task]] = field(default_factory=dict)
-    _homeless: dict[str, int] = field(default_factory=dict)
+    _homeless: dict[str, float] = field(default_factory=dict)
     _old: set[str] | None = None
 
     def judge(self, look: Look) -> bool:
@@ -162,7 +192,14 @@ class Settler:
         if not look.services:
             return False
         updated = all(self._updated(name, look) for name in look.specs)
-        return updated and all(s.running == s.wanted and s.health in ("", "healthy") for s in look.services)
+        settled = updated and all(s.running == s.wanted and s.health in ("", "healthy") for s in look.services)
+        if settled and self.version and look.version != self.version:
+            raise DeployError(
+                "rolled_back",
+                f"What runs is version {look.version or 'nothing'}, and not {self.version}, which was deployed.",
+                "See whether every service got through its update.",
+            )
+        return settled
 
     def _updated(self, name: str, look: Look) -> bool:
         """Whether a changed service has got through its update: the right number of tasks may still be the old ones."""
@@ -196,19 +233,28 @@ class Settler:
     def _give_up(self, look: Look) -> None:
         for task in look.tasks:
             service = _short(task.service)
-            if task.failed and task.id not in (self._old or ()):
+            if task.failed and task.id not in (self._old or ()) and task.id not in self._failed.get(service, {}):
                 self._failed.setdefault(service, {})[task.id] = task
-            homeless = task.state == "Pending" and "no suitable node" in task.error
-            self._homeless[task.id] = self._homeless.get(task.id, 0) + 1 if homeless else 0
-            if self._homeless[task.id] > MOST_HOMELESS:
-                raise DeployError("no_node", f"No node of the swarm takes {service}: {task.error}.")
+                self.tell(f"task of {service} failed: {_error(task)}")
+            trouble = words.pending(service, task.error, look.inspected.get(task.service, {}))
+            if task.state != "Pending" or not trouble:
+                self._homeless.pop(task.id, None)
+                continue
+            if self.clock() - self._homeless.setdefault(task.id, self.clock()) > MOST_HOMELESS:
+                raise trouble.error()
         for service, failed in self._failed.items():
-            self._judge_failures(service, [task.error.removeprefix("task: ") for task in failed.values()], look)
+            self._judge_failures(service, [_error(task) for task in failed.values()], look)
 
     def _judge_failures(self, service: str, errors: list[str], look: Look) -> None:
-        missing = next((error for error in errors if any(word in error for word in _MISSING)), "")
-        if missing:
-            raise DeployError("image_missing", f"The image of {service} is missing: {missing}.", "Check its name and tag.")
+        gone = not any(_short(t.service) == service and t.desired == "Running" for t in look.tasks)
+        spec = next((spec for name, spec in look.inspected.items() if _short(name) == service), {})
+        known = [words.failure(service, error, spec) for error in errors]
+        understood = next((trouble for trouble in known if trouble), None)
+        if not understood and (len(errors) > 1 or gone) and self.out_of_memory(service):
+            known = [words.failure(service, error, spec, out_of_memory=True) for error in errors]
+            understood = known[0]
+        if understood and (gone or sum(one is not None and one.kind == understood.kind for one in known) >= understood.times):
+            raise understood.error(self.words(service) if understood.kind in ("out_of_memory", "exits") else "")
         if sum("unhealthy" in error for error in errors) >= MOST_UNHEALTHY:
             raise DeployError(
                 "never_healthy",
@@ -216,11 +262,14 @@ class Settler:
                 f"{self.words(service)}",
                 "Try the health check's command inside the container.",
             )
-        gone = not any(_short(t.service) == service and t.desired == "Running" for t in look.tasks)
         if len(errors) >= MOST_FAILURES or gone:
             raise DeployError(
                 "exits", f"The service {service} fails again and again: {errors[-1]}.{self.words(service)}", "See its log."
             )
+
+
+def _error(task: Task) -> str:
+    return task.error.removeprefix("task: ")
 
 
 def _short(name: str) -> str:

@@ -1,33 +1,46 @@
-"""Turns a recipe's documents into what is deployed: labelled as ours, nothing published, no foreign network. Pure."""
+"""Turns a recipe's documents into what is deployed: labelled as ours, no port that is taken, no foreign network. Pure."""
 
 from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from infra.deployers.compose import Recipe, as_mapping, external_name, inside
+from infra.deployers.ports import Port
 
 _RESOLVER = re.compile(r"traefik\.(?:http|tcp)\.routers\.[^.]+\.tls\.certresolver", re.IGNORECASE)
 
 
-def stackfiles(recipe: Recipe, labels: Mapping[str, str], with_proxy: bool) -> list[dict[str, Any]]:
+def stackfiles(
+    recipe: Recipe,
+    labels: Mapping[str, str],
+    with_proxy: bool,
+    ports: Mapping[str, Sequence[Port]] | None = None,
+    mark: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:
     """One document for each compose file, in their order.
 
-    Published ports are dropped, since two runs of a recipe would fight for them. Without a proxy its external network
-    becomes a private one of the stack. Files are named by their absolute path, and every `$` is doubled, because the
+    `labels` go on everything, `mark` on the services alone: what differs from one deployment to the next may not stand on a
+    container, or every task would be started anew. What is published is `ports` and nothing else. Without a proxy its external
+    network becomes a private one of the stack. Files are named by their absolute path, and every `$` is doubled, because the
     variables are filled in already. A router's certresolver becomes plain `tls`.
     """
     result = []
+    # Docker merges the ports of several files by their published number, so that free ones would swallow each other: all
+    # of a service's stand in the first file that names it.
+    unpublished = dict(ports or {})
     for number, (_, original) in enumerate(recipe.documents):
         document = {key: copy.deepcopy(value) for key, value in original.items() if not key.startswith("x-")}
         document.setdefault("version", "3.8")
         if number == 0:
             networks = document.get("networks")
             document["networks"] = {"default": {}, **(networks if isinstance(networks, dict) else {})}
-        for service in _section(document, "services").values():
-            _service(service, recipe, labels)
+        for name, service in _section(document, "services").items():
+            _service(service, recipe, labels, mark or {})
+            if published := unpublished.pop(name, ()):
+                service["ports"] = [port.entry() for port in published]
         for kind in ("networks", "volumes", "configs", "secrets"):
             for name, definition in _section(document, kind).items():
                 _definition(kind, name, definition, recipe, labels, with_proxy)
@@ -46,7 +59,7 @@ def _section(document: dict[str, Any], key: str) -> dict[str, dict[str, Any]]:
     return section
 
 
-def _service(service: dict[str, Any], recipe: Recipe, labels: Mapping[str, str]) -> None:
+def _service(service: dict[str, Any], recipe: Recipe, labels: Mapping[str, str], mark: Mapping[str, str]) -> None:
     service.pop("ports", None)
     service.pop("build", None)
     for key in [key for key in service if key.startswith("x-")]:
@@ -54,7 +67,7 @@ def _service(service: dict[str, Any], recipe: Recipe, labels: Mapping[str, str])
     service["labels"] = {**as_mapping(service.get("labels")), **labels}
     deploy = service.get("deploy")
     deploy = service["deploy"] = deploy if isinstance(deploy, dict) else {}
-    deploy["labels"] = {**_without_certificates(as_mapping(deploy.get("labels"))), **labels}
+    deploy["labels"] = {**_without_certificates(as_mapping(deploy.get("labels"))), **labels, **mark}
     if files := service.get("env_file"):
         service["env_file"] = [str(inside(recipe.checkout, str(file))) for file in ([files] if isinstance(files, str) else files)]
 

@@ -1,4 +1,4 @@
-"""The deployer `swarm`: a recipe as a stack on the local Docker Swarm, with nothing published.
+"""The deployer `swarm`: a recipe as a stack on the local Docker Swarm.
 
 `docker stack deploy` says nothing about success, so what counts is read back: the state of every task, of every update,
 health, and the deployment's own mark on every service, which a silent rollback takes away again.
@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import secrets as random
 import string
-import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,33 +17,35 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from infra.deployers import compose, images, policy, settling
-from infra.deployers.base import Address, Answer, Context, Deployer, DeployError, Deployment, probe
+from infra.deployers import compose, containers, images, policy, ports, settling, stacks, words
+from infra.deployers.asking import Asker
+from infra.deployers.backups import Backups, Labelled, labelled, plan
+from infra.deployers.base import Address, Backup, BackupPart, Context, Deployer, DeployError, Deployment
 from infra.deployers.docker_cli import (
-    KINDS,
     LABEL_DEPLOYMENT,
-    LABEL_INSTALLATION,
-    LABEL_KEEP,
-    LABEL_RUN,
     call,
     docker,
-    ids,
     inspect,
-    labels_of,
     last_line,
     swarm_problem,
     tail,
 )
+from infra.deployers.events import Watcher
 from infra.deployers.stackfile import stackfiles
+from infra.deployers.stacks import Owned, list_ours, remove_run, sweep
 
 __all__ = ["SwarmDeployer", "list_ours", "remove_run", "swarm_problem", "sweep"]
 
 #: Ports that an image may expose, or a recipe publish, because it speaks HTTP there.
 _WEB_PORTS = frozenset({80, 3000, 4000, 5000, 8000, 8008, 8080, 8081, 8088, 8888, 9000})
-_TEARDOWN_SECONDS = 60.0
 _DEPLOY_SECONDS = 120.0
 #: A task that ends at once is running for a moment, again and again. Without a port to ask only time tells.
 _QUIET_SECONDS = 2.0
+#: When to look again after an event, in seconds: Swarm's books lag behind what its nodes do. The last step is the net for what no
+#: event tells, such as a task that no node takes.
+_LOOKS = (0.1, 0.2, 0.4, 0.8, 1.5)
+#: When to ask an app again that does not answer yet.
+_ASKS = (0.1, 0.15, 0.2, 0.3, 0.5)
 
 
 class SwarmDeployer(Deployer):
@@ -56,16 +57,32 @@ class SwarmDeployer(Deployer):
         self._checkout = context.checkout
         self._recipe: compose.Recipe | None = None
         self._web: tuple[str, int] | None = None
-        self._said: Answer | None = None
+        self._asker = Asker(context)
+        self._watcher = Watcher(self.stack)
+        self._leases = ports.Leases(context)
+        self._secrets: list[str] = []
+        self._begun = False
         self._count = 0
         self._created = 0
         self._before: dict[str, settling.Spec] = {}
+        self._networks: dict[str, str] = {}
 
     @property
-    def labels(self) -> dict[str, str]:
-        """What marks everything of this run as ours."""
-        labels = {LABEL_INSTALLATION: self.context.installation, LABEL_RUN: self.context.run_id}
-        return {**labels, LABEL_KEEP: "true"} if self.context.keep else labels
+    def stack(self) -> str:
+        return self.context.stack
+
+    @property
+    def owned(self) -> Owned:
+        """What is this deployment's on the machine."""
+        return stacks.of_run(self.context.installation, self.context.run_id, self.stack)
+
+    @property
+    def deployments(self) -> int:
+        return self._created
+
+    @property
+    def secrets(self) -> Sequence[str]:
+        return tuple(self._secrets)
 
     def images_here(self) -> bool:
         """Whether every service of the recipe has an image, and all of them are on this machine already."""
@@ -74,41 +91,50 @@ class SwarmDeployer(Deployer):
             return False
         return not call("image", "inspect", *recipe.images).returncode
 
-    @property
-    def deployments(self) -> int:
-        return self._created
+    def new(self, checkout: Path | None = None) -> None:
+        self._begin()
+        self._checkout = checkout or self.context.checkout
+        self._create_secrets(self._load())
 
     def deploy(self, checkout: Path | None = None) -> None:
-        if not self._count:
-            remove_run(self.context.installation, self.context.run_id)  # an earlier attempt that was killed
+        self._begin()
         self._checkout = checkout or self.context.checkout
         self._put()
 
+    def _begin(self) -> None:
+        """Once, before anything is made: what an earlier attempt of this run left when it was killed goes."""
+        if not self._begun and self.context.ephemeral:
+            stacks.remove(self.owned)
+        self._begun = True
+
     def _load(self) -> compose.Recipe:
-        context = self.context
-        env = compose.environment(context, self._checkout)
+        env = compose.environment(self.context, self._checkout)
         recipe = compose.load(self._checkout, env)
-        policy.check(recipe, context.allow)
+        policy.check(recipe)
         return recipe
 
     def _put(self) -> None:
+        context = self.context
         self._recipe = recipe = self._load()
         for image in recipe.images:
             self._get(image)
         self._web = recipe.web(_WEB_PORTS) or self._exposed(recipe)
+        published = ports.plan(recipe.services, self._web, context.exclusive_ports)
+        self._leases.take(port.published for own in published.values() for port in own if port.published)
         self._create_secrets(recipe)
-        self._before = settling.specs(self._services())
+        self._before = settling.specs(self.owned.services())
         self._created += not self._before
         self._count += 1
-        labels = {**self.labels, LABEL_DEPLOYMENT: str(self._count)}
+        self._watcher.start()
+        mark = {LABEL_DEPLOYMENT: str(self._count)}
         options: list[str] = []
-        for number, document in enumerate(stackfiles(recipe, labels, bool(self.context.proxy_url))):
-            path = self.context.work / f"stack-{self._count}-{number}.yml"
+        for number, document in enumerate(stackfiles(recipe, stacks.marks(context), bool(context.proxy_url), published, mark)):
+            path = context.work / f"stack-{self._count}-{number}.yml"
             path.write_text(yaml.safe_dump(document, sort_keys=False))
             options += ["--compose-file", str(path)]
-        done = call("stack", "deploy", "--resolve-image=never", *options, self.context.stack, timeout=_DEPLOY_SECONDS)
+        done = call("stack", "deploy", "--resolve-image=never", *options, self.stack, timeout=_DEPLOY_SECONDS)
         if done.returncode:
-            raise _refused(done)
+            raise words.refused(last_line(done.stderr))
 
     def _get(self, image: str) -> None:
         """Pull an image that is not here, since a pull inside the deployment would eat its time to settle."""
@@ -118,131 +144,138 @@ class SwarmDeployer(Deployer):
         """The port that the image of `app` says it listens on."""
         image = str(recipe.services.get("app", {}).get("image") or "")
         for item in inspect("image", [image] if image else []):
-            ports = sorted(int(key.partition("/")[0]) for key in (item.get("Config") or {}).get("ExposedPorts") or {})
-            for port in ports:
+            exposed = sorted(int(key.partition("/")[0]) for key in (item.get("Config") or {}).get("ExposedPorts") or {})
+            for port in exposed:
                 if port in _WEB_PORTS:
                     return "app", port
         return None
 
     def _create_secrets(self, recipe: compose.Recipe) -> None:
         """Random values for what the recipe expects to be there. They are never written anywhere else."""
-        there = {item["Spec"]["Name"] for item in inspect("secret", ids("secret", self._ours))}
+        there = {item["Spec"]["Name"] for item in inspect("secret", self.owned.ids("secret"))}
         for secret in recipe.secrets():
             if secret.name in there:
                 continue
             value = "".join(random.choice(string.ascii_letters + string.digits) for _ in range(secret.length))
             # With the stack's own label `docker stack rm` takes them away too, which a person may use.
-            labels = {**self.labels, "com.docker.stack.namespace": self.context.stack}
+            labels = {**stacks.marks(self.context), stacks.LABEL_STACK: self.stack}
             options = [f"--label={key}={text}" for key, text in labels.items()]
             docker("secret", "create", *options, "--", secret.name, "-", given=value)
+            self._secrets.append(value)
             there.add(secret.name)
 
-    @property
-    def _ours(self) -> str:
-        return f"{LABEL_RUN}={self.context.run_id}"
-
-    def _services(self) -> list[dict[str, Any]]:
-        found = inspect("service", ids("service", self._ours, f"{LABEL_INSTALLATION}={self.context.installation}"))
-        return sorted(found, key=lambda service: str(service["Spec"]["Name"]))
-
-    def _look(self) -> settling.Look:
-        return settling.look(self.context.stack, self._services())
-
     def state(self) -> Deployment:
-        look = self._look()
-        return Deployment(look.services, look.version, self._web is not None)
+        services = self.owned.services()
+        return self._deployment(services, settling.look(self.stack, services))
+
+    def _deployment(self, services: list[dict[str, Any]], look: settling.Look) -> Deployment:
+        publishing = any((service["Spec"].get("EndpointSpec") or {}).get("Ports") for service in services)
+        return Deployment(
+            look.services,
+            look.version,
+            self._web is not None,
+            settling.fingerprint(services, self._network_names(services)),
+            ports.in_use(services, self.owned.containers(), self.stack) if publishing else {},
+        )
+
+    def _network_names(self, services: list[dict[str, Any]]) -> dict[str, str]:
+        """The names of the services' networks by id."""
+        used = {network["Target"] for s in services for network in s["Spec"]["TaskTemplate"].get("Networks") or []}
+        if not used <= self._networks.keys():
+            listed = docker("network", "ls", "--no-trunc", "--format={{.ID}} {{.Name}}")
+            self._networks = dict(line.split(" ", 1) for line in listed.splitlines())
+        return self._networks
 
     def settle(self) -> Deployment:
-        settler = settling.Settler(str(self._count), self._before, self._last_words)
+        recipe = self._recipe
+        settler = settling.Settler(
+            str(self._count),
+            self._before,
+            self._last_words,
+            out_of_memory=self._out_of_memory,
+            version=recipe.version() if recipe else "",
+            tell=self._watcher.note,
+        )
         until = time.monotonic() + self.context.settle_seconds
-        said, quiet_since = "", 0.0
+        said, quiet_since, steps = "", 0.0, 0
         while True:
-            self.context.check()
-            look = self._look()
+            services = self.owned.services()
+            look = settling.look(self.stack, services)
             done = settler.judge(look)
             quiet_since = (quiet_since or time.monotonic()) if done else 0.0
+            quiet = time.monotonic() - quiet_since
+            if done and (self._asker.answers(self.address()) if self._web else quiet >= _QUIET_SECONDS):
+                return self._deployment(services, look)
             now = Deployment(look.services, look.version, self._web is not None)
-            if done and (self._answers() if self._web else time.monotonic() - quiet_since >= _QUIET_SECONDS):
-                return now
             text = f"Waiting: {now}"
             if done:
                 text = "Waiting: the app does not answer yet" if self._web else f"Watching: {now}"
             if text != said:
                 said = text
                 self.context.report(text)
+            self._network_names(services)  # while there is nothing else to do
             if time.monotonic() > until:
                 raise self._too_late(now, done)
-            time.sleep(0.25)
+            pause = _LOOKS[min(steps, len(_LOOKS) - 1)]
+            if done and not self._web:
+                pause = min(pause, max(_QUIET_SECONDS - quiet, 0.0))
+            steps = 0 if self._rest(pause, asking=done and self._web is not None) else steps + 1
 
-    def _answers(self) -> bool:
-        address = self.address()
-        self._said = answer = probe(address, self.context.domain, timeout=3) if address else None
-        return bool(address and answer and answer.from_app(address))
+    def _rest(self, seconds: float, asking: bool) -> bool:
+        """Wait for an event, `seconds` at most, or until the app answers. Whether something happened."""
+        until, asks = time.monotonic() + seconds, 0
+        while (left := until - time.monotonic()) > 0:
+            self.context.check()
+            if self._watcher.wait(min(left, _ASKS[min(asks, len(_ASKS) - 1)] if asking else 0.25)):
+                return True
+            asks += 1
+            if asking and self._asker.answers(self.address()):
+                return True
+        self.context.check()
+        return False
 
     def _too_late(self, now: Deployment, done: bool) -> DeployError:
         seconds = self.context.settle_seconds
         waiting = [service for service in now.services if service.running < service.wanted or service.health == "starting"]
+        asked_for = self._asked_for()
         if done:
-            if self.context.proxy_url:
-                return self._not_through_proxy()
-            said = f"Everything runs, but the app did not answer on port {self._web[1] if self._web else 0}"
-            return DeployError("never_answered", f"{said} within {seconds} s.", "See the services' logs.")
+            address = self.address()
+            assert address and self._web
+            return self._asker.late(address, self._web[1], asked_for)
         name = waiting[0].name if waiting else "app"
         problem = f" {waiting[0].problem}." if waiting and waiting[0].problem else ""
-        words = self._last_words(name)
+        last = self._last_words(name)
         if any(service.health for service in waiting):
             return DeployError(
                 "never_healthy",
-                f"The health check of {name} was never green within {seconds} s.{problem}{words}",
+                f"The health check of {name} was never green within {seconds} s.{problem}{asked_for}{last}",
                 "Try the health check's command inside the container.",
             )
-        return DeployError("never_healthy", f"{now} after {seconds} s.{problem}{words}", "See the services' logs.")
+        return DeployError("never_healthy", f"{now} after {seconds} s.{problem}{asked_for}{last}", "See the services' logs.")
 
-    def _not_through_proxy(self) -> DeployError:
-        context, answer, address = self.context, self._said, self.address()
-        assert address
-        proxy = f"the server's proxy at {context.proxy_url}"
-        if answer is None:
-            try:
-                address.connect(3, context.domain).close()
-            except OSError as error:
-                said = f"Everything runs, but {proxy} cannot be reached: {error}."
-                return DeployError("tool_failed", said, "Start it, or correct CC_CI_PROXY_URL.")
-        elif answer.only_to_https(address):
-            said = f"Everything runs, but {proxy} only leads to https, for every host."
-            return DeployError("tool_failed", said, "Give CC_CI_PROXY_URL its https:// address.")
-        said = f"Everything runs, but {proxy} gave no answer of the app for {context.domain} within {context.settle_seconds} s:"
-        if answer is None:
-            return DeployError("never_answered", f"{said} it stayed silent.", "See the services' logs.")
-        if answer.status == 404:
-            fix = "Check the labels traefik.http.routers.*.rule and .entrypoints, and traefik.enable."
-            return DeployError("never_answered", f"{said} none of its routers knows that host.", fix)
-        fix = "Check the label loadbalancer.server.port, and that the service is on the network proxy."
-        return DeployError("never_answered", f"{said} the last one was {answer.status}.", fix)
+    def _asked_for(self) -> str:
+        """In words, that the recipe's own label wants more time than the run has."""
+        recipe, key = self._recipe, f"coop-cloud.{self.stack}.timeout"
+        wanted = next((v for name in recipe.services if (v := recipe.labels(name).get(key, ""))), "") if recipe else ""
+        if wanted.isdigit() and int(wanted) > self.context.settle_seconds:
+            return f" (The recipe's label {key.replace(self.stack, '${STACK_NAME}')} asks for {wanted} s.)"
+        return ""
 
     def _last_words(self, service: str) -> str:
         """The last health report and log lines of a service that fails, for an error's text."""
         said = ""
-        containers = sorted(self._containers(service), key=lambda item: bool(item["State"]["Running"]))
-        for container in containers:
+        found = sorted(self.owned.containers(service), key=lambda item: bool(item["State"]["Running"]))
+        for container in found:
             health = (container["State"].get("Health") or {}).get("Log") or []
             if health and (output := str(health[-1].get("Output", "")).strip()):
                 said = f" The health check says: {output[-300:]}"
                 break
-        lines = "\n".join(_log(str(container["Id"]), 5) for container in containers[:1]).strip()
+        lines = "\n".join(_log(str(container["Id"]), 5) for container in found[:1]).strip()
         return said + (f" Its last words: {lines[-500:]}" if lines else "")
 
-    def _containers(self, service: str) -> list[dict[str, Any]]:
-        """All containers of a service, running ones first, then the youngest."""
-        name = f"{self.context.stack}_{service}"
-        found = inspect("container", ids("container", self._ours, f"com.docker.swarm.service.name={name}"))
-        return sorted(found, key=lambda item: (item["State"]["Running"], str(item["Created"])), reverse=True)
-
-    def _container(self, service: str) -> str:
-        for container in self._containers(service):
-            if container["State"]["Running"]:
-                return str(container["Id"])
-        raise DeployError("tool_failed", f"No container of {service} is running.")
+    def _out_of_memory(self, service: str) -> bool:
+        states = [container["State"] for container in self.owned.containers(service)]
+        return any(state.get("OOMKilled") and not state["Running"] for state in states)
 
     def address(self) -> Address | None:
         """Through the proxy when there is one, else the task's own address on docker_gwbridge."""
@@ -254,7 +287,7 @@ class SwarmDeployer(Deployer):
             return Address(parts.hostname or "", parts.port or (443 if tls else 80), tls=tls, proxied=True)
         service, port = self._web
         with suppress(DeployError):
-            container = self._container(service)
+            container = self.owned.container(service)
             for network in inspect("network", ["docker_gwbridge"]):
                 entry = (network.get("Containers") or {}).get(container)
                 if entry and (host := entry["IPv4Address"].partition("/")[0]):
@@ -265,93 +298,70 @@ class SwarmDeployer(Deployer):
         names = [service] if service else list(self._recipe.services if self._recipe else ())
         text = []
         for name in names:
-            for container in self._containers(name)[:1]:
+            for container in self.owned.containers(name)[:1]:
                 text += [f"{name} | {line}" for line in _log(str(container["Id"]), lines).splitlines()]
         return "\n".join(text[-lines:] if service else text)
 
+    def events(self) -> Sequence[str]:
+        return self._watcher.lines()
+
     def execute(self, service: str, command: Sequence[str], timeout: float = 60.0) -> tuple[int, str]:
-        return tail("exec", self._container(service), *command, timeout=timeout)
+        return tail("exec", self.owned.container(service), *command, timeout=timeout)
+
+    def read(self, service: str, path: str, most: int = 1 << 20) -> bytes | None:
+        return containers.read(self.owned.container(service), path, most)
+
+    def write(self, service: str, path: str, data: bytes) -> None:
+        containers.write(self.owned.container(service), path, data)
+
+    def _labelled(self) -> list[Labelled]:
+        names = self._recipe.volume_keys if self._recipe else {}
+        return [labelled(service["Spec"], self.stack, names) for service in self.owned.services()]
+
+    def mounts(self) -> Sequence[BackupPart]:
+        found = [(service.name, mount) for service in self._labelled() for mount in service.mounts]
+        return [BackupPart(name, mount.target, mount.key) for name, mount in found]
+
+    def backups(self) -> Sequence[BackupPart]:
+        return plan(self._labelled()).parts
+
+    def backup(self, folder: Path) -> Backup:
+        return self._backups().backup(folder)
+
+    def restore(self, backup: Backup) -> None:
+        self._backups().restore(backup)
+
+    def _backups(self) -> Backups:
+        context = self.context
+        most = context.disk_mb << 20
+        return Backups(self._labelled(), self.owned.container, self.execute, context.report, context.check, most)
 
     def keep(self) -> str:
-        stack = self.context.stack
-        volumes = f"docker volume rm $(docker volume ls -q -f label={self._ours})"
-        return f"the stack {stack}. Remove it with: docker stack rm {stack}; {volumes}"
+        self._watcher.stop()
+        labels = " ".join(f"-f label={label}" for label in self.owned.labels)
+        volumes = f"docker volume rm $(docker volume ls -q {labels})"
+        return f"the stack {self.stack}. Remove it with: docker stack rm {self.stack}; {volumes}"
+
+    def undeploy(self) -> None:
+        self._log_all()
+        if left := stacks.remove(self.owned, stacks.RUNNING, self.context.ephemeral):
+            raise DeployError("tool_failed", f"The stack {self.stack} did not go away: {', '.join(left)}.", "See `docker ps`.")
 
     def teardown(self) -> list[str]:
+        self._log_all()
+        try:
+            return stacks.remove(self.owned, ephemeral=self.context.ephemeral)
+        except DeployError as error:
+            return [f"the stack {self.stack}: {error}"]
+        finally:
+            self._watcher.stop()
+            self._leases.release()
+
+    def _log_all(self) -> None:
         with suppress(DeployError):
             if text := self.logs(lines=200):
                 self.context.log(text)
-        try:
-            return remove_run(self.context.installation, self.context.run_id)
-        except DeployError as error:
-            return [f"the stack {self.context.stack}: {error}"]
 
 
 def _log(container: str, lines: int) -> str:
     return tail("logs", f"--tail={lines}", container)[1]
-
-
-def _refused(done: subprocess.CompletedProcess[str]) -> DeployError:
-    said = last_line(done.stderr)
-    if "only updates to Labels are allowed" in said:
-        return DeployError(
-            "config_immutable",
-            f"A config or secret changed under its old name: {said}.",
-            "Raise its version in abra.sh: configs cannot be changed in place.",
-        )
-    if 'network "proxy" is declared as external' in said:
-        fix = "Run `docker network create --driver=overlay proxy`, or empty CC_CI_PROXY_URL."
-        return DeployError("tool_missing", "The server's proxy has no network here: there is no overlay network proxy.", fix)
-    if "Cannot connect to the Docker daemon" in said or "context deadline" in said:
-        return DeployError("tool_failed", f"docker stack deploy: {said}.")
-    return DeployError("invalid_recipe", f"Docker refuses the recipe: {said}.", "Check compose.yml.")
-
-
-def remove_run(installation: str, run_id: str, seconds: float = _TEARDOWN_SECONDS) -> list[str]:
-    """Remove all that carries both labels, and wait until it is gone. Gives what is left after `seconds`.
-
-    The containers are killed at once: a run's deployment is thrown away, so nobody needs their grace (3 s instead of 16).
-    By labels, never by the stack's name, which somebody else's stack may bear.
-    """
-    labels = (f"{LABEL_INSTALLATION}={installation}", f"{LABEL_RUN}={run_id}")
-    until = time.monotonic() + seconds
-    wait, removed = 0.1, False
-    while True:
-        left = {kind: found for kind in KINDS if (found := ids(kind, *labels))}
-        if not left and not removed:
-            return []
-        # A task that was just being started may still make its container: believe "gone" at the second look.
-        removed = bool(left)
-        if time.monotonic() > until:
-            return [f"{kind} {name}" for kind, names in left.items() for name in names]
-        for kind, names in left.items():
-            command = ["rm", "--force", "--volumes"] if kind == "container" else [kind, "rm"]
-            # A network or volume in use says no; the next round asks again.
-            call(*command, *names)
-        time.sleep(wait)
-        wait = min(wait * 1.5, 1.0)
-
-
-def list_ours(installation: str) -> dict[str, Mapping[str, str]]:
-    """The runs that have anything on this swarm under this installation's label, with the labels of one thing each."""
-    runs: dict[str, Mapping[str, str]] = {}
-    for kind in KINDS:
-        for item in inspect(kind, ids(kind, f"{LABEL_INSTALLATION}={installation}", LABEL_RUN)):
-            labels = labels_of(kind, item)
-            runs.setdefault(labels[LABEL_RUN], labels)
-    return runs
-
-
-def sweep(installation: str, alive: Callable[[str], bool]) -> tuple[list[str], list[str]]:
-    """Remove what runs that live no more left; those that a person kept stay. Gives (runs removed, things left).
-
-    `alive` is asked after the look: a run that begins meanwhile has nothing on the list.
-    """
-    removed, left = [], []
-    for run_id, labels in list_ours(installation).items():
-        if labels.get(LABEL_KEEP) or alive(run_id):
-            continue
-        still = remove_run(installation, run_id)
-        left += still
-        removed += [] if still else [f"run {run_id}"]
-    return removed, left

@@ -113,11 +113,59 @@ def test_a_missing_image_is_named_at_once() -> None:
 
 
 def test_no_node_is_ours_and_believed_after_a_while() -> None:
-    judge = settler().judge
-    homeless = look(task(1, "Pending", "no suitable node (insufficient resources)", "Running"), running=0)
-    for _ in range(MOST_HOMELESS):
-        assert not judge(homeless)
-    with pytest.raises(DeployError) as caught:
+    now = 0.0
+    judge = Settler("1", {}, str, clock=lambda: now).judge
+    homeless = look(task(1, "Pending", "no suitable node (insufficient resources on 1 node)", "Running"), running=0)
+    assert not judge(homeless)
+    now = MOST_HOMELESS
+    assert not judge(homeless)
+    now += 0.1
+    with pytest.raises(DeployError, match="has free what app reserves") as caught:
         judge(homeless)
     assert caught.value.kind == "no_node"
     assert not caught.value.recipes_fault
+
+
+def test_a_task_that_finds_a_node_in_the_end_was_never_homeless() -> None:
+    now = 0.0
+    judge = Settler("1", {}, str, clock=lambda: now).judge
+    homeless = look(task(1, "Pending", "no suitable node (host-mode port already in use on 1 node)", "Running"), running=0)
+    for _ in range(3):
+        assert not judge(homeless)
+        now += MOST_HOMELESS
+        assert not judge(look(task(1, "Preparing", "", "Running"), running=0))
+        now += MOST_HOMELESS
+
+
+def test_137_is_out_of_memory_where_memory_is_limited() -> None:
+    killed = [task(number, error="task: non-zero exit (137)") for number in (1, 2)]
+    seen = look(*killed, task(3, "Ready", "", "Running"), running=0)
+    seen.inspected[NAME] = {"TaskTemplate": {"Resources": {"Limits": {"MemoryBytes": 64 << 20}}}}
+    with pytest.raises(DeployError, match="it wanted more than its limit of 64 MB") as caught:
+        settler().judge(seen)
+    assert caught.value.kind == "out_of_memory"
+    assert caught.value.recipes_fault
+
+
+def test_137_without_a_limit_is_asked_of_the_containers() -> None:
+    killed = look(task(1), task(2), task(3, "Ready", "", "Running"), running=0)
+    assert not settler().judge(killed)
+    with pytest.raises(DeployError, match="more memory than there is"):
+        Settler("1", {}, str, out_of_memory=lambda service: service == "app").judge(killed)
+
+
+def test_the_version_has_to_be_the_one_that_was_deployed() -> None:
+    seen = look(RUNNING)
+    seen.version = "1.0.0+1"
+    assert Settler("1", {}, str, version="1.0.0+1").judge(seen)
+    with pytest.raises(DeployError, match=r"What runs is version 1\.0\.0\+1, and not 1\.1\.0\+1") as caught:
+        Settler("1", {}, str, version="1.1.0+1").judge(seen)
+    assert caught.value.kind == "rolled_back"
+
+
+def test_each_failure_is_told_once() -> None:
+    said: list[str] = []
+    judge = Settler("1", {}, str, tell=said.append).judge
+    for _ in range(2):
+        judge(look(task(1), task(2, "Ready", "", "Running"), running=0))
+    assert said == ["task of app failed: non-zero exit (1)"]

@@ -1,0 +1,145 @@
+"""Docker's events about one stack: they wake up who waits for it, and are kept as lines for people."""
+
+from __future__ import annotations
+
+import collections
+import json
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+from infra.deployers.docker_cli import environment
+
+_KEPT = 1000
+#: What is told of each kind of thing. A health check alone runs a command (exec_*) each few seconds: that says nothing.
+_TOLD: Mapping[str, frozenset[str]] = {
+    "container": frozenset({"create", "start", "die", "oom", "kill", "stop", "destroy", "health_status"}),
+    "service": frozenset({"create", "update", "remove"}),
+    "network": frozenset({"create", "remove"}),
+    "volume": frozenset({"create", "destroy"}),
+    "config": frozenset({"create", "remove"}),
+    "secret": frozenset({"create", "remove"}),
+}
+#: After these the stack may be another one than before.
+_WAKE = frozenset({"start", "die", "health_status", "update", "remove"})
+
+
+class Watcher:
+    """Follows `docker events` in a thread, from `start` to `stop`.
+
+    Without a daemon that answers it stays silent: who waits for an event has to look from time to time anyway.
+    """
+
+    def __init__(self, stack: str) -> None:
+        self._stack = stack
+        self._lines: collections.deque[str] = collections.deque(maxlen=_KEPT)
+        self._woken = threading.Event()
+        self._stopped = False
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to follow, from this moment on. Once is enough; more often changes nothing."""
+        if self._thread and self._thread.is_alive():
+            return
+        self._stopped = False
+        self._thread = threading.Thread(target=self._follow, args=(time.time(),), daemon=True, name="docker-events")
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End it, and its process. What it heard stays."""
+        with self._lock:
+            self._stopped = True
+            if self._process:
+                self._process.kill()
+        if self._thread:
+            self._thread.join(5)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for an event that may have changed the stack: whether there was one since the last call."""
+        woken = self._woken.wait(seconds)
+        self._woken.clear()
+        return woken
+
+    def note(self, text: str) -> None:
+        """Keep a line that Docker has no event for."""
+        self._lines.append(f"{_clock(time.time())} {text}")
+
+    def lines(self) -> Sequence[str]:
+        """What happened, one line each; the last 1000."""
+        return list(self._lines)
+
+    def _follow(self, since: float) -> None:
+        # The kernel ends the process with this thread: it has to be started here, not where the thread was.
+        dies_with_us = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+        command = [*dies_with_us, "docker", "events", f"--since={since:.6f}", "--format={{json .}}"]
+        with self._lock:
+            if self._stopped:
+                return
+            try:
+                process = subprocess.Popen(
+                    command,
+                    env=environment(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                )
+            except OSError:
+                return
+            self._process = process
+        with process:
+            assert process.stdout
+            for raw in process.stdout:
+                with suppress(ValueError, KeyError, TypeError, AttributeError):
+                    self._hear(json.loads(raw))
+
+    def _hear(self, event: Mapping[str, Any]) -> None:
+        if not concerns(event, self._stack):
+            return
+        if text := line(event, self._stack):
+            self._lines.append(text)
+            if event["Type"] in ("container", "service") and str(event["Action"]).partition(":")[0] in _WAKE:
+                self._woken.set()
+
+
+def concerns(event: Mapping[str, Any], stack: str) -> bool:
+    """Whether an event (one object of `docker events`) is about something of the stack.
+
+    A container carries the stack's label; services, networks, volumes, configs and secrets are known by their names.
+    """
+    actor = event["Actor"]
+    attributes = actor.get("Attributes") or {}
+    if event["Type"] == "container":
+        return bool(attributes.get("com.docker.stack.namespace") == stack)
+    return str(attributes.get("name") or actor.get("ID", "")).startswith(f"{stack}_")
+
+
+def line(event: Mapping[str, Any], stack: str) -> str:
+    """An event as a line: time (UTC), kind, name without the stack's, what happened. Empty for what nobody needs to know."""
+    kind, (action, _, detail) = str(event["Type"]), str(event["Action"]).partition(":")
+    if action not in _TOLD.get(kind, ()) or (kind == "network" and event.get("scope") == "local"):
+        return ""  # an overlay network is told of twice, once by the swarm and once by the node
+    attributes = event["Actor"].get("Attributes") or {}
+    name = str(attributes.get("name") or event["Actor"].get("ID", "")).removeprefix(f"{stack}_")
+    if kind == "container":
+        name = name.rpartition(".")[0] or name  # without the task's id
+    said = detail.strip()
+    if action == "die":
+        said = f"exit code {attributes.get('exitCode', '?')}"
+    elif action == "kill":
+        said = f"signal {attributes.get('signal', '?')}"
+    elif action == "update" and "updatestate.new" in attributes:
+        said = f"{attributes.get('updatestate.old') or 'new'} -> {attributes['updatestate.new']}"
+    elif action == "update" and "replicas.new" in attributes:
+        said = f"{attributes.get('replicas.old', '?')} -> {attributes['replicas.new']} replicas"
+    return f"{_clock(float(event['time']))} {kind} {name} {action}{f': {said}' if said else ''}"
+
+
+def _clock(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%H:%M:%S")

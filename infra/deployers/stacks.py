@@ -1,0 +1,124 @@
+"""What is whose on this Docker: the one place that knows how a deployment's things are marked, found and removed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from infra.deployers.base import Context, DeployError
+from infra.deployers.docker_cli import (
+    KINDS,
+    LABEL_INSTALLATION,
+    LABEL_KEEP,
+    LABEL_RUN,
+    call,
+    docker,
+    ids,
+    inspect,
+    labels_of,
+)
+
+LABEL_STACK = "com.docker.stack.namespace"
+LABEL_SERVICE = "com.docker.swarm.service.name"
+#: What a deployment runs with; the other kinds hold its data and stay when it is merely stopped.
+RUNNING = ("service", "container", "network")
+SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Owned:
+    """The things of one deployment: those that carry all these labels (`key=value`), and never by a name alone."""
+
+    stack: str
+    labels: tuple[str, ...]
+
+    def ids(self, kind: str, *more: str) -> list[str]:
+        return ids(kind, *self.labels, *more)
+
+    def services(self) -> list[dict[str, Any]]:
+        """The inspected services, by name."""
+        found = inspect("service", self.ids("service"))
+        return sorted(found, key=lambda service: str(service["Spec"]["Name"]))
+
+    def containers(self, service: str = "") -> list[dict[str, Any]]:
+        """All containers of a service, or of all: running ones first, then the youngest."""
+        more = [f"{LABEL_SERVICE}={self.stack}_{service}"] if service else []
+        found = inspect("container", self.ids("container", *more))
+        return sorted(found, key=lambda item: (item["State"]["Running"], str(item["Created"])), reverse=True)
+
+    def container(self, service: str) -> str:
+        """The id of a running container of a service. Raises DeployError."""
+        wanted = [*self.labels, f"{LABEL_SERVICE}={self.stack}_{service}"]
+        filters = ["--filter=status=running", *(f"--filter=label={label}" for label in wanted)]
+        if found := docker("ps", "--quiet", "--no-trunc", *filters).split():
+            return found[0]
+        raise DeployError("tool_failed", f"No container of {service} is running.")
+
+
+def of_run(installation: str, run_id: str, stack: str = "") -> Owned:
+    """What a run of this installation has made: both labels are needed, since a neighbour may know one of them."""
+    return Owned(stack, (f"{LABEL_INSTALLATION}={installation}", f"{LABEL_RUN}={run_id}"))
+
+
+def marks(context: Context) -> dict[str, str]:
+    """The labels for everything that a deployer makes for a run."""
+    labels = {LABEL_INSTALLATION: context.installation, LABEL_RUN: context.run_id}
+    return {**labels, LABEL_KEEP: "true"} if context.keep else labels
+
+
+def remove(owned: Owned, kinds: Sequence[str] = KINDS, ephemeral: bool = True, seconds: float = SECONDS) -> list[str]:
+    """Remove things of these kinds, and wait until they are gone. Gives what is left after `seconds`.
+
+    Containers are killed at once: what is thrown away needs no grace (1 s instead of 16). Those that are not `ephemeral` get
+    the time that their service gives them.
+    """
+    until = time.monotonic() + seconds
+    rounds, removed = 0, False
+    while True:
+        left = {kind: found for kind in kinds if (found := owned.ids(kind))}
+        if not left and not removed:
+            return []
+        # A task that was just being started may still make its container: believe "gone" at the second look.
+        removed = bool(left)
+        if time.monotonic() > until:
+            return [f"{kind} {name}" for kind, names in left.items() for name in names]
+        for kind, names in left.items():
+            if kind == "container" and not ephemeral:
+                continue  # the Swarm stops them, their service being gone
+            command = ["rm", "--force", "--volumes"] if kind == "container" else [kind, "rm"]
+            # A network or volume in use says no; the next round asks again.
+            call(*command, *names)
+        rounds += 1
+        time.sleep(0.1 if rounds < 20 else 0.5)
+
+
+def remove_run(installation: str, run_id: str, seconds: float = SECONDS) -> list[str]:
+    """Remove all that a run has made, data too. Gives what is left after `seconds`."""
+    return remove(of_run(installation, run_id), seconds=seconds)
+
+
+def list_ours(installation: str) -> dict[str, Mapping[str, str]]:
+    """The runs that have anything on this swarm under this installation's label, with the labels of one thing each."""
+    runs: dict[str, Mapping[str, str]] = {}
+    for kind in KINDS:
+        for item in inspect(kind, ids(kind, f"{LABEL_INSTALLATION}={installation}", LABEL_RUN)):
+            labels = labels_of(kind, item)
+            runs.setdefault(labels[LABEL_RUN], labels)
+    return runs
+
+
+def sweep(installation: str, alive: Callable[[str], bool]) -> tuple[list[str], list[str]]:
+    """Remove what runs that live no more left; those that a person kept stay. Gives (runs removed, things left).
+
+    `alive` is asked after the look: a run that begins meanwhile has nothing on the list.
+    """
+    removed, left = [], []
+    for run_id, labels in list_ours(installation).items():
+        if labels.get(LABEL_KEEP) or alive(run_id):
+            continue
+        still = remove_run(installation, run_id)
+        left += still
+        removed += [] if still else [f"run {run_id}"]
+    return removed, left
