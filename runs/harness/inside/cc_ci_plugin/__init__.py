@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .app import App, Done, Service
+from .deployed import App, Done, Service
 
 if TYPE_CHECKING:
-    from .browser import Browser, Chromium
+    from .chromium import Browser, Chromium
 
 __all__ = ["App", "Done", "Marker", "Service"]
 
@@ -78,16 +78,16 @@ def marker() -> Marker:
 
 @pytest.fixture(scope="session")
 def _chromium() -> Iterator[Chromium]:
-    from . import browser as browsers
+    from .chromium import started
 
-    with browsers.started() as chromium:
+    with started() as chromium:
         yield chromium
 
 
 @pytest.fixture
 def browser(app: App, _chromium: Chromium) -> Iterator[Browser]:
     """A browser for one test: `browser.new_page()` gives a Playwright page for which `/` is the app."""
-    from .browser import Browser
+    from .chromium import Browser
 
     browser = Browser(_chromium, app.url)
     yield browser

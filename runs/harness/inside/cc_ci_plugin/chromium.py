@@ -35,6 +35,8 @@ _ARGUMENTS = [
     "--ignore-certificate-errors",
     "--remote-debugging-port=0",
 ]
+#: What Debian's /usr/bin/chromium, a script, starts: the script wants settings of /etc that are not there in a sandbox.
+_DEBIANS = Path("/usr/lib/chromium/chromium")
 _SECONDS_TO_START = 30.0
 _MILLISECONDS = 15_000
 
@@ -74,8 +76,10 @@ class Browser:
 
 def program() -> str:
     """Chromium's path: `CC_CI_CHROMIUM`, or the system's. Empty when there is none."""
-    wanted = os.environ.get("CC_CI_CHROMIUM") or "/usr/bin/chromium"
-    return shutil.which(wanted) or ""
+    path = shutil.which(os.environ.get("CC_CI_CHROMIUM") or "/usr/bin/chromium")
+    if path and _DEBIANS.is_file() and Path(path).read_bytes()[:2] == b"#!":
+        return str(_DEBIANS)
+    return path or ""
 
 
 @contextmanager

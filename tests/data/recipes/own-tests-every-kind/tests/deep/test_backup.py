@@ -1,0 +1,2 @@
+def test_backed_up():
+    pass

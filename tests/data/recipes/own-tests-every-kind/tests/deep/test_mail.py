@@ -1,0 +1,5 @@
+"""The word mark.extra in a text marks nothing."""
+
+
+def test_mail():
+    pass

@@ -1,0 +1,1 @@
+PURGED = True

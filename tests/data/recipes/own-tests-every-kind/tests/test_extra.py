@@ -1,0 +1,2 @@
+def test_by_its_name():
+    pass

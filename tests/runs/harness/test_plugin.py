@@ -1,0 +1,193 @@
+"""The pytest plugin: on a laptop, through the gate, and with a real browser in the real sandbox."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.deployers.base import DeployError, Deployment, Service, connect_unix
+from runs.harness.gate import Gate
+from runs.harness.inside.cc_ci_plugin import App, from_environment
+from runs.harness.inside.cc_ci_plugin import Service as Seen
+from runs.harness.protocol import Limits, Verdict
+from tests.browser.chromium import CHROMIUM
+
+ROOT = Path(__file__).parents[3]
+
+
+def plain_pytest(folder: Path, text: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A recipe's test as plain pytest runs it in a virtual environment that has cc-ci and no other plugin."""
+    (folder / "test_it.py").write_text(text)
+    env = {"PATH": os.environ["PATH"], "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(ROOT), **environment}
+    command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "--rootdir", ".", "-p", "no:cacheprovider", "-rA"]
+    command += ["-p", "runs.harness.inside.cc_ci_plugin", *options, "test_it.py"]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=60)
+
+
+def test_pytest_finds_the_plugin_where_cc_ci_is_installed() -> None:
+    found = {entry.name: entry for entry in entry_points(group="pytest11")}
+    assert "cc_ci" in found, "install the project anew: pip install -e ."
+    assert callable(found["cc_ci"].load().app)
+
+
+def test_outside_a_run_the_fixture_says_what_to_type(tmp_path: Path) -> None:
+    done = plain_pytest(tmp_path, "def test_a(app): pass\ndef test_b(marker): assert len(marker.value) > 8\n")
+    assert done.returncode == 1
+    assert "1 passed, 1 error" in done.stdout
+    assert "No app is deployed for these tests: type `cc-ci test .` in the recipe's folder" in done.stdout
+
+
+TESTS = """
+import pytest
+
+pytestmark = pytest.mark.extra(covers=["compose.yml"], ports="a-deferred-test")
+
+def test_domain(app):
+    assert (app.url, app.domain) == ("http://127.0.0.1:9", "127.0.0.1")
+
+def test_exec(app):
+    app.exec("true")
+
+def test_services(app):
+    app.services()
+
+def test_browser(browser):
+    browser.new_page()
+"""
+
+
+def test_an_address_alone_is_enough_for_the_web_and_the_rest_is_skipped_with_its_reason(tmp_path: Path) -> None:
+    nowhere = str(tmp_path / "no-chromium")
+    done = plain_pytest(tmp_path, TESTS, "--strict-markers", CC_CI_URL="http://127.0.0.1:9/", CC_CI_CHROMIUM=nowhere)
+    assert "1 passed, 3 skipped" in done.stdout, done.stdout
+    assert "app.exec is not available: this app was not deployed by cc-ci" in done.stdout
+    assert "app.services is not available" in done.stdout
+    assert "The fixture `browser` needs Chromium: install it, or set CC_CI_CHROMIUM to its path." in done.stdout
+
+
+def test_a_chromium_that_does_not_start_fails_and_is_quoted(tmp_path: Path) -> None:
+    broken = tmp_path / "chromium"
+    broken.write_text("#!/usr/bin/env python3\nraise SystemExit('no display')\n")
+    broken.chmod(0o755)
+    program = "from runs.harness.inside.cc_ci_plugin import chromium\nchromium._DEBIANS = chromium.Path('/nowhere')\n"
+    text = f"{program}def test_browser(browser): pass\n"
+    done = plain_pytest(tmp_path, text, CC_CI_URL="http://127.0.0.1:9", CC_CI_CHROMIUM=str(broken))
+    assert "1 error" in done.stdout
+    assert "Chromium did not come up (it ended with exit code 1). It said:" in done.stdout
+    assert "no display" in done.stdout
+
+
+class _Deployer:
+    """A deployment of two services, of which no logs can be had."""
+
+    def address(self) -> None:
+        return None
+
+    def state(self) -> Deployment:
+        services = [Service("app", 2, 1, 3, "starting", "nginx:1", "secret words"), Service("db", 1, 1)]
+        return Deployment(services, "1.0.0+2", True, "f", {"app:22/tcp": 30022})
+
+    def logs(self, service: str, lines: int) -> str:
+        raise DeployError("not_applicable", "There are no logs here.")
+
+    def execute(self, service: str, command: list[str], timeout: float) -> tuple[int, str]:
+        return 0, f"{service} {command} {timeout}"
+
+
+def test_what_runs_is_read_through_the_gate(tmp_path: Path) -> None:
+    deployer: Any = _Deployer()
+    path = tmp_path / "gate.sock"
+    app = App("", "", str(path), 1)
+    with Gate(path, deployer, "example.com"):
+        assert app.services() == {
+            "app": Seen("app", wanted=2, running=1, health="starting", image="nginx:1"),
+            "db": Seen("db", wanted=1, running=1, health="", image=""),
+        }
+        assert (app.version, app.ports) == ("1.0.0+2", {"app:22/tcp": 30022})
+        assert app.exec(["ls"], timeout=5).output == "app ['ls'] 5"
+        with pytest.raises(pytest.skip.Exception, match=r"app.logs is not available: There are no logs here."):
+            app.logs()
+        with pytest.raises(pytest.fail.Exception, match="The harness refused: not understood: the service is no name"):
+            app.exec("ls", service="--privileged")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"do": "exec", "command": ["ls"], "timeout": NaN}',
+        '{"do": "exec", "command": ["ls"], "timeout": true}',
+        '{"do": "exec", "command": "ls"}',
+        '{"do": "exec", "command": []}',
+        '{"do": "exec", "command": ["ls", 3]}',
+        '{"do": "exec", "command": ["l\\u0000s"]}',
+        '{"do": "exec", "command": ["ls"], "service": "../app"}',
+        '{"do": "exec", "command": ["ls"], "service": ["app"]}',
+        '{"do": "logs", "lines": Infinity}',
+        '{"do": "logs", "lines": "5"}',
+        '{"do": "logs", "lines": 1' + "0" * 400 + "}",
+        '{"do": ["state"]}',
+        "[" * 60_000,
+        "3",
+        "null",
+    ],
+)
+def test_the_gate_checks_what_strangers_write(tmp_path: Path, line: str) -> None:
+    deployer: Any = _Deployer()
+    path = tmp_path / "gate.sock"
+    with Gate(path, deployer, "example.com"), connect_unix(str(path), 5) as stream:
+        stream.sendall(line.encode() + b"\n")
+        answer = json.loads(stream.makefile().readline())
+    assert answer["error"].startswith("not understood")
+
+
+def test_the_app_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC_CI_URL", "http://127.0.0.1:8080/")
+    monkeypatch.setenv("CC_CI_DOMAIN", "web.example.com")
+    app = from_environment()
+    assert (app.url, app.domain) == ("http://127.0.0.1:8080", "web.example.com")
+    monkeypatch.delenv("CC_CI_DOMAIN")
+    assert from_environment().domain == "127.0.0.1"
+
+
+BROWSING = """
+import pytest
+
+def test_a_page(browser, app):
+    page = browser.new_page()
+    assert page.goto("/").status == 200
+    assert page.url == f"http://{app.domain}/"
+    assert page.get_by_text("Hello from the process recipe").is_visible()
+    page.set_content("<button onclick=\\"document.title='pressed'; document.cookie='a=1'\\">Press</button>")
+    page.get_by_role("button", name="Press").click()
+    assert page.title() == "pressed"
+    assert len(page.screenshot()) > 1000
+
+def test_another_page_knows_nothing_of_it(browser):
+    page = browser.new_page()
+    page.goto("/")
+    assert page.context.cookies() == []
+
+def test_the_outside_is_not_there(browser):
+    with pytest.raises(Exception, match="ERR_"):
+        browser.new_page().goto("http://192.0.2.1/", timeout=5000)
+"""
+
+
+@pytest.mark.browser
+def test_a_real_browser_in_the_sandbox(make_recipe: Any, run: Any) -> None:
+    pytest.importorskip("playwright")
+    if not Path(CHROMIUM).exists():
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"There is no Chromium at {CHROMIUM}.")
+        pytest.skip(f"There is no Chromium at {CHROMIUM}.")
+    limits = Limits(run_seconds=90, stage_seconds=60, settle_seconds=10, memory_mb=1024, processes=256)
+    results = run(make_recipe({"test_browsing": BROWSING}), limits=limits, trusted=False, stages=["custom"])
+    assert results.verdict is Verdict.PASSED, results.stages[-1]
+    assert [case.status for case in results.stages[-1].cases] == ["passed"] * 3
