@@ -268,6 +268,7 @@ class Context:
     disk_mb: int = 2048
     allow: Sequence[str] = ()  #: refusals of `policy` that are allowed for this recipe, word for word without the place
     env: Mapping[str, str] = field(default_factory=dict)  #: added to the app's `.env` (from the recipe's cc-ci.toml)
+    lent: Mapping[str, str] = field(default_factory=dict)  #: what the server lends, for the tests' environment (an OIDC realm)
     exclusive_ports: Sequence[int] = ()  #: published as they are, leased by a lock in `locks`; others get free ones
     locks: Path | None = None
     mirror: str = ""  #: a registry that is asked first for images of Docker Hub

@@ -61,7 +61,7 @@ class ProcessDeployer(Deployer):
         checkout = checkout or context.checkout
         self._started = 1
         self._recipe = recipe = compose.load(checkout, compose.environment(context, checkout))
-        policy.check(recipe)
+        policy.check(recipe, self.context.allow)
         isolated = sandbox.available()
         if not isolated.ok and not context.trusted:
             raise DeployError("tool_missing", isolated.reason, isolated.fix)

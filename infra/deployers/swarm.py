@@ -110,7 +110,7 @@ class SwarmDeployer(Deployer):
     def _load(self) -> compose.Recipe:
         env = compose.environment(self.context, self._checkout)
         recipe = compose.load(self._checkout, env)
-        policy.check(recipe)
+        policy.check(recipe, self.context.allow)
         return recipe
 
     def _put(self) -> None:

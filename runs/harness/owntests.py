@@ -42,6 +42,7 @@ class Outcome:
     status: str
     reason: str = ""
     cases: Sequence[CaseResult] = ()
+    proven: bool = True  #: False: it passed, and nothing shows that it did what it is for
 
 
 @dataclass(frozen=True)
@@ -237,6 +238,7 @@ def _config(
             "CC_CI_GATE": gate,
             "CC_CI_RECIPE": context.recipe,
             "CC_CI_MARKER": marker(context),
+            **context.lent,
             **({"CC_CI_CHROMIUM": chromium} if chromium else {}),
             **environment,
         },
