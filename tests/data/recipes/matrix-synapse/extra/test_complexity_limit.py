@@ -20,7 +20,7 @@ def local(app):
 
 
 def join(person, room, status):
-    return person.ask("POST", f"/join/{quote(room)}?server_name=remote:8448&via=remote:8448", {}, status)
+    return person.ask("POST", f"/join/{quote(room)}?server_name=tasks.remote:8448&via=tasks.remote:8448", {}, status)
 
 
 def test_a_small_room_of_another_server_is_joined(remote, local):
