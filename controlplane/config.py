@@ -54,8 +54,19 @@ class Config(BaseSettings):
     webhook_autoregister: bool = Field(
         False,
         alias="WEBHOOK_AUTOREGISTER",
-        description="Register webhooks at the forge. Reserved: polling needs none; not built yet.",
+        description="Register webhooks at the forges and keep them well, where the token may. Polling goes on, more rarely.",
     )
+    webhook_url: str = Field(
+        "",
+        alias="CC_CI_WEBHOOK_URL",
+        description="Where the forges reach this server, when that is not CC_CI_BASE_URL.",
+    )
+    webhook_reenable: bool = Field(
+        False,
+        alias="CC_CI_WEBHOOK_REENABLE",
+        description="Switch on again a hook of ours that somebody switched off at the forge.",
+    )
+    delivery_days: int = Field(7, alias="CC_CI_DELIVERY_DAYS", ge=1, le=365, description="Days that deliveries are kept.")
     data_dir: Path = Field(
         Path("var"),
         alias="CC_CI_DATA_DIR",
@@ -74,6 +85,13 @@ class Config(BaseSettings):
     )
     poll_seconds: float = Field(
         30, alias="CC_CI_POLL_SECONDS", ge=1, le=3600, description="Seconds between two looks at a forge."
+    )
+    poll_rarely_seconds: float = Field(
+        600,
+        alias="CC_CI_POLL_RARELY_SECONDS",
+        ge=1,
+        le=86400,
+        description="Seconds between two looks where a webhook tells of everything.",
     )
     deployer: Literal["auto", "swarm", "process", "abra"] = Field(
         "auto",
@@ -184,7 +202,7 @@ class Config(BaseSettings):
                 raise ValueError(f"key number {number} is no Fernet key; `cc-ci rotate_keys --new` makes one") from None
         return keys
 
-    @field_validator("base_url", "proxy_url", "oidc_url")
+    @field_validator("base_url", "proxy_url", "oidc_url", "webhook_url")
     @classmethod
     def _web_address(cls, value: str) -> str:
         value = value.rstrip("/")

@@ -7,6 +7,14 @@ from django.db import models
 from controlplane.secrets import EncryptedTextField, reveal
 
 
+class Webhooks(models.TextChoices):
+    """Whether cc-ci registers hooks by itself: for a forge, and for a repository, which counts before its forge."""
+
+    INHERIT = "", "as set"
+    ON = "on", "on"
+    OFF = "off", "off"
+
+
 class Forge(models.Model):
     """A Gitea or Forgejo server, the token for it, and how the last looks at it went."""
 
@@ -25,6 +33,13 @@ class Forge(models.Model):
         default=list, blank=True, help_text="Owners whose repositories with the topic are enrolled, as a list of names."
     )
     allow = models.JSONField(default=list, blank=True, help_text="Ids of users who may always ask, as a list of numbers.")
+    webhooks = models.CharField(
+        max_length=3,
+        choices=Webhooks.choices,
+        default=Webhooks.INHERIT,
+        blank=True,
+        help_text="Whether hooks are registered here; as set: as WEBHOOK_AUTOREGISTER says.",
+    )
 
     bot_id = models.BigIntegerField(null=True, blank=True, editable=False)
     bot_login = models.CharField(max_length=255, blank=True, editable=False)
@@ -32,6 +47,9 @@ class Forge(models.Model):
     search = models.CharField(max_length=10, choices=OwnerFilter.choices, default=OwnerFilter.UNKNOWN, editable=False)
     search_probed_at = models.DateTimeField(null=True, blank=True, editable=False)
     cursor = models.DateTimeField(null=True, blank=True, editable=False, help_text="Server's time up to which all is seen.")
+
+    #: Owners whose hooks tell of everything: {owner: [the forge's time up to which all is seen, our time of that look]}.
+    rarely = models.JSONField(default=dict, blank=True, editable=False)
 
     last_ok_at = models.DateTimeField(null=True, blank=True, editable=False)
     last_error = models.TextField(blank=True, editable=False)
@@ -80,6 +98,13 @@ class Repository(models.Model):
         default=list,
         blank=True,
         help_text="What this recipe's compose files may ask for though a recipe may not: lines as a refusal prints them.",
+    )
+    webhooks = models.CharField(
+        max_length=3,
+        choices=Webhooks.choices,
+        default=Webhooks.INHERIT,
+        blank=True,
+        help_text="Whether a hook is registered for it; as set: as its forge has it.",
     )
 
     net_cursor = models.DateTimeField(null=True, blank=True, editable=False, help_text="Server's time of the last full listing.")
@@ -177,3 +202,18 @@ class Comment(models.Model):
     @property
     def edited(self) -> bool:
         return self.updated_at != self.created_at
+
+
+# The rest of the models, in a file of their own.
+from enrollment.hook_models import Delivery, WebhookConfig  # noqa: E402
+
+__all__ = [
+    "Comment",
+    "Delivery",
+    "Forge",
+    "PullRequest",
+    "Repository",
+    "RepositoryQuerySet",
+    "WebhookConfig",
+    "Webhooks",
+]
