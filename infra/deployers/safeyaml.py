@@ -1,0 +1,49 @@
+"""Reads YAML of strangers: a small file can unfold to more than a machine has, by aliases and by merge keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+_MOST_NODES = 50_000
+
+
+class TooMuch(yaml.YAMLError):
+    """The file is small and what it stands for is not."""
+
+
+def load(text: str) -> tuple[Any, yaml.Node | None]:
+    """The document, and its tree of nodes, which knows lines. Raises yaml.YAMLError, ValueError or RecursionError.
+
+    Nine levels of ten aliases are a billion nodes for whoever walks through them, prints them, or copies them as PyYAML
+    does with merge keys (`<<`). So they are counted before anything is built.
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return None, None
+        _count(root, {})
+        return loader.construct_document(root), root
+    finally:
+        loader.dispose()
+
+
+def _count(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many nodes a node stands for, with its aliases unfolded. `known`: by identity; 0 while it is being counted."""
+    if size := known.get(id(node)):
+        return size
+    if id(node) in known:
+        raise TooMuch("it refers to itself")
+    known[id(node)] = 0
+    inner: list[yaml.Node] = []
+    if isinstance(node, yaml.SequenceNode):
+        inner = node.value
+    elif isinstance(node, yaml.MappingNode):
+        inner = [part for pair in node.value for part in pair]
+    size = 1 + sum(_count(part, known) for part in inner)
+    if size > _MOST_NODES:
+        raise TooMuch("it unfolds to too many nodes")
+    known[id(node)] = size
+    return size

@@ -1,0 +1,305 @@
+"""What lint says of a recipe: one that is right, each thing that can be wrong, and files that mean harm."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infra.deployers import safeyaml
+from runs.harness import lint
+from runs.harness.lint import RULES, from_abra
+from runs.harness.protocol import LintFinding
+
+ROOT = Path(__file__).resolve().parents[3]
+
+COMPOSE = """version: "3.8"
+
+services:
+  app:
+    image: nginx:1.27.3
+    configs:
+      - source: conf
+        target: /etc/conf
+    secrets: [password]
+    healthcheck:
+      test: [CMD, "true"]
+    deploy:
+      labels:
+        - "coop-cloud.${STACK_NAME}.version=1.2.0+1.27.3"
+
+configs:
+  conf:
+    name: ${STACK_NAME}_conf_${CONF_VERSION}
+    file: conf.tmpl
+
+secrets:
+  password:
+    external: true
+    name: ${STACK_NAME}_password_${SECRET_PASSWORD_VERSION}
+"""
+OVERLAY = """version: '3.8'
+services:
+  app:
+    environment: [MAIL=yes]
+    secrets: [smtp_password]
+secrets:
+  smtp_password: {external: true, name: "${STACK_NAME}_smtp_${SECRET_SMTP_VERSION}"}
+"""
+README = """# nice
+<!-- metadata -->
+
+* **Category**: Apps
+* **Status**: 4
+* **Image**: [`nginx`](https://hub.docker.com/_/nginx), 4, upstream
+* **Healthcheck**: Yes
+* **Backups**: No
+* **Email**: No
+* **Tests**: 2
+* **SSO**: No
+
+<!-- endmetadata -->
+"""
+SAMPLE = """TYPE=nice
+DOMAIN=nice.example.com
+## Domain aliases
+#EXTRA_DOMAINS=', `www.nice.example.com`'
+LETS_ENCRYPT_ENV=production
+SECRET_PASSWORD_VERSION=v1 # length=32
+#SECRET_SMTP_VERSION=v1
+"""
+FILES = {
+    "compose.yml": COMPOSE,
+    "compose.smtp.yml": OVERLAY,
+    "abra.sh": "export CONF_VERSION=v3\n",
+    ".env.sample": SAMPLE,
+    "README.md": README,
+    "release/1.2.0+1.27.3": "Nothing to do.\n",
+}
+
+
+@pytest.fixture
+def nice(tmp_path: Path) -> Callable[..., Path]:
+    """A recipe with nothing wrong, but for what is given: a file's text, None for no file, or a pair to replace in it."""
+
+    def make(changes: dict[str, str | tuple[str, str] | None] | None = None) -> Path:
+        for name, text in FILES.items():
+            change = (changes or {}).get(name, text)
+            if isinstance(change, tuple):
+                assert change[0] in text
+                change = text.replace(*change)
+            if change is not None:
+                path = tmp_path / name
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(change)
+        return tmp_path
+
+    return make
+
+
+def test_a_recipe_with_nothing_wrong(nice: Callable[..., Path]) -> None:
+    assert lint.lint(nice()) == []
+    assert lint.lint(nice(), "1.2.0+1.27.3", True) == []
+
+
+def test_the_sandbox_forges_recipes_have_nothing_wrong() -> None:
+    for recipe in ("hello-web", "broken-web"):
+        assert [f for f in lint.lint(ROOT / "enrollment" / "sandbox" / "recipes" / recipe) if f.level == "error"] == []
+
+
+WRONG = {
+    "C001-yaml": ("compose.yml", ("services:\n", "services: [\n"), "compose.yml cannot be read"),
+    "C001-overlay": ("compose.smtp.yml", "- a list", "compose.smtp.yml cannot be read: it is no mapping"),
+    "C001-none": ("compose.yml", None, "There is no compose.yml."),
+    "C002-old": ("compose.yml", ('"3.8"', '"3.7"'), "says version '3.7'"),
+    "C002-number": ("compose.yml", ('"3.8"', "3.8"), "says version 3.8;"),
+    "C002-none": ("compose.smtp.yml", ("version: '3.8'\n", ""), "compose.smtp.yml has no version"),
+    "C003-top": ("compose.yml", ("\nsecrets:", "\nsecretz:"), "no key secretz; did you mean secrets?"),
+    "C003-service": ("compose.yml", ("    image:", "    imag: x\n    image:"), "services.app.imag; did you mean image?"),
+    "C003-deploy": (
+        "compose.yml",
+        ("      labels:", "      replica: 2\n      labels:"),
+        "deploy.replica; did you mean replicas?",
+    ),
+    "C003-health": ("compose.yml", ("      test:", "      intervall: 1s\n      test:"), "did you mean interval?"),
+    "C003-list": ("compose.smtp.yml", "version: '3.8'\nnetworks: [proxy]\n", "networks must be a mapping"),
+    "C004": ("compose.yml", ("  app:", "  web:"), "There is no service app."),
+    "C005-none": ("compose.yml", ("coop-cloud.${STACK_NAME}.version", "coop.${STACK_NAME}.version"), "has no label"),
+    "C005-form": ("compose.yml", ("=1.2.0+1.27.3", "=v1.2.0"), "'v1.2.0' is no version"),
+    "C008-name": ("compose.yml", ("_conf_${CONF_VERSION}", "_conf"), "it should be ${STACK_NAME}_conf_${CONF_VERSION}"),
+    "C008-none": ("compose.yml", ("    name: ${STACK_NAME}_conf_${CONF_VERSION}\n", ""), "The config conf has no name"),
+    "C009": ("abra.sh", "CONF_VERSION=v3\n", "abra.sh does not export CONF_VERSION"),
+    "C009-none": ("abra.sh", None, "abra.sh does not export CONF_VERSION"),
+    "C010-name": ("compose.yml", ("_${SECRET_PASSWORD_VERSION}", "_v1"), "it should be ${STACK_NAME}_password_${SECRET_"),
+    "C010-none": (".env.sample", ("SECRET_PASSWORD_VERSION=v1", ""), "does not declare SECRET_PASSWORD_VERSION"),
+    "C010-comment": (".env.sample", ("SECRET_PASSWORD", "#SECRET_PASSWORD"), "does not declare SECRET_PASSWORD_VERSION"),
+    "C010-overlay": (".env.sample", ("#SECRET_SMTP_VERSION=v1", ""), "does not declare SECRET_SMTP_VERSION"),
+    "C011-none": ("compose.yml", ('    healthcheck:\n      test: [CMD, "true"]\n', ""), "app has no health check"),
+    "C011-off": ("compose.yml", ('test: [CMD, "true"]', "disable: true"), "app has no health check"),
+    "C012-none": ("compose.yml", ("nginx:1.27.3", "nginx"), "nginx of app is not pinned"),
+    "C012-port": ("compose.yml", ("nginx:1.27.3", "registry:5000/nginx"), "is not pinned"),
+    "C012-latest": ("compose.yml", ("nginx:1.27.3", "nginx:latest"), "latest moves"),
+    "C012-variable": ("compose.yml", ("nginx:1.27.3", "nginx:${TAG:-latest}"), "latest moves"),
+    "C013-none": ("README.md", None, "There is no README.md."),
+    "C013-markers": ("README.md", ("<!-- metadata -->", ""), "has no <!-- metadata -->"),
+    "C013-end": ("README.md", ("<!-- endmetadata -->", ""), "no <!-- endmetadata --> behind"),
+    "C013-fields": ("README.md", ("* **Tests**: 2\n* **SSO**: No", "* **Tests**:"), "says nothing of Tests, SSO"),
+    "C014-none": (".env.sample", ("DOMAIN=", "#DOMAIN="), "does not set DOMAIN"),
+    "C014-empty": (".env.sample", ("TYPE=nice", "TYPE="), "does not set TYPE"),
+    "C015": ("release/1.2.0+1.27.3", None, "no notes release/1.2.0+1.27.3"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_each_thing_that_can_be_wrong_is_found(what: str, nice: Callable[..., Path]) -> None:
+    file, change, words = WRONG[what]
+    found = lint.lint(nice({file: change}))
+    rule = what[:4]
+    [finding] = [f for f in found if f.rule == rule]
+    assert words in finding.text
+    assert finding.level == RULES[rule].level
+    if rule != "C001":  # what cannot be read is missed elsewhere as well
+        assert {f.rule for f in found} - {rule} <= {"C015"} | ({"C011"} if rule == "C004" else set())
+
+
+def test_tag_and_label(nice: Callable[..., Path]) -> None:
+    folder = nice()
+    [finding] = lint.lint(folder, "1.3.0+1.27.3", True)
+    assert (finding.rule, finding.text) == ("C006", "The version label says 1.2.0+1.27.3, and the tag 1.3.0+1.27.3.")
+    [finding] = lint.lint(folder, "1.2.0+1.27.3", False)
+    assert (finding.rule, finding.text) == ("C007", "The tag 1.2.0+1.27.3 is lightweight.")
+    assert lint.lint(folder, "", False) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (("nginx:1.27.3", "nginx"), 5),
+        (("_conf_${CONF_VERSION}", "_conf"), 17),
+        (('"3.8"', '"3.7"'), 1),
+        (("  app:", "  web:"), 3),
+    ],
+)
+def test_the_line_is_named(change: tuple[str, str], line: int, nice: Callable[..., Path]) -> None:
+    [finding] = [f for f in lint.lint(nice({"compose.yml": change})) if f.rule not in ("C005", "C011", "C015")]
+    assert (finding.file, finding.line) == ("compose.yml", line)
+
+
+def test_what_recipes_do_is_right(nice: Callable[..., Path]) -> None:
+    text = COMPOSE.replace("nginx:1.27.3", "nginx@sha256:" + "0" * 64).replace("services:", "x-env: &env {A: 1}\nservices:")
+    text = text.replace("    secrets: [password]", "    secrets: [password]\n    environment:\n      <<: *env")
+    text = text.replace('        - "coop-cloud.${STACK_NAME}.version=1.2.0', '        coop-cloud.${STACK_NAME}.version: "1.2.0')
+    assert lint.lint(nice({"compose.yml": text})) == []
+    (nice() / "release" / "1.2.0+1.27.3").rename(nice() / "release" / "next")
+    assert "C015" not in {f.rule for f in lint.lint(nice({"release/1.2.0+1.27.3": None}))}
+
+
+_BOMB = "a0: &a0 {k: v}\n" + "".join(
+    f"a{level}: &a{level} {{<<: [{', '.join([f'*a{level - 1}'] * 10)}]}}\n" for level in range(1, 12)
+)
+_ALIASES = "a0: &a0 [x]\n" + "".join(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]\n" for level in range(1, 12))
+
+HOSTILE = {
+    "merge bomb": _BOMB,
+    "alias bomb": _ALIASES + "services: {app: {labels: *a11, deploy: {labels: *a11}}}\nversion: *a11\nsecrets: *a11\n",
+    "itself": "services: &s {app: *s}\nconfigs: &c {x: *c}\n",
+    "merges itself": "services: &s\n  <<: *s\n",
+    "deep": "a: " + "[" * 5000,
+    "object": "services: !!python/object/apply:os.system [id]",
+    "big": "#" + "x" * (300 << 10),
+    "binary": "\x00\x01\x02",
+    "keys": "? [a, b]\n: 1\n? {a: 1}\n: 2\n1: 2\nnull: 3\nservices: {1: {2: 3}, null: {}, app: null}\n",
+    "lists": "services: [app]\nconfigs: [x]\nsecrets: 5\nversion: {a: 1}\n",
+    "labels": "services: {app: {deploy: {labels: [[1], {a: 2}, null, 5]}, image: [x], healthcheck: 7}}",
+    "number": "services: {app: {image: " + "9" * 5000 + "}}",
+    "date": "services: {app: {image: 2024-99-99}}",
+    "escape": "services: {'\\e[31m\\n': {imag: x}}",
+    "two": "a: 1\n---\nb: 2\n",
+    "empty": "",
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_hostile_yaml_is_a_finding_at_most(what: str, nice: Callable[..., Path]) -> None:
+    started = time.monotonic()
+    found = lint.lint(nice({"compose.yml": HOSTILE[what]}))
+    assert time.monotonic() - started < 5
+    assert [f for f in found if f.file == "compose.yml"]
+    assert all(f.text.isprintable() and len(f.text) <= 500 for f in found)
+
+
+def test_files_that_lead_elsewhere_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "outside").write_text("version: SECRET")
+    checkout = tmp_path / "recipe"
+    checkout.mkdir()
+    for name in ("compose.yml", "abra.sh", "README.md", ".env.sample"):
+        (checkout / name).symlink_to("../outside")
+    (checkout / "compose.loop.yml").symlink_to("compose.loop.yml")
+    (checkout / "compose.dir.yml").mkdir()
+    os.mkfifo(checkout / "compose.pipe.yml")
+    found = lint.lint(checkout)
+    assert "SECRET" not in str(found)
+    assert {f.file for f in found if f.rule == "C001"} >= {f"compose.{name}.yml" for name in ("dir", "loop", "pipe")}
+    assert {f.rule for f in found if "points out of the recipe" in f.text} == {"C001", "C009", "C013", "C014"}
+
+
+def test_a_folder_that_is_none(tmp_path: Path) -> None:
+    assert {f.rule for f in lint.lint(tmp_path / "nowhere")} == {"C001", "C013", "C014"}
+
+
+def test_findings_are_bounded(nice: Callable[..., Path]) -> None:
+    text = "services: {app: {" + ", ".join(f"k{number}: 1" for number in range(1000)) + "}}"
+    assert len(lint.lint(nice({"compose.yml": text}))) == 200
+
+
+_scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=8), st.sampled_from(["${", "$", "*a", "latest"]))
+_names = st.sampled_from(
+    ["version", "services", "app", "image", "deploy", "labels", "configs", "secrets", "name", "external", "x"]
+)
+_trees = st.recursive(
+    _scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_names, inner, max_size=4), max_leaves=15
+)
+
+
+@given(_trees)
+def test_any_document_gives_findings_and_no_error(tmp_path_factory: pytest.TempPathFactory, tree: object) -> None:
+    import yaml
+
+    folder = tmp_path_factory.getbasetemp() / "any"
+    folder.mkdir(exist_ok=True)
+    (folder / "compose.yml").write_text(yaml.safe_dump(tree))
+    assert all(isinstance(finding, LintFinding) for finding in lint.lint(folder))
+
+
+@pytest.mark.parametrize("text", [_BOMB, _ALIASES, "a: &a [*a]", "&a {x: {<<: *a}}"])
+def test_what_unfolds_to_too_much_is_refused_before_it_is_built(text: str) -> None:
+    with pytest.raises(safeyaml.TooMuch):
+        safeyaml.load(text)
+    assert safeyaml.load("a: &a {x: 1}\nb: {<<: *a, y: 2}")[0] == {"a": {"x": 1}, "b": {"x": 1, "y": 2}}
+
+
+def test_the_page_tells_the_rules_as_they_are() -> None:
+    rows = re.findall(r"^\| (C\d{3}) \| (\w+) \| (.*) \| (.*) \|$", (ROOT / "docs" / "lint.md").read_text(), re.MULTILINE)
+    assert rows == [(rule.id, rule.level, rule.what, rule.fix) for rule in RULES.values()]
+
+
+def test_abras_table() -> None:
+    row = {"REF": "R014", "RULE": "only annotated tags used", "SEVERITY": "error", "SATISFIED": "❌", "RESOLVE": "replace tags"}
+    rows = [
+        row,
+        {**row, "REF": "R001", "SATISFIED": "✅"},
+        {**row, "REF": "R002", "SEVERITY": "warn", "SKIPPED": "-"},
+        {**row, "REF": "R006", "SKIPPED": "✅"},
+    ]
+    assert from_abra(rows) == [
+        LintFinding(rule="R014", level="error", text="only annotated tags used. replace tags."),
+        LintFinding(rule="R002", level="warning", text="only annotated tags used. replace tags."),
+    ]
+    assert from_abra([]) == []
+    assert [f.level for f in from_abra([{"something": "else"}, {"x": "y"}])] == ["warning"]
