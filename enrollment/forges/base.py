@@ -5,7 +5,7 @@ Every call has a timeout and raises a ForgeError, which says what it means for t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import ClassVar, Literal, Protocol
@@ -129,6 +129,28 @@ class RemoteComment:
     updated_at: datetime
 
 
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file as it is on a branch. `sha` is its content's own id, which a change must name, so that none goes lost."""
+
+    path: str
+    sha: str
+    content: bytes
+
+
+@dataclass(frozen=True)
+class Hook:
+    """A webhook as the forge tells of it. No answer holds its secret; `events` may be more than what was asked for."""
+
+    id: int
+    url: str
+    events: frozenset[str]
+    active: bool
+    content_type: str = "json"
+    branch_filter: str = ""  #: empty where the server does not tell
+    authorization_header: str = ""  #: what somebody added for a proxy; lost unless it is sent again with each change
+
+
 StatusState = Literal["pending", "success", "failure", "error"]
 
 
@@ -150,6 +172,8 @@ class ForgeClient(Protocol):
     def repositories_with_topic(self, owner: str, topic: str) -> Iterator[Repo]: ...
 
     def branch_head(self, owner: str, name: str, branch: str) -> str: ...
+
+    def read_file(self, owner: str, name: str, path: str, branch: str) -> RemoteFile: ...
 
     def changed_pulls(self, since: datetime, owner: str | None) -> Iterator[PullSummary]: ...
 
@@ -178,3 +202,19 @@ class ForgeClient(Protocol):
     def set_status(
         self, owner: str, name: str, sha: str, *, state: StatusState, context: str, description: str, target_url: str
     ) -> None: ...
+
+    def change_file(
+        self, owner: str, name: str, file: RemoteFile, content: bytes, *, branch: str, new_branch: str, message: str
+    ) -> None: ...
+
+    def open_pull(self, owner: str, name: str, *, head: str, base: str, title: str, body: str) -> Pull: ...
+
+    # Hooks of a repository, or with an empty name of an organisation. Forbidden (or NotFound) where the token may not.
+
+    def hooks(self, owner: str, name: str) -> Iterator[Hook]: ...
+
+    def create_hook(self, owner: str, name: str, *, url: str, secret: str, events: Sequence[str]) -> Hook: ...
+
+    def edit_hook(self, owner: str, name: str, hook: Hook) -> Hook: ...
+
+    def delete_hook(self, owner: str, name: str, hook_id: int) -> None: ...

@@ -6,9 +6,10 @@ docs/architecture.md lists the ones that surprise.
 
 from __future__ import annotations
 
+import base64
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ from enrollment.forges.base import (
     Forbidden,
     ForgeError,
     Garbage,
+    Hook,
     NotFound,
     OddRows,
     Pull,
@@ -28,6 +30,7 @@ from enrollment.forges.base import (
     RateLimited,
     Rejected,
     RemoteComment,
+    RemoteFile,
     Repo,
     StatusState,
     Unauthorized,
@@ -90,6 +93,11 @@ class GiteaClient:
     def branch_head(self, owner: str, name: str, branch: str) -> str:
         path = f"/repos/{_part(owner)}/{_part(name)}/branches/{quote(branch, safe='')}"
         return self._get(path, lambda data: _sha(data["commit"]["id"]))
+
+    def read_file(self, owner: str, name: str, path: str, branch: str) -> RemoteFile:
+        """A file of a branch. Raises NotFound when there is none, and Garbage for a folder or a file too big to be shown."""
+        where = f"/repos/{_part(owner)}/{_part(name)}/contents/{quote(path)}"
+        return _read(_file, _json(self._call("GET", where, params={"ref": branch})))
 
     # --- pull requests and comments
 
@@ -182,6 +190,41 @@ class GiteaClient:
     ) -> None:
         body = {"state": state, "context": context, "description": description, "target_url": target_url}
         self._call("POST", f"/repos/{_part(owner)}/{_part(name)}/statuses/{sha}", body=body)
+
+    def change_file(
+        self, owner: str, name: str, file: RemoteFile, content: bytes, *, branch: str, new_branch: str, message: str
+    ) -> None:
+        """Put `content` into `file`, in one commit on `new_branch`, which is made from `branch`.
+
+        Raises Rejected (422) when the file was changed meanwhile or the new branch exists, Forbidden without a right to push.
+        """
+        path = f"/repos/{_part(owner)}/{_part(name)}/contents/{quote(file.path)}"
+        body = {"content": base64.b64encode(content).decode(), "sha": file.sha, "message": message}
+        self._call("PUT", path, body={**body, "branch": branch, "new_branch": new_branch})
+
+    def open_pull(self, owner: str, name: str, *, head: str, base: str, title: str, body: str) -> Pull:
+        """Ask to merge the branch `head` into `base`. Raises Rejected (409) when that is asked for already."""
+        path = f"/repos/{_part(owner)}/{_part(name)}/pulls"
+        return self._write("POST", path, {"head": head, "base": base, "title": title, "body": body}, _pull)
+
+    # --- hooks
+
+    def hooks(self, owner: str, name: str) -> Iterator[Hook]:
+        return _each(_hook, self._pages(_hooks_of(owner, name), {"limit": PAGE}, lambda data: data, key="id"))
+
+    def create_hook(self, owner: str, name: str, *, url: str, secret: str, events: Sequence[str]) -> Hook:
+        """Add a hook. Nothing at the server stops a second one with the same URL: the caller looks first."""
+        wanted = Hook(0, url, frozenset(events), active=True)
+        body = _hook_body(wanted) | {"type": "gitea"}
+        body["config"]["secret"] = secret
+        return self._write("POST", _hooks_of(owner, name), body, _hook)
+
+    def edit_hook(self, owner: str, name: str, hook: Hook) -> Hook:
+        """Make the hook as given. All of it is sent: what a PATCH does not name is reset. Its secret cannot be changed."""
+        return self._write("PATCH", f"{_hooks_of(owner, name)}/{hook.id}", _hook_body(hook), _hook)
+
+    def delete_hook(self, owner: str, name: str, hook_id: int) -> None:
+        self._call("DELETE", f"{_hooks_of(owner, name)}/{hook_id}")
 
     # --- the wire
 
@@ -401,6 +444,13 @@ def _repo(data: Any) -> Repo:
     )
 
 
+def _file(data: Any) -> RemoteFile:
+    # A folder is a list; of a symlink, a submodule or a file that is too big there is no content.
+    if data["type"] != "file" or data["encoding"] != "base64":
+        raise ValueError("no file whose content can be read")
+    return RemoteFile(path=_text(data["path"]), sha=_sha(data["sha"]), content=base64.b64decode(data["content"]))
+
+
 def _summary(data: Any) -> PullSummary:
     repository = data["repository"]
     return PullSummary(
@@ -446,4 +496,43 @@ def _comment(data: Any, pull_number: int | None = None) -> RemoteComment:
         html_url=_text(data.get("html_url")),
         created_at=_time(data["created_at"]),
         updated_at=_time(data["updated_at"]),
+    )
+
+
+def delivered_comment(payload: Any) -> RemoteComment:
+    """The comment in a webhook's delivery. Raises Garbage. (There its `pull_request_url` is empty on a plain issue, too.)"""
+    return _read(lambda data: _comment(data["comment"]), payload)
+
+
+def delivered_repository(payload: Any) -> tuple[int, str]:
+    """Id and full name of the repository in a webhook's delivery. Raises Garbage."""
+    return _read(lambda data: (_id(data["repository"]["id"]), _text(data["repository"].get("full_name"))), payload)
+
+
+def _hooks_of(owner: str, name: str) -> str:
+    return f"/repos/{_part(owner)}/{_part(name)}/hooks" if name else f"/orgs/{_part(owner)}/hooks"
+
+
+def _hook_body(hook: Hook) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "active": hook.active,
+        "events": sorted(hook.events),
+        "branch_filter": hook.branch_filter or "*",
+        "config": {"url": hook.url, "content_type": hook.content_type},
+    }
+    if hook.authorization_header:
+        body["authorization_header"] = hook.authorization_header
+    return body
+
+
+def _hook(data: Any) -> Hook:
+    config = data["config"]
+    return Hook(
+        id=_id(data["id"]),
+        url=_text(config.get("url")),
+        events=frozenset(_text(name) for name in data.get("events") or []),
+        active=bool(data["active"]),
+        content_type=_text(config.get("content_type")),
+        branch_filter=_text(data.get("branch_filter")),
+        authorization_header=_text(data.get("authorization_header")),
     )
