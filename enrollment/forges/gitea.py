@@ -97,7 +97,7 @@ class GiteaClient:
     def read_file(self, owner: str, name: str, path: str, branch: str) -> RemoteFile:
         """A file of a branch. Raises NotFound when there is none, and Garbage for a folder or a file too big to be shown."""
         where = f"/repos/{_part(owner)}/{_part(name)}/contents/{quote(path)}"
-        return _read(_file, _json(self._call("GET", where, params={"ref": branch})))
+        return _read(lambda data: _file(path, data), _json(self._call("GET", where, params={"ref": branch})))
 
     # --- pull requests and comments
 
@@ -444,11 +444,12 @@ def _repo(data: Any) -> Repo:
     )
 
 
-def _file(data: Any) -> RemoteFile:
+def _file(path: str, data: Any) -> RemoteFile:
     # A folder is a list; of a symlink, a submodule or a file that is too big there is no content.
     if data["type"] != "file" or data["encoding"] != "base64":
         raise ValueError("no file whose content can be read")
-    return RemoteFile(path=_text(data["path"]), sha=_sha(data["sha"]), content=base64.b64decode(data["content"]))
+    content = base64.b64decode("".join(data["content"].split()), validate=True)
+    return RemoteFile(path=path, sha=_sha(data["sha"]), content=content)
 
 
 def _summary(data: Any) -> PullSummary:

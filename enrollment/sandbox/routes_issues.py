@@ -67,6 +67,23 @@ def pulls(call: Call) -> Response:
     return call.page(rows, call.render.pull)
 
 
+@route("POST", ONE_REPO + "/pulls", "repository", signed_in=True)
+def open_pull(call: Call) -> Response:
+    """Ask to merge one branch of a repository into another of its branches."""
+    repo, head, base = call.repo(), call.text("head"), call.text("base")
+    folder = call.forge.folder(repo)
+    if not all(git.resolve(folder, f"refs/heads/{name}") for name in (head, base)):
+        raise call.missing()
+    for row in call.forge.tables.issues.values():
+        if not isinstance(row, Pull) or row.state != "open":
+            continue
+        if (row.repo_id, row.head_repo_id, row.head_branch, row.base_branch) == (repo.id, repo.id, head, base):
+            raise call.error(409, f"pull request already exists for these targets [id: {row.pull_id}, issue_id: {row.number}]")
+    body = call.body()
+    pull = call.forge.open_pull(repo, repo, head, call.signed_in(), call.text("title"), body.get("body") or "", base)
+    return call.answer(call.render.pull(pull), 201)
+
+
 @route("GET", ONE_REPO + "/pulls/{number}", "repository")
 def one_pull(call: Call) -> Response:
     """A pull request, or its diff when the number ends in .diff or .patch."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import binascii
 import hashlib
 from urllib.parse import quote
 
@@ -105,6 +106,35 @@ def contents(call: Call) -> Response:
         return call.answer([_entry(call.render, repo, ref, line) for line in entries])
     content = base64.b64encode(_blob(call, repo, path)).decode()
     return call.answer({**_entry(call.render, repo, ref, entries[0]), "encoding": "base64", "content": content})
+
+
+@route("PUT", ONE_REPO + "/contents/{path*}", "repository", signed_in=True)
+def change_contents(call: Call) -> Response:
+    """Change a file in one commit, on a branch or on a new one made from it. The file's present id must be named."""
+    repo, path, body = call.repo(2), call.names["path"].strip("/"), call.body()
+    folder = call.forge.folder(repo)
+    branch = body.get("branch") or "main"
+    target = body.get("new_branch") or branch
+    try:
+        content = base64.b64decode(call.text("content"), validate=True)
+    except (binascii.Error, ValueError):
+        raise call.error(422, "illegal base64 data") from None
+    sha = git.resolve(folder, f"refs/heads/{branch}")
+    if not sha:
+        raise call.error(404, f"branch does not exist [name: {branch}]")
+    if target != branch and git.resolve(folder, f"refs/heads/{target}"):
+        raise call.error(422, f"branch already exists [name: {target}]")
+    _blob(call, repo, path)
+    present = git.text(folder, "rev-parse", f"{sha}:{path}")
+    if call.text("sha") != present:
+        raise call.error(422, f"sha does not match [given: {body['sha']}, expected: {present}]")
+    if target != branch:
+        git.git(folder, "update-ref", f"refs/heads/{target}", sha)
+    message = body.get("message") or f"Update '{path}'"
+    done = call.forge.push(repo, target, {path: content}, message, call.signed_in())
+    line = git.text(folder, "ls-tree", "-l", done, path)
+    commit = call.render.commit(repo, git.commits(folder, done, 1)[0])
+    return call.answer({"content": _entry(call.render, repo, target, line), "commit": commit, "verification": None})
 
 
 def _entry(render: Renderer, repo: Repo, ref: str, line: str) -> Json:

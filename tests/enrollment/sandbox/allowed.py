@@ -41,6 +41,8 @@ ISSUE = REPO + "/issues/{index}"
 STATES = frozenset({"sort", "state"}) | PAGED
 TEXT = (("body", str), ("updated_at", str))
 REACTION = (("content", str),)
+FILE = (*((name, str) for name in ("branch", "new_branch", "content", "message", "sha", "from_path")), ("signoff", bool))
+PULL = tuple((name, str) for name in ("head", "base", "title", "body", "assignee", "due_date"))
 STATUS = (("state", str), ("target_url", str), ("description", str), ("context", str))
 HOOK = (
     ("type", str),
@@ -93,6 +95,7 @@ CALLS = (
     Call("GET", REPO + "/raw/{path*}", frozenset({"ref"})),
     Call("GET", REPO + "/contents", frozenset({"ref"})),
     Call("GET", REPO + "/contents/{path*}", frozenset({"ref"})),
+    Call("PUT", REPO + "/contents/{path*}", body=FILE, required=("content", "sha")),
     Call("GET", REPO + "/archive/{archive*}"),
     Call("GET", REPO + "/compare/{span*}"),
     Call("GET", REPO + "/commits/{ref}/status", PAGED),
@@ -100,6 +103,7 @@ CALLS = (
     Call("GET", REPO + "/statuses/{sha}", STATES),
     Call("POST", REPO + "/statuses/{sha}", body=STATUS, required=("state",)),
     Call("GET", REPO + "/pulls", frozenset({"state", "sort", "milestone", "labels", "poster"}) | PAGED),
+    Call("POST", REPO + "/pulls", body=PULL, required=("head", "base", "title")),
     Call("GET", REPO + "/pulls/{index}"),
     Call("GET", REPO + "/pulls/{index}.diff", frozenset({"binary"})),
     Call("GET", REPO + "/pulls/{index}.patch", frozenset({"binary"})),
