@@ -246,7 +246,12 @@ class Settler:
             self._judge_failures(service, [_error(task) for task in failed.values()], look)
 
     def _judge_failures(self, service: str, errors: list[str], look: Look) -> None:
-        gone = not any(_short(t.service) == service and t.desired == "Running" for t in look.tasks)
+        moving = any(
+            _short(name) == service and update.get("State") in ("updating", "rollback_started")
+            for name, update in look.updates.items()
+        )
+        # In the middle of an update Swarm has not had its last word yet.
+        gone = not moving and not any(_short(t.service) == service and t.desired == "Running" for t in look.tasks)
         spec = next((spec for name, spec in look.inspected.items() if _short(name) == service), {})
         known = [words.failure(service, error, spec) for error in errors]
         understood = next((trouble for trouble in known if trouble), None)
