@@ -96,9 +96,9 @@ class History:
         """The version that this very commit was published as, if any."""
         return next((tag for tag in self.tags if tag.commit == commit), None)
 
-    def previous(self) -> Tag | None:
-        """The version that those who use the recipe have now: the highest one before the pinned commit."""
-        return next((tag for tag in self.tags if tag.commit != self._source.sha), None)
+    def previous(self, commit: str) -> Tag | None:
+        """The version that those who use the recipe have now: the highest one that is not the tested commit itself."""
+        return next((tag for tag in self.tags if tag.commit != commit), None)
 
     def changed(self) -> list[str]:
         """The paths that the pinned commit changes, from where it left the base branch; at most MOST_PATHS."""

@@ -65,7 +65,7 @@ def history(source: Source, tmp_path: Path, base: Source | None) -> History:
 def test_the_previous_version_is_the_highest_readable_one_that_the_base_holds(base: Path, pull: Source, tmp_path: Path) -> None:
     past = history(pull, tmp_path, Source(url=str(base), ref="refs/heads/main"))
     assert [entry.name for entry in past.tags] == ["1.0.0+10.0", "1.0.0+2.0"]  # 10 is above 2; not the fork's, not next's
-    previous = past.previous()
+    previous = past.previous(pull.sha)
     assert previous and previous.name == "1.0.0+10.0" and not previous.annotated
     assert past.tags[1].annotated
     assert past.unreadable == ["latest"]
@@ -74,7 +74,7 @@ def test_the_previous_version_is_the_highest_readable_one_that_the_base_holds(ba
 def test_a_commit_that_is_published_itself_is_not_its_own_predecessor(base: Path, tmp_path: Path) -> None:
     sha = git(base, "rev-parse", "1.0.0+10.0^{commit}")
     past = history(Source(url=str(base), sha=sha), tmp_path, Source(url=str(base), ref="refs/heads/main"))
-    previous, own = past.previous(), past.tag_of(sha)
+    previous, own = past.previous(sha), past.tag_of(sha)
     assert previous and previous.name == "1.0.0+2.0"
     assert own and own.name == "1.0.0+10.0"
 
@@ -86,13 +86,13 @@ def test_what_a_pull_request_changes_is_counted_from_where_it_left(base: Path, p
 
 def test_another_base_branch_has_other_versions(base: Path, pull: Source, tmp_path: Path) -> None:
     past = history(pull, tmp_path, Source(url=str(base), ref="refs/heads/next"))
-    previous = past.previous()
+    previous = past.previous(pull.sha)
     assert previous and previous.name == "9.0.0+1.0"
 
 
 def test_a_version_is_exported_without_the_history(base: Path, pull: Source, tmp_path: Path) -> None:
     past = history(pull, tmp_path, Source(url=str(base), ref="refs/heads/main"))
-    previous = past.previous()
+    previous = past.previous(pull.sha)
     assert previous
     past.export(previous.commit, tmp_path / "previous")
     assert (tmp_path / "previous" / "compose.yml").read_text() == "two"
@@ -113,6 +113,6 @@ def test_a_folder_within_another_repository_is_not_that_repository(base: Path, t
 
 def test_a_working_tree_has_the_versions_of_its_repository(base: Path, tmp_path: Path) -> None:
     past = history(Source(url=str(base)), tmp_path, None)
-    previous = past.previous()
+    previous = past.previous("")
     assert previous and previous.name == "1.0.0+10.0"
     assert past.changed() == []
