@@ -22,14 +22,20 @@ def choose(name: str, context: Context) -> Deployer:
     if name == "process":
         return ProcessDeployer(context)
     if name == "abra":
-        raise DeployError(
-            "tool_missing",
-            "The deployer abra is not there yet: it comes with the next issue.",
-            "Set CC_CI_DEPLOYER to auto, swarm or process.",
-        )
+        return _abra(context)
     if name != "auto":
         raise DeployError("tool_missing", f"There is no deployer {name!r}.", f"Choose one of {', '.join(NAMES)}.")
     return _automatic(context)
+
+
+def _abra(context: Context) -> Deployer:
+    from infra.deployers import abra  # its library is needed by nobody else
+
+    if problem := abra.problem():
+        raise DeployError("tool_missing", problem, abra.FIX)
+    if problem := swarm_problem():
+        raise DeployError("tool_missing", problem, "Run `docker swarm init`: abra deploys to a Swarm.")
+    return abra.AbraDeployer(context)
 
 
 def _automatic(context: Context) -> Deployer:

@@ -226,6 +226,21 @@ def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _named(value: Any) -> dict[str, Any]:
+    """The networks of a service, which come as a list of names as well."""
+    return {str(name): None for name in value} if isinstance(value, list) else _mapping(value)
+
+
+def _key_of(kind: str, item: Any) -> str:
+    """What makes two entries of a list the same one, so that a later file's comes over an earlier's, as in Docker's merging."""
+    if kind in ("secrets", "configs"):
+        return str(item.get("source", item)) if isinstance(item, dict) else str(item)
+    if kind == "volumes":
+        parts = str(item).split(":")
+        return str(item.get("target", item)) if isinstance(item, dict) else parts[1] if len(parts) > 1 else parts[0]
+    return repr(item)
+
+
 def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     merged = dict(under)
     for key, value in over.items():
@@ -234,8 +249,10 @@ def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
             merged[key] = {**as_mapping(before), **as_mapping(value)}
         elif isinstance(before, dict) and isinstance(value, dict):
             merged[key] = _merge(before, value)
+        elif key == "networks" and before and value:
+            merged[key] = _merge(_named(before), _named(value))
         elif isinstance(before, list) and isinstance(value, list) and key not in ("command", "entrypoint", "test"):
-            merged[key] = before + value
+            merged[key] = list({_key_of(key, item): item for item in before + value}.values())
         else:
             merged[key] = value
     return merged

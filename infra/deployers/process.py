@@ -135,10 +135,10 @@ class ProcessDeployer(Deployer):
             now = self.state()
             self._fail_on_ended()
             address = self.address()
-            answer = probe(address, self.context.domain) if address else None
+            answer = probe(address, self.context.domain, self.context.health_path) if address else None
             if address is None and time.monotonic() > until - self.context.settle_seconds + 0.5:
                 return now  # without a port there is nothing to ask: half a second without an exit
-            if address and answer and answer.from_app(address):
+            if address and answer and self.context.accepts(answer, address):
                 return now
             if str(now) != said:
                 said = str(now)
@@ -192,6 +192,8 @@ class ProcessDeployer(Deployer):
         return "\n".join([line for line in list(self._lines) if line.startswith(start)][-lines:])
 
     def execute(self, service: str, command: Sequence[str], timeout: float = 60.0) -> tuple[int, str]:
+        if not self._recipe or service not in self._recipe.services:
+            raise DeployError("tool_failed", f"No service {service} is running.")
         request = {"service": service, "command": list(command), "timeout": timeout}
         try:
             with connect_unix(str(self.context.work / "control.sock"), timeout + 5) as stream:

@@ -28,16 +28,23 @@ def stackfiles(
     variables are filled in already. A router's certresolver becomes plain `tls`.
     """
     result = []
-    # Docker merges the ports of several files by their published number, so that free ones would swallow each other: all
-    # of a service's stand in the first file that names it.
     unpublished = dict(ports or {})
+    # Docker merges the ports of several files by their published number, so that free ones would swallow each other, even if
+    # all stand in one file: such a service has to be in one file altogether.
+    alone = {name for name, wanted in unpublished.items() if sum(not port.published for port in wanted) > 1}
     for number, (_, original) in enumerate(recipe.documents):
         document = {key: copy.deepcopy(value) for key, value in original.items() if not key.startswith("x-")}
         document.setdefault("version", "3.8")
         if number == 0:
             networks = document.get("networks")
             document["networks"] = {"default": {}, **(networks if isinstance(networks, dict) else {})}
-        for name, service in _section(document, "services").items():
+        services = _section(document, "services")
+        for name in [name for name in services if name in alone]:
+            if name in unpublished:
+                services[name] = copy.deepcopy(recipe.services[name])
+            else:
+                del services[name]
+        for name, service in services.items():
             _service(service, recipe, labels, mark or {})
             if published := unpublished.pop(name, ()):
                 service["ports"] = [port.entry() for port in published]

@@ -106,9 +106,10 @@ class SwarmDeployer(Deployer):
         if not self._begun and self.context.ephemeral:
             stacks.remove(self.owned)
         self._begun = True
+        self._watcher.start()
 
     def _load(self) -> compose.Recipe:
-        env = compose.environment(self.context, self._checkout)
+        env = {**compose.environment(self.context, self._checkout), "STACK_NAME": self.stack}
         recipe = compose.load(self._checkout, env)
         policy.check(recipe, self.context.allow)
         return recipe
@@ -125,8 +126,7 @@ class SwarmDeployer(Deployer):
         self._before = settling.specs(self.owned.services())
         self._created += not self._before
         self._count += 1
-        self._watcher.start()
-        mark = {LABEL_DEPLOYMENT: str(self._count)}
+        mark = {LABEL_DEPLOYMENT: self._mark()}
         options: list[str] = []
         for number, document in enumerate(stackfiles(recipe, stacks.marks(context), bool(context.proxy_url), published, mark)):
             path = context.work / f"stack-{self._count}-{number}.yml"
@@ -139,6 +139,10 @@ class SwarmDeployer(Deployer):
     def _get(self, image: str) -> None:
         """Pull an image that is not here, since a pull inside the deployment would eat its time to settle."""
         images.get(image, self.context)
+
+    def _mark(self) -> str:
+        """What this deployment's services are marked with, to know them from the ones before."""
+        return str(self._count)
 
     def _exposed(self, recipe: compose.Recipe) -> tuple[str, int] | None:
         """The port that the image of `app` says it listens on."""
@@ -189,7 +193,7 @@ class SwarmDeployer(Deployer):
     def settle(self) -> Deployment:
         recipe = self._recipe
         settler = settling.Settler(
-            str(self._count),
+            self._mark(),
             self._before,
             self._last_words,
             out_of_memory=self._out_of_memory,

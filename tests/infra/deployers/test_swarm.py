@@ -3,56 +3,28 @@
 from __future__ import annotations
 
 import http.server
-import shutil
 import threading
 import urllib.request
-import uuid
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from infra.deployers import swarm
 from infra.deployers.base import Context, DeployError, probe
 from infra.deployers.choose import choose
 from infra.deployers.docker_cli import KINDS, LABEL_INSTALLATION, LABEL_RUN, ids, inspect
 from infra.deployers.swarm import SwarmDeployer
 from tests.docker import IMAGE, docker, need_swarm
 from tests.e2e.traefik import proxy_network
+from tests.infra.deployers.conftest import INSTALLATION, RECIPES, left
 
 pytestmark = pytest.mark.docker
-
-RECIPES = Path(__file__).resolve().parents[2] / "data" / "recipes"
-INSTALLATION = f"test-{uuid.uuid4().hex[:8]}"
 
 
 @pytest.fixture(autouse=True)
 def _swarm() -> None:
     need_swarm()
-
-
-@pytest.fixture
-def deployer(tmp_path: Path) -> Iterator[Callable[..., SwarmDeployer]]:
-    made: list[SwarmDeployer] = []
-
-    def make(recipe: str | Path, **changes: Any) -> SwarmDeployer:
-        work = tmp_path / f"work-{len(made)}"
-        work.mkdir()
-        run_id = uuid.uuid4().hex
-        given = {"domain": f"{run_id[:12]}.example.com", "settle_seconds": 40, **changes}
-        made.append(SwarmDeployer(Context(run_id, INSTALLATION, "x", RECIPES / recipe, work, **given)))
-        return made[-1]
-
-    yield make
-    for one in made:
-        assert one.teardown() == []
-
-
-def left(deployer: SwarmDeployer) -> list[str]:
-    """All that docker still has of a run."""
-    return [f"{kind} {name}" for kind in KINDS for name in ids(kind, f"{LABEL_RUN}={deployer.context.run_id}")]
 
 
 def test_a_web_app_is_reached_with_nothing_published_and_stops_when_scaled_to_0(deployer: Any) -> None:
@@ -150,18 +122,6 @@ def test_a_service_that_ends_at_once_fails_with_its_last_words(deployer: Any) ->
     assert caught.value.kind == "exits"
 
 
-def test_a_config_changed_under_its_old_name_is_explained(deployer: Any, tmp_path: Path) -> None:
-    web = deployer("web")
-    web.deploy()
-    changed = tmp_path / "changed"
-    shutil.copytree(RECIPES / "web", changed)
-    (changed / "index.html").write_text("other")
-    with pytest.raises(DeployError) as caught:
-        web.deploy(changed)
-    assert caught.value.kind == "config_immutable"
-    assert "Raise its version in abra.sh" in caught.value.fix
-
-
 def test_what_is_forbidden_is_refused_before_anything_exists(deployer: Any, tmp_path: Path) -> None:
     (tmp_path / "evil").mkdir()
     text = f"services: {{app: {{image: '{IMAGE}', volumes: ['/var/run/docker.sock:/s']}}}}"
@@ -170,40 +130,6 @@ def test_what_is_forbidden_is_refused_before_anything_exists(deployer: Any, tmp_
     with pytest.raises(DeployError, match=r"docker\.sock"):
         evil.deploy()
     assert left(evil) == []
-
-
-def test_a_sweep_takes_dead_runs_and_neither_living_nor_kept_nor_foreign_ones(deployer: Any) -> None:
-    dead, living, kept = deployer("no-web-port"), deployer("no-web-port"), deployer("no-web-port", keep=True)
-    neighbour = deployer("no-web-port")
-    neighbour.context.installation = "another-installation"
-    for one in (dead, living, kept, neighbour):
-        one.deploy()
-    asked: list[str] = []
-
-    def alive(run_id: str) -> bool:
-        asked.append(run_id)
-        return run_id == living.context.run_id
-
-    removed, still = swarm.sweep(INSTALLATION, alive)
-    assert (removed, still) == ([f"run {dead.context.run_id}"], [])
-    assert sorted(asked) == sorted([dead.context.run_id, living.context.run_id])
-    assert left(dead) == []
-    for one in (living, kept, neighbour):
-        assert ids("service", f"{LABEL_RUN}={one.context.run_id}")
-    # Not even by our own run's id: both labels have to be there.
-    assert swarm.remove_run(INSTALLATION, neighbour.context.run_id) == []
-    assert ids("service", f"{LABEL_RUN}={neighbour.context.run_id}")
-
-
-def test_a_stack_of_somebody_else_with_our_name_survives_our_teardown(deployer: Any, tmp_path: Path) -> None:
-    ours = deployer("no-web-port")
-    stack = ours.context.stack
-    docker("service", "create", "--detach", f"--label=com.docker.stack.namespace={stack}", f"--name={stack}_x", IMAGE)
-    try:
-        assert ours.teardown() == []
-        assert ids("service", f"com.docker.stack.namespace={stack}")
-    finally:
-        docker("service", "rm", f"{stack}_x")
 
 
 class _Proxy(http.server.BaseHTTPRequestHandler):

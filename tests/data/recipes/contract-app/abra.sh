@@ -1,0 +1,2 @@
+#!/bin/sh
+export INDEX_VERSION=v1

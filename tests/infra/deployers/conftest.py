@@ -1,0 +1,40 @@
+"""Deployments for tests: each has a stack and a folder of its own, and is gone afterwards."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.deployers.base import Context, Deployer
+from infra.deployers.docker_cli import KINDS, LABEL_RUN, ids
+from infra.deployers.swarm import SwarmDeployer
+
+RECIPES = Path(__file__).resolve().parents[2] / "data" / "recipes"
+INSTALLATION = f"test-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def deployer(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Makes a deployer for a recipe (a name of tests/data/recipes or a folder); keywords go into its context."""
+    made: list[Deployer] = []
+
+    def make(recipe: str | Path, kind: type[Deployer] = SwarmDeployer, **changes: Any) -> Deployer:
+        work = tmp_path / f"work-{len(made)}"
+        work.mkdir()
+        run_id = uuid.uuid4().hex
+        given = {"domain": f"{run_id[:12]}.example.com", "settle_seconds": 40, **changes}
+        made.append(kind(Context(run_id, INSTALLATION, "x", RECIPES / recipe, work, **given)))
+        return made[-1]
+
+    yield make
+    for one in made:
+        assert one.teardown() == []
+
+
+def left(deployer: Any) -> list[str]:
+    """All that docker still has of a run."""
+    return [f"{kind} {name}" for kind in KINDS for name in ids(kind, f"{LABEL_RUN}={deployer.context.run_id}")]
