@@ -1,6 +1,7 @@
 """The only door from the tests' sandbox to the world: a unix socket that the harness serves.
 
-The first line of a connection is JSON: `{"to": "app"}` makes the rest a connection to the app;
+The first line of a connection is JSON: `{"to": "app"}` makes the rest a connection to the app, `{"to": "app:22/tcp"}` one to
+that published port of the deployment, after a line `{}` that says so;
 `{"do": "exec", "service", "command", "timeout"}`, `{"do": "logs", "service", "lines"}` and `{"do": "state"}` are answered with
 one line: what was asked for, `{"error": …}`, or `{"cannot": …}` for what this deployer cannot do at all. Strangers' code writes
 here: nothing of a request reaches a deployer before its kind and size are checked.
@@ -53,6 +54,8 @@ class Gate:
             request = _request(_first_line(stream))
             if request.get("to") == "app":
                 self._to_app(stream)
+            elif "to" in request:
+                self._to_port(stream, str(request["to"]))
             else:
                 stream.sendall((json.dumps(self._answer(request)) + "\n").encode())
         except _Refused as refused:
@@ -69,6 +72,22 @@ class Gate:
         if address:
             splice.splice(stream, address.connect(10, self._domain))
 
+    def _to_port(self, stream: socket.socket, name: str) -> None:
+        """Only what this very deployment has published: the number comes from the deployer, never from the request."""
+        try:
+            port = self._deployer.state().ports.get(name) if name.endswith("/tcp") else None
+            if port is None:
+                raise _Refused(f"this deployment has published no {name[:80]!r}")
+            target = socket.create_connection(("127.0.0.1", port), timeout=10)
+        except DeployError as error:
+            stream.sendall((json.dumps(_failure(error)) + "\n").encode())
+            return
+        except OSError as error:
+            stream.sendall((json.dumps({"error": f"nothing listens at {name}: {error}"}) + "\n").encode())
+            return
+        stream.sendall(b"{}\n")
+        splice.splice(stream, target)
+
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
             match request.get("do"):
@@ -82,8 +101,12 @@ class Gate:
                 case "state":
                     return _state(self._deployer.state())
         except DeployError as error:
-            return {"cannot" if error.kind == "not_applicable" else "error": str(error)}
+            return _failure(error)
         return {"error": "not understood"}
+
+
+def _failure(error: DeployError) -> dict[str, Any]:
+    return {"cannot" if error.kind == "not_applicable" else "error": str(error)}
 
 
 class _Refused(Exception):

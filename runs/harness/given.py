@@ -174,8 +174,6 @@ def _tests(name: str, deployer: GivenApp, journal: Journal, watch: Watch, folder
     if name not in POSSIBLE:
         return Outcome("not_applicable", "The app runs already (--app), and nothing about it is changed.")
     files = owntests.find(deployer.context.checkout, name)
-    if not files:
-        return Outcome("not_applicable", "The recipe has no tests for this stage.")
     return owntests.run(name, files, deployer.context, deployer, journal, watch, folder)
 
 

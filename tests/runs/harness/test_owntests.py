@@ -132,7 +132,8 @@ def _collected_without_a_run(recipe: Path) -> int:
 def test_a_stage_without_a_test_of_its_own_does_not_apply(tmp_path: Path) -> None:
     marked = "import pytest\n@pytest.mark.extra\ndef test_long():\n    pass\n"
     place = Place(with_tests(tmp_path, {"tests/test_long.py": marked}), tmp_path / "place")
-    assert place.run("custom").status == "not_applicable"
+    assert place.run("custom").status == "not_applicable"  # its only test is extra
+    assert place.run("install").status == "not_applicable"  # no file at all
     assert [case.name for case in place.run("extra").cases] == ["test_long"]
 
 
@@ -142,6 +143,7 @@ def test_a_mark_made_in_a_conftest_is_no_way_out_of_every_stage(tmp_path: Path) 
         "tests/test_a.py": "def test_slow_a():\n    pass\ndef test_quick():\n    pass\n",
     }
     place = Place(with_tests(tmp_path, tests), tmp_path / "place")
+    assert owntests.find(place.context.checkout, "extra") == ["tests/test_a.py"]
     assert [case.name for case in place.run("custom").cases] == ["test_quick"]
     assert [case.name for case in place.run("extra").cases] == ["test_slow_a"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from importlib.metadata import distributions
@@ -89,12 +90,14 @@ def test_a_chromium_that_does_not_start_fails_and_is_quoted(tmp_path: Path) -> N
 class _Deployer:
     """A deployment of two services, of which no logs can be had."""
 
+    ssh = 30022
+
     def address(self) -> None:
         return None
 
     def state(self) -> Deployment:
         services = [Service("app", 2, 1, 3, "starting", "nginx:1", "secret words"), Service("db", 1, 1)]
-        return Deployment(services, "1.0.0+2", True, "f", {"app:22/tcp": 30022})
+        return Deployment(services, "1.0.0+2", True, "f", {"app:22/tcp": self.ssh})
 
     def logs(self, service: str, lines: int) -> str:
         raise DeployError("not_applicable", "There are no logs here.")
@@ -118,6 +121,36 @@ def test_what_runs_is_read_through_the_gate(tmp_path: Path) -> None:
             app.logs()
         with pytest.raises(pytest.fail.Exception, match="The harness refused: not understood: the service is no name"):
             app.exec("ls", service="--privileged")
+
+
+def test_a_published_port_is_reached_through_the_gate_and_no_other(tmp_path: Path) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    deployer: Any = _Deployer()
+    deployer.ssh = listener.getsockname()[1]
+    path = tmp_path / "gate.sock"
+    app = App("", "", str(path), 1)
+    with listener, Gate(path, deployer, "example.com"):
+        with app.connect("app:22/tcp") as stream:
+            there, _ = listener.accept()
+            there.sendall(b"SSH-2.0\nmore")
+            with stream.makefile("rb") as words:
+                assert words.readline() == b"SSH-2.0\n"
+            stream.sendall(b"hello")
+            assert there.recv(5) == b"hello"
+            there.close()
+        for name in ("app:80/tcp", "22", "127.0.0.1:1"):
+            with pytest.raises(pytest.fail.Exception, match="this deployment has published no"):
+                app.connect(name)
+        listener.close()
+        with pytest.raises(pytest.fail.Exception, match="nothing listens at app:22/tcp"):
+            app.connect("app:22/tcp")
+
+
+def test_what_the_server_lends_and_what_it_does_not(tmp_path: Path) -> None:
+    text = "def test_login(oidc): assert oidc.client_id == 'app'\n"
+    assert "1 passed" in plain_pytest(tmp_path, text, CC_CI_OIDC_CLIENT_ID="app").stdout
+    done = plain_pytest(tmp_path, text)
+    assert done.returncode == 0 and "not run: no provider" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The pytest plugin for a recipe's own tests: the fixtures `app`, `browser` and `marker`, and the mark `extra`.
+"""The pytest plugin for a recipe's own tests: the fixtures `app`, `browser`, `marker` and `oidc`, and the mark `extra`.
 
 It needs pytest and requests, and is told by its environment what there is to test (`CC_CI_URL` and others, see
 `runs.harness.owntests`). Where it is installed without a run around it, it changes nothing. See docs/write-tests.md.
@@ -10,6 +10,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -74,6 +75,16 @@ def app() -> App:
 def marker() -> Marker:
     """What the run writes into the app before the backup and looks for afterwards."""
     return Marker(os.environ.get("CC_CI_MARKER") or secrets.token_hex(8))
+
+
+@pytest.fixture(scope="session")
+def oidc() -> SimpleNamespace:
+    """The realm that the server lends to this run: each `CC_CI_OIDC_<NAME>` of the environment as an attribute `<name>`."""
+    start = "CC_CI_OIDC_"
+    lent = {name.removeprefix(start).lower(): value for name, value in os.environ.items() if name.startswith(start)}
+    if not lent:
+        pytest.skip('not run: no provider (cc-ci.toml says `needs = ["oidc"]`, and the server has to have one to lend)')
+    return SimpleNamespace(**lent)
 
 
 @pytest.fixture(scope="session")

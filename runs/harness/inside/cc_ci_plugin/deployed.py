@@ -111,26 +111,51 @@ class App:
         """The published ports: `"app:22/tcp"` -> the port on the machine, which is another one in each run."""
         return {str(name): int(port) for name, port in self._state("app.ports")["ports"].items()}
 
+    def connect(self, port: str, timeout: float = 10) -> socket.socket:
+        """A connection to a published port, named as in `ports`: the tests' sandbox reaches it no other way."""
+        stream, answer = self._open("app.connect", {"to": port}, timeout)
+        try:
+            _check("app.connect", answer)
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
     def _state(self, what: str) -> dict[str, Any]:
         return self._ask(what, {"do": "state"}, 60)
 
     def _ask(self, what: str, request: dict[str, Any], timeout: float) -> dict[str, Any]:
+        stream, answer = self._open(what, request, timeout)
+        stream.close()
+        _check(what, answer)
+        return answer
+
+    def _open(self, what: str, request: dict[str, Any], timeout: float) -> tuple[socket.socket, dict[str, Any]]:
+        """A connection to the gate, and its answer to the request: one line of JSON."""
         if not self._gate:
             pytest.skip(f"{what} is not available: this app was not deployed by cc-ci. Type `cc-ci test .` for one that is.")
         folder = os.open(os.path.dirname(self._gate), os.O_PATH | os.O_CLOEXEC)  # noqa: PTH120
+        stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stream:
-                stream.settimeout(timeout)
-                stream.connect(f"/proc/self/fd/{folder}/{os.path.basename(self._gate)}")  # noqa: PTH119
-                stream.sendall((json.dumps(request) + "\n").encode())
-                answer: dict[str, Any] = json.loads(stream.makefile("r").readline(_LONGEST_ANSWER))
+            stream.settimeout(timeout)
+            stream.connect(f"/proc/self/fd/{folder}/{os.path.basename(self._gate)}")  # noqa: PTH119
+            stream.sendall((json.dumps(request) + "\n").encode())
+            # Without a buffer: on a connection to a port, what follows the line is the service's.
+            with stream.makefile("rb", buffering=0) as answers:
+                answer: dict[str, Any] = json.loads(answers.readline(_LONGEST_ANSWER))
+        except BaseException:
+            stream.close()
+            raise
         finally:
             os.close(folder)
-        if "cannot" in answer:
-            pytest.skip(f"{what} is not available: {answer['cannot']}")
-        if "error" in answer:
-            pytest.fail(f"The harness refused: {answer['error']}")
-        return answer
+        return stream, answer
+
+
+def _check(what: str, answer: dict[str, Any]) -> None:
+    if "cannot" in answer:
+        pytest.skip(f"{what} is not available: {answer['cannot']}")
+    if "error" in answer:
+        pytest.fail(f"The harness refused: {answer['error']}")
 
 
 def _starting(response: requests.Response) -> bool:
