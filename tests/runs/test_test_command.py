@@ -18,6 +18,7 @@ from django.core.management.base import CommandError
 
 from runs.harness.protocol import Results
 from runs.localrun import chosen
+from runs.management.commands.new_tests import first_test
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "tests" / "data" / "recipes"
@@ -101,6 +102,12 @@ def test_the_first_file_notices_what_is_wrong(recipe: Any, running: _Running) ->
     code, _, shown = cc_ci(folder, "test", "--app", running.url)
     assert code == 1
     assert "the app says 500" in shown
+
+
+def test_the_documentation_shows_the_first_file(recipe: Any) -> None:
+    name, text = first_test(recipe("process-web"))
+    shown = f"# tests/{name}\n{text.partition(chr(10) * 3)[2]}"
+    assert shown in (ROOT / "docs" / "write-tests.md").read_text()
 
 
 def test_a_folder_that_is_no_recipe_gets_no_tests(tmp_path: Path) -> None:
