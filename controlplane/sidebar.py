@@ -16,6 +16,7 @@ GROUPS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("Files", "draft", "runs.artefact"),
         ("Trail", "history", "runs.runevent"),
         ("Answers to the forges", "forum", "runs.report"),
+        ("Deferred tests", "pending_actions", "runs.deferreditem"),
     ),
     "Watched": (
         ("Forges", "dns", "enrollment.forge"),

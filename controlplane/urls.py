@@ -9,5 +9,6 @@ urlpatterns = [
     path("", pages.start, name="start"),
     path("healthz", pages.health, name="health"),
     path("runs/", include("runs.urls")),
+    path("deferred/", include("runs.deferred_urls")),
     path("admin/", admin.site.urls),
 ]

@@ -225,3 +225,5 @@ def _run(model_admin: ModelAdmin, request: HttpRequest, queryset: QuerySet[Repos
 
 repository_admin = admin.site._registry[Repository]
 repository_admin.actions = [*(repository_admin.actions or []), run, run_with_extra_tests]
+
+from runs import deferred_admin as deferred_admin  # noqa: E402 - its admin is registered by the import

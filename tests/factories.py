@@ -15,6 +15,7 @@ from django.utils import timezone
 from factory.django import DjangoModelFactory
 
 from enrollment.models import Comment, Forge, PullRequest, Repository
+from runs.deferred_models import DeferredItem
 from runs.models import Artefact, CaseResult, Report, RunEvent, StageResult, State, TestRun
 
 
@@ -256,3 +257,20 @@ def details(**changes: Any) -> dict[str, Any]:
         "changed": ["compose.yml"],
         **changes,
     }
+
+
+class DeferredItemFactory(_Factory):
+    """An open entry of a DEFERRED.md of this machine, about a recipe of its own."""
+
+    class Meta:
+        model = DeferredItem
+
+    source = "/srv/registry/DEFERRED.md"
+    slug = factory.LazyAttributeSequence(lambda row, n: f"{row.recipe.name if row.recipe else 'some'}-test-{n}")
+    filed_on = factory.LazyFunction(lambda: timezone.now().date())
+    line = 5
+    what = "Port the test of the login page."
+    filed_by = "alice"
+    why = "It needs a browser."
+    recipe = factory.SubFactory(RepositoryFactory)
+    recipe_by = DeferredItem.RecipeBy.SLUG
