@@ -143,9 +143,27 @@ def pack(container: str, path: str, folder: bool, target: Path, most: int, secon
 
 
 def unpack(container: str, path: str, folder: bool, source: Path, seconds: float = _SECONDS) -> None:
-    """Put the content of a tar made by `pack` back to where it was. What was not in it stays. Raises DeployError."""
+    """Put the content of a tar made by `pack` back to where it was. What was not in it stays. Raises DeployError.
+
+    A folder that has gone is made anew, if the one above it is still there.
+    """
+    if folder and look(container, path) is None:
+        _make_folder(container, path, source, seconds)
     with source.open("rb") as file:
         _unpack(container, path if folder else path.rpartition("/")[0] or "/", file, seconds)
+
+
+def _make_folder(container: str, path: str, like: Path, seconds: float) -> None:
+    """Make a folder with the owner and rights of the first entry of a tar."""
+    above, _, name = path.rpartition("/")
+    packed = io.BytesIO()
+    with tarfile.open(like) as archive, tarfile.open(fileobj=packed, mode="w") as single:
+        info = archive.next()
+        assert info is not None and info.isdir()
+        info.name = name
+        single.addfile(info)
+    packed.seek(0)
+    _unpack(container, above or "/", packed, seconds)
 
 
 def _unpack(container: str, folder: str, source: IO[bytes], seconds: float) -> None:
