@@ -73,10 +73,6 @@ def check_settings() -> Iterator[Finding]:
         clean = False
         text = f"links in comments lead to {cc_ci.base_url}, which only this machine can open"
         yield Finding("settings", "warning", text, "CC_CI_BASE_URL=https://ci.example.org")
-    if cc_ci.webhook_autoregister:
-        clean = False
-        text = "webhooks are not built yet, WEBHOOK_AUTOREGISTER does nothing; polling goes on"
-        yield Finding("settings", "warning", text, "WEBHOOK_AUTOREGISTER=false")
     if clean:
         yield Finding("settings", "ok", f"all known, people come to {cc_ci.base_url}")
 

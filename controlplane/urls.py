@@ -9,6 +9,7 @@ urlpatterns = [
     path("", pages.start, name="start"),
     path("healthz", pages.health, name="health"),
     path("runs/", include("runs.urls")),
+    path("", include("enrollment.urls")),
     path("deferred/", include("runs.deferred_urls")),
     path("admin/", admin.site.urls),
 ]

@@ -9,7 +9,7 @@ class EnrollmentConfig(AppConfig):
 
     def ready(self) -> None:
         from controlplane.registry import Recurring, registry
-        from enrollment import checks
+        from enrollment import checks, hook_checks
 
         registry.recur(
             Recurring("enrollment.tasks.poll", "enrollment.tasks.poll", settings.CC_CI.poll_seconds, text="Look at every forge.")
@@ -19,4 +19,11 @@ class EnrollmentConfig(AppConfig):
                 "enrollment.tasks.find_by_topic", "enrollment.tasks.find_by_topic", 300, text="Enrol repositories by topic."
             )
         )
+        for name, seconds, text in (
+            ("take_deliveries", 5, "Take deliveries that nobody has."),
+            ("see_to_hooks", 60, "Find webhooks that miss comments; register and repair those that are due."),
+            ("drop_old_deliveries", 3600, "Drop deliveries that are older than CC_CI_DELIVERY_DAYS."),
+        ):
+            registry.recur(Recurring(f"enrollment.tasks.{name}", f"enrollment.tasks.{name}", seconds, text=text))
         registry.check("forges", checks.check_forges)
+        registry.check("webhooks", hook_checks.check_webhooks)

@@ -18,13 +18,6 @@ ADD = "cc-ci forge add --url {url} --token-env VARIABLE"
 
 
 def check_forges() -> Iterator[Finding]:
-    if settings.CC_CI.webhook_autoregister:
-        yield Finding(
-            "webhooks",
-            "warning",
-            "WEBHOOK_AUTOREGISTER is set, but not built yet; polling does the work",
-            "WEBHOOK_AUTOREGISTER=0",
-        )
     forges = list(Forge.objects.filter(enabled=True))
     if not forges:
         yield Finding("forge", "warning", "no forge is known", ADD.format(url="https://git.example.org"))

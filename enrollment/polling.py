@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
@@ -26,6 +27,7 @@ from django_q.exceptions import TimeoutException
 from controlplane import backoff
 from controlplane.leases import Held, lease
 from controlplane.secrets import SecretUnreadable
+from enrollment import pace
 from enrollment.clients import client_for
 from enrollment.enrolling import (
     FACTS,
@@ -140,14 +142,14 @@ def _look(forge: Forge, client: ForgeClient, held: Held, result: Look) -> None:
     if not repositories:
         result.skipped = "nothing enrolled"
         return
-    started_at: datetime | None = None
+    seen: dict[str, Any] = {}
     if _may_search(forge):
-        started_at = _search(forge, client, repositories, result)
+        seen = _search(forge, client, repositories, result)
     if forge.search == Forge.OwnerFilter.REFUSED:
-        _list_all(repositories, client, result, deadline)
-    if started_at and held.is_mine():
+        _list_all(pace.to_list(forge, repositories), client, result, deadline)
+    if seen and held.is_mine():
         # Only now: everything up to here is wanted in the database. A late owner of the lease moves nothing.
-        Forge.objects.filter(pk=forge.pk).update(cursor=started_at)
+        Forge.objects.filter(pk=forge.pk).update(**seen)
     _read_wanted(forge, client, result, deadline)
     _nets(forge, client, result, deadline)
 
@@ -162,15 +164,13 @@ def _may_search(forge: Forge) -> bool:
     return forge.search_probed_at is None or forge.search_probed_at < timezone.now() - PROBE_AGAIN
 
 
-def _search(forge: Forge, client: ForgeClient, repositories: list[Repository], result: Look) -> datetime | None:
+def _search(forge: Forge, client: ForgeClient, repositories: list[Repository], result: Look) -> dict[str, Any]:
     """Ask which pull requests changed, and write down that their comments are wanted.
 
-    Returns the server's time at the first answer, up to which all is now known; None when the search is refused, or has to
-    be asked again under the new name of an owner.
+    Returns what to write on the forge's row: the server's time at the first answer, up to which all is now known. Nothing
+    when the search is refused, or has to be asked again under the new name of an owner.
     """
     by_id = {row.forge_repo_id: row for row in repositories}
-    earliest = min(row.enrolled_at for row in repositories)
-    since = (forge.cursor or earliest) - OVERLAP
     if (
         forge.search == Forge.OwnerFilter.IGNORED
         and forge.search_probed_at
@@ -180,9 +180,11 @@ def _search(forge: Forge, client: ForgeClient, repositories: list[Repository], r
     owners: list[str | None] = [None]
     if forge.search != Forge.OwnerFilter.IGNORED:
         owners = sorted({row.owner for row in repositories})  # type: ignore[assignment]
+    turns = pace.turns(forge, repositories, owners)
     started_at: datetime | None = None
     filtered, complete = True, True
-    for owner in owners:
+    for owner in turns.due:
+        since = turns.cursor(owner) - OVERLAP
         result.requests_wanted += 1
         try:
             for summary in client.changed_pulls(since, owner):
@@ -205,23 +207,27 @@ def _search(forge: Forge, client: ForgeClient, repositories: list[Repository], r
             if owner is None or len(moved) < len(present):
                 # It was not about the owner, then.
                 _note_search(forge, Forge.OwnerFilter.REFUSED)
-                return None
+                return {}
             result.problems += [f"now {row.full_name}" for row in moved]
             complete = complete and not moved
         except (Forbidden, NotFound) as error:
             log.warning("%s: the search is refused (%s); every repository is listed instead", forge.name, error)
             _note_search(forge, Forge.OwnerFilter.REFUSED)
-            return None
+            return {}
         started_at = started_at or server_now(client)
         if not filtered:
             break  # the one answer held everybody's
+    if not turns.due:
+        return turns.settled(server_now(client), everybody=False)
     if filtered and owners != [None]:
         # Seen to work only when somebody else's would have shown; "works" just means "no reason for doubt".
         _note_search(forge, Forge.OwnerFilter.WORKS)
     elif not filtered:
         log.info("%s ignores the owner in searches; asking once for all", forge.name)
         _note_search(forge, Forge.OwnerFilter.IGNORED)
-    return started_at if complete else None
+        if not turns.alike:
+            return {}  # asked from one owner's time on; the next look asks from everybody's
+    return turns.settled(started_at, everybody=not filtered) if complete and started_at else {}
 
 
 def _note_search(forge: Forge, state: Forge.OwnerFilter) -> None:
@@ -237,7 +243,6 @@ def _want_comments(row: Repository, summary: PullSummary, since: datetime, clien
         log.info("%s is now called %s", row.full_name, summary.repo_full_name)
         # It may have another owner, too, and owners may ask.
         refresh_repository(row, client)
-    since = max(since, row.enrolled_at)
     pull, _ = PullRequest.objects.update_or_create(
         repository=row,
         number=summary.number,
@@ -250,10 +255,41 @@ def _want_comments(row: Repository, summary: PullSummary, since: datetime, clien
             "seen_updated_at": summary.updated_at,
         },
     )
+    _wish(pull, max(since, row.enrolled_at))
+
+
+def _wish(pull: PullRequest, since: datetime) -> None:
     # The earliest wish counts; one conditional update, since an earlier one may still stand unread.
     PullRequest.objects.filter(pk=pull.pk).filter(
         Q(comments_wanted_since__isnull=True) | Q(comments_wanted_since__gt=since)
     ).update(comments_wanted_since=since)
+
+
+def wake(pull: PullRequest, since: datetime) -> None:
+    """Somebody says that a comment was written or edited there at `since`: have it read, at the next look or by `look_at`."""
+    _wish(pull, max(since, pull.repository.enrolled_at + OVERLAP) - OVERLAP)
+    PullRequest.objects.filter(pk=pull.pk).update(comments_next_try_at=None)
+
+
+def look_at(pull: PullRequest, client: ForgeClient | None = None) -> Look:
+    """Read what is wanted of one pull request now, beside the looks at the whole forge (a comment read by both counts once).
+
+    Raises what concerns the whole forge, after it was written down there; the wish stands then.
+    """
+    forge, result = pull.repository.forge, Look(str(pull))
+    if forge.backoff_until and forge.backoff_until > timezone.now():
+        result.skipped = f"waits until {forge.backoff_until:%H:%M:%S}"
+        return result
+    pull.refresh_from_db(fields=["comments_wanted_since", "comments_failures"])
+    if pull.comments_wanted_since is None:
+        result.skipped = "read meanwhile"
+        return result
+    try:
+        read_pull_request(pull, client or client_for(forge), result)
+    except (ForgeError, SecretUnreadable) as error:
+        _failed(forge, error)
+        raise
+    return result
 
 
 # --- their comments

@@ -1,10 +1,12 @@
-"""Recurring tasks: look at the forges, find repositories by topic."""
+"""Tasks: look at the forges, find repositories by topic, see to webhooks and take what they deliver."""
 
 from __future__ import annotations
 
+from django.utils import timezone
 from django_q.tasks import async_task
 
-from enrollment import polling
+from enrollment import deliveries, pace, polling
+from enrollment.hook_reconcile import reconcile
 from enrollment.models import Forge
 
 
@@ -29,3 +31,30 @@ def find_by_topic() -> str:
     for forge in Forge.objects.filter(enabled=True):
         lines += polling.look_for_topics(forge)
     return "; ".join(lines) or "nothing new"
+
+
+def take_deliveries() -> str:
+    """Make comments of what webhooks delivered. Queued by the receiver; as a recurring task it finds what that left."""
+    return f"{deliveries.take_waiting()} taken"
+
+
+#: Seconds of one pass over the hooks; what is left waits for the next.
+RECONCILE_SECONDS = 20
+
+
+def see_to_hooks() -> str:
+    """Find hooks that missed a comment; register and repair those that are due."""
+    lines = pace.find_unhealthy()
+    for forge in Forge.objects.filter(enabled=True):
+        if forge.backoff_until and forge.backoff_until > timezone.now():
+            continue
+        result = reconcile(forge, apply=True, due_only=True, seconds=RECONCILE_SECONDS)
+        lines += [f"{forge.name}: {problem}" for problem in result.problems]
+        if result.actions or result.skipped:
+            lines.append(result.words())
+    return "; ".join(lines) or "all well"
+
+
+def drop_old_deliveries() -> str:
+    """Drop deliveries that are older than CC_CI_DELIVERY_DAYS."""
+    return f"{deliveries.drop_old()} dropped"

@@ -80,10 +80,6 @@ class TestSettings:
         finding = bad(doctor.check_settings())
         assert (finding.level, finding.fix) == ("warning", "CC_CI_BASE_URL=https://ci.example.org")
 
-    def test_webhooks_that_are_not_there_yet(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(settings.CC_CI, "webhook_autoregister", True)
-        assert bad(doctor.check_settings()).fix == "WEBHOOK_AUTOREGISTER=false"
-
 
 # The database
 

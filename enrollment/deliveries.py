@@ -1,0 +1,126 @@
+"""The work after the receiver: deliveries that wait become comments or looks; they can be replayed, and go after some days."""
+
+from __future__ import annotations
+
+import logging
+import time
+from datetime import timedelta
+
+from django.conf import settings
+from django.db import transaction
+from django.utils import timezone
+from django_q.tasks import async_task
+
+from controlplane import backoff
+from controlplane.secrets import SecretUnreadable
+from enrollment import polling
+from enrollment.forges.base import ForgeError
+from enrollment.models import Comment, Delivery, PullRequest, Repository
+from enrollment.receiver import Heard, Unreadable, decide, prove, read
+
+log = logging.getLogger(__name__)
+
+Outcome = Delivery.Outcome
+
+#: Seconds for which one task takes deliveries; what is left has the next one.
+SECONDS = 20
+MAX_TRIES = 5
+#: Rows deleted in one statement.
+BATCH = 1000
+
+
+def take_waiting(seconds: float = SECONDS) -> int:
+    """Take all deliveries that wait, oldest first. Returns how many. Several at once are no harm."""
+    end, taken = time.monotonic() + seconds, 0
+    while time.monotonic() < end:
+        due = Delivery.objects.filter(outcome=Outcome.ACCEPTED).exclude(next_try_at__gt=timezone.now())
+        batch = list(due.select_related("repository__forge", "forge").order_by("received_at", "pk")[:50])
+        if not batch:
+            break
+        for delivery in batch:
+            take(delivery)
+            taken += 1
+            if time.monotonic() > end:
+                break
+    return taken
+
+
+def take(delivery: Delivery) -> None:
+    """Do what one delivery asks for. A failure of ours is written down and tried again; after that it is polling's."""
+    # Forward in time first: whatever happens now, it cannot be taken in a tight loop.
+    wait = backoff.wait(delivery.tries, timedelta(seconds=10))
+    if not Delivery.objects.filter(pk=delivery.pk, outcome=Outcome.ACCEPTED, tries=delivery.tries).update(
+        tries=delivery.tries + 1, next_try_at=timezone.now() + wait
+    ):
+        return
+    try:
+        outcome, reason, comment = _do(delivery)
+    except Exception as error:
+        log.exception("%s", delivery)
+        if delivery.tries + 1 < MAX_TRIES:
+            Delivery.objects.filter(pk=delivery.pk).update(reason=f"{type(error).__name__}: {error}"[:2000])
+            return
+        outcome, reason, comment = Outcome.FAILED, f"{type(error).__name__}: {error}", None
+    Delivery.objects.filter(pk=delivery.pk, outcome=Outcome.ACCEPTED).update(
+        outcome=outcome, reason=reason[:2000], comment=comment, handled_at=timezone.now(), next_try_at=None
+    )
+
+
+def _do(delivery: Delivery) -> tuple[Outcome, str, Comment | None]:
+    if delivery.hook_id is not None:
+        prove(delivery.hook_id, delivery.received_at)
+    row = delivery.repository
+    if row is None or not row.active:
+        return Outcome.IGNORED, "the repository is enrolled no longer", None
+    try:
+        heard = read(delivery.event, delivery.body)
+    except Unreadable as error:
+        return Outcome.FAILED, str(error), None
+    if heard.comment is None or heard.number is None:
+        return Outcome.IGNORED, heard.unwanted, None
+    known = Comment.objects.filter(forge=delivery.forge_id, forge_comment_id=heard.comment.id)
+    if comment := known.first():
+        return Outcome.KNOWN, f"seen before, by {Comment.Via(comment.via).label}", comment
+    decision = decide(heard, polling.is_interesting(row, heard.comment), timezone.now())
+    if decision.do == "ignore":
+        return Outcome.IGNORED, decision.reason, None
+    pull = _pull_request(row, heard.number, heard)
+    if decision.do == "store":
+        new = polling.store(row, [heard.comment], Comment.Via.DELIVERY, pull)
+        return (Outcome.STORED if new else Outcome.KNOWN), decision.reason, known.first()
+    polling.wake(pull, heard.comment.updated_at)
+    return Outcome.WOKE, f"{decision.reason}; {_look(pull)}", known.first()
+
+
+def _pull_request(row: Repository, number: int, heard: Heard) -> PullRequest:
+    defaults = {"title": heard.title, "html_url": heard.html_url}
+    return PullRequest.objects.get_or_create(repository=row, number=number, defaults=defaults)[0]
+
+
+def _look(pull: PullRequest) -> str:
+    """Look at a pull request now. When that fails, its wish stands, and the next look at the forge reads it."""
+    try:
+        result = polling.look_at(pull)
+    except (ForgeError, SecretUnreadable) as error:
+        return f"it could not be read now: {error}"
+    return result.skipped or "; ".join(result.problems) or f"{result.comments} new comments"
+
+
+def replay(delivery: Delivery) -> str:
+    """Take a delivery once more, as if it had just come. Returns what to tell the person; a comment never counts twice."""
+    if not delivery.body or delivery.outcome in (Outcome.REJECTED, Outcome.FOREIGN, Outcome.UNWANTED):
+        return f"{delivery} was {delivery.get_outcome_display()}: nothing was kept that could be replayed."
+    with transaction.atomic():
+        Delivery.objects.filter(pk=delivery.pk).update(
+            outcome=Outcome.ACCEPTED, reason="replayed", tries=0, next_try_at=None, handled_at=None
+        )
+        async_task("enrollment.tasks.take_deliveries", save=False, task_name="take deliveries")
+    return f"{delivery} is taken again."
+
+
+def drop_old() -> int:
+    """Drop deliveries that are older than CC_CI_DELIVERY_DAYS. Returns how many."""
+    before, dropped = timezone.now() - timedelta(days=settings.CC_CI.delivery_days), 0
+    while pks := list(Delivery.objects.filter(received_at__lt=before).values_list("pk", flat=True)[:BATCH]):
+        dropped += Delivery.objects.filter(pk__in=pks).delete()[0]
+    return dropped

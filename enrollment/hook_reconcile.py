@@ -1,0 +1,443 @@
+"""Make the hooks at a forge what they should be. What is to be done is decided in `webhooks`; here it is asked for and done.
+
+It may be killed anywhere and run again: a hook's key and secret are written down before the forge hears of them, the key
+stands in its URL, and every pass begins by looking at what stands at the far side.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from itertools import groupby
+
+from django.conf import settings
+from django.db import IntegrityError, transaction
+from django.utils import timezone
+
+from controlplane.leases import Held, lease
+from controlplane.secrets import SecretUnreadable
+from enrollment.clients import client_for
+from enrollment.forges.base import (
+    Forbidden,
+    ForgeClient,
+    ForgeError,
+    Hook,
+    NotFound,
+    RateLimited,
+    Unauthorized,
+    Unavailable,
+)
+from enrollment.hook_models import hooks_address
+from enrollment.hook_states import State, move
+from enrollment.models import Forge, Repository, WebhookConfig
+from enrollment.webhooks import EVENTS, WRITES, Action, Do, Wanted, differences, plan, wanted
+
+log = logging.getLogger(__name__)
+
+#: Hours between two looks at a hook that is well, or that the forge refuses.
+CHECK_HOURS = 6
+#: When to look again after a failure.
+SOON = timedelta(minutes=15)
+#: How long both secrets count when one takes the other's place.
+OVERLAP = timedelta(minutes=15)
+#: How long one that a maintainer replaces by hand counts: the forge's side takes until somebody does it.
+OVERLAP_BY_HAND = timedelta(days=1)
+#: A hook that looks right and is unhealthy for longer gets a new secret; at most one each NEW_SECRET_AFTER.
+SILENT_AFTER = timedelta(hours=6)
+NEW_SECRET_AFTER = timedelta(days=1)
+#: Seconds that a pass holds its lease without renewing it.
+LEASE_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a hook stands: a repository, or (without one) an organisation."""
+
+    forge: Forge
+    owner: str
+    owner_id: int | None
+    repository: Repository | None = None
+
+    def __str__(self) -> str:
+        return self.repository.full_name if self.repository else self.owner
+
+    @property
+    def name(self) -> str:
+        return self.repository.name if self.repository else ""
+
+    def rows(self) -> list[WebhookConfig]:
+        """The current one first."""
+        rows = WebhookConfig.objects.filter(forge=self.forge, repository=self.repository).select_related("repository")
+        if self.repository is None:
+            rows = rows.filter(owner_id=self.owner_id)
+        return sorted(rows, key=lambda row: (row.state == State.ROTATING, -row.pk))
+
+
+@dataclass
+class Pass:
+    """What a look at a forge's hooks found: the plan and, when it was applied, how often something was written there."""
+
+    forge: str
+    actions: list[Action] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    writes: int = 0
+    unfinished: bool = False
+    skipped: str = ""
+
+    def words(self) -> str:
+        if self.skipped:
+            return f"{self.forge}: {self.skipped}"
+        changes = sum(action.do in WRITES for action in self.actions)
+        text = f"{self.forge}: {len(self.actions)} hooks looked at, {changes} to change, {self.writes} writes"
+        return f"{text}, {len(self.problems)} problems" if self.problems else text
+
+
+def is_wanted(row: Repository) -> bool:
+    """Whether a hook is to be registered for a repository."""
+    return row.active and wanted(settings.CC_CI.webhook_autoregister, row.forge.webhooks, row.webhooks)
+
+
+def reconcile(
+    forge: Forge, client: ForgeClient | None = None, *, apply: bool, due_only: bool = False, seconds: float | None = None
+) -> Pass:
+    """Look at a forge's hooks and, with `apply`, make them what they should be. `due_only` leaves out what was looked at
+    lately; after `seconds` the rest is left for the next pass. Never raises for what the forge does."""
+    result = Pass(forge.name)
+    deadline = time.monotonic() + seconds if seconds else float("inf")
+    with lease(f"hooks:{forge.pk}", LEASE_SECONDS) if apply else nullcontext() as held:
+        if apply and held is None:
+            result.skipped = "another process sees to its hooks"
+            return result
+        worker = _Worker(forge, client, apply, due_only, deadline, result, held)
+        try:
+            worker.run()
+        except (ForgeError, SecretUnreadable) as error:
+            result.problems.append(f"{error}. {error.advice}" if isinstance(error, ForgeError) else str(error))
+    return result
+
+
+@dataclass
+class _Worker:
+    """One pass over one forge."""
+
+    forge: Forge
+    given: ForgeClient | None
+    apply: bool
+    due_only: bool
+    deadline: float  #: of time.monotonic()
+    result: Pass
+    held: Held | None
+    now: datetime = field(default_factory=timezone.now)
+
+    @property
+    def client(self) -> ForgeClient:
+        # Made when it is first needed: where no hook is wanted, nothing is asked, and no token revealed.
+        if self.given is None:
+            self.given = client_for(self.forge)
+        return self.given
+
+    def run(self) -> None:
+        rows = list(Repository.objects.filter(forge=self.forge).select_related("forge").order_by("owner_id", "owner", "name"))
+        hooked = dict(self._due_of("repository"))
+        owners = dict(self._due_of("owner_id", repository=None))
+        for (owner_id, _), group in groupby(rows, key=lambda row: (row.owner_id, None if row.owner_id else row.owner)):
+            self._owner(list(group), owner_id, hooked, owners)
+
+    def _due_of(self, name: str, **only: None) -> Iterator[tuple[int, bool]]:
+        """For each place with rows whether it is time to look at it."""
+        due: dict[int, bool] = {}
+        rows = WebhookConfig.objects.filter(forge=self.forge, **only).exclude(**{name: None})
+        for pk, at in rows.values_list(name, "next_check_at"):
+            due[pk] = due.get(pk, False) or at is None or at <= self.now
+        yield from due.items()
+
+    def _owner(self, group: list[Repository], owner_id: int | None, hooked: dict[int, bool], owners: dict[int, bool]) -> None:
+        enough = [row for row in group if is_wanted(row)]
+        by_organisation = False
+        if owner_id is not None and (enough or owner_id in owners):
+            place = Place(self.forge, group[0].owner, owner_id)
+            unwanted = "" if enough else "none of its repositories wants a hook"
+            if not self.due_only or owners.get(owner_id, True):
+                by_organisation = self._settle(place, unwanted)
+            else:
+                by_organisation = any(row.state not in (State.REFUSED, State.ROTATING) for row in place.rows())
+        for row in group:
+            unwanted = self._unwanted(row, by_organisation)
+            if unwanted and row.pk not in hooked:
+                continue
+            if self.due_only and not hooked.get(row.pk, True):
+                continue
+            if time.monotonic() > self.deadline:
+                self.result.unfinished = True
+                return
+            self._settle(Place(self.forge, row.owner, row.owner_id, row), unwanted)
+
+    @staticmethod
+    def _unwanted(row: Repository, by_organisation: bool) -> str:
+        if not row.active:
+            return "the repository is watched no longer"
+        if not is_wanted(row):
+            return "hooks are switched off for it"
+        return "the organisation's hook tells of it" if by_organisation else ""
+
+    # --- one place
+
+    def _settle(self, place: Place, unwanted: str) -> bool:
+        """Bring one place in order. Returns whether hooks there can be seen to, and one is wanted."""
+        if self.held:
+            self.held.renew(LEASE_SECONDS)
+        if self.apply and not unwanted:
+            ensure_row(place)
+        elif self.apply:
+            # Nothing of these stands at the forge.
+            gone = [row.pk for row in place.rows() if row.state == State.REFUSED and row.remote_id is None and not row.by_hand]
+            WebhookConfig.objects.filter(pk__in=gone).delete()
+        for _ in range(2):  # a rotation makes a new row, which is created in the second turn
+            rows = place.rows()
+            if unwanted and not rows:
+                return False
+            try:
+                actions = self._plan(place, rows, unwanted)
+                if self.apply:
+                    self._apply(place, rows, actions)
+            except (Unauthorized, RateLimited, Unavailable):
+                WebhookConfig.objects.filter(pk__in=[row.pk for row in rows]).update(next_check_at=self.now + SOON)
+                raise
+            except (Forbidden, NotFound) as error:
+                # Nobody may have listed them, or this very thing could not be done.
+                self._refuse(place, rows, _why(place, error), unwanted)
+                return any(row.state == State.VERIFIED for row in rows)
+            except ForgeError as error:
+                self.result.problems.append(f"{place}: {error}. {error.advice}")
+                WebhookConfig.objects.filter(pk__in=[row.pk for row in rows]).update(next_check_at=self.now + SOON)
+                return any(row.state != State.REFUSED for row in rows)
+            self.result.actions += actions
+            if not self.apply or not any(action.do == Do.ROTATE for action in actions):
+                break
+        return not unwanted
+
+    def _plan(self, place: Place, rows: list[WebhookConfig], unwanted: str) -> list[Action]:
+        found = list(self.client.hooks(place.owner, place.name))
+        known = [_as_wanted(row, self.now) for row in rows]
+        if not unwanted and all(row.rotating for row in known):
+            known.insert(0, Wanted("", hooks_address(self.forge.pk)))  # only when nothing is applied
+        reenable = settings.CC_CI.webhook_reenable
+        return plan(str(place), known, found, address=hooks_address(self.forge.pk), unwanted=unwanted, reenable=reenable)
+
+    def _refuse(self, place: Place, rows: list[WebhookConfig], reason: str, unwanted: str) -> None:
+        self.result.actions.append(Action(Do.REFUSED, str(place), reason))
+        if not self.apply:
+            return
+        for row in rows:
+            if row.state != State.ROTATING:
+                move(row, "refuse", reason)
+            elif row.ends_at and row.ends_at <= self.now:
+                row.delete()  # its secret counts no more; the hook itself is out of reach
+        self._looked(rows)
+
+    def _looked(self, rows: list[WebhookConfig]) -> None:
+        later = self.now + timedelta(hours=CHECK_HOURS * random.uniform(0.9, 1.1))  # noqa: S311
+        for row in rows:
+            if row.pk is None:
+                continue
+            ends = WebhookConfig.objects.filter(pk=row.pk).values_list("ends_at", flat=True).first()
+            WebhookConfig.objects.filter(pk=row.pk).update(
+                checked_at=self.now, next_check_at=min(later, ends) if ends and ends > self.now else later
+            )
+
+    def _apply(self, place: Place, rows: list[WebhookConfig], actions: list[Action]) -> None:
+        by_key = {row.key: row for row in rows}
+        for action in actions:
+            row = by_key.get(action.key)
+            if action.do == Do.DELETE:
+                self._delete(place, action, row)
+            elif row is None:
+                continue
+            elif action.do == Do.FORGET:
+                row.delete()
+            elif action.do == Do.ROTATE:
+                replace_secret(row, action.reason)
+            elif action.do == Do.CREATE:
+                self._create(place, row, action)
+            elif action.do == Do.UPDATE and action.hook:
+                self._update(place, row, action, action.hook)
+            elif action.do == Do.DISABLED:
+                move(row, "disable", action.reason)
+            elif action.do == Do.NOTHING and action.hook and row.state != State.ROTATING:
+                self._found_well(row, action.hook)
+        self._looked([row for row in rows if row.pk])
+
+    def _create(self, place: Place, row: WebhookConfig, action: Action) -> None:
+        if place.repository and self.client.repository_by_id(place.repository.forge_repo_id).full_name != str(place):
+            # Renamed a moment ago, and the name may be somebody else's now. The next listing brings the new one.
+            self.result.problems.append(f"{place} has another name now; its hook waits for that")
+            Repository.objects.filter(pk=place.repository.pk).update(net_due_at=self.now)
+            return
+        move(row, "drift", action.reason)
+        self.result.writes += 1
+        hook = self.client.create_hook(place.owner, place.name, url=row.url, secret=row.reveal_secret(), events=EVENTS)
+        self._registered(row, hook, "made" if not row.remote_id else f"made again: {action.reason}")
+
+    def _update(self, place: Place, row: WebhookConfig, action: Action, hook: Hook) -> None:
+        move(row, "drift", action.reason)
+        whole = replace(hook, url=row.url, events=frozenset(EVENTS), active=True, content_type="json", branch_filter="*")
+        self.result.writes += 1
+        answer = self.client.edit_hook(place.owner, place.name, whole)
+        if left := differences(answer, row.url):
+            self.result.problems.append(f"{place}: the forge took the change and still says: {'; '.join(left)}")
+            return
+        self._registered(row, answer, f"repaired: {action.reason}")
+
+    def _found_well(self, row: WebhookConfig, hook: Hook) -> None:
+        if row.state in (State.ABSENT, State.DRIFTED, State.DISABLED, State.REFUSED):
+            self._registered(row, hook, "found at the forge as it should be")
+        elif row.remote_id != hook.id:
+            WebhookConfig.objects.filter(pk=row.pk).update(remote_id=hook.id)
+
+    def _registered(self, row: WebhookConfig, hook: Hook, reason: str) -> None:
+        with transaction.atomic():  # the end of the old one's time is written down with the new one's beginning
+            move(row, "register", reason, remote_id=hook.id)
+            WebhookConfig.objects.filter(pk=row.pk).update(remote_id=hook.id)  # also when a delivery was faster
+            ends = timezone.now() + OVERLAP
+            older = WebhookConfig.objects.filter(forge=row.forge_id, repository=row.repository_id, state=State.ROTATING)
+            if row.repository_id is None:
+                older = older.filter(owner_id=row.owner_id)
+                # The repositories' own are to be looked at now: they are not needed any more.
+                WebhookConfig.objects.filter(forge=row.forge_id, owner_id=row.owner_id, repository__isnull=False).update(
+                    next_check_at=None
+                )
+            older.filter(ends_at=None).update(ends_at=ends, next_check_at=ends)
+
+    def _delete(self, place: Place, action: Action, row: WebhookConfig | None) -> None:
+        if action.hook:
+            self.result.writes += 1
+            try:
+                self.client.delete_hook(place.owner, place.name, action.hook.id)
+            except NotFound:
+                pass  # somebody was faster
+        if row is not None:
+            row.delete()
+
+
+def _why(place: Place, error: ForgeError) -> str:
+    if place.repository is None:
+        return f"The token does not own {place.owner} ({error}). Each repository gets a hook of its own, where the token may."
+    return f"The token has no admin right at {place} ({error}). Give it one, or add the hook by hand."
+
+
+def _as_wanted(row: WebhookConfig, now: datetime) -> Wanted:
+    try:
+        row.reveal_secret()
+        unreadable = False
+    except SecretUnreadable:
+        unreadable = True
+    rotating = row.state == State.ROTATING
+    return Wanted(
+        key=row.key,
+        url=row.url,
+        remote_id=row.remote_id,
+        seen=row.remote_id is not None,
+        by_hand=row.by_hand,
+        rotating=rotating,
+        ended=rotating and row.ends_at is not None and row.ends_at <= now,
+        unreadable=unreadable and not rotating,
+        silent=row.state == State.UNHEALTHY and row.state_at < now - SILENT_AFTER and row.created_at < now - NEW_SECRET_AFTER,
+    )
+
+
+# --- rows
+
+
+def new_row(place: Place, **more: object) -> WebhookConfig:
+    """A row with a key and a secret that nobody has seen."""
+    return WebhookConfig.objects.create(
+        forge=place.forge,
+        repository=place.repository,
+        owner=place.owner,
+        owner_id=place.owner_id,
+        key=secrets.token_hex(8),
+        secret=secrets.token_hex(32),
+        **more,
+    )
+
+
+def ensure_row(place: Place) -> None:
+    """See to it that the place has a current row."""
+    if not any(row.state != State.ROTATING for row in place.rows()):
+        try:
+            with transaction.atomic():
+                new_row(place)
+        except IntegrityError:
+            pass  # somebody made it in this very moment
+
+
+def place_of(row: WebhookConfig) -> Place:
+    return Place(row.forge, row.repository.owner if row.repository else row.owner, row.owner_id, row.repository)
+
+
+def replace_secret(row: WebhookConfig, reason: str) -> WebhookConfig | None:
+    """Put another row with a new secret in a hook's place, as the first step of a rotation; None when somebody was faster.
+
+    The next pass makes the new hook; from then on both secrets count for OVERLAP; a pass after that removes the old one.
+    """
+    ends = timezone.now() if row.remote_id is None and not row.by_hand else None
+    if row.by_hand:
+        ends = timezone.now() + OVERLAP_BY_HAND
+    with transaction.atomic():
+        if not move(row, "rotate", reason, ends_at=ends, next_check_at=ends):
+            return None
+        return new_row(place_of(row), by_hand=row.by_hand)
+
+
+class SeenTo(Exception):
+    """A maintainer need not do it: cc-ci registered this hook itself. The message says so."""
+
+
+def secret_by_hand(repository: Repository) -> WebhookConfig:
+    """Make a secret for a maintainer who adds the hook by hand, in the place of an earlier one. Returns the row, whose
+    secret can be revealed this once: nothing shows it again. Raises SeenTo, and IntegrityError when two ask at once."""
+    place = Place(repository.forge, repository.owner, repository.owner_id, repository)
+    with transaction.atomic():
+        current = next((row for row in place.rows() if row.state != State.ROTATING), None)
+        if current is None:
+            return new_row(place, by_hand=True)
+        if not current.by_hand:
+            if current.remote_id is not None:
+                raise SeenTo(f"cc-ci has registered the hook of {place} itself; `cc-ci rotate_webhook_secret {place}` renews it.")
+            # Nobody has seen its secret, and the forge has not heard of it.
+            if not WebhookConfig.objects.filter(pk=current.pk, by_hand=False, remote_id=None).update(by_hand=True):
+                raise IntegrityError("somebody else asked for one in this very moment")
+            current.by_hand = True
+            return current
+        refusal = current.reason if current.state == State.REFUSED else ""
+        made = replace_secret(current, "a maintainer asked for a new secret")
+        if made is None:
+            raise IntegrityError("somebody else asked for one in this very moment")
+        if refusal:
+            move(made, "refuse", refusal)
+        return made
+
+
+def rotate(rows: list[WebhookConfig]) -> tuple[list[WebhookConfig], list[str]]:
+    """Begin a rotation of these current hooks. Returns the new rows, and lines on those that were left out and why."""
+    begun, left = [], []
+    for row in rows:
+        if row.by_hand:
+            left.append(f"{row.place}: added by hand; a maintainer makes a new secret on the repository's page")
+        elif row.state in (State.REFUSED, State.ABSENT):
+            left.append(f"{row.place}: {row.state}; there is no hook to rotate")
+        elif _siblings(row):
+            left.append(f"{row.place}: a rotation is under way already")
+        elif made := replace_secret(row, "a new secret was asked for"):
+            begun.append(made)
+    return begun, left
+
+
+def _siblings(row: WebhookConfig) -> list[WebhookConfig]:
+    return [other for other in place_of(row).rows() if other.state == State.ROTATING]

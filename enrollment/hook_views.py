@@ -1,0 +1,108 @@
+"""What the forges' deliveries come to, and the page with the steps for a hook that a maintainer adds by hand."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from django.contrib.auth.views import redirect_to_login
+from django.core.exceptions import PermissionDenied, RequestDataTooBig
+from django.db import DatabaseError, IntegrityError
+from django.http import Http404, HttpRequest, HttpResponse
+from django.http.request import UnreadablePostError
+from django.shortcuts import get_object_or_404, render
+from django.views.decorators.cache import never_cache
+from django.views.decorators.csrf import csrf_exempt
+from django.views.decorators.http import require_http_methods
+
+from enrollment import receiver
+from enrollment.hook_models import hooks_address
+from enrollment.hook_reconcile import SeenTo, secret_by_hand
+from enrollment.hook_states import State
+from enrollment.models import Repository, WebhookConfig
+from enrollment.receiver import OUTCOMES, Answer
+from enrollment.webhooks import EVENTS, KEY, key_in
+
+log = logging.getLogger(__name__)
+
+#: What the forge's form calls the events.
+EVENT_LABELS = {"issue_comment": "Issue Comment", "pull_request_comment": "Pull Request Comment"}
+
+
+@csrf_exempt
+def receive(request: HttpRequest, forge: str) -> HttpResponse:
+    """`POST /hooks/<forge>/`: take a delivery. Answers as the table of outcomes says, and in no other way."""
+    answer = _answer(request, forge)
+    outcome = answer.outcome
+    response = HttpResponse(status=outcome.status, content_type="text/plain; charset=utf-8")
+    if outcome.status != 204:
+        response.content = f"{outcome.name}{': ' if answer.reason else ''}{answer.reason}\n".encode()
+    if outcome.name == "method":
+        response["Allow"] = "POST"
+    return response
+
+
+def _answer(request: HttpRequest, forge: str) -> Answer:
+    if wrong := receiver.judge_head(
+        request.method or "", request.META.get("CONTENT_TYPE", ""), request.META.get("CONTENT_LENGTH") or ""
+    ):
+        return Answer(wrong)
+    headers: Mapping[str, str] = request.headers
+    try:
+        body = request.body
+    except RequestDataTooBig:
+        return Answer(OUTCOMES["large"])
+    except UnreadablePostError:
+        return Answer(OUTCOMES["unsigned"])  # it hung up while it spoke
+    if len(body) > receiver.MAX_BODY:
+        return Answer(OUTCOMES["large"])
+    try:
+        signed = receiver.signer(forge, key_in("?" + request.META.get("QUERY_STRING", "")), body, receiver.signatures(headers))
+        if signed is None:
+            return Answer(OUTCOMES["unsigned"])
+        return receiver.take_in(*signed, headers, body)
+    except DatabaseError as error:
+        log.error("A delivery could not be written down: %s", error)
+        return Answer(OUTCOMES["unwell"])
+
+
+@never_cache
+@require_http_methods(["GET", "HEAD", "POST"])
+def by_hand(request: HttpRequest, pk: int) -> HttpResponse:
+    """The steps for adding a repository's hook by hand, for people with a login. A POST makes a secret, and shows it in its
+    own answer only: it is kept encrypted, and no page shows it again."""
+    if not request.user.is_authenticated:
+        return redirect_to_login(request.get_full_path())
+    if not (request.user.is_active and request.user.is_staff):
+        raise Http404
+    row = get_object_or_404(Repository.objects.select_related("forge"), pk=pk)
+    secret, problem, status = "", "", 200
+    if request.method == "POST":
+        if not request.user.has_perm("enrollment.change_repository"):
+            raise PermissionDenied
+        try:
+            made = secret_by_hand(row)
+            secret = made.reveal_secret()
+            receiver.forget()
+        except (SeenTo, IntegrityError) as error:
+            problem, status = str(error), 409
+    return render(request, "enrollment/webhook.html", steps(row) | {"secret": secret, "problem": problem}, status=status)
+
+
+def steps(row: Repository) -> dict[str, object]:
+    """What the steps by hand show for a repository: everything but the secret."""
+    hooks = list(WebhookConfig.objects.filter(repository=row).select_related("repository"))
+    hook = next((hook for hook in hooks if hook.state != State.ROTATING), None)
+    organisation = None
+    if row.owner_id is not None:
+        everybodys = WebhookConfig.objects.filter(forge=row.forge_id, owner_id=row.owner_id, repository=None)
+        organisation = everybodys.exclude(state__in=[State.ROTATING, State.REFUSED, State.ABSENT]).first()
+    return {
+        "repository": row,
+        "hook": hook,
+        "organisation": organisation,
+        "url": hook.url if hook else f"{hooks_address(row.forge_id)}?{KEY}=…",
+        "settings_url": f"{row.html_url}/settings/hooks" if row.html_url else "",
+        "events": [EVENT_LABELS[name] for name in EVENTS],
+        "by_hand": hook is None or hook.by_hand or hook.remote_id is None,
+    }

@@ -1,0 +1,384 @@
+"""Signed delivery -> Delivery row -> Comment row, or a look at the pull request.
+
+A request is judged in the order of OUTCOMES, by what is cheapest first; nothing of it is read before its signature is found
+right. The forge waits meanwhile, and gives up after some seconds: one row is written, and the work is left to a task.
+
+A delivery decides nothing. It brings the very Comment row that polling would have made, or it makes the poller look at that
+pull request now; what is lost or doubtful is found by polling.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.db import IntegrityError, transaction
+from django.utils import timezone
+from django_q.tasks import async_task
+
+from controlplane.secrets import Sealed, SecretUnreadable, decrypt
+from enrollment.forges.base import Garbage, RemoteComment
+from enrollment.forges.gitea import delivered_comment, delivered_repository
+from enrollment.hook_models import Delivery
+from enrollment.hook_states import State, move
+from enrollment.models import Forge, Repository, WebhookConfig
+
+log = logging.getLogger(__name__)
+
+#: Bytes of a delivery. A comment with all that stands around it is some kilobytes.
+MAX_BODY = 1024 * 1024
+#: Seconds for which secrets and repositories are believed without asking the database again.
+BELIEVED = 5.0
+#: A stranger who makes up keys makes us ask the database no more often than this.
+ASKED_AGAIN = 1.0
+#: Where a URL names no hook, each secret is tried; so many bytes may be hashed for that, about 50 ms.
+HASHED_AT_MOST = 32 * 1024 * 1024
+#: One task takes all deliveries that wait; in a burst it is not queued for each.
+QUEUED_AGAIN = 0.2
+
+SIGNATURES = ("X-Gitea-Signature", "X-Forgejo-Signature", "X-Hub-Signature-256")
+BRANDS = ("Gitea", "Forgejo", "GitHub")
+#: The names under which comments come: all alike before Forgejo 13, where reviews have the finer one.
+COMMENT_EVENTS = ("issue_comment", "pull_request_comment")
+ACTIONS = ("created", "edited")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A row of the table of outcomes. `kept` says what the Delivery row will say; empty where there is none."""
+
+    name: str
+    status: int
+    when: str
+    kept: str = ""
+
+
+#: Every request gets one of these. In this order; docs/webhooks.md shows the table.
+OUTCOMES: dict[str, Outcome] = {
+    row.name: row
+    for row in (
+        Outcome("method", 405, "It is no POST."),
+        Outcome("type", 415, "Its content type is not `application/json`."),
+        Outcome("large", 413, "Its body is larger than 1 MiB."),
+        Outcome("unsigned", 401, "No signature, a wrong one, or one with a secret that counts no more."),
+        Outcome("unreadable", 400, "Rightly signed, and no delivery that can be understood.", "rejected"),
+        Outcome("known", 200, "Rightly signed, and a delivery of this id came before. Nothing more happens."),
+        Outcome("foreign", 404, "Rightly signed, about a repository that is not enrolled.", "foreign"),
+        Outcome("unwanted", 204, "Rightly signed, and nothing that cc-ci waits for.", "unwanted"),
+        Outcome("accepted", 202, "Rightly signed, a comment written or edited on a pull request.", "accepted"),
+        Outcome("unwell", 503, "The database cannot be reached. Polling will find what was said."),
+    )
+}
+
+
+def judge_head(method: str, content_type: str, length: str) -> Outcome | None:
+    """What is wrong with a request before its body is read, if anything."""
+    if method != "POST":
+        return OUTCOMES["method"]
+    if content_type.partition(";")[0].strip().lower() != "application/json":
+        return OUTCOMES["type"]
+    if length.isdecimal() and (len(length) > 15 or int(length) > MAX_BODY):
+        return OUTCOMES["large"]
+    return None
+
+
+# --- who signed it
+
+
+@dataclass(frozen=True)
+class Secret:
+    """A secret that counts, sealed, and whose it is."""
+
+    hook_id: int
+    key: str
+    token: str
+    state: str
+    ends_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the receiver knows of a forge without asking the database each time."""
+
+    forge_id: int
+    at: float
+    secrets: Mapping[str, Secret]
+    repositories: Mapping[int, int]
+
+
+_known: dict[str, Known] = {}
+_opened: dict[str, bytes] = {}
+_queued: dict[int, float] = {}
+
+
+def forget() -> None:
+    """Ask the database anew at the next delivery; for tests, and where rows were just changed."""
+    _known.clear()
+    _opened.clear()
+    _queued.clear()
+
+
+def known(name: str, *, older_than: float = BELIEVED) -> Known | None:
+    """What is known of the forge with this number or name; None where there is none, or it is switched off."""
+    now = time.monotonic()
+    found = _known.get(name)
+    if "\0" in name:
+        return None  # a name that no database can be asked for
+    if found is not None and now - found.at < older_than:
+        return found
+    forges = Forge.objects.filter(enabled=True)
+    forge = (forges.filter(pk=int(name)) if name.isdecimal() and len(name) < 10 else forges.filter(name=name)).first()
+    if forge is None:
+        _known.pop(name, None)
+        return None
+    rows = WebhookConfig.objects.filter(forge=forge).only("key", "secret", "state", "ends_at")
+    secrets = {row.key: Secret(row.pk, row.key, _sealed(row.secret), row.state, row.ends_at) for row in rows}
+    repositories = dict(Repository.objects.filter(forge=forge, active=True).values_list("forge_repo_id", "pk"))
+    _known[name] = Known(forge.pk, now, secrets, repositories)
+    count = {secret.token for entry in _known.values() for secret in entry.secrets.values()}
+    for token in [token for token in _opened if token not in count]:
+        _opened.pop(token, None)
+    return _known[name]
+
+
+def _sealed(value: str | Sealed) -> str:
+    return value.token if isinstance(value, Sealed) else ""
+
+
+def signatures(headers: Mapping[str, str]) -> list[bytes]:
+    """What a request claims as the hex HMAC-SHA-256 of its body, from each of the headers for that."""
+    given = [headers.get(name, "") for name in SIGNATURES]
+    return [value.removeprefix("sha256=").encode("utf-8", "replace") for value in given if value]
+
+
+def signer(name: str, key: str, body: bytes, claims: list[bytes]) -> tuple[Known, Secret] | None:
+    """Whose secret signed this very body, and what is known of the forge; None for a stranger.
+
+    The hook's key in the URL says which secret to try. Without one all that count are tried, as far as HASHED_AT_MOST goes.
+    """
+    if not claims or (entry := known(name)) is None:
+        return None
+    if key and key not in entry.secrets and (entry := known(name, older_than=ASKED_AGAIN)) is None:
+        return None
+    now = timezone.now()
+    tried = [entry.secrets[key]] if key in entry.secrets else [] if key else list(entry.secrets.values())
+    if len(tried) > 1 and len(tried) * len(body) > HASHED_AT_MOST:
+        return None
+    for secret in tried:
+        if secret.state == State.ROTATING and secret.ends_at and secret.ends_at <= now:
+            continue
+        if (opened := _open(secret.token)) is None:
+            continue
+        right = hmac.new(opened, body, hashlib.sha256).hexdigest().encode()
+        if any(hmac.compare_digest(right, claim) for claim in claims):
+            return entry, secret
+    return None
+
+
+def _open(token: str) -> bytes | None:
+    """The plain secret; kept, since opening one takes longer than all the rest. None where no key opens it."""
+    if token not in _opened:
+        try:
+            opened = decrypt(token).encode() if token else b""
+        except SecretUnreadable as error:
+            log.error("%s", error)
+            opened = b""
+        _opened[token] = opened
+    return _opened[token] or None
+
+
+# --- what it says
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What stands in a delivery, as far as cc-ci wants to know."""
+
+    repo_id: int
+    repo_name: str
+    action: str
+    unwanted: str = ""  #: why cc-ci does not wait for it
+    number: int | None = None
+    comment: RemoteComment | None = None
+    doubts: str = ""  #: why it may bring no comment by itself
+    title: str = ""
+    html_url: str = ""
+
+
+class Unreadable(Exception):
+    """A body that is no delivery. The message says why."""
+
+
+def read(event: str, body: bytes | str) -> Heard:
+    """Read a delivery's body, JSON in UTF-8. Raises Unreadable, and nothing else, whatever stands there."""
+    try:
+        data = json.loads(body if isinstance(body, str) else body.decode())
+        if not isinstance(data, dict):
+            raise Unreadable("no JSON object")
+        repo_id, repo_name = delivered_repository(data)
+        heard = _read_comment(event, data, repo_id, repo_name)
+    except Garbage as error:
+        raise Unreadable(str(error)) from None
+    except RecursionError:
+        raise Unreadable("nested too deeply") from None
+    except ValueError as error:
+        raise Unreadable(f"no JSON: {str(error)[:100]}") from None
+    return heard
+
+
+def _read_comment(event: str, data: dict[str, Any], repo_id: int, repo_name: str) -> Heard:
+    action = data.get("action")
+    action = _clean(action, 30) if isinstance(action, str) else ""
+
+    def unwanted(why: str) -> Heard:
+        return Heard(repo_id, repo_name, action, why)
+
+    if event not in COMMENT_EVENTS:
+        return unwanted(f"the event is {event or 'not named'}, not a comment")
+    if action not in ACTIONS:
+        return unwanted(f"a comment that is {action or 'of no known action'}")
+    if not isinstance(data.get("comment"), dict):
+        return unwanted("there is no comment in it")
+    issue = data.get("issue")
+    if not isinstance(issue, dict):
+        raise Unreadable("a comment on nothing")
+    is_pull = data.get("is_pull", issue.get("pull_request") is not None)
+    if not is_pull:
+        return unwanted("a comment on an issue that is no pull request")
+    comment, number = delivered_comment(data), issue.get("number")
+    doubts = ""
+    if comment.pull_number is None or number != comment.pull_number or issue.get("pull_request") is None:
+        doubts = "what it says of the pull request does not fit together"
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 < number < 2**31:
+        raise Unreadable("no number of a pull request")
+    title, url = issue.get("title"), issue.get("html_url")
+    return Heard(
+        repo_id,
+        repo_name,
+        action,
+        number=number,
+        comment=comment,
+        doubts=doubts,
+        title=_clean(title, 500) if isinstance(title, str) else "",
+        html_url=_clean(url, 500) if isinstance(url, str) else "",
+    )
+
+
+def _clean(text: str, length: int) -> str:
+    """Text that every database takes."""
+    return text[:length].replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
+
+
+def named(headers: Mapping[str, str], what: str) -> str:
+    """The delivery's id (`Delivery`) or event (`Event`), whatever the brand of the header."""
+    return next((value for brand in BRANDS if (value := headers.get(f"X-{brand}-{what}", ""))), "")
+
+
+# --- writing it down
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a delivery came to, and why."""
+
+    outcome: Outcome
+    reason: str = ""
+
+
+def take_in(entry: Known, secret: Secret, headers: Mapping[str, str], body: bytes) -> Answer:
+    """Write down a delivery that is rightly signed: one short transaction, in which its id is found known or new."""
+    event = _clean(named(headers, "Event"), 50)
+    # Without an id it is known by what it says.
+    delivery_id = _clean(named(headers, "Delivery"), 100) or f"sha256:{hashlib.sha256(body).hexdigest()}"
+    row = Delivery(forge_id=entry.forge_id, delivery_id=delivery_id, hook_id=secret.hook_id, event=event)
+    try:
+        heard = read(event, body)
+    except Unreadable as error:
+        answer = Answer(OUTCOMES["unreadable"], str(error))
+        row.body = _clean(body[:2000].decode("utf-8", "replace"), 2000)
+    else:
+        row.repository_id, row.action, row.number = _repository(entry, heard), heard.action, heard.number
+        if row.repository_id is None:
+            answer = Answer(OUTCOMES["foreign"], f"{heard.repo_name or heard.repo_id} is not enrolled")
+        elif heard.unwanted:
+            answer = Answer(OUTCOMES["unwanted"], heard.unwanted)
+        else:
+            answer = Answer(OUTCOMES["accepted"])
+            row.forge_comment_id = heard.comment.id if heard.comment else None
+            # JSON holds no NUL; half a surrogate could only stand in it as six plain characters.
+            row.body = body.decode()
+    row.status, row.outcome, row.reason = answer.outcome.status, answer.outcome.kept, _clean(answer.reason, 2000)
+    accepted = row.outcome == Delivery.Outcome.ACCEPTED
+    if not accepted:
+        row.handled_at = row.received_at
+    try:
+        with transaction.atomic():
+            row.save(force_insert=True)
+            if accepted:
+                _queue(entry.forge_id)
+            elif secret.state != State.VERIFIED:
+                prove(secret.hook_id, row.received_at)
+    except IntegrityError:
+        return Answer(OUTCOMES["known"], "it came before")
+    return answer
+
+
+def _repository(entry: Known, heard: Heard) -> int | None:
+    """The row of the repository, enrolled a moment ago perhaps."""
+    if heard.repo_id not in entry.repositories:
+        rows = Repository.objects.filter(forge=entry.forge_id, forge_repo_id=heard.repo_id, active=True)
+        return rows.values_list("pk", flat=True).first()
+    return entry.repositories[heard.repo_id]
+
+
+def _queue(forge_id: int) -> None:
+    """Queue the task that takes what waits, unless one was queued this very moment. A sweep finds what that one misses."""
+    now = time.monotonic()
+    if now - _queued.get(forge_id, float("-inf")) >= QUEUED_AGAIN:
+        async_task("enrollment.tasks.take_deliveries", save=False, task_name="take deliveries")
+        _queued[forge_id] = now
+
+
+def prove(hook_id: int, received_at: datetime) -> None:
+    """A delivery was signed with this hook's own secret. What came before its present state began proves nothing new."""
+    hook = WebhookConfig.objects.select_related("repository").filter(pk=hook_id, state_at__lte=received_at).first()
+    if hook is not None and hook.state != State.VERIFIED:
+        move(hook, "deliver", "a delivery came that was signed with its secret")
+
+
+# --- what to do about it
+
+
+#: A comment older than this only wakes the poller: somebody may be sending old deliveries again.
+OLD = timedelta(days=1)
+#: How far the forge's clock may be ahead of ours.
+AHEAD = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class Decision:
+    do: str  #: store, wake, ignore
+    reason: str
+
+
+def decide(heard: Heard, interesting: bool, now: datetime) -> Decision:
+    """What a delivery of one of our repositories leads to. `interesting` is polling's own rule for what may start something."""
+    comment = heard.comment
+    if comment is None or not interesting:
+        return Decision("ignore", "its comment starts nothing: no command, our own, or older than the enrolment")
+    if heard.doubts:
+        return Decision("wake", heard.doubts)
+    if heard.action != "created" or comment.updated_at != comment.created_at:
+        return Decision("wake", "the comment was edited")
+    if comment.created_at < now - OLD:
+        return Decision("wake", "the comment is older than a day")
+    if comment.created_at > now + AHEAD:
+        return Decision("wake", "the comment is from the future")
+    return Decision("store", "a new comment")
