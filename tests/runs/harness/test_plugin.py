@@ -17,6 +17,7 @@ from infra.deployers.base import DeployError, Deployment, Service, connect_unix
 from runs.harness.gate import Gate
 from runs.harness.inside.cc_ci_plugin import App, from_environment
 from runs.harness.inside.cc_ci_plugin import Service as Seen
+from runs.harness.oidc import Realm, environment
 from runs.harness.protocol import Limits, Verdict
 from tests.browser.chromium import CHROMIUM
 
@@ -147,8 +148,11 @@ def test_a_published_port_is_reached_through_the_gate_and_no_other(tmp_path: Pat
 
 
 def test_what_the_server_lends_and_what_it_does_not(tmp_path: Path) -> None:
-    text = "def test_login(oidc): assert oidc.client_id == 'app'\n"
-    assert "1 passed" in plain_pytest(tmp_path, text, CC_CI_OIDC_CLIENT_ID="app").stdout
+    text = "def test_login(oidc): assert (oidc.client_id, oidc.password) == ('cc-ci', 'secret'), oidc\n"
+    realm = environment(Realm("ccci-0", "https://id.example.org/realms/ccci-0", "cc-ci", "hidden", "ada", "secret"))
+    assert "1 passed" in plain_pytest(tmp_path, text, **realm).stdout
+    done = plain_pytest(tmp_path, text, **realm | {"OIDC_CLIENT_ID": "other"})
+    assert "1 failed" in done.stdout and "Oidc(issuer=" in done.stdout and "hidden" not in done.stdout
     done = plain_pytest(tmp_path, text)
     assert done.returncode == 0 and "not run: no provider" in done.stdout
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
-from types import SimpleNamespace
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,7 +19,7 @@ from .deployed import App, Done, Service
 if TYPE_CHECKING:
     from .chromium import Browser, Chromium
 
-__all__ = ["App", "Done", "Marker", "Service"]
+__all__ = ["App", "Done", "Marker", "Oidc", "Service"]
 
 _MARK = (
     "extra(covers=[…], ports=…): a long test, run only when asked for. covers: the paths whose change makes it worth running; "
@@ -40,6 +39,18 @@ class Marker:
 
     def __str__(self) -> str:
         return self.value
+
+
+@dataclass(frozen=True)
+class Oidc:
+    """A realm of the run's own: its issuer's URL, a confidential client, and a user who can log in."""
+
+    issuer: str
+    realm: str
+    client_id: str
+    client_secret: str = field(repr=False)
+    user: str
+    password: str = field(repr=False)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -78,13 +89,11 @@ def marker() -> Marker:
 
 
 @pytest.fixture(scope="session")
-def oidc() -> SimpleNamespace:
-    """The realm that the server lends to this run: each `CC_CI_OIDC_<NAME>` of the environment as an attribute `<name>`."""
-    start = "CC_CI_OIDC_"
-    lent = {name.removeprefix(start).lower(): value for name, value in os.environ.items() if name.startswith(start)}
-    if not lent:
+def oidc() -> Oidc:
+    """The realm that the server lends to this run."""
+    if not os.environ.get("OIDC_ISSUER"):
         pytest.skip('not run: no provider (cc-ci.toml says `needs = ["oidc"]`, and the server has to have one to lend)')
-    return SimpleNamespace(**lent)
+    return Oidc(**{part.name: os.environ.get(f"OIDC_{part.name.upper()}", "") for part in fields(Oidc)})
 
 
 @pytest.fixture(scope="session")
