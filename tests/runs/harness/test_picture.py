@@ -1,0 +1,199 @@
+"""Pictures of real pages by the real Chromium in the real sandbox, and what gives none."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import struct
+import time
+import uuid
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infra.deployers import limits
+from infra.deployers.base import Context
+from infra.deployers.process import ProcessDeployer
+from runs.harness import picture
+from runs.harness.picture import HEIGHT, WIDTH, NoPicture, png
+
+RECIPE = Path(__file__).resolve().parents[2] / "data" / "recipes" / "process-web"
+SECRET = "kq7vXw2mTz"
+
+real = pytest.mark.browser
+
+
+@pytest.fixture
+def shoot(tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """Deploys process-web with this page, and takes the picture: the reason why there is none."""
+    if not picture.chromium():
+        if os.environ.get("CI") == "true":
+            pytest.fail("There is no Chromium here.")
+        pytest.skip("There is no Chromium here.")
+    up: list[ProcessDeployer] = []
+
+    def shoot(page: str | None = None, secrets: tuple[str, ...] = (SECRET,), **given: Any) -> str:
+        checkout, work = tmp_path / "recipe", tmp_path / "work"
+        shutil.copytree(RECIPE, checkout)
+        work.mkdir()
+        if page is not None:
+            (checkout / "www" / "index.html").write_text(f"<!doctype html><meta charset=utf-8>{page}")
+        run_id = uuid.uuid4().hex
+        context = Context(run_id, "test", "web", checkout, work, domain=f"ccci-{run_id[:12]}.localhost", settle_seconds=20)
+        up.append(ProcessDeployer(context))
+        up[-1].deploy()
+        up[-1].settle()
+        reason = picture.take(context, up[-1], tmp_path, secrets, **given)
+        assert list(limits.existing(f"{context.stack}-picture")) == []
+        assert not list(work.glob("picture*"))
+        return reason
+
+    yield shoot
+    for deployer in up:
+        assert deployer.teardown() == []
+
+
+@real
+def test_a_picture_of_the_app(shoot: Callable[..., str], tmp_path: Path) -> None:
+    assert shoot() == ""
+    data = (tmp_path / "picture.png").read_bytes()
+    assert png(data) == data
+    assert 1000 < len(data) < picture.BIGGEST
+    assert data[16:24] == struct.pack(">II", WIDTH, HEIGHT)
+    if keep := os.environ.get("CC_CI_TEST_PICTURE"):
+        Path(keep).write_bytes(data)
+
+
+SHOWN = {
+    "text": f"<p>Your key: {SECRET}</p>",
+    "spread": f"<p>{SECRET[:4]}<b>{SECRET[4:7]}</b>\n{SECRET[7:]}</p>",
+    "value by script": f"<input id=i><script>i.value = '{SECRET[:5]}' + '{SECRET[5:]}'</script>",
+    "textarea by script": f"<textarea id=i></textarea><script>i.value = '{SECRET[:5]}' + '{SECRET[5:]}'</script>",
+    "attribute": f"<a href='/?key={SECRET}'>x</a>",
+    "later": f"<p id=i></p><script>setTimeout(() => i.textContent = '{SECRET[:5]}' + '{SECRET[5:]}', 300)</script>",
+    "shadow": f"<p id=i></p><script>i.attachShadow({{mode: 'closed'}}).innerHTML = '{SECRET[:5]}' + '{SECRET[5:]}'</script>",
+    "frame": f"<iframe srcdoc='<p>{SECRET}</p>'></iframe>",
+}
+
+
+@real
+@pytest.mark.parametrize("how", SHOWN)
+def test_a_page_with_a_secret_gives_none(how: str, shoot: Callable[..., str], tmp_path: Path) -> None:
+    assert shoot(SHOWN[how]) == "No picture: a secret of the run stands on the page."
+    assert not (tmp_path / "picture.png").exists()
+
+
+@real
+def test_a_filled_password_field_gives_none(shoot: Callable[..., str], tmp_path: Path) -> None:
+    page = "<input type=password id=i><script>i.value = 'whatever'</script>"
+    assert shoot(page) == "No picture: there is a filled password field on the page."
+    assert not (tmp_path / "picture.png").exists()
+
+
+@real
+def test_an_empty_login_form_a_dialog_and_a_short_secret_are_no_reason(shoot: Callable[..., str]) -> None:
+    page = "<form><input name=user value=admin><input type=password></form><script>alert('hello')</script>"
+    assert shoot(page, (SECRET, "admin")) == ""
+
+
+@real
+def test_a_page_that_never_rests_ends_in_time(shoot: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picture, "SECONDS", 4.0)
+    started = time.monotonic()
+    reason = shoot("<script>for (;;) ;</script>")
+    assert reason == "The page gave no picture within 4 s."
+    assert time.monotonic() - started < 8
+    assert not (tmp_path / "picture.png").exists()
+
+
+@real
+def test_it_stops_with_the_run(shoot: Callable[..., str]) -> None:
+    class Cancelled(Exception):
+        pass
+
+    def check() -> None:
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        shoot(check=check)
+
+
+@real
+def test_a_page_that_is_not_there_says_why(shoot: Callable[..., str]) -> None:
+    assert "could not be loaded" in shoot("<script>1</script>", path=":1/")
+
+
+def test_no_browser_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC_CI_CHROMIUM", str(tmp_path / "none"))
+    context = Context("0" * 32, "test", "web", tmp_path, tmp_path)
+    reason = picture.take(context, ProcessDeployer(context), tmp_path, ())
+    assert reason == "There is no Chromium on this machine."
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+HEADER = chunk(b"IHDR", struct.pack(">IIBBBBB", WIDTH, HEIGHT, 8, 2, 0, 0, 0))
+PIXELS = chunk(b"IDAT", zlib.compress(bytes(HEIGHT * (1 + 3 * WIDTH))))
+MAGIC, END = b"\x89PNG\r\n\x1a\n", chunk(b"IEND", b"")
+GOOD = MAGIC + HEADER + PIXELS + END
+
+
+def test_what_is_no_picture_is_left_out_of_it() -> None:
+    assert png(GOOD) == GOOD
+    assert png(MAGIC + HEADER + chunk(b"tEXt", b"a\0b") + PIXELS + END) == GOOD
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"GIF89a",
+        GOOD[:-1],
+        GOOD + b"<script>",
+        GOOD[:40] + b"\0" + GOOD[41:],
+        MAGIC + PIXELS + END,
+        MAGIC + HEADER + END,
+        MAGIC + HEADER + HEADER + PIXELS + END,
+        MAGIC + chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)) + PIXELS + END,
+        MAGIC + HEADER + chunk(b"IDAT", zlib.compress(bytes(64 << 20))) + END,
+        MAGIC + HEADER + chunk(b"IDAT", b"x") + END,
+    ],
+)
+def test_a_damaged_or_hostile_picture_is_none(data: bytes) -> None:
+    with pytest.raises(NoPicture, match="damaged"):
+        png(data)
+
+
+def test_one_that_is_too_big_is_none() -> None:
+    noise = zlib.compress(os.urandom(HEIGHT * (1 + 3 * WIDTH)))
+    with pytest.raises(NoPicture, match="more than 2 MB"):
+        png(MAGIC + HEADER + chunk(b"IDAT", noise) + END)
+
+
+_NODES = {"nodeType": [], "nodeValue": [], "attributes": [], "inputValue": {"index": [], "value": []}}
+_SNAPSHOT = {"strings": [], "documents": [{"nodes": _NODES}]}
+_RESULT = {"picture": base64.b64encode(GOOD).decode(), "snapshots": [_SNAPSHOT, _SNAPSHOT]}
+
+
+def test_a_result_is_believed_when_all_of_it_is_there() -> None:
+    assert picture._checked(json.dumps(_RESULT).encode(), [SECRET]) == GOOD
+    for key in _RESULT:
+        with pytest.raises(NoPicture):
+            picture._checked(json.dumps({**_RESULT, key: None}).encode(), [SECRET])
+    with pytest.raises(NoPicture, match="cannot be read"):
+        picture._checked(json.dumps({**_RESULT, "snapshots": [_SNAPSHOT]}).encode(), [SECRET])
+
+
+@given(st.one_of(st.binary(max_size=50), st.recursive(st.none() | st.text(max_size=5) | st.integers(), st.lists).map(json.dumps)))
+def test_any_result_gives_a_reason(data: bytes | str) -> None:
+    with pytest.raises(NoPicture):
+        picture._checked(data if isinstance(data, bytes) else data.encode(), [SECRET])
