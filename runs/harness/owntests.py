@@ -106,7 +106,9 @@ def run(
         environment["CC_CI_EXTRA_FILES"] = "\n".join(file for file in files if extras.is_extra(Path(file)))
     ended = _inside(place, command, environment, results, context, deployer, journal, watch)
     if ended.data:
-        (folder / f"junit-{stage}.xml").write_bytes(ended.data[: junit.BIGGEST])
+        name = f"junit-{stage}.xml"
+        text = ended.data[: junit.BIGGEST].decode(errors="replace")
+        (folder / name).write_text(journal.clean(text, name))
     return judge(ended.code, ended.data, ended.out_of_memory)
 
 
@@ -144,7 +146,8 @@ def hook(
     ended = _inside(place, command, {}, result, context, deployer, journal, watch)
     done = judge_hook(name, ended.code, ended.data, ended.out_of_memory)
     if not done.ok:
-        (folder / f"hook-{name}.txt").write_text(journal.clean(done.reason + "\n"))
+        file = f"hook-{name}.txt"
+        (folder / file).write_text(journal.clean(done.reason + "\n", file))
     return done
 
 

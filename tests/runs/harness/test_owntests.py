@@ -15,7 +15,7 @@ import pytest
 
 from infra.deployers.base import Context, Deployment, Service
 from infra.deployers.process import ProcessDeployer
-from runs.harness import extras, owntests
+from runs.harness import extras, junit, owntests
 from runs.harness.events import Journal
 from runs.harness.owntests import HookResult, Outcome
 from runs.harness.protocol import STAGES, RunFolder
@@ -146,6 +146,22 @@ def test_a_mark_made_in_a_conftest_is_no_way_out_of_every_stage(tmp_path: Path) 
     assert owntests.find(place.context.checkout, "extra") == ["tests/test_a.py"]
     assert [case.name for case in place.run("custom").cases] == ["test_quick"]
     assert [case.name for case in place.run("extra").cases] == ["test_slow_a"]
+
+
+def test_what_is_kept_of_a_stage_or_hook_holds_no_secret(tmp_path: Path) -> None:
+    secret = "made-for-this-run-9"
+    tests = {
+        "tests/test_a.py": f"def test_it():\n    assert {secret!r} == 'other', 'was {secret}'\n",
+        owntests.HOOKS_FILE: f"def before_custom(app):\n    raise ValueError({secret!r})\n",
+    }
+    place = Place(with_tests(tmp_path, tests), tmp_path / "place")
+    place.journal.hide([secret])
+    assert place.run("custom").status == "failed"
+    assert not place.hook("before_custom").ok
+    kept = {name: (place.folder / name).read_text() for name in ("junit-custom.xml", "hook-before_custom.txt", "log.txt")}
+    assert all("[secret]" in text and secret not in text for text in kept.values())
+    assert place.journal.leaks == set(kept)
+    assert junit.parse(kept["junit-custom.xml"].encode())[0].status == "failed"
 
 
 def test_links_out_of_the_recipe_are_not_followed(tmp_path: Path) -> None:
