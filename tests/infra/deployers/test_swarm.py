@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import http.server
 import threading
+import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +201,44 @@ def test_without_a_swarm_auto_runs_processes_or_says_what_to_do(
         choose("swarm", deployer("web").context)
     assert caught.value.kind == "tool_missing"
     monkeypatch.delenv("DOCKER_HOST")
+
+
+def running(deployer: SwarmDeployer) -> None:
+    """Wait for its task alone: `settle` would watch a service without a port for a while."""
+    until = time.monotonic() + 20
+    while True:
+        with suppress(DeployError):
+            deployer.owned.container("app")
+            return
+        assert time.monotonic() < until, "it did not start"
+        time.sleep(0.1)
+
+
+def test_a_long_lived_app_keeps_its_data_and_gets_time_to_stop(deployer: Any, tmp_path: Path) -> None:
+    """As the server's own apps will want it: another object, a later day, the same stack."""
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "compose.yml").write_text(
+        yaml.safe_dump(
+            {
+                "services": {
+                    "app": {
+                        "image": IMAGE,
+                        "command": ["sh", "-c", "trap 'echo stopped > /data/state; exit 0' TERM; while :; do sleep 0.1; done"],
+                        "volumes": ["data:/data"],
+                    }
+                },
+                "volumes": {"data": None},
+            }
+        )
+    )
+    first = deployer(tmp_path / "app", ephemeral=False)
+    first.deploy()
+    running(first)
+    first.undeploy()
+    assert left(first) == [f"volume {first.context.stack}_data"]
+    second = SwarmDeployer(first.context)
+    second.deploy()
+    running(second)
+    assert second.read("app", "/data/state") == b"stopped\n"
+    second.context.ephemeral = True
+    assert second.teardown() == []
