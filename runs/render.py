@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from runs import chatops
+from runs import chatops, deferred
+from runs.harness.protocol import ExtraTest
 from runs.models import Artefact, CaseResult, StageResult, State, TestRun
 
 MARK = {
@@ -135,6 +136,7 @@ def findings(run: TestRun) -> list[str]:
         names = ", ".join(f"`{name}`" for name in leaks)
         parts.append(f"⚠️ A secret of this run was printed, and is blackened, in {names}.")
     parts += extra_tests(details.get("extras", {}))
+    parts += closes(run)
     picture = run.artefacts.filter(kind=Artefact.Kind.PICTURE).defer("data").first()
     if picture and not run.repository.private:  # the forge's readers could not load a private one
         parts.append(f"<details><summary>The app</summary>\n\n![The app]({picture.url})\n\n</details>")
@@ -175,6 +177,18 @@ def extra_tests(extras: Mapping[str, Any]) -> list[str]:
         more = f"\n- … and {len(suggested) - MOST_NAMES} more" if len(suggested) > MOST_NAMES else ""
         text += f" This change touches what these cover:\n\n{names}{more}\n\n"
     return [f"{text.rstrip(' ')} Run them with: `{chatops.OPTIONS['--extra-tests'].form}`".replace("\n\n Run", "\n\nRun")]
+
+
+def closes(run: TestRun) -> list[str]:
+    """The entries of the deferred registry that this change would close."""
+    if run.pull_request is None:
+        return []
+    tests = [ExtraTest.model_validate(test) for test in run.details.get("extras", {}).get("tests", [])]
+    slugs = deferred.would_close(run.repository.name, tests, run.details.get("changed", []))
+    if not slugs:
+        return []
+    names = ", ".join(f"**{plain(slug)}**" for slug in slugs)
+    return [f"This ports the deferred test {names}; its entry can be closed once it is merged."]
 
 
 def footer(run: TestRun) -> str:

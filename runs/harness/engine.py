@@ -5,18 +5,19 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 
 from infra.deployers import sandbox
-from infra.deployers.base import Address, Context, Deployer, DeployError, probe, stack_name
+from infra.deployers.base import Address, Deployer, DeployError, probe
 from infra.deployers.choose import choose
-from runs.harness import stages
-from runs.harness.checkout import Checkout
+from runs.harness import artefacts, level, oidc, prepare, stages
 from runs.harness.events import Journal
 from runs.harness.git import CheckoutError, secrets_of
 from runs.harness.owntests import Outcome
-from runs.harness.protocol import STAGES, Results, RunFolder, StageResult, Teardown, Verdict
+from runs.harness.prepare import Prepared
+from runs.harness.protocol import STAGES, Extras, Oidc, Results, RunFolder, StageResult, Teardown, Verdict
+from runs.harness.settings import SettingsError
 from runs.harness.watch import Cancelled, TimedOut, Watch
 
 
@@ -41,11 +42,13 @@ class Engine:
         self._started = datetime.now(UTC)
         self._results = {name: StageResult(name=name, status="not_run") for name in self._request.stages}
         self._work = folder.path / "work"
+        self._prepared: Prepared | None = None
         self._deployer: Deployer | None = None
-        self._deployments = 0
+        self._realm: oidc.Realm | None = None
+        self._run: stages.Run | None = None
+        self._deployed = False
         self._answered = False
         self._deployed_in = 0.0
-        self._sha = ""
 
     def run(self) -> Results:
         """Do everything, write the results, and give them."""
@@ -60,11 +63,17 @@ class Engine:
         teardown = self._teardown()
         if verdict is Verdict.PASSED and not teardown.clean:
             verdict, reason = Verdict.ERRORED, f"The teardown left something behind: {', '.join(teardown.left)}."
+        if self._deployments > 1:
+            verdict, reason = Verdict.ERRORED, f"The recipe was deployed {self._deployments} times in one run."
         results = self._conclude(verdict, reason, teardown)
         self._journal.event("finished", results.reason or f"The run {verdict}.", verdict=str(verdict))
         self._folder.write_results(results)
         self._journal.close()
         return results
+
+    @property
+    def _deployments(self) -> int:
+        return self._deployer.deployments if self._deployer else 0
 
     def _do(self) -> None:
         request = self._request
@@ -79,36 +88,46 @@ class Engine:
         with self._blame(Verdict.ERRORED):
             self.watch.check()
             self._work.mkdir(mode=0o700, exist_ok=True)
-            context = self._context()
-            self._sha = Checkout(
-                request.source, context.checkout, self._credential, self.watch.check, request.limits.disk_mb
-            ).make()
-            self._journal.step(f"Checked out {self._sha[:12] or 'the folder as it is'}")
-            self._deployer = choose(request.deployer, context)
-        run = stages.Run(context, self._deployer, self._journal, self.watch, self._folder.path)
-        self._deploy(run)
-        self._stages(run)
+            self._prepared = ready = prepare.prepare(request, self._work, self._credential, self._journal, self.watch)
+            self._lend(ready)
+            self._deployer = choose(request.deployer, ready.context)
+        self._run = run = self._make_run(ready, self._deployer)
+        self._deploy(run, ready)
+        try:
+            self._stages(run)
+        finally:
+            self._take_picture(run)
 
-    def _context(self) -> Context:
-        request, limits = self._request, self._request.limits
-        return Context(
-            run_id=request.run_id,
-            installation=request.installation_id,
-            recipe=request.recipe,
-            checkout=self._work / "checkout",
-            work=self._work,
-            domain=request.domain or f"{stack_name(request.run_id)}.localhost",
-            proxy_url=request.proxy_url,
-            trusted=request.trusted,
-            keep=request.keep,
-            settle_seconds=limits.settle_seconds,
-            memory_mb=limits.memory_mb,
-            processes=limits.processes,
-            disk_mb=limits.disk_mb,
-            report=self._journal.step,
-            log=self._journal.log,
-            check=self.watch.check,
-        )
+    def _lend(self, ready: Prepared) -> None:
+        """A realm of the run's own, if the recipe needs one and there is a provider."""
+        if "oidc" not in ready.settings.needs:
+            return
+        wanted = self._request.oidc
+        if wanted is None:
+            self._journal.warn("The recipe needs an OIDC provider, and this server has none: tests that use it are not run.")
+            return
+        try:
+            with self._journal.timed("oidc"):
+                self._realm = self._provider(wanted).create(self._request.run_id, ready.context.domain)
+        except oidc.OidcError as error:
+            self._journal.warn(f"The OIDC provider lends no realm, so tests that use it are not run: {error}")
+            return
+        lent = oidc.environment(self._realm)
+        self._journal.hide(self._realm.secrets)
+        ready.context.env, ready.context.lent = {**ready.context.env, **lent}, lent
+
+    def _make_run(self, ready: Prepared, deployer: Deployer) -> stages.Run:
+        run = stages.Run(ready.context, deployer, self._journal, self.watch, self._folder.path, ready.settings)
+        run.wanted_version = ready.version
+        if "upgrade" not in self._results:
+            return run
+        if ready.previous and not ready.differs:
+            run.no_upgrade = Outcome("not_applicable", f"Nothing that is deployed differs from {ready.previous.name}.")
+        elif ready.previous and ready.problem_of_previous:
+            run.no_upgrade = Outcome("skipped", f"{ready.previous.name} cannot be deployed any more: {ready.problem_of_previous}")
+        elif ready.previous and "upgrade" in deployer.abilities and "upgrade" not in ready.settings.stages:
+            run.previous, run.previous_checkout = ready.previous, ready.previous_checkout
+        return run
 
     @contextmanager
     def _blame(self, verdict: Verdict) -> Iterator[None]:
@@ -121,24 +140,35 @@ class Engine:
             raise Stop(Verdict.TIMED_OUT, str(error)) from error
         except DeployError as error:
             raise Stop(Verdict.FAILED if error.recipes_fault else Verdict.ERRORED, str(error)) from error
+        except (SettingsError, stages.HookFailed) as error:
+            raise Stop(Verdict.FAILED, str(error)) from error
         except CheckoutError as error:
             raise Stop(Verdict.FAILED if error.recipes_fault else verdict, f"No checkout: {error}") from error
 
-    def _deploy(self, run: stages.Run) -> None:
+    def _deploy(self, run: stages.Run, ready: Prepared) -> None:
         """Deploy, once. It belongs to the stage install, which it fails, when that was asked for."""
         self._begin("install")
         started = time.monotonic()
         try:
             with self._blame(Verdict.ERRORED):
-                self._journal.step(f"Deploying with {run.deployer.name}")
+                which = f" {run.previous.name}, from which it will be upgraded," if run.previous else ""
+                self._journal.step(f"Deploying{which} with {run.deployer.name}")
                 self.watch.check()
-                self._deployments += 1
-                run.deployer.deploy()
-                state = run.deployer.settle()
+                with self._journal.timed("deploy"):
+                    self._deployed = True
+                    run.deployer.deploy(run.previous_checkout)
+                self._journal.hide(run.deployer.secrets)
+                with self._journal.timed("settle"):
+                    state = run.deployer.settle()
                 self._journal.step(f"Deployed after {time.monotonic() - started:.1f} s: {state}")
                 address = run.deployer.address()
                 self._answered = address is not None and probe(address, run.context.domain) is not None
         except Stop as stop:
+            if run.previous and stop.verdict is Verdict.FAILED:
+                stop.reason = (
+                    f"The published version {run.previous.name}, which was to be upgraded, does not come up: {stop.reason} "
+                    f"Without the upgrade: !testme --stages install,backup,restore,custom"
+                )
             self._end("install", _of(stop), time.monotonic() - started)
             raise
         self._deployed_in = time.monotonic() - started
@@ -146,28 +176,34 @@ class Engine:
     def _stages(self, run: stages.Run) -> None:
         failed: list[str] = []
         for name in (name for name in STAGES if name in self._results):
-            work = stages.TABLE[name]
-            if work is None:
-                self._end(name, Outcome("not_applicable", stages.missing(name)), 0.0)
-                continue
-            if failed:
+            if why := self._why_not(run, name):
+                self._end(name, Outcome("not_applicable", why), 0.0)
+            elif failed:
                 self._end(name, Outcome("skipped", f"The stage {failed[0]} failed."), 0.0)
-                continue
-            self._one(name, work, run, failed)
+            else:
+                self._one(name, run, failed)
         if failed:
             first = self._results[failed[0]]
             raise Stop(Verdict.ERRORED if first.status == "errored" else Verdict.FAILED, f"{first.name}: {first.reason}")
         if not any(result.status == "passed" for result in self._results.values()):
             raise Stop(Verdict.ERRORED, "No stage that was asked for could run, so nothing was tested.")
 
-    def _one(self, name: str, work: stages.Stage, run: stages.Run, failed: list[str]) -> None:
+    def _why_not(self, run: stages.Run, name: str) -> str:
+        """Why a stage does not apply: as the recipe declares, or since the deployer is not made for it."""
+        if reason := run.settings.stages.get(name):  # type: ignore[call-overload]
+            return f"As cc-ci.toml says: {reason}"
+        if (ability := stages.ABILITY.get(name)) and ability not in run.deployer.abilities:
+            return f"The deployer {run.deployer.name} cannot do it."
+        return ""
+
+    def _one(self, name: str, run: stages.Run, failed: list[str]) -> None:
         before = self._deployed_in if name == "install" else 0.0
         if name != "install":
             self._begin(name)
         started = time.monotonic()
         try:
             with self._blame(Verdict.ERRORED):
-                outcome = work(run)
+                outcome = stages.TABLE[name](run)
         except Stop as stop:
             self._end(name, _of(stop), before + time.monotonic() - started)
             raise
@@ -176,7 +212,8 @@ class Engine:
             failed.append(name)
 
     def _begin(self, name: str) -> None:
-        self.watch.stage(name, self._request.limits.stage_seconds)
+        limits = self._prepared.limits if self._prepared else self._request.limits
+        self.watch.stage(name, limits.stage_seconds)
         if name in self._results:
             self._results[name].started = datetime.now(UTC)
             self._journal.stage = name
@@ -195,6 +232,7 @@ class Engine:
                 "name": name,
                 "status": outcome.status,
                 "reason": clean(outcome.reason),
+                "proven": outcome.proven,
                 "seconds": round(seconds, 3),
                 "started": self._results[name].started,
                 "finished": datetime.now(UTC) if self._results[name].started else None,
@@ -210,30 +248,54 @@ class Engine:
         )
         self._journal.stage = ""
 
+    def _take_picture(self, run: stages.Run) -> None:
+        if not (self._request.picture and self._answered) or run.settings.picture.off or self.watch.cancelled:
+            return
+        # It decides nothing: a wish to stop is heard by whatever comes next.
+        with self._journal.timed("picture"), suppress(Cancelled, TimedOut):
+            artefacts.picture(run)
+
     def _teardown(self) -> Teardown:
         """Take the deployment away, prove that it is gone, and remove the work folder."""
         started = time.monotonic()
         self._journal.stage = ""
         left: list[str] = []
+        if self._deployer and self._deployed:
+            artefacts.keep_logs(self._deployer, self._folder.path, self._journal)
         if self._deployer and self._request.keep:
             self._journal.warn(f"Kept as asked: {self._deployer.keep()}")
         elif self._deployer:
             self._journal.step("Tearing down")
             address = self._address(self._deployer) if self._answered else None
-            try:
-                left = self._deployer.teardown()
-            except Exception as error:  # a mistake of ours must not hide the verdict
-                left = [f"whatever the teardown did not reach: {type(error).__name__}: {error}"]
+            with self._journal.timed("teardown"):
+                try:
+                    left = self._deployer.teardown()
+                except Exception as error:  # a mistake of ours must not hide the verdict
+                    left = [f"whatever the teardown did not reach: {type(error).__name__}: {error}"]
             answer = probe(address, self._deployer.context.domain, timeout=1.0) if address else None
             if address and answer and answer.from_app(address):
                 # An answer counts only when it stops with the app: some networks answer for anybody.
                 left.append(f"an answer at {address} though the app is gone: something else answers there")
+        left += self._take_back()
         if self._work.exists():
             shutil.rmtree(self._work, ignore_errors=True)
         seconds = round(time.monotonic() - started, 3)
         if self._deployer and not self._request.keep:
             self._journal.step(f"Torn down after {seconds:.1f} s" + (f"; left: {', '.join(left)}" if left else ""))
         return Teardown(clean=not left, left=left, seconds=seconds)
+
+    def _take_back(self) -> list[str]:
+        if not self._realm or not self._request.oidc or self._request.keep:
+            return []
+        try:
+            self._provider(self._request.oidc).delete(self._realm)
+        except oidc.OidcError as error:
+            return [f"the realm {self._realm.name}: {error}"]
+        return []
+
+    def _provider(self, wanted: Oidc) -> oidc.Provider:
+        password = self._credential.get("oidc_password", "")
+        return oidc.Provider(wanted.url, wanted.user, password, self._request.installation_id)
 
     @staticmethod
     def _address(deployer: Deployer) -> Address | None:
@@ -247,23 +309,34 @@ class Engine:
             if result.status == "not_run" and result.started:
                 self._end(name, Outcome("errored", reason), 0.0)
             elif result.status == "not_run" and verdict in (Verdict.FAILED, Verdict.ERRORED):
-                why = "The run ended before it." if self._deployments else "The recipe was not deployed."
+                why = "The run ended before it." if self._deployed else "The recipe was not deployed."
                 self._end(name, Outcome("skipped", why), 0.0)
-        isolated = sandbox.available()
-        return Results(
+        isolated, ready, run = sandbox.available(), self._prepared, self._run
+        results = Results(
             run_id=self._request.run_id,
-            sha=self._sha,
+            sha=ready.sha if ready else "",
             verdict=verdict,
             reason=self._journal.clean(reason),
             deployer=self._deployer.name if self._deployer else "",
             sandbox="bubblewrap" if isolated.ok else "none",
             warnings=self._journal.warnings,
             deployments=self._deployments,
+            upgraded_from=run.previous.name if run and run.previous else "",
+            version=ready.version if ready else "",
             started=self._started,
             finished=datetime.now(UTC),
             stages=[self._results[name] for name in STAGES if name in self._results],
             teardown=teardown,
+            timings=self._journal.timings,
+            lint=ready.lint if ready else [],
+            extras=prepare.extras_of(ready, ran="extra" in self._results) if ready else Extras(),
+            loosened=ready.loosened if ready else [],
+            changed=ready.changed if ready else [],
         )
+        results.artefacts = artefacts.finish(self._folder, self._journal)
+        results.secret_leaks = sorted(self._journal.leaks)
+        results.level = level.climb(self._results, ready.lint if ready else None, verdict, results.secret_leaks)
+        return results
 
 
 def _of(stop: Stop) -> Outcome:

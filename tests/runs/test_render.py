@@ -9,7 +9,7 @@ from markdown_it import MarkdownIt
 
 from runs import render
 from runs.models import State, TestRun
-from tests.factories import ArtefactFactory, CaseResultFactory, StageResultFactory, TestRunFactory, details
+from tests.factories import ArtefactFactory, CaseResultFactory, DeferredItemFactory, StageResultFactory, TestRunFactory, details
 
 HOSTILE = "@alice ```\n</details>\n<!-- x --> #12 | pipe <script>alert(1)</script> [x](http://evil.example) ~~~"
 
@@ -129,3 +129,13 @@ def test_hostile_findings_stay_texts(db: None) -> None:
         MarkdownIt("commonmark", {"html": True}).enable("table").render(render.report(TestRunFactory(failed=True, details=found)))
     )
     assert "<script" not in html and 'evil.example"' not in html and "@alice" not in html
+
+
+def test_a_pull_request_that_ports_a_deferred_test_says_which(db: None) -> None:
+    run = TestRunFactory(passed=True, pull_request__repository__name="matrix-synapse")
+    DeferredItemFactory(slug="matrix-synapse-compress-state", recipe=run.repository)
+    test = {"file": "extra/test_compress_state.py", "name": "test_rows_drop", "covers": []}
+    run.details = details(extras={"not_run": 0, "suggested": [], "tests": [test]}, changed=["extra/test_compress_state.py"])
+    assert "This ports the deferred test **matrix-synapse-compress-state**" in render.report(run)
+    run.details["changed"] = ["compose.yml"]
+    assert "This ports" not in render.report(run)

@@ -30,7 +30,7 @@ def test_a_good_recipe_passes_every_stage_that_there_is(make_folder: Callable[..
         ("upgrade", "not_applicable"),
         ("custom", "passed"),
     ]
-    assert results.stages[1].reason == "This version of cc-ci cannot run the stage upgrade yet."
+    assert results.stages[1].reason == "The deployer process cannot do it."
     assert [case.name for case in results.stages[0].cases] == ["the app answers", "test_answers_under_its_own_name"]
     assert len(results.stages[2].cases) == 3
     assert results.deployments == 1
@@ -275,7 +275,7 @@ def test_results_are_written_last_and_whole(make_folder: Any, monkeypatch: pytes
 def test_unknown_deployers_and_stages_say_so(run: Run) -> None:
     results = run(RECIPES / "process-web", deployer="abra")
     assert results.verdict is Verdict.ERRORED
-    assert "comes with the next issue" in results.reason
+    assert "There is no abra command here." in results.reason
     results = run(RECIPES / "process-web", stages=["instal"])
     assert results.verdict is Verdict.ERRORED
     assert "instal" in results.reason

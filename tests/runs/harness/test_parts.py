@@ -13,9 +13,9 @@ import pytest
 
 from infra.deployers.base import DeployError, connect_unix
 from runs.harness import events, owntests, stages
-from runs.harness.git import secrets_of
 from runs.harness.events import Journal
 from runs.harness.gate import Gate
+from runs.harness.git import secrets_of
 from runs.harness.protocol import STAGES, RunFolder
 from runs.harness.watch import Cancelled, TimedOut, Watch
 

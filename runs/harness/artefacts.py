@@ -1,0 +1,67 @@
+"""What is kept of a run beside its results: logs of services, Docker's events, JUnit, a picture. No secret stays in any."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from infra.deployers.base import Deployer, DeployError
+from runs.harness import picture as pictures
+from runs.harness.events import Journal
+from runs.harness.protocol import Artefact, RunFolder
+from runs.harness.stages import Run
+
+#: Of each service's log, so many of its last lines.
+LOG_LINES = 2000
+BIGGEST = 2 << 20
+EVENTS = "docker-events.txt"
+PICTURE = "picture.png"
+
+
+def keep_logs(deployer: Deployer, folder: Path, journal: Journal) -> None:
+    """The logs of every service, and what the machine said, taken before they are gone. Never raises."""
+    try:
+        services = [service.name for service in deployer.state().services]
+        texts = {f"service-{_safe(name)}.log": deployer.logs(name, LOG_LINES) for name in services}
+        texts[EVENTS] = "\n".join(deployer.events())
+    except DeployError as error:
+        journal.log(f"The services' logs could not be kept: {error}")
+        return
+    for name, text in texts.items():
+        if text.strip():
+            _write(folder / name, journal, text)
+
+
+def picture(run: Run) -> None:
+    """A picture of the app while it is up. None is no failure; the log says why."""
+    why = pictures.take(
+        run.context, run.deployer, run.folder, run.deployer.secrets, path=run.settings.picture.path, check=run.watch.check
+    )
+    run.journal.step(f"No picture: {why}" if why else "Took a picture of the app")
+
+
+def finish(folder: RunFolder, journal: Journal) -> list[Artefact]:
+    """Blacken what is left of secrets in the results of the tests, and list what there is."""
+    found = []
+    for path in sorted(folder.path.glob("junit-*.xml")):
+        text = path.read_text(errors="replace")
+        if (clean := journal.without_secrets(text, path.name)) != text:
+            path.write_text(clean)
+        stage = path.stem.removeprefix("junit-")
+        found.append(Artefact(name=path.name, kind="junit", title=f"JUnit of {stage}", bytes=path.stat().st_size))
+    for path in sorted(folder.path.glob("service-*.log")):
+        service = path.stem.removeprefix("service-")
+        found.append(Artefact(name=path.name, kind="service_log", title=f"Log of {service}", bytes=path.stat().st_size))
+    for name, kind, title in ((EVENTS, "docker_events", "Docker's events"), (PICTURE, "picture", "Picture of the app")):
+        path = folder.path / name
+        if path.exists():
+            found.append(Artefact.model_validate({"name": name, "kind": kind, "title": title, "bytes": path.stat().st_size}))
+    return found
+
+
+def _write(path: Path, journal: Journal, text: str) -> None:
+    path.write_bytes(journal.clean(text, path.name).encode()[-BIGGEST:])
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "_", name)[:80]
