@@ -23,6 +23,8 @@ GROUPS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("Repositories", "inventory_2", "enrollment.repository"),
         ("Pull requests", "merge", "enrollment.pullrequest"),
         ("Comments", "chat", "enrollment.comment"),
+        ("Webhooks", "webhook", "enrollment.webhookconfig"),
+        ("Deliveries", "move_to_inbox", "enrollment.delivery"),
     ),
     "Machinery": (
         ("Machines", "memory", "controlplane.host"),

@@ -19,6 +19,7 @@ from enrollment import polling
 from enrollment.clients import client_for
 from enrollment.enrolling import bare, enroll, refresh_identity, server_now
 from enrollment.forges.base import ForgeError
+from enrollment.hook_admin import look_soon, webhook_of
 from enrollment.models import Comment, Forge, PullRequest, Repository
 from enrollment.naming import NotNamed, split_name
 
@@ -41,7 +42,7 @@ class ForgeForm(forms.ModelForm):  # type: ignore[type-arg]
 
     class Meta:
         model = Forge
-        fields = ("name", "url", "token", "enabled", "watched_owners", "allow")
+        fields = ("name", "url", "token", "enabled", "watched_owners", "allow", "webhooks")
         widgets = {"watched_owners": short_list(), "allow": short_list()}
 
     def clean_url(self) -> str:
@@ -107,9 +108,15 @@ class ForgeAdmin(ModelAdmin):
     fieldsets = (
         (None, {"fields": ("name", "url", "token", "enabled")}),
         ("Who is watched, who may ask", {"fields": ("watched_owners", "allow")}),
+        ("Webhooks", {"fields": ("webhooks",)}),
         ("How it stands", {"fields": readonly_fields}),
     )
     actions = ["look_now"]
+
+    def save_model(self, request: HttpRequest, obj: Forge, form: Any, change: bool) -> None:
+        super().save_model(request, obj, form, change)
+        if "webhooks" in form.changed_data:
+            look_soon(obj)
 
     @display(description="health", label={"well": "success", "failing": "danger", "not looked at yet": "info", "off": "warning"})
     def health(self, forge: Forge) -> str:
@@ -173,7 +180,7 @@ class RepositoryForm(forms.ModelForm):  # type: ignore[type-arg]
 
     class Meta:
         model = Repository
-        fields = ("active", "allow", "allowances")
+        fields = ("active", "allow", "allowances", "webhooks")
         widgets = {"allow": short_list()}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -185,6 +192,10 @@ class RepositoryForm(forms.ModelForm):  # type: ignore[type-arg]
 
     def clean_allow(self) -> list[int]:
         return _list_of(self.cleaned_data["allow"], int, "[17, 42]")
+
+
+#: What a person may change of a repository.
+EDITABLE = ("active", "allow", "allowances", "webhooks")
 
 
 @admin.register(Repository)
@@ -200,13 +211,13 @@ class RepositoryAdmin(ModelAdmin):
     def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         if obj is None:
             return ("forge", "full_name", "allow")
-        return ("active", "allow", "allowances", *self.get_readonly_fields(request, obj))
+        return (*EDITABLE, *self.get_readonly_fields(request, obj))
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         if obj is None:
             return ()
-        names = [field.name for field in Repository._meta.fields if field.name not in ("id", "active", "allow", "allowances")]
-        return tuple(names)
+        names = [field.name for field in Repository._meta.fields if field.name not in ("id", *EDITABLE)]
+        return ("webhook", *names)
 
     def save_model(self, request: HttpRequest, obj: Repository, form: Any, change: bool) -> None:
         if not change:
@@ -228,6 +239,12 @@ class RepositoryAdmin(ModelAdmin):
                     self.message_user(request, f"{error}; the enrolment counts from this machine's clock", messages.WARNING)
                 obj.enrolled_at = obj.net_cursor = now
         super().save_model(request, obj, form, change)
+        if {"active", "webhooks"} & set(form.changed_data):
+            look_soon(obj.forge, obj)
+
+    @display(description="webhook")
+    def webhook(self, row: Repository) -> str:
+        return webhook_of(row)
 
     @display(description="trouble")
     def trouble(self, row: Repository) -> str:

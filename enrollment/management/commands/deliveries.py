@@ -1,0 +1,72 @@
+"""`cc-ci deliveries list|replay`: what the webhooks delivered, and taking it once more."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from controlplane.cli import NO, Exit
+from enrollment.deliveries import replay, take_waiting
+from enrollment.models import Delivery
+
+
+class Command(BaseCommand):
+    help = "List what the webhooks delivered, newest first, or take deliveries once more."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        verbs = parser.add_subparsers(dest="verb", required=True, metavar="list|replay")
+        shown = verbs.add_parser("list", help="what was delivered")
+        shown.add_argument("--limit", type=int, default=50, help="at most so many (50)")
+        shown.add_argument("--outcome", choices=Delivery.Outcome.values, default="", help="only these")
+        shown.add_argument("--json", action="store_true", help="for machines")
+        again = verbs.add_parser("replay", help="take deliveries once more; a comment never counts twice")
+        again.add_argument("delivery", nargs="+", metavar="ID", help="as `list` prints it")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        if options["verb"] == "list":
+            self._list(options)
+        else:
+            self._replay(options["delivery"])
+
+    def _list(self, options: dict[str, Any]) -> None:
+        rows = Delivery.objects.select_related("repository", "forge")
+        if options["outcome"]:
+            rows = rows.filter(outcome=options["outcome"])
+        facts = [_facts(row) for row in rows[: max(0, options["limit"])]]
+        if options["json"]:
+            self.stdout.write(json.dumps(facts, indent=1))
+            return
+        for fact in facts:
+            self.stdout.write("\t".join(str(fact[name]) for name in fact if name != "comment"))
+        if not facts:
+            self.stdout.write("Nothing was delivered.")
+
+    def _replay(self, ids: list[str]) -> None:
+        rows = {row.delivery_id: row for row in Delivery.objects.filter(delivery_id__in=ids)}
+        if strangers := [given for given in ids if given not in rows]:
+            raise CommandError(f"There is no delivery {', '.join(strangers)}: `cc-ci deliveries list` prints those there are.")
+        for row in rows.values():
+            self.stdout.write(replay(row))
+        take_waiting()
+        for row in Delivery.objects.filter(pk__in=[row.pk for row in rows.values()]):
+            self.stdout.write(f"{row.delivery_id}\t{row.get_outcome_display()}\t{row.reason}")
+            if row.outcome in (Delivery.Outcome.ACCEPTED, Delivery.Outcome.FAILED):
+                raise Exit(NO)
+
+
+def _facts(row: Delivery) -> dict[str, Any]:
+    place = row.repository.full_name if row.repository else ""
+    return {
+        "id": row.delivery_id,
+        "received_at": row.received_at.isoformat(timespec="seconds"),
+        "forge": row.forge.name,
+        "about": f"{place}#{row.number}" if row.number else place,
+        "event": f"{row.event} {row.action}".strip(),
+        "status": row.status,
+        "outcome": row.outcome,
+        "comment": row.forge_comment_id,
+        "reason": row.reason,
+    }
