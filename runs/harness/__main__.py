@@ -1,4 +1,4 @@
-"""`python -m runs.harness start FOLDER | run FOLDER | sweep …` (docs/run-folder.md).
+"""`python -m runs.harness start FOLDER | run FOLDER | sweep … | schema` (docs/run-folder.md).
 
 `start` is on the way of every run: what it needs not, it does not import.
 """
@@ -9,7 +9,8 @@ import sys
 
 _USAGE = (
     "usage: python -m runs.harness start FOLDER | run FOLDER\n"
-    "       python -m runs.harness sweep --installation ID [--runs-dir FOLDER] [--alive RUN_ID ...]"
+    "       python -m runs.harness sweep --installation ID [--runs-dir FOLDER] [--alive RUN_ID ...]\n"
+    "       python -m runs.harness schema"
 )
 
 
@@ -27,6 +28,11 @@ def main(arguments: list[str]) -> int:
             from runs.harness.sweep import main as sweep
 
             return sweep(rest)
+        case ["schema"]:
+            from runs.harness.schema import text
+
+            sys.stdout.write(text())
+            return 0
         case _:
             print(_USAGE, file=sys.stderr)  # noqa: T201
             return 64

@@ -67,8 +67,6 @@ def test_a_picture_of_the_app(shoot: Callable[..., str], tmp_path: Path) -> None
     assert png(data) == data
     assert 1000 < len(data) < picture.BIGGEST
     assert data[16:24] == struct.pack(">II", WIDTH, HEIGHT)
-    if keep := os.environ.get("CC_CI_TEST_PICTURE"):
-        Path(keep).write_bytes(data)
 
 
 SHOWN = {
