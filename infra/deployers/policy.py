@@ -47,6 +47,19 @@ _SERVICE_KEYS = [
 #: Log drivers that write into the container's own log. With the others the daemon, on the host's network, talks to whom
 #: the recipe says, or writes into the host's journal.
 _LOG_DRIVERS = ("json-file", "local", "none")
+#: Their options. Without a driver a daemon's default one gets them, which may be one that sends logs away.
+_LOG_OPTIONS = (
+    "max-size",
+    "max-file",
+    "compress",
+    "labels",
+    "labels-regex",
+    "env",
+    "env-regex",
+    "tag",
+    "mode",
+    "max-buffer-size",
+)
 #: Labels by which we, and Docker's own tools, tell what belongs to whom. `cc-ci.keep` would keep the sweep away.
 _LABELS_OF_OTHERS = ("cc-ci.", "com.docker.")
 _MOST_REPLICAS = 20
@@ -199,9 +212,13 @@ def _bind(path: tuple[str, ...], source: str, *at: str) -> Problem:
 
 
 def _deploy(path: tuple[str, ...], service: dict[str, Any]) -> Iterator[Problem]:
-    driver = _mapping(service.get("logging")).get("driver")
+    logging = _mapping(service.get("logging"))
+    driver = logging.get("driver")
     if driver not in (None, *_LOG_DRIVERS):
         yield Problem(path, f"the log driver {driver}", ("logging", "driver"))
+    for option in _mapping(logging.get("options")):
+        if option not in _LOG_OPTIONS:
+            yield Problem(path, f"the log option {option}", ("logging", "options", str(option)))
     deploy = _mapping(service.get("deploy"))
     replicas = deploy.get("replicas")
     if replicas is not None and not (str(replicas).isdecimal() and int(str(replicas)[:9]) <= _MOST_REPLICAS):

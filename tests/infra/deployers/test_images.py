@@ -273,6 +273,7 @@ def test_a_name_that_somebody_gave_to_another_image_is_not_ours(shelf: Shelf) ->
     assert set(ledger_of(shelf.context)) == {shelf.names[3]}
 
 
+@needs_docker
 def test_a_ledger_that_cannot_be_read_removes_nothing(tmp_path: Path) -> None:
     need_swarm()
     ledger = tmp_path / "images.json"

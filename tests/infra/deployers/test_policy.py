@@ -48,6 +48,7 @@ SERVICES = {
     "env_file: [link]": "points out of the recipe",
     "env_file: [{path: /etc/passwd}]": "has no file",
     "logging: {driver: syslog, options: {syslog-address: 'tcp://10.0.0.1:514'}}": "the log driver syslog",
+    "logging: {options: {syslog-address: 'tcp://10.0.0.1:514'}}": "the log option syslog-address",
     "logging: {driver: journald}": "the log driver journald",
     "deploy: {replicas: 5000}": "5000 replicas",
     "deploy: {replicas: '${MANY}'}": "900 replicas",
