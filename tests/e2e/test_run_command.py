@@ -70,7 +70,7 @@ def test_a_failing_recipe_is_1_with_the_failed_test_and_its_last_lines(cc_ci: An
 def test_our_own_fault_is_2(cc_ci: Any) -> None:
     code, _, shown = cc_ci(RECIPE, "--deployer", "abra")
     assert code == 2
-    assert "comes with the next issue" in " ".join(shown.split())
+    assert "There is no abra command here." in " ".join(shown.split())
 
 
 def test_json_is_the_results_and_nothing_else(cc_ci: Any) -> None:

@@ -68,13 +68,13 @@ def test_a_whole_run_of_a_web_recipe(tmp_path: Path) -> None:
     assert left(folder) == []
 
 
-def test_a_failed_deployment_says_why_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failed_pull_is_our_error_says_why_and_leaves_nothing(tmp_path: Path) -> None:
     folder = make(tmp_path, "image-missing")
-    assert harness("run", folder.path).wait(120) == 1
+    assert harness("run", folder.path).wait(120) == 2
     results = folder.results()
-    assert results and results.verdict is Verdict.FAILED
-    assert "missing:1 is not here and could not be pulled" in results.reason
-    assert [stage.status for stage in results.stages] == ["failed", "skipped"]
+    assert results and results.verdict is Verdict.ERRORED
+    assert "missing:1" in results.reason and "could not be pulled" in results.reason
+    assert [stage.status for stage in results.stages] == ["errored", "skipped"]
     assert left(folder) == []
 
 

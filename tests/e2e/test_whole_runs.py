@@ -148,7 +148,7 @@ def test_no_secret_stays_in_what_is_kept(recipe: Repository, tmp_path: Path) -> 
     recipe.edit(
         {
             "compose.yml": {
-                '["httpd", "-f", "-p", "8080", "-h", "/www"]': '["sh", "-c", "cat /run/secrets/*; echo; exec httpd -f -p 8080 -h /www"]'
+                '["httpd", "-f", "-v", "-p", "8080", "-h", "/www"]': '["sh", "-c", "cat /run/secrets/*; echo; exec httpd -f -p 8080 -h /www"]'
             }
         }
     )

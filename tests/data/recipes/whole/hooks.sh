@@ -5,7 +5,7 @@ case "$1" in
     exec sleep 1000000
     ;;
   dump)
-    { cat /var/lib/db/rows; echo "-- PostgreSQL database dump complete"; } > /var/lib/db/dump.sql
+    { echo "-- PostgreSQL database dump"; cat /var/lib/db/rows; echo "-- PostgreSQL database dump complete"; } > /var/lib/db/dump.sql
     ;;
   load)
     busybox grep -v "^--" /var/lib/db/dump.sql > /var/lib/db/rows
