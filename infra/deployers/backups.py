@@ -40,7 +40,7 @@ class Labelled:
 
     @property
     def wanted(self) -> bool:
-        return self.labels.get("backupbot.backup", "").strip().lower() in ("true", "1", "yes", "on")
+        return self.labels.get("backupbot.backup", "").strip().lower() == "true"
 
     def hook(self, when: str) -> str:
         """The command of `backup.pre-hook`, `restore.post-hook` …; empty without one."""

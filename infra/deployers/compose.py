@@ -92,9 +92,10 @@ class Recipe:
         return as_mapping(_mapping(self.services.get(service, {}).get("deploy")).get("labels"))
 
     def version(self) -> str:
-        """The version label of any service (`coop-cloud.<stack>.version`); empty without one."""
+        """The version label (`coop-cloud.<stack>.version`) of `app`, else of another service; empty without one."""
         key = f"coop-cloud.{self.env.get('STACK_NAME', '')}.version"
-        return next((v for s in self.services if (v := self.labels(s).get(key, ""))), "")
+        names = sorted(self.services, key=lambda name: (name != "app", name))
+        return next((v for name in names if (v := self.labels(name).get(key, ""))), "")
 
     def web(self, known: Collection[int]) -> tuple[str, int] | None:
         """The service and port that answer the web: by traefik's label, else a published port that is one of `known`.

@@ -96,13 +96,14 @@ def look(stack: str, services: list[dict[str, Any]]) -> Look:
     seen = [_service(short[service["Spec"]["Name"]], service, tasks, health) for service in services]
     label = f"coop-cloud.{stack}.version"
     labels = {service["Spec"]["Name"]: service["Spec"].get("Labels") or {} for service in services}
+    app_first = sorted(labels, key=lambda name: (short[name] != "app", name))
     return Look(
         services=seen,
         specs=specs(services),
         marks={name: str(own.get(LABEL_DEPLOYMENT, "")) for name, own in labels.items()},
         updates={s["Spec"]["Name"]: s.get("UpdateStatus") or {} for s in services},
         tasks=tasks,
-        version=next((own[label] for own in labels.values() if label in own), ""),
+        version=next((labels[name][label] for name in app_first if label in labels[name]), ""),
         inspected={service["Spec"]["Name"]: service["Spec"] for service in services},
     )
 

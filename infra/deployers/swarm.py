@@ -103,8 +103,8 @@ class SwarmDeployer(Deployer):
 
     def _begin(self) -> None:
         """Once, before anything is made: what an earlier attempt of this run left when it was killed goes."""
-        if not self._begun and self.context.ephemeral:
-            stacks.remove(self.owned)
+        if not self._begun and self.context.ephemeral and (left := stacks.remove(self.owned)):
+            raise _stuck(self.stack, left)
         self._begun = True
         self._watcher.start()
 
@@ -349,7 +349,7 @@ class SwarmDeployer(Deployer):
     def undeploy(self) -> None:
         self._log_all()
         if left := stacks.remove(self.owned, stacks.RUNNING, self.context.ephemeral):
-            raise DeployError("tool_failed", f"The stack {self.stack} did not go away: {', '.join(left)}.", "See `docker ps`.")
+            raise _stuck(self.stack, left)
 
     def teardown(self) -> list[str]:
         self._log_all()
@@ -365,6 +365,10 @@ class SwarmDeployer(Deployer):
         with suppress(DeployError):
             if text := self.logs(lines=200):
                 self.context.log(text)
+
+
+def _stuck(stack: str, left: Sequence[str]) -> DeployError:
+    return DeployError("tool_failed", f"The stack {stack} did not go away: {', '.join(left)}.", "See the Docker daemon's log.")
 
 
 def _log(container: str, lines: int) -> str:

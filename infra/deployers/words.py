@@ -49,7 +49,7 @@ def failure(service: str, error: str, spec: Mapping[str, Any], out_of_memory: bo
         program = match[1].replace("\\", "").strip('"')
         reason = "may not be run" if "permission" in match[2] else "is not in its image"
         message = f"The service {service} cannot be started: its command {program!r} {reason}."
-        return Trouble("exits", message, "Check `command`, `entrypoint` and the image's tag.", 2)
+        return Trouble("exits", message, "Check `command`, `entrypoint` and the image's tag.", 1)
     return None
 
 

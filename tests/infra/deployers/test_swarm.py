@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from infra.deployers import settling
 from infra.deployers.base import Context, DeployError, probe
 from infra.deployers.choose import choose
 from infra.deployers.docker_cli import KINDS, LABEL_INSTALLATION, LABEL_RUN, ids, inspect
@@ -86,25 +87,18 @@ def test_a_health_check_that_is_slow_meets_the_time_limit(deployer: Any, tmp_pat
     slow["services"]["app"]["healthcheck"].update(interval="1s", retries=100)
     (tmp_path / "slow").mkdir()
     (tmp_path / "slow" / "compose.yml").write_text(yaml.safe_dump(slow))
-    red = deployer(tmp_path / "slow", settle_seconds=3)
+    red = deployer(tmp_path / "slow", settle_seconds=6)
     red.deploy()
-    with pytest.raises(DeployError, match="The health check of app was never green within 3 s") as caught:
+    with pytest.raises(DeployError, match="The health check of app was never green within 6 s") as caught:
         red.settle()
     assert "the database is not there" in caught.value.message
 
 
-def test_an_update_is_read_back_and_a_silent_rollback_is_no_upgrade(deployer: Any, tmp_path: Path) -> None:
+def test_a_silent_rollback_is_no_upgrade(deployer: Any) -> None:
     app = deployer("silent-rollback/old")
     app.deploy()
-    assert app.settle().version == "1.0.0+1.36.1"
-    text = (RECIPES / "silent-rollback" / "old" / "compose.yml").read_text()
-    (tmp_path / "good").mkdir()
-    (tmp_path / "good" / "compose.yml").write_text(text.replace("1.0.0+", "1.0.1+").replace('"/etc"', '"/bin"'))
-    app.deploy(tmp_path / "good")
-    assert app.settle().version == "1.0.1+1.36.1"
-    [container] = inspect("container", [app.owned.container("app")])
-    assert container["Args"][-1] == "/bin"
-
+    before = app.settle()
+    assert before.version == "1.0.0+1.36.1"
     app.deploy(RECIPES / "silent-rollback" / "new")
     with pytest.raises(DeployError) as caught:
         app.settle()
@@ -112,11 +106,13 @@ def test_an_update_is_read_back_and_a_silent_rollback_is_no_upgrade(deployer: An
     assert "non-zero exit (1)" in caught.value.message
     # The trap: everything runs and answers as if nothing had happened.
     state = app.state()
-    assert state.settled and state.version == "1.0.1+1.36.1"
+    assert state.settled and state.version == "1.0.0+1.36.1"
+    assert state.fingerprint == before.fingerprint
     assert probe(app.address()) is not None
 
 
-def test_a_service_that_ends_at_once_fails_with_its_last_words(deployer: Any) -> None:
+def test_a_service_that_ends_at_once_fails_with_its_last_words(deployer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settling, "MOST_FAILURES", 3)
     ends = deployer("exits-at-once", settle_seconds=300)
     ends.deploy()
     with pytest.raises(DeployError, match=r"exit \(7\).* no configuration found") as caught:
@@ -214,6 +210,7 @@ def running(deployer: SwarmDeployer) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.long
 def test_a_long_lived_app_keeps_its_data_and_gets_time_to_stop(deployer: Any, tmp_path: Path) -> None:
     """As the server's own apps will want it: another object, a later day, the same stack."""
     (tmp_path / "app").mkdir()
