@@ -30,9 +30,10 @@ def name() -> Iterator[str]:
     need_swarm()
     name = f"cc-ci-test/{uuid.uuid4().hex[:12]}"
     yield name
-    listed = docker("images", "--format", "{{.Repository}}:{{.Tag}}").splitlines()
-    for image in [image for image in listed if name in image]:
-        docker("image", "rm", "--force", image, check=False)
+    # By name, and by id where a name went to another image and only a digest is left.
+    listed = [line.split() for line in docker("images", "--format", "{{.Repository}} {{.Tag}} {{.ID}}").splitlines()]
+    for repository, tag, image in [line for line in listed if name in line[0]]:
+        docker("image", "rm", "--force", image if tag == "<none>" else f"{repository}:{tag}", check=False)
 
 
 def context(tmp_path: Path, **given: Any) -> Context:
