@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
 
 from controlplane.installation import installation_id
+from controlplane.registry import registry
 from runs.executors.base import ExecutorError, Observation
 from runs.harness.protocol import FolderState, Images, Limits, Oidc, Request, Results, RunFolder, Source
 from runs.models import TestRun
@@ -110,7 +112,12 @@ def shared_of_machine() -> dict[str, Any]:
     config = settings.CC_CI
     data = Path(config.data_dir)
     return {
-        "images": Images(mirror=config.registry_mirror, most_gb=config.image_gb, ledger=str(data / "images.json")),
+        "images": Images(
+            mirror=config.registry_mirror,
+            most_gb=config.image_gb,
+            ledger=str(data / "images.json"),
+            keep=list(registry.ask("images_kept", default=[])),
+        ),
         "oidc": Oidc(url=config.oidc_url, user=config.oidc_user) if config.oidc_url else None,
         "locks": str(data / "locks"),
         "picture": config.pictures,
@@ -159,16 +166,21 @@ def sweep() -> None:
     log = Path(settings.CC_CI.data_dir) / "sweep.log"
     command = [sys.executable, "-m", "runs.harness", "sweep", "--installation", installation_id()]
     command += ["--runs-dir", str(Path(settings.CC_CI.data_dir) / "runs")]
+    if settings.CC_CI.oidc_url:
+        command += ["--oidc-url", settings.CC_CI.oidc_url, "--oidc-user", settings.CC_CI.oidc_user]
     with log.open("ab") as stream:
         process = subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=stream,
             stderr=stream,
             cwd=settings.BASE_DIR,
             env=harness_environment(),
             start_new_session=True,
         )
+    assert process.stdin
+    with suppress(OSError), process.stdin as pipe:
+        pipe.write(json.dumps({"oidc_password": settings.CC_CI.oidc_password.get_secret_value()}).encode())
     # Nobody needs its end, but somebody has to take notice of it, else it stays as a zombie.
     threading.Thread(target=process.wait, daemon=True).start()
 

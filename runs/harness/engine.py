@@ -7,8 +7,9 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 
-from infra.deployers import sandbox
+from infra.deployers import images, sandbox
 from infra.deployers.base import Address, Deployer, DeployError, probe
 from infra.deployers.choose import choose
 from runs.harness import artefacts, level, oidc, prepare, stages
@@ -277,12 +278,23 @@ class Engine:
                 # An answer counts only when it stops with the app: some networks answer for anybody.
                 left.append(f"an answer at {address} though the app is gone: something else answers there")
         left += self._take_back()
+        self._prune_images()
         if self._work.exists():
             shutil.rmtree(self._work, ignore_errors=True)
         seconds = round(time.monotonic() - started, 3)
         if self._deployer and not self._request.keep:
             self._journal.step(f"Torn down after {seconds:.1f} s" + (f"; left: {', '.join(left)}" if left else ""))
         return Teardown(clean=not left, left=left, seconds=seconds)
+
+    def _prune_images(self) -> None:
+        wanted = self._request.images
+        try:
+            removed = images.prune(Path(wanted.ledger) if wanted.ledger else None, wanted.most_gb, wanted.keep)
+        except (DeployError, OSError) as error:
+            self._journal.log(f"Old images could not be removed: {error}")
+            return
+        if removed:
+            self._journal.step(f"Removed images that were not used for long: {', '.join(removed)}")
 
     def _take_back(self) -> list[str]:
         if not self._realm or not self._request.oidc or self._request.keep:

@@ -63,6 +63,7 @@ class Images(_Model):
     mirror: str = ""  #: a registry that is asked first for images of Docker Hub, such as `mirror.example.org:5000`
     most_gb: float = 0.0  #: the least recently used images beyond this go; 0 keeps all
     ledger: str = ""  #: the file in which this machine notes when an image was used last; empty: nothing is removed
+    keep: list[str] = Field(default_factory=list)  #: images that stay whatever their age: needed for a way back
 
 
 class Oidc(_Model):

@@ -122,7 +122,8 @@ def parse(data: bytes | None) -> RecipeSettings:
         return RecipeSettings.model_validate(document)
     except ValidationError as error:
         problems = [_problem(dict(item)) for item in error.errors(include_url=False)[:10]]
-        raise SettingsError(f"{FILE}: {'; '.join(problems)}.") from error
+        said = "; ".join(problems)
+        raise SettingsError(f"{FILE}: {said}{'' if said.endswith('?') else '.'}") from error
 
 
 def _problem(error: Mapping[str, Any]) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from infra.deployers import process, swarm
 from infra.deployers.base import DeployError
+from runs.harness import oidc
 from runs.harness.protocol import FolderState, RunFolder
 
 
@@ -17,8 +20,16 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--installation", required=True)
     parser.add_argument("--runs-dir", type=Path, help="a run lives when an attempt's folder in here has a harness")
     parser.add_argument("--alive", nargs="*", default=[], help="runs that live, whatever their folders say")
+    parser.add_argument("--oidc-url", default="", help="the provider whose left-over realms go, too")
+    parser.add_argument("--oidc-user", default="admin", help='its password comes on standard input: {"oidc_password": …}')
     options = parser.parse_args(arguments)
-    return sweep(options.installation, set(options.alive), options.runs_dir)
+    alive, runs = set(options.alive), options.runs_dir
+    failed = sweep(options.installation, alive, runs)
+    if options.oidc_url:
+        password = json.loads(sys.stdin.read() or "{}").get("oidc_password", "")
+        provider = oidc.Provider(options.oidc_url, options.oidc_user, password, options.installation)
+        failed = max(failed, sweep_realms(provider, alive, runs))
+    return failed
 
 
 def sweep(installation: str, alive: set[str], runs: Path | None = None) -> int:
@@ -36,6 +47,17 @@ def sweep(installation: str, alive: set[str], runs: Path | None = None) -> int:
     for line in [*(f"removed {name}" for name in removed), *(f"left {name}" for name in left)]:
         print(line)  # noqa: T201
     return 1 if left else 0
+
+
+def sweep_realms(provider: oidc.Provider, alive: set[str], runs: Path | None = None) -> int:
+    """Remove the realms that runs of this installation left; 0 when the provider let us."""
+    try:
+        for name in provider.sweep(_alive(alive, runs)):
+            print(f"removed realm {name}")  # noqa: T201
+    except oidc.OidcError as error:
+        print(f"left realms: {error}")  # noqa: T201
+        return 1
+    return 0
 
 
 def _alive(named: set[str], runs: Path | None) -> Callable[[str], bool]:
