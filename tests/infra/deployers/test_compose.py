@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.deployers import compose, stackfile
+from infra.deployers import compose, ports, stackfile
 from infra.deployers.base import Context, DeployError
 from infra.deployers.interpolate import Unset, interpolate
 
@@ -164,3 +164,81 @@ def test_what_is_deployed_is_labelled_unpublished_and_filled_in(tmp_path: Path) 
     assert second["services"]["app"]["deploy"]["labels"] == {"mark": "1"}
     with_proxy, _ = stackfile.stackfiles(load(folder), {"mark": "1"}, with_proxy=True)
     assert with_proxy["networks"]["proxy"] == {"external": True}
+
+
+TWO_FILES = {
+    "base": """
+services:
+  app:
+    image: a
+    environment: [A=1]
+    networks: [front]
+    secrets: [key]
+    volumes: ["data:/data", "old:/cache"]
+    command: [one, two]
+    ports: ["2222:22"]
+    deploy: {labels: ["coop-cloud.${STACK_NAME}.version=1.0.0+1"]}
+  db: {image: b}
+networks: {front: }
+volumes: {data: , old: , new: }
+secrets: {key: {external: true}}
+""",
+    "over": """
+services:
+  app:
+    environment: {B: "2"}
+    networks: {back: {aliases: [it]}}
+    secrets: [{source: key, target: other}]
+    volumes: ["new:/cache"]
+    command: [three]
+    ports: ["25:25"]
+  db: {command: [run]}
+networks: {back: }
+""",
+}
+
+
+def two_files(folder: Path) -> compose.Recipe:
+    recipe(folder, TWO_FILES["base"], **{"over.yml": TWO_FILES["over"], ".env": "COMPOSE_FILE=compose.yml:over.yml"})
+    return load(folder)
+
+
+def test_a_service_with_two_free_ports_is_put_into_one_file(tmp_path: Path) -> None:
+    """Else Docker, which merges them by their published number, would keep one."""
+    loaded = two_files(tmp_path)
+    first, second = stackfile.stackfiles(loaded, {}, False, ports.plan(loaded.services, None, ()))
+    assert [port["target"] for port in first["services"]["app"]["ports"]] == [22, 25]
+    assert "app" not in second["services"]
+    assert second["services"]["db"]["command"] == ["run"]
+    app = first["services"]["app"]
+    assert app["environment"] == {"A": "1", "B": "2"}
+    assert app["networks"] == {"front": None, "back": {"aliases": ["it"]}}
+    assert app["secrets"] == [{"source": "key", "target": "other"}]
+    assert app["volumes"] == ["data:/data", "new:/cache"]
+    assert app["command"] == ["three"]
+    # One free port, or fixed ones, keep their files.
+    first, second = stackfile.stackfiles(loaded, {}, False, ports.plan(loaded.services, None, {25}))
+    assert [port["target"] for port in first["services"]["app"]["ports"]] == [22, 25]
+    assert second["services"]["app"]["command"] == ["three"]
+    assert "ports" not in second["services"]["app"]
+
+
+def test_the_deployments_mark_stands_on_the_service_alone(tmp_path: Path) -> None:
+    first, _ = stackfile.stackfiles(two_files(tmp_path), {"ours": "1"}, False, {}, {"number": "2"})
+    app = first["services"]["app"]
+    assert app["labels"] == {"ours": "1"}  # on a container it would start every task anew
+    assert app["deploy"]["labels"].items() >= {"ours": "1", "number": "2"}.items()
+
+
+def test_what_the_run_adds_to_the_env_comes_over_the_sample_but_not_over_the_runs_own_names(tmp_path: Path) -> None:
+    recipe(tmp_path, "services: {app: {image: '${IMAGE}'}}", **{".env.sample": "IMAGE=a\nDOMAIN=x\n"})
+    given = context(tmp_path)
+    given.env = {"IMAGE": "b", "DOMAIN": "elsewhere.example.com", "STACK_NAME": "theirs", "LETS_ENCRYPT_ENV": "production"}
+    env = compose.environment(given)
+    assert env["IMAGE"] == "b"
+    assert (env["DOMAIN"], env["STACK_NAME"], env["LETS_ENCRYPT_ENV"]) == ("web.example.com", given.stack, "")
+
+
+def test_volumes_with_a_name_of_their_own_are_known_by_their_key(tmp_path: Path) -> None:
+    text = "services: {app: {image: a}}\nvolumes: {data: , rows: {name: mine}, far: {external: {name: theirs}}}"
+    assert load(recipe(tmp_path, text)).volume_keys == {"mine": "rows", "theirs": "far"}

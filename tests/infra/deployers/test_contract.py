@@ -117,6 +117,7 @@ def test_the_life_of_a_deployment(kind: type[Deployer], deployer: Make, tmp_path
     if "upgrade" in can:
         assert {name: there(one, name) for name in KINDS} == {name: [] for name in KINDS}
         assert any("service app remove" in line for line in one.events())
+        assert one._watcher._process.poll() is not None  # nobody follows it any more
 
 
 def _upgrade(one: Any, made_before: list[str], before: str, tmp_path: Path) -> None:

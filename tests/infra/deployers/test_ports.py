@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from infra.deployers import ports
+from infra.deployers import ports, swarm
 from infra.deployers.base import Context, DeployError
 from infra.deployers.ports import Leases, Port
 from tests.docker import need_swarm
@@ -108,8 +108,9 @@ def test_without_a_folder_for_locks_nothing_is_leased(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def numbers() -> Iterator[dict[str, str]]:
-    """Two ports that are free now, for the recipe to ask for."""
+def numbers(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """Two ports that are free now, for the recipe to ask for. Its service stays up: nobody has to watch it for long."""
+    monkeypatch.setattr(swarm, "_QUIET_SECONDS", 0.2)
     with socket.socket() as one, socket.socket() as two:
         one.bind(("", 0))
         two.bind(("", 0))
