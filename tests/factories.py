@@ -14,7 +14,7 @@ from django.db import models
 from django.utils import timezone
 from factory.django import DjangoModelFactory
 
-from enrollment.models import Comment, Forge, PullRequest, Repository
+from enrollment.models import Comment, Delivery, Forge, PullRequest, Repository, WebhookConfig
 from runs.deferred_models import DeferredItem
 from runs.models import Artefact, CaseResult, Report, RunEvent, StageResult, State, TestRun
 
@@ -274,3 +274,40 @@ class DeferredItemFactory(_Factory):
     why = "It needs a browser."
     recipe = factory.SubFactory(RepositoryFactory)
     recipe_by = DeferredItem.RecipeBy.SLUG
+
+
+class WebhookConfigFactory(_Factory):
+    """The verified hook of a repository, with a secret of its own."""
+
+    class Meta:
+        model = WebhookConfig
+
+    repository = factory.SubFactory(RepositoryFactory)
+    forge = factory.LazyAttribute(lambda row: row.repository.forge)
+    owner = factory.LazyAttribute(lambda row: row.repository.owner)
+    owner_id = factory.LazyAttribute(lambda row: row.repository.owner_id)
+    key = factory.Sequence(lambda n: f"{n:016x}")
+    secret = "not-a-real-secret"
+    remote_id = factory.Sequence(lambda n: 500 + n)
+    state = WebhookConfig.State.VERIFIED
+    state_at = ago(days=2)
+
+
+class DeliveryFactory(_Factory):
+    """A comment that came through a hook and was stored."""
+
+    class Meta:
+        model = Delivery
+
+    hook = factory.SubFactory(WebhookConfigFactory)
+    forge = factory.SelfAttribute("hook.forge")
+    repository = factory.SelfAttribute("hook.repository")
+    delivery_id = factory.Sequence(lambda n: f"00000000-0000-4000-8000-{n:012x}")
+    event = "issue_comment"
+    action = "created"
+    number = 1
+    body = "{}"
+    received_at = ago(minutes=5)
+    handled_at = ago(minutes=5)
+    status = 202
+    outcome = Delivery.Outcome.STORED

@@ -1,0 +1,574 @@
+"""The receiver: every request gets one answer of the table, and a delivery does what polling would do, or wakes it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import time_machine
+from django.conf import settings
+from django.db import OperationalError, connections
+from django.test import Client
+from django.utils import timezone
+from django_q.models import OrmQ
+
+from enrollment import deliveries, polling, receiver, tasks
+from enrollment.models import Comment, Delivery, Forge, PullRequest, Repository, WebhookConfig
+from enrollment.receiver import OUTCOMES, SIGNATURES
+from enrollment.signals import comment_received
+from tests.enrollment.hooks import SECRET, Bridge, captured, forge_side, fresh, send, sign, signed
+from tests.factories import DeliveryFactory, ForgeFactory, RepositoryFactory, WebhookConfigFactory
+from tests.world import World
+
+pytestmark = pytest.mark.django_db
+
+#: Just after the captured deliveries were sent.
+THEN = datetime(2026, 11, 23, 20, 46, tzinfo=UTC)
+CREATED = "pull_comment_created.issue_comment"
+FORGEJO = "13.0.0+gitea-1.22.0"
+
+
+@pytest.fixture(autouse=True)
+def nothing_believed(data_dir: Path) -> Iterator[None]:
+    receiver.forget()
+    yield
+    receiver.forget()
+
+
+@pytest.fixture
+def then() -> Iterator[None]:
+    with time_machine.travel(THEN, tick=True):
+        yield
+
+
+@pytest.fixture
+def hook(then: None) -> WebhookConfig:
+    """The registered hook of the repository that the captured deliveries are about."""
+    row = RepositoryFactory(forge_repo_id=3, owner="recipes", name="keycloak", enrolled_at=THEN - timedelta(days=30))
+    made: WebhookConfig = WebhookConfigFactory(repository=row, state="registered", state_at=THEN - timedelta(hours=1))
+    return made
+
+
+def take() -> Delivery:
+    """Let the task take what waits; the one delivery there is."""
+    deliveries.take_waiting()
+    return Delivery.objects.get()
+
+
+# --- the table of outcomes, row by row
+
+Sender = Callable[[WebhookConfig], Any]
+
+
+def post(hook: WebhookConfig, body: bytes | None = None, given: dict[str, str] | None = None, **more: Any) -> Any:
+    headers, real = captured(CREATED)
+    body = real if body is None else body
+    return send(hook, body, (signed(body) if body != real else headers) if given is None else given, **more)
+
+
+def known_before(hook: WebhookConfig) -> Any:
+    post(hook)
+    return post(hook)
+
+
+def database_away(hook: WebhookConfig) -> Any:
+    with mock.patch.object(Delivery, "save", side_effect=OperationalError("the server closed the connection")):
+        return post(hook)
+
+
+def plain(hook: WebhookConfig, content_type: str) -> Any:
+    return forge_side().post(f"/hooks/{hook.forge_id}/", b"{}", content_type=content_type, headers=signed(b"{}"))
+
+
+def large(hook: WebhookConfig, size: int) -> Any:
+    body = b" " * size
+    return post(hook, body, signed(body))
+
+
+REVIEW = "pull_review_commented.issue_comment"
+EVERY: list[tuple[str, str, Sender]] = [
+    ("method", "a GET", lambda hook: forge_side().get(f"/hooks/{hook.forge_id}/?hook={hook.key}")),
+    ("method", "a PUT", lambda hook: forge_side().put(f"/hooks/{hook.forge_id}/")),
+    ("method", "an OPTIONS", lambda hook: forge_side().options(f"/hooks/{hook.forge_id}/")),
+    ("type", "a form", lambda hook: plain(hook, "application/x-www-form-urlencoded")),
+    ("type", "no type", lambda hook: plain(hook, "")),
+    ("large", "more than a megabyte", lambda hook: large(hook, receiver.MAX_BODY + 1)),
+    ("large", "more than Django takes", lambda hook: large(hook, 3 * 1024 * 1024)),
+    ("unsigned", "no signature", lambda hook: post(hook, given={"X-Gitea-Event": "issue_comment"})),
+    ("unsigned", "a wrong one", lambda hook: post(hook, given={"X-Gitea-Signature": sign(b"else")})),
+    ("unsigned", "another secret", lambda hook: post(hook, given={"X-Gitea-Signature": sign(captured(CREATED)[1], "x")})),
+    ("unsigned", "an empty secret", lambda hook: post(hook, given={"X-Gitea-Signature": sign(captured(CREATED)[1], "")})),
+    ("unsigned", "another body", lambda hook: post(hook, captured(CREATED)[1] + b" ", captured(CREATED)[0])),
+    ("unsigned", "no ASCII", lambda hook: post(hook, given={"X-Gitea-Signature": "ü" * 64})),
+    ("unsigned", "SHA-1", lambda hook: post(hook, given={"X-Hub-Signature": captured(CREATED)[0]["X-Hub-Signature"]})),
+    ("unsigned", "no such forge", lambda hook: forge_side().post("/hooks/99/", b"{}", "application/json", headers=signed(b"{}"))),
+    ("unreadable", "no JSON", lambda hook: post(hook, b"nonsense")),
+    ("unreadable", "nothing", lambda hook: post(hook, b" ")),
+    ("unreadable", "a list", lambda hook: post(hook, b"[]")),
+    ("unreadable", "UTF-16", lambda hook: post(hook, captured(CREATED)[1].decode().encode("utf-16"))),
+    ("unreadable", "NUL", lambda hook: post(hook, b'{"a": "\0"}')),
+    ("unreadable", "deep", lambda hook: post(hook, b"[" * 100_000)),
+    ("unreadable", "a number without end", lambda hook: post(hook, b'{"repository": {"id": ' + b"9" * 10_000 + b"}}")),
+    ("unreadable", "no repository", lambda hook: post(hook, b'{"action": "created"}')),
+    ("unreadable", "no time", lambda hook: post(hook, fresh(captured(CREATED)[1], comment={"created_at": "soon"}))),
+    ("unreadable", "no author", lambda hook: post(hook, fresh(captured(CREATED)[1], comment={"user": None}))),
+    ("known", "twice", known_before),
+    ("foreign", "not enrolled", lambda hook: post(hook, fresh(captured(CREATED)[1], repository={"id": 4}))),
+    ("unwanted", "a push", lambda hook: send(hook, *reversed(captured("pull_head_pushed.push")))),
+    ("unwanted", "a pull request", lambda hook: send(hook, *reversed(captured("pull_opened.pull_request")))),
+    ("unwanted", "a review", lambda hook: send(hook, *reversed(captured(REVIEW)))),
+    ("unwanted", "deleted", lambda hook: send(hook, *reversed(captured("pull_comment_deleted.issue_comment")))),
+    ("unwanted", "an issue", lambda hook: send(hook, *reversed(captured("issue_comment_created.issue_comment")))),
+    ("accepted", "a comment", post),
+    ("accepted", "edited", lambda hook: send(hook, *reversed(captured("pull_comment_edited.issue_comment")))),
+    ("unwell", "no database", database_away),
+]
+
+
+@pytest.mark.parametrize(("name", "sender"), [row[::2] for row in EVERY], ids=[f"{row[0]}: {row[1]}" for row in EVERY])
+def test_each_outcome(hook: WebhookConfig, name: str, sender: Sender) -> None:
+    answer, outcome = sender(hook), OUTCOMES[name]
+    assert answer.status_code == outcome.status
+    rows = list(Delivery.objects.all())
+    if name == "known":
+        assert [row.outcome for row in rows] == ["accepted"], "the first of the two"
+    else:
+        assert [(row.outcome, row.status) for row in rows] == ([(outcome.kept, outcome.status)] if outcome.kept else [])
+    assert not Comment.objects.exists(), "the work comes after"
+    assert not answer.cookies
+    assert answer.content.startswith(name.encode()) or outcome.status == 204
+    assert answer.get("Allow") == ("POST" if name == "method" else None)
+
+
+def test_each_row_of_the_table_is_tested() -> None:
+    assert {row[0] for row in EVERY} == set(OUTCOMES)
+    assert len({row.status for row in OUTCOMES.values()}) == len(OUTCOMES)
+
+
+def test_the_docs_show_the_table() -> None:
+    text = (settings.BASE_DIR / "docs" / "webhooks.md").read_text()
+    rows = "\n".join(f"| {row.status} | {row.name} | {row.when} | {row.kept or 'none'} |" for row in OUTCOMES.values())
+    assert rows in text
+
+
+def test_nothing_is_parsed_and_nothing_written_for_a_stranger(hook: WebhookConfig, django_assert_num_queries: Any) -> None:
+    post(hook, given={"X-Gitea-Signature": "0" * 64})
+    with mock.patch.object(receiver, "read", side_effect=AssertionError("it was read")), django_assert_num_queries(0):
+        for given in ({}, {"X-Gitea-Signature": "0" * 64}, {"X-Hub-Signature-256": "sha256=" + "0" * 64}):
+            assert post(hook, given=given).status_code == 401
+
+
+def test_a_good_one_costs_one_row_and_one_task(hook: WebhookConfig, django_assert_num_queries: Any) -> None:
+    post(hook, given={"X-Gitea-Signature": "0" * 64})  # what is believed for some seconds is read now
+    with django_assert_num_queries(4) as queries:  # a savepoint, two rows, and its release
+        assert post(hook).status_code == 202
+    assert sum("INSERT" in query["sql"] for query in queries.captured_queries) == 2
+    body = fresh(captured(CREATED)[1], comment={"id": 23})
+    with django_assert_num_queries(3):  # in a burst one task is enough
+        assert post(hook, body).status_code == 202
+    assert OrmQ.objects.count() == 1
+    assert tasks.take_deliveries() == "2 taken"
+
+
+def test_it_needs_no_token_of_ours_and_no_slash(hook: WebhookConfig) -> None:
+    headers, body = captured(CREATED)
+    given = {"X-Gitea-Event": "issue_comment", "X-Gitea-Signature": headers["X-Gitea-Signature"]}
+    strict = Client(enforce_csrf_checks=True)
+    assert strict.post(f"/hooks/{hook.forge_id}", body, "application/json; charset=utf-8", headers=given).status_code == 202
+    assert strict.post(f"/hooks/{hook.forge.name}/", body, "application/json", headers=given).status_code == 200
+    assert Delivery.objects.get().delivery_id.startswith("sha256:"), "without an id it is known by what it says"
+
+
+# --- who signed it
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+@pytest.mark.parametrize("keyed", [True, False])
+def test_each_header_will_do(hook: WebhookConfig, name: str, keyed: bool) -> None:
+    body = captured(CREATED)[1]
+    value = sign(body)
+    given = {name: f"sha256={value}" if "256" in name else value, "X-Forgejo-Event": "issue_comment"}
+    assert send(hook, body, {**given, "X-Gitea-Signature": given.get("X-Gitea-Signature", "")}, keyed=keyed).status_code == 202
+    assert Delivery.objects.get().hook == hook
+
+
+def test_the_hooks_own_secret_counts_and_no_other(hook: WebhookConfig) -> None:
+    other = WebhookConfigFactory(repository__forge=hook.forge, secret="another-secret", state="registered")
+    body = captured(CREATED)[1]
+    assert send(hook, body, signed(body, "another-secret")).status_code == 401
+    assert send(other, body, signed(body, SECRET)).status_code == 401
+    assert send(other, body, signed(body, "another-secret")).status_code == 202
+    deliveries.take_waiting()
+    hook.refresh_from_db()
+    other.refresh_from_db()
+    assert (hook.state, other.state) == ("registered", "verified")
+
+
+def test_a_secret_counts_until_its_time_is_over(hook: WebhookConfig) -> None:
+    body = captured(CREATED)[1]
+    for ends, status in ((None, 202), (timedelta(minutes=1), 202), (timedelta(seconds=-1), 401)):
+        WebhookConfig.objects.update(state="rotating", ends_at=timezone.now() + ends if ends else None)
+        receiver.forget()
+        assert send(hook, body, signed(body)).status_code == status
+        assert send(hook, body, signed(body), keyed=False).status_code == status
+
+
+def test_a_new_hook_is_known_at_once_and_made_up_keys_ask_the_database_seldom(
+    hook: WebhookConfig, monkeypatch: pytest.MonkeyPatch, django_assert_num_queries: Any
+) -> None:
+    post(hook)
+    monkeypatch.setattr(receiver, "ASKED_AGAIN", 0.0)
+    new = WebhookConfigFactory(repository__forge=hook.forge, secret="brand-new")
+    body = captured(CREATED)[1]
+    assert send(new, body, signed(body, "brand-new")).status_code == 202
+    monkeypatch.setattr(receiver, "ASKED_AGAIN", 60.0)
+    stranger = WebhookConfig(forge=hook.forge, key="made-up")
+    with django_assert_num_queries(0):
+        for _ in range(5):
+            assert send(stranger, body, signed(body)).status_code == 401
+
+
+def test_without_a_key_not_more_is_hashed_than_is_cheap(hook: WebhookConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    WebhookConfigFactory.create_batch(3, repository__forge=hook.forge, secret="another-secret")
+    body = captured(CREATED)[1]
+    assert send(hook, body, signed(body), keyed=False).status_code == 202
+    monkeypatch.setattr(receiver, "HASHED_AT_MOST", 3 * len(body))
+    assert send(hook, body, signed(body), keyed=False).status_code == 401
+    assert send(hook, body, signed(body)).status_code == 202
+
+
+def test_a_secret_that_no_key_opens_is_nobodys(hook: WebhookConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("controlplane.secrets.keys", lambda: ["A" * 43 + "="])
+    assert post(hook).status_code == 401
+
+
+def test_a_forge_that_is_switched_off(hook: WebhookConfig) -> None:
+    Forge.objects.update(enabled=False)
+    assert post(hook).status_code == 401
+
+
+def test_signatures_are_compared_in_constant_time(hook: WebhookConfig) -> None:
+    with mock.patch("hmac.compare_digest", return_value=False) as compare:
+        assert post(hook).status_code == 401
+    assert compare.call_count == 2
+    assert all(len(side) == 64 for call in compare.call_args_list for side in call.args)
+
+
+# --- once
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_same_delivery_five_times_at_once(hook: WebhookConfig) -> None:
+    headers, body = captured(CREATED)
+    begin, statuses = threading.Barrier(5), []
+
+    def one() -> None:
+        begin.wait(10)
+        try:
+            statuses.append(send(hook, body, headers, client=Client()).status_code)
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=one) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(statuses) == [200, 200, 200, 200, 202]
+    assert Delivery.objects.count() == 1
+    deliveries.take_waiting()
+    assert Comment.objects.count() == 1
+
+
+def test_the_same_comment_through_two_hooks_is_one(hook: WebhookConfig) -> None:
+    everybodys = WebhookConfigFactory(repository=None, forge=hook.forge, owner="recipes", owner_id=10, state="registered")
+    body = captured(CREATED)[1]
+    for place in (hook, everybodys):
+        assert send(place, body, signed(body)).status_code == 202
+    deliveries.take_waiting()
+    assert sorted(Delivery.objects.values_list("outcome", flat=True)) == ["known", "stored"]
+    assert Comment.objects.count() == 1
+    assert set(WebhookConfig.objects.values_list("state", flat=True)) == {"verified"}
+
+
+# --- one path in
+
+
+def test_the_very_row_that_polling_would_have_made(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Repository.objects.get()
+    hook = WebhookConfigFactory(repository=row, secret="s3cret")
+    told: list[int] = []
+
+    def hear(sender: object, comment_id: int, **more: object) -> None:
+        told.append(comment_id)
+
+    bridge = Bridge(world)
+    world.remote.tables.hooks[1] = replace(_remote_hook(world, hook))
+    world.say("recipes/web", "!testme ✅\r\n> quoted `!testme`")
+    comment_received.connect(hear)
+    try:
+        with mock.patch("django.db.transaction.on_commit", lambda function: function()):
+            bridge.carry()
+    finally:
+        comment_received.disconnect(hear)
+    assert bridge.statuses == [202]
+    delivered = Comment.objects.get()
+    assert (delivered.via, told) == ("delivery", [delivered.pk])
+    assert (delivered.pull_request.title, delivered.pull_request.number) == ("A change", 1)
+    names = [field.name for field in Comment._meta.fields if field.name not in ("id", "via", "seen_at")]
+    by_delivery = {name: getattr(delivered, name) for name in names}
+    Delivery.objects.update(comment=None)
+    delivered.delete()
+    world.poll()
+    polled = Comment.objects.get()
+    assert {name: getattr(polled, name) for name in names} == by_delivery
+
+
+def _remote_hook(world: World, hook: WebhookConfig) -> Any:
+    from enrollment.sandbox.model import Hook
+    from enrollment.webhooks import EVENTS
+
+    now = world.clock()
+    repo = world.remote.repo("recipes/web")
+    return Hook(1, repo.id, 0, "gitea", hook.url, "json", hook.reveal_secret(), list(EVENTS), True, now, now)
+
+
+def asked_of_the_forge(monkeypatch: pytest.MonkeyPatch) -> list[PullRequest]:
+    """The pull requests that are looked at, instead of asking a forge."""
+    looked: list[PullRequest] = []
+
+    def look_at(pull: PullRequest) -> polling.Look:
+        looked.append(pull)
+        return polling.Look(str(pull))
+
+    monkeypatch.setattr(polling, "look_at", look_at)
+    return looked
+
+
+@pytest.mark.parametrize(
+    ("change", "outcome", "looks"),
+    [
+        ({}, "stored", 0),
+        ({"body": "Looks good"}, "ignored", 0),
+        ({"user": {"id": 2, "login": "cc-ci"}}, "ignored", 0),
+        ({"created_at": "2026-10-01T00:00:00Z", "updated_at": "2026-10-01T00:00:00Z"}, "ignored", 0),
+        ({"created_at": "2026-11-22T20:45:00Z", "updated_at": "2026-11-22T20:45:00Z"}, "woke", 1),
+        ({"created_at": "2026-11-22T20:48:00Z", "updated_at": "2026-11-22T20:48:00Z"}, "stored", 0),
+        ({"created_at": "2026-11-24T20:45:00Z", "updated_at": "2026-11-24T20:45:00Z"}, "woke", 1),
+        ({"updated_at": "2026-11-23T20:45:59Z"}, "woke", 1),
+        ({"pull_request_url": "https://git.example.org/recipes/keycloak/pulls/2"}, "woke", 1),
+        ({"pull_request_url": ""}, "woke", 1),
+    ],
+    ids=["new", "no command", "our own", "before the enrolment", "old", "nearly old", "future", "edited", "other", "unsaid"],
+)
+def test_what_a_comment_leads_to(
+    hook: WebhookConfig, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], outcome: str, looks: int
+) -> None:
+    looked = asked_of_the_forge(monkeypatch)
+    assert post(hook, fresh(captured(CREATED)[1], comment=change)).status_code == 202
+    row = take()
+    assert row.outcome == outcome
+    assert row.reason
+    assert row.handled_at
+    assert Comment.objects.count() == (outcome == "stored")
+    assert row.comment == Comment.objects.first()
+    assert [(pull.number, pull.repository_id) for pull in looked] == [(1, hook.repository_id)] * looks
+    # What is lost now is read at the next look.
+    assert all(pull.comments_wanted_since is not None for pull in PullRequest.objects.filter(pk__in=[p.pk for p in looked]))
+
+
+def test_an_edited_comment_wakes_the_poller_and_counts_as_edited(world: World) -> None:
+    hook = WebhookConfigFactory(repository=Repository.objects.get(), secret="s3cret")
+    world.remote.tables.hooks[1] = _remote_hook(world, hook)
+    bridge = Bridge(world)
+    said = world.say("recipes/web", "Looks good")
+    world.clock.move(seconds=5)
+    world.remote.edit_comment(said, "!testme")
+    bridge.carry()
+    assert bridge.statuses == [202, 202]
+    row = Comment.objects.get()
+    assert (row.via, row.edited, row.forge_comment_id) == ("poll", True, said.id)
+    assert Delivery.objects.filter(outcome="woke").get().comment == row
+
+
+def test_woken_while_the_forge_fails_the_wish_stands(world: World) -> None:
+    from enrollment.sandbox.faults import Fault
+
+    hook = WebhookConfigFactory(repository=Repository.objects.get(), secret="s3cret")
+    world.remote.tables.hooks[1] = _remote_hook(world, hook)
+    bridge = Bridge(world)
+    said = world.say("recipes/web", "Looks good")
+    world.clock.move(seconds=5)
+    world.remote.edit_comment(said, "!testme")
+    world.remote.faults = lambda request: Fault(status=401)
+    bridge.carry()
+    assert not Comment.objects.exists()
+    assert "could not be read now" in Delivery.objects.get(outcome="woke").reason
+    assert Forge.objects.get().failures == 1
+    world.remote.faults = None
+    Forge.objects.update(backoff_until=None)
+    world.poll()
+    assert Comment.objects.get().forge_comment_id == said.id
+
+
+@pytest.mark.parametrize("version", ["1.15", "1.22", FORGEJO])
+def test_what_the_versions_send(db: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setattr(settings.CC_CI, "data_dir", tmp_path / "data")
+    world = World(tmp_path, version)
+    world.connect()
+    world.add_recipe("web")
+    (row,) = world.enroll("recipes/web")
+    hook = WebhookConfigFactory(repository=row, secret="s3cret")
+    world.remote.tables.hooks[1] = remote = _remote_hook(world, hook)
+    remote.events.append("pull_request_review_comment")  # as the server adds it by itself
+    bridge = Bridge(world)
+    issue = world.remote.open_issue("recipes/web", world.alice, "A question")
+    world.say("recipes/web", number=issue.number)
+    world.remote.review("recipes/web", 1, "alice", "!testme")
+    gone = world.say("recipes/web", "!testme now")
+    world.remote.delete_comment(gone)
+    bridge.carry()
+    found = list(Delivery.objects.order_by("pk").values_list("action", "status", "outcome"))
+    assert found == [
+        ("created", 204, "unwanted"),
+        ("reviewed", 204, "unwanted"),
+        ("created", 202, "stored"),
+        ("deleted", 204, "unwanted"),
+    ]
+    world.close()
+
+
+# --- proof that a hook works
+
+
+@pytest.mark.parametrize(
+    ("state", "after"),
+    [
+        ("absent", "verified"),
+        ("registered", "verified"),
+        ("unhealthy", "verified"),
+        ("refused", "verified"),
+        ("verified", "verified"),
+        ("disabled", "disabled"),
+        ("drifted", "drifted"),
+        ("rotating", "rotating"),
+    ],
+)
+@pytest.mark.parametrize("name", [CREATED, REVIEW], ids=["a comment", "a review"])
+def test_a_delivery_proves_its_hook(hook: WebhookConfig, state: str, after: str, name: str) -> None:
+    WebhookConfig.objects.update(state=state)
+    headers, body = captured(name)
+    assert send(hook, body, headers).status_code in (202, 204)
+    deliveries.take_waiting()
+    hook.refresh_from_db()
+    assert hook.state == after
+
+
+def test_what_came_before_the_hook_failed_does_not_prove_it(hook: WebhookConfig) -> None:
+    post(hook)
+    WebhookConfig.objects.update(state="unhealthy", state_at=timezone.now() + timedelta(seconds=5))
+    assert take().outcome == "stored"
+    hook.refresh_from_db()
+    assert hook.state == "unhealthy"
+
+
+def test_our_own_report_is_the_natural_proof(world: World) -> None:
+    hook = WebhookConfigFactory(repository=Repository.objects.get(), secret="s3cret", state="registered")
+    WebhookConfig.objects.update(state_at=timezone.now() - timedelta(minutes=1))
+    world.remote.tables.hooks[1] = _remote_hook(world, hook)
+    bridge = Bridge(world)
+    world.say("recipes/web", "### passed", "cc-ci")
+    before = len(world.own_requests())
+    bridge.carry()
+    hook.refresh_from_db()
+    assert hook.state == "verified"
+    assert len(world.own_requests()) == before, "nothing is asked or posted for it"
+    assert not Comment.objects.exists()
+
+
+# --- kept, taken again, dropped
+
+
+def test_a_lost_task_is_made_up_for(hook: WebhookConfig) -> None:
+    post(hook)
+    OrmQ.objects.all().delete()
+    assert tasks.take_deliveries() == "1 taken"
+    assert Comment.objects.exists()
+
+
+def test_a_fault_of_ours_is_tried_again_and_then_left_to_polling(hook: WebhookConfig) -> None:
+    post(hook)
+    with mock.patch.object(polling, "store", side_effect=RuntimeError("a fault of our own")):
+        for number in range(deliveries.MAX_TRIES):
+            row = take()
+            assert (row.tries, row.outcome) == (number + 1, "failed" if number + 1 == deliveries.MAX_TRIES else "accepted")
+            assert "a fault of our own" in row.reason
+            assert deliveries.take_waiting() == 0, "later, and not in a tight loop"
+            Delivery.objects.update(next_try_at=timezone.now())
+    assert "taken again" in deliveries.replay(row)
+    assert take().outcome == "stored"
+
+
+def test_a_repository_that_was_let_go_meanwhile(hook: WebhookConfig) -> None:
+    post(hook)
+    Repository.objects.update(active=False)
+    assert take().outcome == "ignored"
+    receiver.forget()
+    assert post(hook, fresh(captured(CREATED)[1], comment={"id": 23})).status_code == 404
+
+
+def test_replayed_a_comment_counts_once(hook: WebhookConfig) -> None:
+    post(hook)
+    row = take()
+    for _ in range(2):
+        assert "is taken again" in deliveries.replay(row)
+        row = take()
+        assert row.outcome == "known"
+        assert row.comment == Comment.objects.get()
+
+
+def test_replayed_later_a_lost_comment_only_wakes(hook: WebhookConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = asked_of_the_forge(monkeypatch)
+    post(hook)
+    Delivery.objects.update(outcome="failed")
+    with time_machine.travel(THEN + timedelta(days=2)):
+        deliveries.replay(Delivery.objects.get())
+        assert take().outcome == "woke"
+    assert len(looked) == 1
+    assert not Comment.objects.exists()
+
+
+@pytest.mark.parametrize("outcome", ["foreign", "unwanted", "rejected"])
+def test_what_was_not_kept_cannot_be_replayed(hook: WebhookConfig, outcome: str) -> None:
+    row = DeliveryFactory(hook=hook, outcome=outcome, body="")
+    assert "nothing was kept" in deliveries.replay(row)
+    assert not OrmQ.objects.exists()
+
+
+def test_what_is_not_ours_is_not_kept(hook: WebhookConfig) -> None:
+    post(hook, fresh(captured(CREATED)[1], repository={"id": 4, "full_name": "recipes/private"}))
+    row = Delivery.objects.get()
+    assert (row.body, row.forge_comment_id) == ("", None)
+    assert row.reason == "recipes/private is not enrolled"
+
+
+def test_deliveries_go_after_some_days(hook: WebhookConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deliveries, "BATCH", 2)
+    now = timezone.now()
+    DeliveryFactory.create_batch(5, hook=hook, received_at=now - timedelta(days=7, minutes=1))
+    kept = DeliveryFactory(hook=hook, received_at=now - timedelta(days=6))
+    assert tasks.drop_old_deliveries() == "5 dropped"
+    assert Delivery.objects.get() == kept
+
+
+def test_a_name_of_a_forge_that_no_database_takes(db: None) -> None:
+    ForgeFactory()
+    for name in ("%00", "a%00b", "9" * 40, "٣", "%ff", "x" * 5000):
+        answer = forge_side().post(f"/hooks/{name}/", b"{}", "application/json", headers=signed(b"{}"))
+        assert answer.status_code == 401
