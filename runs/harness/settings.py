@@ -206,3 +206,16 @@ def _shown(value: Any) -> str:
     if value is None or value == ():
         return "nothing"
     return str(list(value)) if isinstance(value, tuple) else repr(value)[:100]
+
+
+def table() -> str:
+    """The settings as a Markdown table, for docs/write-tests.md."""
+    rows = ["| setting | default | what it does |", "|---|---|---|"]
+    for name, field in RecipeSettings.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        inner = default.__class__.model_fields if isinstance(default, BaseModel) else {}
+        for key, part in (inner or {"": field}).items():
+            text = part.get_default(call_default_factory=True)
+            shown = "" if text in (None, (), {}) else f"`{text if isinstance(text, str) else str(text).lower()}`"
+            rows.append(f"| `{f'{name}.{key}' if key else name}` | {shown} | {part.description} |")
+    return "\n".join(rows)

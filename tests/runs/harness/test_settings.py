@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runs.harness.settings import App, RecipeSettings, SettingsError, effective, parse
+from runs.harness.settings import App, RecipeSettings, SettingsError, effective, parse, table
 
 WHOLE = b"""
 needs = ["oidc"]
@@ -116,3 +118,10 @@ def test_no_file_makes_it_fall_over(data: bytes) -> None:
         parse(data)
     except SettingsError:
         pass
+
+
+def test_the_docs_hold_the_table_and_an_example_that_is_read() -> None:
+    docs = (Path(__file__).parents[3] / "docs" / "write-tests.md").read_text()
+    assert table() in docs
+    example = docs.partition("## Settings: cc-ci.toml")[2].partition("```toml\n")[2].partition("```")[0]
+    assert parse(example.encode()).env == {"SIGNUPS": "closed"}
