@@ -16,7 +16,7 @@ from typing import NamedTuple
 NAME = "DEFERRED.md"
 
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\n|\r|\Z)")
-_HEADING = re.compile(r"(#{1,6})[ \t]+(.*?)[ \t]*#*[ \t]*$")
+_HEADING = re.compile(r"(#{1,6})[ \t]+(.*)")
 _ENTRY = re.compile(r"(\d{4}-\d{1,2}-\d{1,2})\s*(?:—|–|-+|:)\s*(\S.*)")
 _DATED = re.compile(r"\d{4}-")
 _ITEM = re.compile(
@@ -221,10 +221,17 @@ def _blocks(text: str) -> Iterator[_Block]:
         heading = None if line.hidden else _HEADING.match(line.text.rstrip("\r\n").lstrip("\ufeff"))
         if heading:
             yield block
-            block = _Block(_Heading(line.number, len(heading[1]), heading[2]))
+            block = _Block(_Heading(line.number, len(heading[1]), _title(heading[2])))
         else:
             block.lines.append(line)
     yield block
+
+
+def _title(text: str) -> str:
+    """The text of a heading, without the `##` that may close it."""
+    text = text.strip(" \t")
+    without = text.rstrip("#")
+    return without.strip(" \t") if without.endswith((" ", "\t")) or not without else text
 
 
 def _lines(text: str) -> Iterator[_Line]:
@@ -357,7 +364,7 @@ def _values(slug: str, items: Sequence[_Item], box: _Item, remarks: list[Problem
         if item is box and not name:
             name = "what"  # a box without a name: what is put off
         if name.startswith(_CLOSING):
-            closing = text
+            closing = text[:1000]
         elif name in _FIELDS and _FIELDS[name] not in values:
             values[_FIELDS[name]] = text
         else:

@@ -171,6 +171,18 @@ def test_a_branch_of_this_name_with_something_else_is_left_alone(world: World, r
     assert on(world, "cc-ci/close-web-login") == b"mine\n"
 
 
+def test_source_tells_which_of_two_files(world: World, registry: Repository, port: str, tmp_path: Path) -> None:
+    ran(port)
+    (tmp_path / "DEFERRED.md").write_bytes(REGISTRY)
+    call_command("deferred", "sync", str(tmp_path), stdout=io.StringIO())
+    assert "Several files have an entry web-login: add --source with one of DEFERRED.md, recipes/registry:DEFERRED.md" in refusal(
+        port
+    )
+    close(port, "--source", str(tmp_path))
+    assert (tmp_path / "DEFERRED.md").read_bytes() == ticked(port)
+    assert DeferredItem.objects.get(source_repository=registry, slug="web-login").state == "open"
+
+
 # --- what must be shown
 
 

@@ -101,6 +101,11 @@ def test_code_that_belongs_to_the_last_point_stays_with_it() -> None:
     assert ticked.startswith("### 2026-01-01 — a\n- [x] **What:** run\n\n  ```\n  - [ ] not this box\n  ```\n- **Closed by:**")
 
 
+def test_a_heading_may_be_closed_and_a_slug_may_end_in_a_hash() -> None:
+    assert one("## Open deferrals ##\n### 2026-01-01 — write-c# ###\n- [ ] **What:** a\n").slug == "write-c#"
+    assert one("### 2026-01-01 — write-c#\n- [ ] **What:** a\n").slug == "write-c#"
+
+
 def test_what_cannot_be_ticked() -> None:
     text = "### 2026-01-01 — a\n- [X] **What:** a\n"
     with pytest.raises(CannotTick, match="ticked already"):
