@@ -90,9 +90,9 @@ def fingerprint(services: list[dict[str, Any]], networks: Mapping[str, str]) -> 
 
 def look(stack: str, services: list[dict[str, Any]]) -> Look:
     """Ask docker about the tasks and containers of these inspected services."""
-    tasks = _tasks(stack)
-    health = _health(stack)
     short = {service["Spec"]["Name"]: service["Spec"]["Name"].removeprefix(f"{stack}_") for service in services}
+    tasks = [task for task in _tasks(stack) if task.service in short]
+    health = _health(stack)
     seen = [_service(short[service["Spec"]["Name"]], service, tasks, health) for service in services]
     label = f"coop-cloud.{stack}.version"
     labels = {service["Spec"]["Name"]: service["Spec"].get("Labels") or {} for service in services}

@@ -203,13 +203,16 @@ class SwarmDeployer(Deployer):
         until = time.monotonic() + self.context.settle_seconds
         said, quiet_since, steps = "", 0.0, 0
         while True:
-            services = self.owned.services()
+            everything = self.owned.services()
+            # One that an upgrade's files no longer have goes on running as it was: it is not asked.
+            names = {f"{self.stack}_{name}" for name in recipe.services} if recipe else set()
+            services = [service for service in everything if service["Spec"]["Name"] in names]
             look = settling.look(self.stack, services)
             done = settler.judge(look)
             quiet_since = (quiet_since or time.monotonic()) if done else 0.0
             quiet = time.monotonic() - quiet_since
             if done and (self._asker.answers(self.address()) if self._web else quiet >= _QUIET_SECONDS):
-                return self._deployment(services, look)
+                return self._deployment(services, look) if services == everything else self.state()
             now = Deployment(look.services, look.version, self._web is not None)
             text = f"Waiting: {now}"
             if done:

@@ -105,6 +105,7 @@ def test_the_life_of_a_deployment(kind: type[Deployer], deployer: Make, tmp_path
     if "upgrade" in can:
         _upgrade(one, made_before, first.fingerprint, tmp_path)
         _stop_and_start_again(one)
+        _drop_a_service(one, tmp_path)
     else:
         assert (one.secrets, one.mounts(), one.backups(), one.events()) == ((), (), (), ())
         refused(one, "upgrade", RECIPES / "contract-app")
@@ -166,6 +167,19 @@ def _stop_and_start_again(one: Any) -> None:
     assert one.deployments == 2
     assert one.read("app", "/data/kept") == b"a marker"
     assert len(one.secrets) == 2
+
+
+def _drop_a_service(one: Any, tmp_path: Path) -> None:
+    """It goes on running, as `docker stack deploy` has it, and is no reason to call the upgrade rolled back."""
+    shutil.copytree(one.context.checkout, tmp_path / "without")
+    compose = tmp_path / "without" / "compose.yml"
+    text = compose.read_text().replace("version=1.0.0+", "version=1.2.0+")
+    compose.write_text(text[: text.index("  db:\n")] + text[text.index("volumes:\n  data:") :])
+    one.deploy(tmp_path / "without")
+    state = one.settle()
+    assert state.version == "1.2.0+1.36.1"
+    assert {service.name for service in state.services} == {"app", "db"}
+    assert state.fingerprint == one.state().fingerprint
 
 
 def test_backup_and_restore(kind: type[Deployer], deployer: Make, tmp_path: Path) -> None:
