@@ -26,6 +26,14 @@ GROUPS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("Webhooks", "webhook", "enrollment.webhookconfig"),
         ("Deliveries", "move_to_inbox", "enrollment.delivery"),
     ),
+    "Own apps": (
+        ("Apps", "apps", "infra.infraapp"),
+        ("Releases", "new_releases", "infra.infrarelease"),
+        ("Upgrades", "upgrade", "infra.upgrade"),
+        ("Upgrades' trail", "history", "infra.upgradeevent"),
+        ("Snapshots", "save", "infra.snapshot"),
+        ("infra.yml", "description", "infra.infrafile"),
+    ),
     "Machinery": (
         ("Machines", "memory", "controlplane.host"),
         ("Recurring tasks", "schedule", "controlplane.recurringtask"),

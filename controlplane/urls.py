@@ -11,5 +11,6 @@ urlpatterns = [
     path("runs/", include("runs.urls")),
     path("", include("enrollment.urls")),
     path("deferred/", include("runs.deferred_urls")),
+    path("infra/", include("infra.urls")),
     path("admin/", admin.site.urls),
 ]

@@ -7,8 +7,13 @@ class InfraConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from controlplane.registry import registry
-        from infra import checks
+        from controlplane.registry import Card, Recurring, registry
+        from infra import checks, doctor, views
 
         registry.check("docker", checks.check_docker)
         registry.check("sandbox", checks.check_sandbox)
+        registry.check("infra", doctor.check_infra)
+        registry.card("infra", Card("infra/_card.html", views.card, 30))
+        registry.recur(
+            Recurring("infra.tasks.discover", "infra.tasks.discover", 86400, text="Look for releases of this server's own apps.")
+        )

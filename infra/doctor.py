@@ -1,0 +1,99 @@
+"""doctor's line on the server's own apps: whether infra.yml can be used, and its stores and secrets are within reach."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from controlplane.registry import Finding
+from infra import applying, references
+from infra.declaration import FILE, Declaration, DeclarationError
+from infra.models import InfraApp, InfraFile
+from infra.references import Unresolved
+from infra.schema import Store
+
+RESTIC_SECONDS = 20.0
+NAME = "infra"
+
+
+def check_infra() -> Iterator[Finding]:
+    """The file that was applied last. Without one, and with no apps, there is nothing to be well or ill."""
+    path = applying.place()
+    if not InfraFile.objects.exists() and not path.exists():
+        yield Finding(NAME, "ok", f"no {FILE}: cc-ci looks after no apps of this server")
+        return
+    yield from examine(path)
+
+
+def examine(path: Path) -> Iterator[Finding]:
+    """Everything about one file."""
+    try:
+        declared = applying.read(path)
+    except DeclarationError as error:
+        for problem in error.problems:
+            yield Finding(NAME, "error", str(problem), f"$EDITOR +{problem.line} {path}")
+        return
+    except applying.NotApplied as error:
+        yield Finding(NAME, "error", str(error), f"cc-ci infra export > {path}")
+        return
+    problems = [*_secrets(declared, path.parent), *_stores(declared, path.parent), *_unread()]
+    yield from problems
+    if not problems:
+        stores = len(declared.document.stores)
+        text = f"{len(declared.apps)} apps in {path}, {stores} stores within reach"
+        yield Finding(NAME, "ok", text)
+
+
+def _secrets(declared: Declaration, folder: Path) -> Iterator[Finding]:
+    for name, app in declared.apps.items():
+        wanted = {**app.secrets, **{key: value for key, value in app.env.items() if value.startswith(("env:", "file:"))}}
+        if app.credential:
+            wanted["credential"] = app.credential
+        for key, reference in wanted.items():
+            try:
+                references.resolve(reference, folder)
+            except Unresolved as error:
+                yield Finding(NAME, "error", f"{name}, {key}: {error}", _provide(reference))
+
+
+def _provide(reference: str) -> str:
+    kind, _, where = reference.partition(":")
+    return f"set {where} where cc-ci runs" if kind == "env" else f"install -m 600 /dev/stdin {where}"
+
+
+def _stores(declared: Declaration, folder: Path) -> Iterator[Finding]:
+    for name, store in declared.document.stores.items():
+        if problem := reach(store, folder):
+            fix = f"install -d -m 700 {store.folder}" if store.folder else f"restic -r {store.restic} cat config"
+            yield Finding(NAME, "error", f"the store {name}: {problem}", fix)
+
+
+def reach(store: Store, folder: Path) -> str:
+    """Why a store cannot be used; empty when it can. `folder`: where infra.yml lies."""
+    if store.folder:
+        if not Path(store.folder).is_dir():
+            return f"there is no folder {store.folder}"
+        return "" if os.access(store.folder, os.W_OK | os.X_OK) else f"nothing can be written to {store.folder}"
+    if not shutil.which("restic"):
+        return "there is no restic on this machine: apt-get install restic"
+    try:
+        password = references.resolve(store.password or "", folder)
+        env = {**os.environ, "RESTIC_PASSWORD": password, "LC_ALL": "C"}
+        command = ["restic", "-r", store.restic, "--no-lock", "--no-cache", "cat", "config"]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=RESTIC_SECONDS, stdin=subprocess.DEVNULL)
+    except Unresolved as error:
+        return str(error)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"restic does not answer: {type(error).__name__}"
+    if done.returncode:
+        words = done.stderr.strip().splitlines() or [f"restic ended with {done.returncode}"]
+        return words[0]
+    return ""
+
+
+def _unread() -> Iterator[Finding]:
+    for app in InfraApp.objects.filter(declared=True).exclude(discovery_error=""):
+        yield Finding(NAME, "warning", app.discovery_error, f"cc-ci infra releases {app.name}")

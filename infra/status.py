@@ -1,0 +1,84 @@
+"""How each app stands, for the command, the page and programs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from infra.gate import Blocker, Plan, Verdict
+from infra.looking import by_hand, look
+from infra.models import InfraApp
+
+
+def describe(app: InfraApp, plan: Plan | None = None) -> dict[str, Any]:
+    """One app in plain values. `held`: the versions that are not taken, newest first, each with why and what lifts it."""
+    plan = plan or look(app)
+    wanted = plan.target or plan.newest
+    latest = app.upgrades.first()
+    return {
+        "name": app.name,
+        "recipe": app.recipe,
+        "domain": app.domain,
+        "server": app.server,
+        "stack": app.stack,
+        "deployer": app.deployer,
+        "owner": app.owner,
+        "state": app.state,
+        "declared": app.declared,
+        "pinned": app.pinned_version,
+        "running": app.running_version,
+        "newest": str(plan.newest or app.running_version),
+        "target": str(plan.target or ""),
+        "takes": str(plan.takes or ""),
+        "blockers": [blocker.as_dict() for blocker in plan.blockers],
+        "held": [_verdict(verdict) for verdict in reversed(plan.verdicts) if verdict.blockers],
+        "by_hand": f"{by_hand(app)} {wanted}" if app.owner == InfraApp.Owner.MAINTAINERS and wanted else "",
+        "window": app.window,
+        "discovered_at": app.discovered_at.isoformat() if app.discovered_at else None,
+        "discovery_error": app.discovery_error,
+        "unreadable": app.unreadable,
+        "upgrade": {"id": latest.pk, "to": latest.to_version, "state": latest.state, "reason": latest.reason} if latest else None,
+    }
+
+
+def _verdict(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "version": str(verdict.version),
+        "held": verdict.held,
+        "blockers": [_shown(blocker) for blocker in verdict.blockers],
+    }
+
+
+def _shown(blocker: Blocker) -> dict[str, Any]:
+    """With its passages cut where the word stands, so that a page can show it highlighted."""
+    value = blocker.as_dict()
+    for passage in value["passages"]:
+        text, start, end = passage["text"], passage["start"], passage["end"]
+        passage |= {"before": text[:start], "word": text[start:end], "after": text[end:]}
+    return value
+
+
+def in_words(status: dict[str, Any]) -> list[str]:
+    """The same in lines for people."""
+    owner = "reconciled by cc-ci" if status["owner"] == "reconciled" else "its maintainers'"
+    head = f"{status['name']}: {status['running'] or 'not running, as far as is known'}"
+    if status["newest"] and status["newest"] != status["running"]:
+        head += f", newest {status['newest']}"
+    lines = [f"{head} ({owner}, {status['state']}{'' if status['declared'] else ', no longer declared'})"]
+    if status["takes"]:
+        lines.append(f"  next: {status['takes']}")
+    elif status["target"] and status["owner"] == "reconciled":
+        lines.append(f"  {status['target']} could come, but:")
+    lines += [f"  {blocker['text']} {blocker['lift']}" for blocker in status["blockers"] if blocker["kind"] != "maintainers"]
+    for verdict in status["held"]:
+        lines.append(f"  {verdict['version']} {'is held' if verdict['held'] else 'is not taken now'}:")
+        for blocker in verdict["blockers"]:
+            lines.append(f"    {blocker['text']} {blocker['lift']}")
+            lines += [f"      {p['line']}: {p['before']}[{p['word']}]{p['after']}" for p in blocker["passages"]]
+    if status["by_hand"]:
+        lines.append(f"  by hand: {status['by_hand']}")
+    if status["discovery_error"]:
+        lines.append(f"  {status['discovery_error']}")
+    if status["unreadable"]:
+        tags = ", ".join(item["tag"] for item in status["unreadable"])
+        lines.append(f"  not readable: {tags}. Why: cc-ci infra releases {status['name']}")
+    return lines
