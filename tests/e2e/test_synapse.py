@@ -40,6 +40,7 @@ def entries(*words: str) -> dict[str, dict[str, Any]]:
     return {entry["slug"]: entry for entry in json.loads(deferred("list", "--json", *words))}
 
 
+@pytest.mark.timeout(600)  # a machine's first time brings the image, too
 def test_the_deferred_tests_of_matrix_synapse_are_ported_run_and_closed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     need_swarm()
     image = need_synapse()

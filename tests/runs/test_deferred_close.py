@@ -105,6 +105,15 @@ def test_without_a_right_to_push_the_patch_is_printed(world: World, registry: Re
     assert "(guess: its slug begins so)" in errors
 
 
+def test_the_patch_alone_is_on_standard_output_byte_for_byte(
+    world: World, registry: Repository, port: str, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    call_command("deferred", "close", "web-login", "--commit", port, "--test", TEST, "--unproven")
+    (tmp_path / "DEFERRED.md").write_bytes(REGISTRY)
+    subprocess.run(["git", "apply", "-p1"], input=capsysbinary.readouterr().out, cwd=tmp_path, check=True, timeout=20)
+    assert (tmp_path / "DEFERRED.md").read_bytes() == ticked(port)
+
+
 def test_with_a_right_to_push_a_pull_request_is_opened(world: World, registry: Repository, port: str) -> None:
     ran(port)
     world.remote.add_collaborator("recipes/registry", "cc-ci", "write")
