@@ -42,6 +42,7 @@ class ReadOnlyInline(TabularInline):
 class UpgradeInline(ReadOnlyInline):
     model = Upgrade
     fields = ("from_version", "to_version", "state", "trigger", "created_at", "finished_at", "reason")
+    readonly_fields = fields  # the form has no place for a time that is set by itself
 
 
 class EventInline(ReadOnlyInline):

@@ -15,6 +15,7 @@ from django.utils import timezone
 from factory.django import DjangoModelFactory
 
 from enrollment.models import Comment, Delivery, Forge, PullRequest, Repository, WebhookConfig
+from infra.models import InfraApp, InfraRelease, Snapshot, Upgrade
 from runs.deferred_models import DeferredItem
 from runs.models import Artefact, CaseResult, Report, RunEvent, StageResult, State, TestRun
 
@@ -311,3 +312,67 @@ class DeliveryFactory(_Factory):
     handled_at = ago(minutes=5)
     status = 202
     outcome = Delivery.Outcome.STORED
+
+
+class InfraAppFactory(_Factory):
+    """A reconciled, stateless app of the server that runs 1.0.0+2.0 and is pinned to it."""
+
+    class Meta:
+        model = InfraApp
+
+    class Params:
+        maintained = factory.Trait(owner=InfraApp.Owner.MAINTAINERS, pinned_version="", snapshots={})
+
+    name = factory.Sequence(lambda n: f"app{n}")
+    position = factory.Sequence(lambda n: n)
+    recipe = factory.SelfAttribute("name")
+    source = factory.LazyAttribute(lambda row: f"https://git.example.org/recipes/{row.recipe}.git")
+    domain = factory.LazyAttribute(lambda row: f"{row.name}.example.org")
+    stack = factory.LazyAttribute(lambda row: row.domain.replace(".", "_"))
+    owner = InfraApp.Owner.RECONCILED
+    pinned_version = "1.0.0+2.0"
+    running_version = "1.0.0+2.0"
+    snapshots = factory.LazyFunction(lambda: {"of": "none", "store": "", "keep": 3})
+
+
+class InfraReleaseFactory(_Factory):
+    """An annotated tag of last month, with harmless notes."""
+
+    class Meta:
+        model = InfraRelease
+
+    app = factory.SubFactory(InfraAppFactory)
+    version = factory.Sequence(lambda n: f"1.0.{n + 1}+2.0")
+    rank = factory.Sequence(lambda n: n + 1)
+    commit = factory.Sequence(sha_of)
+    tagged_at = ago(days=30)
+    published_at = factory.SelfAttribute("tagged_at")
+    notes = "Fixes a typo."
+
+
+class UpgradeFactory(_Factory):
+    """An upgrade that was planned by the night's task."""
+
+    class Meta:
+        model = Upgrade
+
+    app = factory.SubFactory(InfraAppFactory)
+    from_version = "1.0.0+2.0"
+    to_version = "1.0.1+2.0"
+    trigger = "nightly"
+
+
+class SnapshotFactory(_Factory):
+    """A snapshot that was proved."""
+
+    class Meta:
+        model = Snapshot
+
+    app = factory.SubFactory(InfraAppFactory)
+    version = "1.0.0+2.0"
+    store = "local"
+    location = factory.Sequence(lambda n: f"app/{n}")
+    proved = True
+    bytes = 4096
+    manifest = "a" * 64
+    taken_at = ago(hours=3)
