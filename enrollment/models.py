@@ -15,6 +15,14 @@ class Webhooks(models.TextChoices):
     OFF = "off", "off"
 
 
+class Switch(models.TextChoices):
+    """A repository's own word on a policy, which counts before its forge's."""
+
+    INHERIT = "", "as its forge has it"
+    ON = "on", "yes"
+    OFF = "off", "no"
+
+
 class Forge(models.Model):
     """A Gitea or Forgejo server, the token for it, and how the last looks at it went."""
 
@@ -25,6 +33,7 @@ class Forge(models.Model):
         REFUSED = "refused", "search refused"
 
     name = models.CharField(max_length=100, unique=True)
+    kind = models.CharField(max_length=20, default="gitea", editable=False, help_text="One of enrollment.clients.KINDS.")
     # Not a URLField: Django's refuses hosts without a dot, which is what a forge is called beside us in a container network.
     url = models.CharField(max_length=200, unique=True, help_text="Such as https://git.coopcloud.tech, without /api.")
     token = EncryptedTextField(blank=True, default="")
@@ -33,6 +42,18 @@ class Forge(models.Model):
         default=list, blank=True, help_text="Owners whose repositories with the topic are enrolled, as a list of names."
     )
     allow = models.JSONField(default=list, blank=True, help_text="Ids of users who may always ask, as a list of numbers.")
+    block = models.JSONField(
+        default=list, blank=True, help_text="Ids of users who get nothing, whatever else says yes, as a list of numbers."
+    )
+    members_may_ask = models.BooleanField(default=True, help_text="Whether every member of a repository's organisation may ask.")
+    team = models.CharField(
+        max_length=255, blank=True, help_text="Name of a team of the organisation whose members may ask. cc-ci has to be in it."
+    )
+    collaborators_may_ask = models.BooleanField(default=True, help_text="Whether a repository's collaborators may ask there.")
+    strangers_await_approval = models.BooleanField(
+        default=False,
+        help_text="Whether the author of a pull request who may not ask gets a run that waits for a maintainer's approval.",
+    )
     webhooks = models.CharField(
         max_length=3,
         choices=Webhooks.choices,
@@ -44,6 +65,10 @@ class Forge(models.Model):
     bot_id = models.BigIntegerField(null=True, blank=True, editable=False)
     bot_login = models.CharField(max_length=255, blank=True, editable=False)
     version = models.CharField(max_length=100, blank=True, editable=False)
+    #: What the server can do, as it was found: {name: {"value": …, "evidence": …}}; see enrollment.abilities.
+    abilities = models.JSONField(default=dict, blank=True, editable=False)
+    abilities_version = models.CharField(max_length=100, blank=True, editable=False)
+    abilities_at = models.DateTimeField(null=True, blank=True, editable=False, help_text="Empty: to be asked again.")
     search = models.CharField(max_length=10, choices=OwnerFilter.choices, default=OwnerFilter.UNKNOWN, editable=False)
     search_probed_at = models.DateTimeField(null=True, blank=True, editable=False)
     cursor = models.DateTimeField(null=True, blank=True, editable=False, help_text="Server's time up to which all is seen.")
@@ -94,6 +119,13 @@ class Repository(models.Model):
     source = models.CharField(max_length=10, choices=Source.choices, default=Source.HAND)
     enrolled_at = models.DateTimeField(help_text="Server's time; older comments never start anything.")
     allow = models.JSONField(default=list, blank=True, help_text="Ids of users who may ask here, as a list of numbers.")
+    block = models.JSONField(default=list, blank=True, help_text="Ids of users who get nothing here, as a list of numbers.")
+    members_may_ask = models.CharField(max_length=3, choices=Switch.choices, default=Switch.INHERIT, blank=True)
+    team = models.CharField(
+        max_length=255, blank=True, help_text="Name of a team whose members may ask here. Empty: the forge's."
+    )
+    collaborators_may_ask = models.CharField(max_length=3, choices=Switch.choices, default=Switch.INHERIT, blank=True)
+    strangers_await_approval = models.CharField(max_length=3, choices=Switch.choices, default=Switch.INHERIT, blank=True)
     allowances = models.JSONField(
         default=list,
         blank=True,
@@ -206,6 +238,7 @@ class Comment(models.Model):
 
 # The rest of the models, in a file of their own.
 from enrollment.hook_models import Delivery, WebhookConfig  # noqa: E402
+from enrollment.policy_models import RequestCount, Right, Traffic  # noqa: E402
 
 __all__ = [
     "Comment",
@@ -214,6 +247,10 @@ __all__ = [
     "PullRequest",
     "Repository",
     "RepositoryQuerySet",
+    "RequestCount",
+    "Right",
+    "Switch",
+    "Traffic",
     "WebhookConfig",
     "Webhooks",
 ]
