@@ -184,7 +184,7 @@ def closes(run: TestRun) -> list[str]:
     if run.pull_request is None:
         return []
     tests = [ExtraTest.model_validate(test) for test in run.details.get("extras", {}).get("tests", [])]
-    slugs = deferred.would_close(run.repository.name, tests, run.details.get("changed", []))
+    slugs = deferred.would_close(run.repository.full_name, tests, run.details.get("changed", []))
     if not slugs:
         return []
     names = ", ".join(f"**{plain(slug)}**" for slug in slugs)

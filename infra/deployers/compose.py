@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from infra.deployers import safeyaml
 from infra.deployers.base import Context, DeployError
 from infra.deployers.interpolate import Unset, interpolate
 
@@ -264,7 +265,7 @@ def _document(checkout: Path, name: str, env: Mapping[str, str]) -> dict[str, An
     if path.stat().st_size > _BIGGEST_FILE:
         raise DeployError("invalid_recipe", f"{name} is bigger than a megabyte.")
     try:
-        document = yaml.safe_load(path.read_text())
+        document, _ = safeyaml.load(path.read_text())
         filled = _Filler(env).fill(document)
     except (yaml.YAMLError, UnicodeDecodeError, Unset, RecursionError, ValueError) as error:
         raise DeployError("invalid_recipe", f"{name} cannot be read: {' '.join(str(error).split())[:300]}.") from error

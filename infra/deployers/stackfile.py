@@ -91,8 +91,8 @@ def _without_certificates(labels: Mapping[str, str]) -> dict[str, str]:
 def _definition(
     kind: str, name: str, definition: dict[str, Any], recipe: Recipe, labels: Mapping[str, str], with_proxy: bool
 ) -> None:
-    if external_name(name, definition):
-        if kind == "networks" and not with_proxy:
+    if external := external_name(name, definition):
+        if kind == "networks" and external == "proxy" and not with_proxy:
             definition.clear()
         else:
             return

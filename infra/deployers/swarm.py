@@ -346,7 +346,8 @@ class SwarmDeployer(Deployer):
     def keep(self) -> str:
         self._watcher.stop()
         labels = " ".join(f"-f label={label}" for label in self.owned.labels)
-        volumes = f"docker volume rm $(docker volume ls -q {labels})"
+        # A volume is in use until its containers are gone, which takes Docker a while.
+        volumes = f"until docker volume rm $(docker volume ls -q {labels}); do sleep 2; done"
         return f"the stack {self.stack}. Remove it with: docker stack rm {self.stack}; {volumes}"
 
     def undeploy(self) -> None:

@@ -223,11 +223,9 @@ def _answer_problem(run: Run) -> str:
     answer = probe(address, context.domain, context.health_path)
     if answer is None:
         return f"Nothing speaks HTTP at {address}."
-    if not answer.from_app(address) and not (answer.status in context.health_status and not answer.only_to_https(address)):
-        return f"The answer to GET {context.health_path} is {answer.status}."
-    if context.health_status and answer.status not in context.health_status:
-        wanted = " or ".join(map(str, context.health_status))
-        return f"The answer to GET {context.health_path} is {answer.status}, not {wanted}."
+    if not context.accepts(answer, address):
+        wanted = f", not {' or '.join(map(str, context.health_status))}" if context.health_status else ""
+        return f"The answer to GET {context.health_path} is {answer.status}{wanted}."
     run.journal.step(f"The app answers: {answer.status}")
     return _not_settled(run.deployer.state())
 
@@ -286,7 +284,10 @@ def _make_backup(run: Run, parts: Sequence[BackupPart]) -> str:
         if not error.recipes_fault:
             raise
         return str(error)
-    problems = [problem for part in made.parts if (problem := _artefact_problem(run, made, part, part in places))]
+    marked = {(part.service, part.path) for part in places}
+    problems = [
+        problem for part in made.parts if (problem := _artefact_problem(run, made, part, (part.service, part.path) in marked))
+    ]
     if not problems:
         run.backup = made
     return " ".join(problems)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 
 from django.utils import timezone
 
@@ -11,6 +12,7 @@ from controlplane.models import Host
 from enrollment.models import Repository
 from runs.models import State, TestRun
 from tests.factories import (
+    ArtefactFactory,
     CaseResultFactory,
     CommentFactory,
     ForgeFactory,
@@ -19,7 +21,11 @@ from tests.factories import (
     RunEventFactory,
     StageResultFactory,
     TestRunFactory,
+    details,
 )
+
+#: Taken by the harness itself, of a page made for this.
+PICTURE = Path(__file__).with_name("app.png")
 
 LOG = """\
 12:04:02 == Checking out 6f2c19ab04
@@ -141,11 +147,56 @@ def _passed(row: Repository) -> TestRun:
     install = StageResultFactory(run=run, name="install", order=0, seconds=18.4)
     CaseResultFactory(stage=install, name="the app answers", file="generic", seconds=0.2)
     CaseResultFactory(stage=install, name="test_the_database_is_migrated", file="tests/test_install.py", seconds=1.4)
-    custom = StageResultFactory(run=run, name="custom", order=1, seconds=9.1)
+    upgrade = StageResultFactory(run=run, name="upgrade", order=1, seconds=21.0)
+    for name in ("the deployment moved to the commit", "the app answers", "the data is still there"):
+        CaseResultFactory(stage=upgrade, name=name, file="generic")
+    backup = StageResultFactory(run=run, name="backup", order=2, seconds=2.2)
+    CaseResultFactory(stage=backup, name="a backup is made", file="generic", seconds=2.1)
+    restore = StageResultFactory(run=run, name="restore", order=3, seconds=6.4)
+    CaseResultFactory(stage=restore, name="the backup comes back", file="generic", seconds=6.0)
+    custom = StageResultFactory(run=run, name="custom", order=4, seconds=9.1)
     CaseResultFactory(stage=custom, name="test_the_login_page_answers", file="tests/test_login.py")
     CaseResultFactory(stage=custom, name="test_a_wrong_password_is_refused", file="tests/test_login.py", seconds=2.8)
     _trail(run, begun, "passed")
+    _kept(run)
     return run
+
+
+def _kept(run: TestRun) -> None:
+    """What is kept of a run whose every stage passed, with a remark of lint."""
+    names = ("install", "upgrade", "backup and restore", "own tests")
+    rungs = [{"level": number, "name": name, "status": "climbed", "reason": ""} for number, name in enumerate(names, 1)]
+    rungs.append({"level": 5, "name": "lint", "status": "stopped", "reason": "1 finding of lint is an error."})
+    times = {
+        "checkout": 0.8,
+        "pull": 6.1,
+        "deploy": 0.4,
+        "settle": 11.2,
+        "upgrade": 19.7,
+        "backup": 1.9,
+        "restore": 5.2,
+        "teardown": 2.4,
+    }
+    lint = {"rule": "C006", "level": "error", "text": "The image is pinned to no version.", "file": "compose.yml", "line": 14}
+    run.details = details(
+        upgraded_from="1.9.0+1.10.0",
+        version="1.10.0+1.10.2",
+        level={"value": 4, "rungs": rungs},
+        timings=[{"step": step, "stage": "", "seconds": seconds} for step, seconds in times.items()],
+        lint=[lint],
+        loosened=[],
+    )
+    run.level = 4
+    run.save()
+    for name, kind, title in (
+        ("docker-events.txt", "docker_events", "Docker's events"),
+        ("junit-custom.xml", "junit", "JUnit of custom"),
+        ("results.json", "results", "Results (JSON)"),
+        ("service-app.log", "service_log", "Log of app"),
+        ("service-db.log", "service_log", "Log of db"),
+    ):
+        ArtefactFactory(run=run, name=name, kind=kind, title=title, data=LOG.encode() * 9)
+    ArtefactFactory(run=run, name="picture.png", kind="picture", title="Picture of the app", data=PICTURE.read_bytes())
 
 
 def _failed(row: Repository) -> TestRun:

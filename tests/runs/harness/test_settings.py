@@ -92,6 +92,8 @@ def test_a_wrong_file_says_what_would_be_right(text: str, words: str) -> None:
         ("[limits]\nrun_seconds = 60", "", "limits.run_seconds"),
         ("", "[backup]\nmeans = 'dump'", "backup.means"),
         ("", "[lint]\nC003 = 'no'", "lint.C003"),
+        ("", "[ports]\nexclusive = [443]", "ports.exclusive"),
+        ("[ports]\nexclusive = [25, 143]", "[ports]\nexclusive = [25]", ""),
         ("", "[env]\nA = 'b'", ""),
         ("", "needs = ['oidc']", ""),
     ],
