@@ -134,6 +134,7 @@ class _Worker:
     result: Pass
     held: Held | None
     now: datetime = field(default_factory=timezone.now)
+    renew_at: float = field(default_factory=lambda: time.monotonic() + LEASE_SECONDS / 4)
 
     @property
     def client(self) -> ForgeClient:
@@ -190,16 +191,16 @@ class _Worker:
 
     def _settle(self, place: Place, unwanted: str) -> bool:
         """Bring one place in order. Returns whether hooks there can be seen to, and one is wanted."""
-        if self.held:
+        if self.held and time.monotonic() > self.renew_at:
             self.held.renew(LEASE_SECONDS)
-        if self.apply and not unwanted:
-            ensure_row(place)
-        elif self.apply:
-            # Nothing of these stands at the forge.
-            gone = [row.pk for row in place.rows() if row.state == State.REFUSED and row.remote_id is None and not row.by_hand]
-            WebhookConfig.objects.filter(pk__in=gone).delete()
+            self.renew_at = time.monotonic() + LEASE_SECONDS / 4
         for _ in range(2):  # a rotation makes a new row, which is created in the second turn
             rows = place.rows()
+            if self.apply and not unwanted and all(row.state == State.ROTATING for row in rows):
+                ensure_row(place)
+                rows = place.rows()
+            elif self.apply and unwanted:
+                rows = _drop_refused(rows)
             if unwanted and not rows:
                 return False
             try:
@@ -243,13 +244,9 @@ class _Worker:
 
     def _looked(self, rows: list[WebhookConfig]) -> None:
         later = self.now + timedelta(hours=CHECK_HOURS * random.uniform(0.9, 1.1))  # noqa: S311
-        for row in rows:
-            if row.pk is None:
-                continue
-            ends = WebhookConfig.objects.filter(pk=row.pk).values_list("ends_at", flat=True).first()
-            WebhookConfig.objects.filter(pk=row.pk).update(
-                checked_at=self.now, next_check_at=min(later, ends) if ends and ends > self.now else later
-            )
+        looked = WebhookConfig.objects.filter(pk__in=[row.pk for row in rows if row.pk])
+        # One whose end is set is looked at again then.
+        looked.exclude(ends_at__gt=self.now).update(checked_at=self.now, next_check_at=later)
 
     def _apply(self, place: Place, rows: list[WebhookConfig], actions: list[Action]) -> None:
         by_key = {row.key: row for row in rows}
@@ -271,7 +268,7 @@ class _Worker:
                 move(row, "disable", action.reason)
             elif action.do == Do.NOTHING and action.hook and row.state != State.ROTATING:
                 self._found_well(row, action.hook)
-        self._looked([row for row in rows if row.pk])
+        self._looked(rows)
 
     def _create(self, place: Place, row: WebhookConfig, action: Action) -> None:
         if place.repository and self.client.repository_by_id(place.repository.forge_repo_id).full_name != str(place):
@@ -295,10 +292,9 @@ class _Worker:
         self._registered(row, answer, f"repaired: {action.reason}")
 
     def _found_well(self, row: WebhookConfig, hook: Hook) -> None:
-        if row.state in (State.ABSENT, State.DRIFTED, State.DISABLED, State.REFUSED):
+        # Without the number, somebody died after it was made; deliveries may have proved it since.
+        if row.remote_id != hook.id or row.state in (State.ABSENT, State.DRIFTED, State.DISABLED, State.REFUSED):
             self._registered(row, hook, "found at the forge as it should be")
-        elif row.remote_id != hook.id:
-            WebhookConfig.objects.filter(pk=row.pk).update(remote_id=hook.id)
 
     def _registered(self, row: WebhookConfig, hook: Hook, reason: str) -> None:
         with transaction.atomic():  # the end of the old one's time is written down with the new one's beginning
@@ -323,6 +319,14 @@ class _Worker:
                 pass  # somebody was faster
         if row is not None:
             row.delete()
+
+
+def _drop_refused(rows: list[WebhookConfig]) -> list[WebhookConfig]:
+    """Drop those of which nothing stands at the forge. Returns the others."""
+    gone = [row.pk for row in rows if row.state == State.REFUSED and row.remote_id is None and not row.by_hand]
+    if gone:
+        WebhookConfig.objects.filter(pk__in=gone).delete()
+    return [row for row in rows if row.pk not in gone]
 
 
 def _why(place: Place, error: ForgeError) -> str:
