@@ -24,7 +24,9 @@ pytestmark = pytest.mark.django_db
 
 
 @pytest.fixture
-def shell(capsys: pytest.CaptureFixture[str]) -> Shell:
+def shell(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shell:
+    # A command closes the connections at its end, and with them the test's transaction.
+    monkeypatch.setattr("django.core.management.base.connections.close_all", lambda: None)
     return Shell(capsys)
 
 
