@@ -145,13 +145,9 @@ def test_settings_that_loosen_count_from_the_base_only(recipe: Repository, tmp_p
 
 
 def test_no_secret_stays_in_what_is_kept(recipe: Repository, tmp_path: Path) -> None:
-    recipe.edit(
-        {
-            "compose.yml": {
-                '["httpd", "-f", "-v", "-p", "8080", "-h", "/www"]': '["sh", "-c", "cat /run/secrets/*; echo; exec httpd -f -p 8080 -h /www"]'
-            }
-        }
-    )
+    before = '["httpd", "-f", "-v", "-p", "8080", "-h", "/www"]'
+    telling = '["sh", "-c", "cat /run/secrets/*; echo; exec httpd -f -p 8080 -h /www"]'
+    recipe.edit({"compose.yml": {before: telling}})
     recipe.commit("Print the secret")
     folder = folder_of(tmp_path, recipe.pull({}), recipe.main, stages=["install"])
     engine = Engine(folder)

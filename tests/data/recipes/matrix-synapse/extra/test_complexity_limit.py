@@ -3,7 +3,6 @@
 from urllib.parse import quote
 
 import pytest
-
 from homeserver import Person
 
 pytestmark = pytest.mark.extra(covers=["entrypoint.sh", "cc-ci.toml", "compose*.yml"])

@@ -1,7 +1,6 @@
 """Ports `compress_state.sh`: state groups without edges are made, the compressor runs, and rows must go."""
 
 import pytest
-
 from homeserver import Person, helper, sql
 
 pytestmark = pytest.mark.extra(covers=["abra.sh", "compose.yml"])

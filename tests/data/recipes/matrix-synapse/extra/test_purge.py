@@ -4,7 +4,6 @@ import time
 from urllib.parse import quote
 
 import pytest
-
 from homeserver import Person, helper, sql
 
 pytestmark = pytest.mark.extra(covers=["abra.sh"])
