@@ -131,7 +131,8 @@ def record(app: InfraApp, plan: Plan) -> list[InfraRelease]:
         if (row.state, row.reasons) == (state, reasons):
             continue
         # A release that was quarantined in this moment stays it.
-        if InfraRelease.objects.filter(pk=row.pk, state=row.state).update(state=state, reasons=reasons):
+        told = row.held_told_at if state == InfraRelease.State.HELD else None
+        if InfraRelease.objects.filter(pk=row.pk, state=row.state).update(state=state, reasons=reasons, held_told_at=told):
             if state == InfraRelease.State.HELD and row.state != state:
                 newly.append(row)
             row.state, row.reasons = state, reasons

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django_q.tasks import async_task
 
-from infra import releases
+from infra import looking, releases
 from infra.models import InfraApp
 
 
@@ -17,6 +17,10 @@ def discover() -> str:
 
 
 def discover_app(app_id: int) -> str:
-    """Look for releases of one app. Raises NotDiscovered, which is kept with the app, too."""
+    """Look for releases of one app, and let the gate say what holds them. Raises NotDiscovered, which is kept with the app, too."""
     app = InfraApp.objects.filter(pk=app_id, declared=True).first()
-    return f"{len(releases.discover(app))} new" if app else "gone"
+    if app is None:
+        return "gone"
+    new = releases.discover(app)
+    looking.record(app, looking.look(app))
+    return f"{len(new)} new"

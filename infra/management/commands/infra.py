@@ -27,7 +27,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
-        def add(name: str, text: str, *, file: bool = False, app: str = "") -> ArgumentParser:
+        def add(name: str, text: str, *, file: bool = False, app: bool = False) -> ArgumentParser:
             action: ArgumentParser = actions.add_parser(name, help=text)
             action.add_argument("--json", action="store_true", help="for programs")
             if file:
@@ -35,16 +35,17 @@ class Command(BaseCommand):
                     "--file", type=Path, metavar="PATH", help="infra.yml, when not where it was applied from last"
                 )
             if app:
-                action.add_argument("app", nargs=app, metavar="APP")
+                action.add_argument("app", nargs="?", metavar="APP", help="only this one")
             return action
 
         add("diff", "compare infra.yml with what is known and what runs; 1 when they differ", file=True)
         add("apply", "take over what infra.yml says; never lowers a version, deploys nothing", file=True)
         add("export", "print the infra.yml that the database amounts to")
         add("check", "see whether infra.yml can be used, and its secrets and stores are within reach", file=True)
-        add("status", "how each app stands, what is held, and what lifts it", app="?")
-        add("releases", "look for releases now, and list them", app="?")
-        approving = add("approve", "let one version that is held come", app="1")
+        add("status", "how each app stands, what is held, and what lifts it", app=True)
+        add("releases", "look for releases now, and list them", app=True)
+        approving = add("approve", "let one version that is held come")
+        approving.add_argument("app", metavar="APP")
         approving.add_argument("version", metavar="VERSION")
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -126,7 +127,7 @@ class Command(BaseCommand):
             raise Exit(OURS)
 
     def _approve(self, options: dict[str, Any]) -> None:
-        app = _apps({"app": options["app"][0]})[0]
+        app = _apps(options)[0]
         try:
             row = approve(app, options["version"], getpass.getuser())
         except NotApproved as error:
