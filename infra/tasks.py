@@ -17,7 +17,7 @@ def discover() -> str:
 
 
 def discover_app(app_id: int) -> str:
-    """Look for releases of one app, and let the gate say what holds them. Raises NotDiscovered, which is kept with the app, too."""
+    """Look for releases of one app, and let the gate say what holds them. Raises NotDiscovered; its words are kept, too."""
     app = InfraApp.objects.filter(pk=app_id, declared=True).first()
     if app is None:
         return "gone"
