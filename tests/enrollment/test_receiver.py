@@ -78,7 +78,7 @@ def known_before(hook: WebhookConfig) -> Any:
 
 
 def database_away(hook: WebhookConfig) -> Any:
-    with mock.patch.object(Delivery, "save", side_effect=OperationalError("the server closed the connection")):
+    with mock.patch.object(receiver, "insert", side_effect=OperationalError("the server closed the connection")):
         return post(hook)
 
 
