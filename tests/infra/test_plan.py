@@ -58,7 +58,7 @@ def test_the_first_time() -> None:
     assert keycloak.secrets == {"admin_password": "file:secrets/keycloak-admin"}
     assert keycloak.after == ["traefik"]
     file = InfraFile.objects.get()
-    assert (file.path, list(file.stores)) == ("/srv/server/infra.yml", ["local", "far"])
+    assert (file.path, set(file.stores)) == ("/srv/server/infra.yml", {"local", "far"})
 
 
 def test_a_second_apply_does_nothing() -> None:
