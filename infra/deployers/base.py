@@ -9,7 +9,7 @@ import ssl
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -249,6 +249,10 @@ def _go_on() -> None:
     pass
 
 
+def _untimed(_step: str) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
 @dataclass
 class Context:
     """What a deployer is given for one run."""
@@ -280,6 +284,7 @@ class Context:
     ephemeral: bool = True  #: thrown away after its run: an earlier attempt's rest goes first, nothing gets time to stop
     report: Callable[[str], None] = field(default=_silent)  #: a step, for the events
     log: Callable[[str], None] = field(default=_silent)  #: a line, for the log
+    timed: Callable[[str], AbstractContextManager[None]] = field(default=_untimed)  #: notes how long a step took
     check: Callable[[], None] = field(default=_go_on)  #: raises when the run shall stop; called in every wait
 
     @property
@@ -402,6 +407,10 @@ class Deployer(ABC):
     def restore(self, backup: Backup) -> None:
         """Put a backup's parts back, then run the restore hooks."""
         raise self.cannot("restore")
+
+    def lint(self) -> Sequence[Mapping[str, str]]:
+        """The rows of the tool's own lint of the recipe that it deployed; empty where it has none."""
+        return ()
 
     def events(self) -> Sequence[str]:
         """What the machine said about this deployment since it began, one line each (Docker's events)."""

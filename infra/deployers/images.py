@@ -38,7 +38,7 @@ def get(image: str, context: Context) -> None:
         return
     context.report(f"Pulling {image}")
     started = time.monotonic()
-    with _login(context) as options:
+    with context.timed("pull"), _login(context) as options:
         said = _from_mirror(image, context, options)
         if said is not None and (problem := _pull(image, options, context.check)):
             raise _failed(image, problem, said)

@@ -59,12 +59,12 @@ class ProcessDeployer(Deployer):
             raise self.cannot("upgrade")
         context = self.context
         checkout = checkout or context.checkout
-        self._started = 1
         self._recipe = recipe = compose.load(checkout, compose.environment(context, checkout))
         policy.check(recipe, self.context.allow)
         isolated = sandbox.available()
         if not isolated.ok and not context.trusted:
             raise DeployError("tool_missing", isolated.reason, isolated.fix)
+        self._started = 1
         names = list(recipe.services)
         ports = {name: _FIRST_PORT + number for number, name in enumerate(names)} if isolated.ok else _free_ports(names)
         others = {f"PORT_{name.upper().replace('-', '_')}": str(port) for name, port in ports.items()}

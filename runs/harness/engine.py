@@ -12,7 +12,7 @@ from pathlib import Path
 from infra.deployers import images, sandbox
 from infra.deployers.base import Address, Deployer, DeployError, probe
 from infra.deployers.choose import choose
-from runs.harness import artefacts, level, oidc, prepare, stages
+from runs.harness import artefacts, level, lint, oidc, prepare, stages
 from runs.harness.events import Journal
 from runs.harness.git import CheckoutError, secrets_of
 from runs.harness.owntests import Outcome
@@ -94,6 +94,7 @@ class Engine:
             self._deployer = choose(request.deployer, ready.context)
         self._run = run = self._make_run(ready, self._deployer)
         self._deploy(run, ready)
+        self._add_lint(ready, self._deployer)
         try:
             self._stages(run)
         finally:
@@ -129,6 +130,15 @@ class Engine:
         elif ready.previous and "upgrade" in deployer.abilities and "upgrade" not in ready.settings.stages:
             run.previous, run.previous_checkout = ready.previous, ready.previous_checkout
         return run
+
+    def _add_lint(self, ready: Prepared, deployer: Deployer) -> None:
+        """What the deploying tool itself says of the recipe, where it has a lint."""
+        try:
+            found = lint.from_abra(deployer.lint())
+        except DeployError as error:
+            self._journal.log(f"The lint of {deployer.name} could not be read: {error}")
+            return
+        ready.lint += [finding for finding in found if finding.rule not in ready.settings.lint]
 
     @contextmanager
     def _blame(self, verdict: Verdict) -> Iterator[None]:

@@ -87,6 +87,7 @@ def _context(request: Request, work: Path, credential: Mapping[str, str], journa
         image_gb=request.images.most_gb,
         report=journal.step,
         log=journal.log,
+        timed=journal.timed,
         check=watch.check,
     )
 

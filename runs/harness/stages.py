@@ -64,6 +64,8 @@ Stage = Callable[[Run], Outcome]
 
 def install(run: Run) -> Outcome:
     """The app really answers, or, without a web port, runs quietly; then test_install.py of the version that runs."""
+    if not run.previous:  # its hooks are those of the commit, which is not there yet
+        _hook(run, "before_install")
     return _with_own(run, "install", [_up(run)], run.previous_checkout if run.previous else None)
 
 
