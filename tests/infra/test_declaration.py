@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ import yaml
 from hypothesis import given, settings
 
 from infra.declaration import DeclarationError, dump, parse
-from infra.schema import MANUAL_PATTERNS, Check, seconds
+from infra.gate import Kind
+from infra.schema import MANUAL_PATTERNS, App, Check, Git, Policy, Snapshots, Store, seconds
 from tests.infra.declared import TEXT, documents
 
 
@@ -236,3 +238,16 @@ def test_the_normal_form_reads_as_it_was_written() -> None:
 def test_every_declaration_reads_as_it_was_written(values: dict[str, Any]) -> None:
     declared = parse(yaml.safe_dump(values, allow_unicode=True, sort_keys=False))
     assert parse(dump(declared.document)).document == declared.document
+
+
+def test_the_document_has_a_file_that_can_be_used_and_every_key() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "infra.md").read_text()
+    example = text.partition("```yaml\n")[2].partition("```")[0]
+    assert list(parse(example).apps) == ["traefik", "keycloak", "drone"]
+    for section in (App, Policy, Check, Snapshots, Store, Git):
+        missing = [name for name in section.model_fields if f"`{name}`" not in text]
+        assert not missing, f"docs/infra.md does not know {missing} of {section.__name__}"
+    for key, value in Policy().model_dump(mode="json").items():
+        shown = str(value).lower() if isinstance(value, bool) else value
+        assert key == "manual_patterns" or f"| `{key}` | `{shown}` |" in text, key
+    assert all(f"`{kind}`" in text for kind in Kind), "and every blocker"
