@@ -72,6 +72,8 @@ def test_the_page_shows_level_extras_lint_times_and_files(client: Client) -> Non
         "compose.yml:12",
         "4.2 s",
         "Log of app",
+        "counts once it is merged",
+        "upgraded from <bdi>1.0.0+2.0</bdi>",
         f'<img src="/runs/{run.pk}/files/picture.png"',
     ):
         assert words in text, words
