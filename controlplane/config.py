@@ -172,6 +172,12 @@ class Config(BaseSettings):
         ge=6,
         description="Seconds after which an unfinished task is given out again. More than CC_CI_QUEUE_TIMEOUT.",
     )
+    requests_per_minute: int = Field(
+        600,
+        alias="CC_CI_REQUESTS_PER_MINUTE",
+        ge=0,
+        description="Requests that a forge gets from us in a minute, all processes together; at least 60. 0: no limit.",
+    )
     http_timeout: float = Field(
         10, alias="CC_CI_HTTP_TIMEOUT", gt=0, le=50, description="Seconds that a forge may take to answer."
     )
@@ -224,6 +230,13 @@ class Config(BaseSettings):
     def _known_database(cls, value: str) -> str:
         if value:
             parse_database_url(value, BASE_DIR)
+        return value
+
+    @field_validator("requests_per_minute")
+    @classmethod
+    def _enough_requests(cls, value: int) -> int:
+        if 0 < value < 60:
+            raise ValueError("must be at least 60, or 0 for no limit: with fewer, work is begun that cannot end")
         return value
 
     @field_validator("registry_auth")

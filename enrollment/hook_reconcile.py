@@ -22,6 +22,7 @@ from django.utils import timezone
 
 from controlplane.leases import Held, lease
 from controlplane.secrets import SecretUnreadable
+from enrollment.budget import Purpose
 from enrollment.clients import client_for
 from enrollment.forges.base import (
     Forbidden,
@@ -140,7 +141,7 @@ class _Worker:
     def client(self) -> ForgeClient:
         # Made when it is first needed: where no hook is wanted, nothing is asked, and no token revealed.
         if self.given is None:
-            self.given = client_for(self.forge)
+            self.given = client_for(self.forge, Purpose.UPKEEP)
         return self.given
 
     def run(self) -> None:
@@ -159,15 +160,11 @@ class _Worker:
         yield from due.items()
 
     def _owner(self, group: list[Repository], owner_id: int | None, hooked: dict[int, bool], owners: dict[int, bool]) -> None:
-        enough = [row for row in group if is_wanted(row)]
-        by_organisation = False
-        if owner_id is not None and (enough or owner_id in owners):
-            place = Place(self.forge, group[0].owner, owner_id)
-            unwanted = "" if enough else "none of its repositories wants a hook"
-            if not self.due_only or owners.get(owner_id, True):
-                by_organisation = self._settle(place, unwanted)
-            else:
-                by_organisation = any(row.state not in (State.REFUSED, State.ROTATING) for row in place.rows())
+        place = Place(self.forge, group[0].owner, owner_id)
+        active = [row for row in group if row.active]
+        # One for all only where all want it: an organisation's hook tells of every repository it has.
+        for_all = owner_id is not None and bool(active) and all(is_wanted(row) for row in active)
+        by_organisation = for_all and self._organisation(place, owners)
         for row in group:
             unwanted = self._unwanted(row, by_organisation)
             if unwanted and row.pk not in hooked:
@@ -178,6 +175,15 @@ class _Worker:
                 self.result.unfinished = True
                 return
             self._settle(Place(self.forge, row.owner, row.owner_id, row), unwanted)
+        if not for_all and owner_id in owners and (not self.due_only or owners[owner_id]):
+            # Last: the repositories' own stand by now.
+            self._settle(place, "not all of its repositories want a hook" if active else "none of its repositories is watched")
+
+    def _organisation(self, place: Place, owners: dict[int, bool]) -> bool:
+        """See to an organisation's hook. Returns whether it is the one that tells of its repositories."""
+        if place.owner_id is not None and self.due_only and not owners.get(place.owner_id, True):
+            return any(row.state not in (State.REFUSED, State.ROTATING) for row in place.rows())
+        return self._settle(place, "")
 
     @staticmethod
     def _unwanted(row: Repository, by_organisation: bool) -> str:
@@ -240,11 +246,13 @@ class _Worker:
                 move(row, "refuse", reason)
             elif row.ends_at and row.ends_at <= self.now:
                 row.delete()  # its secret counts no more; the hook itself is out of reach
-        self._looked(rows)
+        self._looked(place, rows)
 
-    def _looked(self, rows: list[WebhookConfig]) -> None:
+    def _looked(self, place: Place, rows: list[WebhookConfig]) -> None:
         later = self.now + timedelta(hours=CHECK_HOURS * random.uniform(0.9, 1.1))  # noqa: S311
         looked = WebhookConfig.objects.filter(pk__in=[row.pk for row in rows if row.pk])
+        if any((row.owner, row.owner_id) != (place.owner, place.owner_id) for row in rows):
+            looked.update(owner=place.owner, owner_id=place.owner_id)
         # One whose end is set is looked at again then.
         looked.exclude(ends_at__gt=self.now).update(checked_at=self.now, next_check_at=later)
 
@@ -268,7 +276,7 @@ class _Worker:
                 move(row, "disable", action.reason)
             elif action.do == Do.NOTHING and action.hook and row.state != State.ROTATING:
                 self._found_well(row, action.hook)
-        self._looked(rows)
+        self._looked(place, rows)
 
     def _create(self, place: Place, row: WebhookConfig, action: Action) -> None:
         if place.repository and self.client.repository_by_id(place.repository.forge_repo_id).full_name != str(place):

@@ -28,6 +28,7 @@ from controlplane import backoff
 from controlplane.leases import Held, lease
 from controlplane.secrets import SecretUnreadable
 from enrollment import pace
+from enrollment.budget import Purpose
 from enrollment.clients import client_for
 from enrollment.enrolling import (
     FACTS,
@@ -39,11 +40,13 @@ from enrollment.enrolling import (
     server_now,
 )
 from enrollment.forges.base import (
+    CircuitOpen,
     Forbidden,
     ForgeClient,
     ForgeError,
     NotFound,
     OddRows,
+    OverBudget,
     PullSummary,
     RateLimited,
     Rejected,
@@ -96,8 +99,21 @@ def look(forge: Forge, client: ForgeClient | None = None) -> Look:
             return result
         forge.refresh_from_db()
         try:
-            client = client or client_for(forge)
+            client = client or client_for(forge, Purpose.POLLING)
             _look(forge, client, held, result)
+        except OverBudget as error:
+            # Our own limit: nothing is wrong with the forge, and others may still ask it.
+            result.problems.append(f"{error}. {error.advice}")
+        except CircuitOpen as error:
+            # Whoever found it down has said for how long; waiting on top of that would make it late when it is back.
+            result.problems.append(str(error))
+            now = timezone.now()
+            Forge.objects.filter(pk=forge.pk).update(
+                failures=F("failures") + 1,
+                backoff_until=now + timedelta(seconds=error.retry_after or 0),
+                last_error=f"{error}. {error.advice}"[:2000],
+                last_error_at=now,
+            )
         except (ForgeError, SecretUnreadable) as error:
             result.problems.append(str(error))
             _failed(forge, error)
@@ -285,7 +301,7 @@ def look_at(pull: PullRequest, client: ForgeClient | None = None) -> Look:
         result.skipped = "read meanwhile"
         return result
     try:
-        read_pull_request(pull, client or client_for(forge), result)
+        read_pull_request(pull, client or client_for(forge, Purpose.POLLING), result)
     except (ForgeError, SecretUnreadable) as error:
         _failed(forge, error)
         raise
@@ -319,6 +335,12 @@ def read_pull_request(pull: PullRequest, client: ForgeClient, result: Look) -> N
     try:
         remote = client.pull_comments(row.owner, row.name, pull.number, since)
         result.comments += store(row, remote, Comment.Via.POLL, pull)
+    except OverBudget as error:
+        # Perhaps this repository's part alone: the others are read all the same.
+        later = timezone.now() + timedelta(seconds=error.retry_after or 0)
+        PullRequest.objects.filter(pk=pull.pk).update(comments_next_try_at=later)
+        result.problems.append(f"{pull}: {error}")
+        return
     except (Unauthorized, RateLimited):
         raise
     except ForgeError as error:
@@ -448,7 +470,7 @@ def look_for_topics(forge: Forge, client: ForgeClient | None = None) -> list[str
     if not forge.watched_owners or (forge.backoff_until and forge.backoff_until > timezone.now()):
         return []
     try:
-        return enroll_by_topic(forge, client or client_for(forge))
+        return enroll_by_topic(forge, client or client_for(forge, Purpose.UPKEEP))
     except (ForgeError, SecretUnreadable) as error:
         _failed(forge, error)
         return [f"{forge.name}: {error}"]

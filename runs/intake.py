@@ -18,6 +18,7 @@ from django_q.tasks import async_task
 from controlplane import backoff
 from controlplane.secrets import SecretUnreadable
 from enrollment import trust
+from enrollment.budget import Purpose
 from enrollment.clients import client_for
 from enrollment.enrolling import copy_facts, refresh_repository
 from enrollment.forges.base import ForgeClient, ForgeError, NotFound, Pull, User
@@ -42,7 +43,7 @@ def handle(comment_id: int) -> Comment.Outcome | None:
     if command is None:
         return _ignore(comment, "it holds no command")
     try:
-        return _answer(comment, command, client_for(comment.forge))
+        return _answer(comment, command, client_for(comment.forge, Purpose.ANSWERS))
     except (ForgeError, SecretUnreadable) as error:
         return _later(comment, error)
 

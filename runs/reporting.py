@@ -25,6 +25,7 @@ from django_q.tasks import async_task
 from controlplane import backoff
 from controlplane.leases import lease
 from controlplane.secrets import SecretUnreadable
+from enrollment.budget import Purpose
 from enrollment.clients import client_for
 from enrollment.enrolling import refresh_repository
 from enrollment.forges.base import Forbidden, ForgeClient, ForgeError, NotFound, Rejected, RemoteComment, StatusState
@@ -142,7 +143,7 @@ def send(report_id: int) -> bool:
             Report.objects.filter(pk=report.pk).update(next_try_at=forge.backoff_until)
             return False
         try:
-            SENDERS[Report.Kind(report.kind)](report, client_for(forge))
+            SENDERS[Report.Kind(report.kind)](report, client_for(forge, Purpose.REPORTS))
         except (ForgeError, SecretUnreadable) as error:
             _failed(report, error)
             return False
@@ -165,7 +166,9 @@ def _failed(report: Report, error: Exception) -> None:
         wait = max(wait, timedelta(seconds=min(error.retry_after or 0, 3600)))
     if isinstance(error, NotFound):
         try:
-            refresh_repository(report.repository, client_for(report.repository.forge))  # renamed: found at the next try
+            refresh_repository(
+                report.repository, client_for(report.repository.forge, Purpose.REPORTS)
+            )  # renamed: found at the next try
         except (ForgeError, SecretUnreadable):
             pass
     # Nobody is waiting for a reaction or a status that may not be: one line in the admin, and no more requests. A comment is

@@ -22,4 +22,6 @@ from controlplane.settings import CC_CI, DATABASES  # noqa: E402
 if CC_CI.is_sqlite:
     # A file, not memory: tests with threads need the locks of the real thing.
     DATABASES["default"]["TEST"] = {"NAME": str(Path(_folder) / "test.sqlite3")}
+# The tests about the budget set one; others may ask as fast as they can.
+CC_CI.requests_per_minute = 0
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]

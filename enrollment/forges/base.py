@@ -48,8 +48,18 @@ class RateLimited(ForgeError):
     advice = "The forge asks for fewer requests: raise CC_CI_POLL_SECONDS."
 
 
+class OverBudget(RateLimited):
+    """Not asked at all: our own budget of this minute is used up, or this purpose's or repository's share of it."""
+
+    advice = "cc-ci goes on in the next minute. If it goes on for long, raise CC_CI_REQUESTS_PER_MINUTE."
+
+
 class Unavailable(ForgeError):
     advice = "The forge is down or cannot be reached; cc-ci goes on by itself when it is back."
+
+
+class CircuitOpen(Unavailable):
+    """Not asked at all: the forge has failed many times in a row, and is left alone for a while."""
 
 
 class Garbage(ForgeError):
@@ -151,13 +161,50 @@ class Hook:
     authorization_header: str = ""  #: what somebody added for a proxy; lost unless it is sent again with each change
 
 
+@dataclass(frozen=True)
+class Ask:
+    """A request about to be made. `kind` is a row of the table of requests, `repository` is `owner/name` or empty."""
+
+    kind: str
+    repository: str = ""
+
+
+class Gate(Protocol):
+    """What stands before each request of a client: budget and circuit, and the counting."""
+
+    def enter(self, ask: Ask) -> None:
+        """Raises OverBudget, RateLimited or CircuitOpen where the request is not to be made now."""
+
+    def leave(self, ask: Ask, seconds: float, error: ForgeError | None) -> None:
+        """How it went."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What is known to be at a forge, to try its abilities on."""
+
+    repository: tuple[str, str] | None = None  #: owner and name
+    pull: int | None = None  #: of that repository
+    organisation: str = ""
+
+
+@dataclass(frozen=True)
+class Found:
+    """One ability as it was found. `value` is None where nothing there could tell."""
+
+    name: str
+    value: bool | int | str | None
+    evidence: str
+
+
 StatusState = Literal["pending", "success", "failure", "error"]
 
 
 class ForgeClient(Protocol):
     """The verbs. Names of owners and repositories are the current ones."""
 
-    server_time: datetime | None
+    @property
+    def server_time(self) -> datetime | None: ...
 
     def version(self) -> str: ...
 
@@ -186,6 +233,12 @@ class ForgeClient(Protocol):
     def repository_comments(self, owner: str, name: str, since: datetime) -> Iterator[RemoteComment]: ...
 
     def is_member(self, org: str, login: str) -> bool: ...
+
+    def in_team(self, org: str, team: str, login: str) -> bool | None: ...
+
+    def is_site_admin(self) -> bool | None: ...
+
+    def probe(self, sample: Sample) -> Iterator[Found]: ...
 
     def is_collaborator(self, owner: str, name: str, login: str) -> bool | None: ...
 

@@ -8,41 +8,41 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 import requests
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
+from enrollment.forges import gitea_probes
 from enrollment.forges.base import (
+    CircuitOpen,
     Forbidden,
     ForgeError,
+    Found,
     Garbage,
+    Gate,
     Hook,
     NotFound,
     OddRows,
     Pull,
     PullSummary,
-    RateLimited,
-    Rejected,
     RemoteComment,
     RemoteFile,
     Repo,
+    Sample,
     StatusState,
     Unauthorized,
     Unavailable,
     User,
 )
+from enrollment.forges.http import Http, whole
 
 PAGE = 50
-MAX_BODY = 32 * 1024 * 1024
 #: Pages of one listing; the forge that goes on for longer is broken, and a task may not be.
 MAX_PAGES = 1000
-DAY = 24 * 3600
 
 T = TypeVar("T")
 
@@ -50,17 +50,38 @@ T = TypeVar("T")
 class GiteaClient:
     """One forge, one token. Keeps a connection; not for use by several threads at once."""
 
-    def __init__(self, url: str, token: str, *, timeout: float = 10, user_agent: str = "cc-ci") -> None:
-        self.api = url.rstrip("/") + "/api/v1"
-        self.timeout = timeout
-        self.server_time: datetime | None = None
-        self._session = requests.Session()
-        self._session.headers.update({"Accept": "application/json", "User-Agent": user_agent})
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        timeout: float = 10,
+        user_agent: str = "cc-ci",
+        page_size: int = PAGE,
+        gate: Gate | None = None,
+    ) -> None:
+        headers = {"Accept": "application/json", "User-Agent": user_agent}
         if not (token.isascii() and token.isprintable()) or " " in token:
             # Such a header cannot be sent, and the library's complaint would show the token.
             raise Unauthorized("the token holds a blank, a line break or another character that no token has")
         if token:
-            self._session.headers["Authorization"] = f"token {token}"
+            headers["Authorization"] = f"token {token}"
+        self.page_size = page_size  #: no more than the server gives at once, or the end of a listing is taken for its middle
+        self._http = Http(url.rstrip("/") + "/api/v1", headers, timeout, gate)
+
+    @property
+    def server_time(self) -> datetime | None:
+        """The forge's clock at its last answer."""
+        return self._http.server_time
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that an answer may take."""
+        return self._http.timeout
+
+    @timeout.setter
+    def timeout(self, seconds: float) -> None:
+        self._http.timeout = seconds
 
     # --- who and what is there
 
@@ -84,7 +105,7 @@ class GiteaClient:
 
     def repositories_with_topic(self, owner: str, topic: str) -> Iterator[Repo]:
         """The owner's repositories that carry the topic. The owner is checked here: the search may list everybody's."""
-        params = {"q": topic, "topic": "true", "limit": PAGE}
+        params = {"q": topic, "topic": "true", "limit": self.page_size}
         for item in self._pages("/repos/search", params, lambda data: data["data"], key="id"):
             repo = _read(_repo, item)
             if repo.owner.lower() == owner.lower():
@@ -106,7 +127,7 @@ class GiteaClient:
 
         `owner` may be ignored by the server (before 1.16): the caller looks at whose they are.
         """
-        params: dict[str, Any] = {"type": "pulls", "state": "all", "since": _stamp(since), "limit": PAGE}
+        params: dict[str, Any] = {"type": "pulls", "state": "all", "since": _stamp(since), "limit": self.page_size}
         if owner:
             params["owner"] = owner
         return _each(_summary, self._pages("/repos/issues/search", params, lambda data: data, key="id"))
@@ -116,12 +137,12 @@ class GiteaClient:
 
     def pull_commits(self, owner: str, name: str, number: int) -> list[str]:
         path = f"/repos/{_part(owner)}/{_part(name)}/pulls/{number}/commits"
-        items = self._pages(path, {"limit": PAGE}, lambda data: data, key="sha")
+        items = self._pages(path, {"limit": self.page_size}, lambda data: data, key="sha")
         return [_read(lambda item: _sha(item["sha"]), item) for item in items]
 
     def pull_comments(self, owner: str, name: str, number: int, since: datetime | None) -> Iterator[RemoteComment]:
         path = f"/repos/{_part(owner)}/{_part(name)}/issues/{number}/comments"
-        params: dict[str, Any] = {"limit": PAGE}
+        params: dict[str, Any] = {"limit": self.page_size}
         if since:
             params["since"] = _stamp(since)
         items = self._pages(path, params, lambda data: data, key="id")
@@ -130,7 +151,7 @@ class GiteaClient:
     def repository_comments(self, owner: str, name: str, since: datetime) -> Iterator[RemoteComment]:
         """Comments on pull requests and issues alike (`pull_number` tells), created or edited at or after `since`."""
         path = f"/repos/{_part(owner)}/{_part(name)}/issues/comments"
-        params = {"since": _stamp(since), "limit": PAGE}
+        params = {"since": _stamp(since), "limit": self.page_size}
         return _each(_comment, self._pages(path, params, lambda data: data, key="id"))
 
     # --- who may ask
@@ -143,6 +164,34 @@ class GiteaClient:
         except NotFound:
             return False
         return status == 204
+
+    def in_team(self, org: str, team: str, login: str) -> bool | None:
+        """Whether this person is in the team of that name; None where there is none, or the token's owner is not in it,
+        which is what the forge asks of those who ask (unless they own the organisation)."""
+        try:
+            teams = self._pages(f"/orgs/{_part(org)}/teams", {"limit": self.page_size}, lambda data: data, key="id")
+            found = next((item for item in teams if _read(lambda item: _text(item["name"]), item).lower() == team.lower()), None)
+        except (NotFound, Forbidden):
+            return None
+        if found is None:
+            return None
+        number = _read(lambda item: _id(item["id"]), found)
+        try:
+            self._call("GET", f"/teams/{number}")
+        except (NotFound, Forbidden):
+            return None
+        try:
+            return self._call("GET", f"/teams/{number}/members/{_part(login)}").status_code == 200
+        except NotFound:
+            return False
+
+    def is_site_admin(self) -> bool | None:
+        """Whether the token's owner administers the whole server; None where it does not tell."""
+        return self._get("/user", lambda data: bool(data["is_admin"]) if "is_admin" in data else None)
+
+    def probe(self, sample: Sample) -> Iterator[Found]:
+        """Find out what the server can do, by asking; nothing is written."""
+        return gitea_probes.probe(lambda path, params: self._call("GET", path, params=params), sample)
 
     def is_collaborator(self, owner: str, name: str, login: str) -> bool | None:
         """True; or None where the token may not see it, or the forge says no in the words for that (404 for both)."""
@@ -157,7 +206,7 @@ class GiteaClient:
         path = f"/repos/{_part(owner)}/{_part(name)}/issues/{number}/timeline"
         latest: datetime | None = None
         try:
-            for item in self._pages(path, {"limit": PAGE}, lambda data: data, key="id"):
+            for item in self._pages(path, {"limit": self.page_size}, lambda data: data, key="id"):
                 if _read(lambda item: item.get("type"), item) == "pull_push":
                     at = _read(lambda item: _time(item["created_at"]), item)
                     latest = max(latest, at) if latest else at
@@ -210,7 +259,7 @@ class GiteaClient:
     # --- hooks
 
     def hooks(self, owner: str, name: str) -> Iterator[Hook]:
-        return _each(_hook, self._pages(_hooks_of(owner, name), {"limit": PAGE}, lambda data: data, key="id"))
+        return _each(_hook, self._pages(_hooks_of(owner, name), {"limit": self.page_size}, lambda data: data, key="id"))
 
     def create_hook(self, owner: str, name: str, *, url: str, secret: str, events: Sequence[str]) -> Hook:
         """Add a hook. Nothing at the server stops a second one with the same URL: the caller looks first."""
@@ -247,8 +296,8 @@ class GiteaClient:
             fresh = {name: item for name, item in fresh.items() if name not in seen}
             seen.update(fresh)
             yield from fresh.values()
-            total = _whole(response.headers.get("X-Total-Count", ""))
-            if not fresh or (len(batch) < PAGE if total is None else len(seen) >= total):
+            total = whole(response.headers.get("X-Total-Count", ""))
+            if not fresh or (len(batch) < self.page_size if total is None else len(seen) >= total):
                 return
         raise Garbage(f"{path}: no end after {MAX_PAGES} pages")
 
@@ -259,7 +308,7 @@ class GiteaClient:
             # Before a write is repeated, the far side is looked at; that is the caller's work.
             return self._once(method, path, params, body)
         retrying = Retrying(
-            retry=retry_if_exception_type(Unavailable),
+            retry=retry_if_exception(lambda error: isinstance(error, Unavailable) and not isinstance(error, CircuitOpen)),
             stop=stop_after_attempt(2),
             wait=wait_random_exponential(0.1, max=1),
             reraise=True,
@@ -267,90 +316,7 @@ class GiteaClient:
         return retrying(self._once, method, path, params, body)
 
     def _once(self, method: str, path: str, params: dict[str, Any] | None, body: dict[str, Any] | None) -> requests.Response:
-        where = f"{method} {path}"
-        try:
-            response = self._session.request(
-                method,
-                self.api + path,
-                params=params,
-                json=body,
-                timeout=self.timeout,
-                stream=True,
-                # A write that is redirected would turn into a read.
-                allow_redirects=method == "GET",
-            )
-            with response:
-                response._content = _body(response, time.monotonic() + self.timeout)
-        except requests.Timeout:
-            raise Unavailable(f"{where}: no answer within {self.timeout:g} s") from None
-        except (requests.RequestException, OSError) as error:
-            raise Unavailable(f"{where}: {_reason(error)}") from None
-        self._note_time(response)
-        refusal = _error(where, response)
-        if refusal:
-            raise refusal
-        return response
-
-    def _note_time(self, response: requests.Response) -> None:
-        try:
-            self.server_time = parsedate_to_datetime(response.headers["Date"]).astimezone(UTC)
-        except (KeyError, ValueError, TypeError):
-            pass
-
-
-def _body(response: requests.Response, deadline: float) -> bytes:
-    """The body, with a limit on size and on time as a whole: a forge may also be slow byte by byte."""
-    parts, size = [], 0
-    for part in response.iter_content(64 * 1024):
-        size += len(part)
-        if size > MAX_BODY:
-            raise Garbage("an answer of more than 32 MB")
-        if time.monotonic() > deadline:
-            raise requests.Timeout
-        parts.append(part)
-    return b"".join(parts)
-
-
-def _error(where: str, response: requests.Response) -> ForgeError | None:
-    status = response.status_code
-    if status < 300:
-        return None
-    text = f"{where}: {status}{_message(response)}"
-    if status < 400:
-        # A redirect of a write, or one that leads nowhere: the thing has another name now.
-        return NotFound(f"{text} (moved)", status=status)
-    kinds: dict[int, type[ForgeError]] = {401: Unauthorized, 403: Forbidden, 404: NotFound, 410: NotFound, 429: RateLimited}
-    kinds[408] = Unavailable
-    kind = kinds.get(status, Unavailable if status >= 500 else Rejected)
-    return kind(text, status=status, retry_after=_retry_after(response))
-
-
-def _retry_after(response: requests.Response) -> float | None:
-    value = response.headers.get("Retry-After", "")
-    if (seconds := _whole(value)) is not None:
-        return float(min(seconds, DAY))
-    try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
-        return None
-
-
-def _whole(text: str) -> int | None:
-    return int(text) if text.isdecimal() and len(text) < 20 else None
-
-
-def _message(response: requests.Response) -> str:
-    try:
-        message = response.json()["message"]
-    except (ValueError, KeyError, TypeError):
-        return ""
-    return f" ({str(message)[:200]})" if message else ""
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost cause: the outer ones repeat addresses and object names."""
-    inner = error.__cause__ or error.__context__
-    return _reason(inner) if inner else str(error)[:200] or type(error).__name__
+        return self._http.once(method, path, params, body)
 
 
 def _json(response: requests.Response) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from enrollment.forges import gitea
+from enrollment.forges import gitea, http
 from enrollment.forges.base import (
     Forbidden,
     ForgeError,
@@ -284,7 +284,7 @@ def test_an_address_that_is_none(url: str) -> None:
 
 
 def test_an_answer_without_end_is_not_taken_in(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gitea, "MAX_BODY", 100_000)
+    monkeypatch.setattr(http, "MAX_BODY", 100_000)
     place.fail(Fault(body=" " * 200_000))
     with pytest.raises(Garbage, match="more than"):
         place.client.version()

@@ -23,7 +23,7 @@ from controlplane import backoff, leases
 from enrollment import polling, tasks
 from enrollment.enrolling import NET_HOURS
 from enrollment.forges import gitea
-from enrollment.models import Comment, Forge, PullRequest, Repository
+from enrollment.models import Comment, Forge, PullRequest, Repository, Traffic
 from enrollment.sandbox.faults import Fault, Request
 from enrollment.sandbox.features import VERSIONS
 from enrollment.sandbox.server import serve
@@ -87,6 +87,7 @@ def fail(world: World, fault: Fault | None, part: str = "") -> None:
 def wait_no_longer() -> None:
     """As if the time that a failure asks to wait had passed."""
     Forge.objects.update(backoff_until=None)
+    Traffic.objects.all().delete()  # with what the circuit and the budget remember
     PullRequest.objects.update(comments_next_try_at=None)
     Repository.objects.filter(last_error__gt="").update(net_due_at=timezone.now())
 
@@ -458,6 +459,7 @@ def test_the_waits_grow_with_jitter_and_have_an_end(world: World) -> None:
         waits.append([])
         for _ in range(4):
             Forge.objects.update(backoff_until=None, failures=failures)
+            Traffic.objects.all().delete()
             now = timezone.now()
             world.poll()
             waits[-1].append((Forge.objects.get().backoff_until - now).total_seconds())

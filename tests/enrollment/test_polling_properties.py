@@ -21,7 +21,7 @@ from controlplane.models import Lease
 from enrollment import polling
 from enrollment.enrolling import enroll
 from enrollment.forges import gitea
-from enrollment.models import Comment, Forge, PullRequest, Repository
+from enrollment.models import Comment, Forge, PullRequest, Repository, Traffic
 from enrollment.sandbox import api
 from enrollment.sandbox.faults import Fault, Request
 from tests.world import World
@@ -123,6 +123,7 @@ class Stage(World):
         self.remote.faults = plan
         # What a failure asks to wait is long over when the clock was moved by hours; this machine's own clock was not.
         Forge.objects.update(backoff_until=None)
+        Traffic.objects.all().delete()
         for _ in range(1 + tick.twice):
             polling.look(Forge.objects.get())
         self.remote.faults = None
@@ -132,6 +133,7 @@ class Stage(World):
         for _ in range(5):
             self.clock.move(seconds=25)
             Forge.objects.update(backoff_until=None)
+            Traffic.objects.all().delete()
             PullRequest.objects.update(comments_next_try_at=None)
             self.poll()
 

@@ -11,6 +11,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from controlplane.cli import NO, Exit
 from enrollment import polling
+from enrollment.budget import forgive
 from enrollment.models import Forge
 
 
@@ -31,6 +32,7 @@ class Command(BaseCommand):
             if options["now"]:
                 forge.backoff_until = None
                 forge.save(update_fields=["backoff_until"])
+                forgive(forge)
             looks.append(polling.look(forge))
         if options["json"]:
             self.stdout.write(json.dumps([asdict(look) for look in looks], indent=1))

@@ -9,6 +9,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from controlplane.cli import OURS, Exit
+from enrollment.budget import patient
 from enrollment.hook_reconcile import Pass, reconcile
 from enrollment.models import Forge
 from enrollment.naming import NotNamed, find_forge
@@ -31,7 +32,8 @@ class Command(BaseCommand):
             raise CommandError(str(error)) from error
         if not forges:
             raise CommandError("No forge is known yet. Type: cc-ci forge add --url https://git.example.org --token-env VARIABLE")
-        passes = [reconcile(forge, apply=options["apply"]) for forge in forges]
+        with patient():
+            passes = [reconcile(forge, apply=options["apply"]) for forge in forges]
         if options["json"]:
             self.stdout.write(json.dumps([_facts(result) for result in passes], indent=1))
         else:
