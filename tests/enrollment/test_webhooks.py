@@ -323,6 +323,31 @@ def test_watched_no_longer_the_hook_goes(world: World) -> None:
     assert (remote(world), WebhookConfig.objects.count()) == ([], 0)
 
 
+@every_version
+def test_where_not_all_want_one_each_has_its_own_and_those_come_first(world: World) -> None:
+    own_organisation(world)
+    apply(world)
+    Repository.objects.filter(name="web").update(webhooks="off")
+    WebhookConfig.objects.update(next_check_at=None)
+    assert done(apply(world, due_only=True)) == [("create", "recipes/app"), ("delete", "recipes")]
+    assert [hook.repo_id for hook in remote(world)] == [world.remote.repo("recipes/app").id]
+    Repository.objects.update(webhooks="")
+    assert done(apply(world)) == [("create", "recipes"), ("delete", "recipes/app")]
+    assert [hook.org_id for hook in remote(world)] == [world.org.id]
+
+
+@pytest.mark.parametrize("world", ["1.22"], indirect=True)
+def test_a_renamed_organisation_keeps_its_hook(world: World) -> None:
+    own_organisation(world)
+    apply(world)
+    world.remote.rename_user("recipes", "cookbook")
+    Repository.objects.update(owner="cookbook")
+    with writes(world) as made:
+        assert done(apply(world)) == [("nothing", "cookbook")]
+    assert made == []
+    assert states() == {"cookbook": "registered"}
+
+
 # --- traps
 
 
@@ -457,7 +482,8 @@ def test_switched_on_again_by_hand_it_is_registered(world: World) -> None:
 
 
 def test_in_sync_for_a_thousand_repositories_nothing_is_written(world: World) -> None:
-    client = ManyHooks(RepositoryFactory.create_batch(1000, forge=world.forge, owner="many", owner_id=77))
+    rows = RepositoryFactory.build_batch(1000, forge=world.forge, owner="many", owner_id=77, enrolled_at=timezone.now())
+    client = ManyHooks(Repository.objects.bulk_create(rows))
     Repository.objects.exclude(owner="many").update(active=False)
     result = reconcile(world.forge, client, apply=True)  # type: ignore[arg-type]
     assert (result.writes, client.writes) == (1000, 1000)
@@ -986,17 +1012,17 @@ def test_without_a_search_only_the_loud_are_listed(world: World) -> None:
         ({"via": "delivery"}, False, {}, False),
         ({"via": "net"}, False, {}, True),
         ({}, False, {"state": "registered"}, False),
-        ({"created_at": timezone.now() - timedelta(days=3)}, False, {}, False),
-        ({"seen_at": timezone.now()}, False, {}, False),
+        ({"created_at": timedelta(days=3)}, False, {}, False),
+        ({"seen_at": timedelta(0)}, False, {}, False),
     ],
     ids=["missed", "delivered", "by delivery", "by the net", "not verified", "before the hook", "a moment ago"],
 )
 def test_what_counts_as_missed(db: None, comment: dict[str, Any], delivered: bool, hook: dict[str, Any], missed: bool) -> None:
     row = WebhookConfigFactory(**hook)
-    made = CommentFactory(
-        pull_request__repository=row.repository,
-        **{"created_at": timezone.now() - timedelta(minutes=8), "seen_at": timezone.now() - timedelta(minutes=5), **comment},
-    )
+    given = {"created_at": timedelta(minutes=8), "seen_at": timedelta(minutes=5), **comment}
+    now = timezone.now()
+    times = {name: now - value if isinstance(value, timedelta) else value for name, value in given.items()}
+    made = CommentFactory(pull_request__repository=row.repository, **times)
     if delivered:
         Delivery.objects.create(
             forge=row.forge, delivery_id="d", status=202, outcome="known", forge_comment_id=made.forge_comment_id
@@ -1013,7 +1039,8 @@ def test_the_task_repairs_what_is_unhealthy(world: World) -> None:
     hook.events = ["push"]
     WebhookConfig.objects.update(state_at=timezone.now() - timedelta(days=1))
     assert tasks.see_to_hooks() == "all well", "nothing is due"
-    CommentFactory(pull_request__repository=Repository.objects.get(name="web"), seen_at=timezone.now() - timedelta(minutes=2))
+    web = Repository.objects.get(name="web")
+    CommentFactory(pull_request__repository=web, pull_request__number=77, seen_at=timezone.now() - timedelta(minutes=2))
     words = tasks.see_to_hooks()
     assert "no delivery told of it" in words
     assert as_wanted(world, hook)
@@ -1069,3 +1096,20 @@ def test_the_address_can_be_another_one(monkeypatch: pytest.MonkeyPatch) -> None
     forge = ForgeFactory()
     monkeypatch.setattr(settings.CC_CI, "webhook_url", "http://ci.internal:8000")
     assert hooks_address(forge.pk) == f"http://ci.internal:8000/hooks/{forge.pk}/"
+
+
+# --- over the wire
+
+
+@pytest.mark.django_db(transaction=True)
+def test_from_the_forge_to_the_comment_over_real_http(world: World, live_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings.CC_CI, "webhook_url", live_server.url)
+    own_organisation(world)
+    apply(world)
+    said = world.say("recipes/web", "!testme")
+    world.server.deliveries.flush()
+    assert [delivery.status for delivery in world.server.deliveries.done] == [202]
+    assert tasks.take_deliveries() == "1 taken"
+    row = Comment.objects.get()
+    assert (row.forge_comment_id, row.via) == (said.id, "delivery")
+    assert states() == {"recipes": "verified"}
