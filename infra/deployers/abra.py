@@ -22,6 +22,7 @@ import pexpect
 from infra.deployers import compose, ports, settling, words
 from infra.deployers.base import Context, DeployError, Deployment
 from infra.deployers.docker_cli import docker, environment
+from infra.deployers.lasting import LastingDeployer
 from infra.deployers.stacks import LABEL_STACK, Owned
 from infra.deployers.swarm import SwarmDeployer
 
@@ -84,8 +85,8 @@ class AbraDeployer(SwarmDeployer):
             self._secrets += [row["value"] for row in rows(said) if row.get("value")]
 
     def _env(self) -> dict[str, str]:
-        own = {"TYPE": self.context.recipe, "DOMAIN": self.context.domain, "LETS_ENCRYPT_ENV": ""}
-        return {**self.context.env, **own}
+        own = {"TYPE": self.context.recipe, "DOMAIN": self.context.domain}
+        return {**self.context.env, **own} if self.context.app else {**self.context.env, **own, "LETS_ENCRYPT_ENV": ""}
 
     def _put(self) -> None:
         self._recipe = recipe = self._load()
@@ -158,6 +159,13 @@ class AbraDeployer(SwarmDeployer):
             return known
         command = " ".join(("abra", *arguments[:3]))
         return DeployError("tool_failed", f"{command}: {said}.", "Run the same command by hand, with a recent abra.")
+
+
+class LastingAbra(LastingDeployer, AbraDeployer):
+    """An app of the server that abra deploys. Its stack has the name that abra gives it."""
+
+    def _mark(self) -> str:
+        return ""
 
 
 def app_stack(domain: str) -> str:

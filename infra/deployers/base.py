@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import http.client
 import os
+import secrets as random
 import socket
 import ssl
+import string
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -249,6 +251,11 @@ def _go_on() -> None:
     pass
 
 
+def random_secret(name: str, key: str, length: int) -> str:
+    """A value for a secret that a recipe expects: letters and digits."""
+    return "".join(random.choice(string.ascii_letters + string.digits) for _ in range(length))
+
+
 def _untimed(_step: str) -> AbstractContextManager[None]:
     return nullcontext()
 
@@ -281,6 +288,10 @@ class Context:
     image_gb: float = 0.0
     health_path: str = "/"  #: what is asked to see whether the app answers
     health_status: Sequence[int] = ()  #: the answers that count; empty: any below 500 that is the app's own
+    app: str = ""  #: the name of a long-lived app of the server; empty for a run
+    app_stack: str = ""  #: the stack of such an app
+    mark: str = ""  #: the number of its deployment, that tells its services from those of another
+    secret: Callable[[str, str, int], str] = random_secret  #: name in the swarm, name in the recipe, length -> the value
     ephemeral: bool = True  #: thrown away after its run: an earlier attempt's rest goes first, nothing gets time to stop
     report: Callable[[str], None] = field(default=_silent)  #: a step, for the events
     log: Callable[[str], None] = field(default=_silent)  #: a line, for the log
@@ -289,8 +300,8 @@ class Context:
 
     @property
     def stack(self) -> str:
-        """The stack's name: `ccci-` and the first 12 hex digits of the run's id."""
-        return stack_name(self.run_id)
+        """The stack's name: the app's own, or `ccci-` and the first 12 hex digits of the run's id."""
+        return self.app_stack or stack_name(self.run_id)
 
     def accepts(self, answer: Answer, address: Address) -> bool:
         """Whether an answer to GET `health_path` shows that the app is well."""

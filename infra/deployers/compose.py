@@ -174,7 +174,9 @@ def environment(context: Context, checkout: Path | None = None) -> dict[str, str
     for match in _EXPORT.finditer(_text(checkout, "abra.sh")):
         env[match[1]] = match[3]
     env.update(context.env)
-    env.update(STACK_NAME=context.stack, DOMAIN=context.domain, LETS_ENCRYPT_ENV="")
+    env.update(STACK_NAME=context.stack, DOMAIN=context.domain)
+    if not context.app:  # no run asks for a certificate
+        env["LETS_ENCRYPT_ENV"] = ""
     return env
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from infra.deployers.base import DeployError
 from infra.deployers.docker_cli import environment, last_line
@@ -30,6 +30,12 @@ class Entry:
     folder: bool
     changed: float  #: seconds since 1970
     size: int
+
+
+class Readable(Protocol):
+    """What can be read in blocks."""
+
+    def read(self, size: int = ..., /) -> bytes: ...
 
 
 class TooBig(Exception):
@@ -142,6 +148,26 @@ def pack(container: str, path: str, folder: bool, target: Path, most: int, secon
             raise DeployError("tool_failed", f"docker cp of {path}: {late}.")
 
 
+@contextmanager
+def stream(container: str, path: str, seconds: float = _SECONDS) -> Iterator[IO[bytes]]:
+    """The tar of a path, to be read to its end. Raises DeployError when Docker did not give all of it."""
+    until = time.monotonic() + seconds
+    with _docker("cp", f"{container}:{path}", "-", seconds=seconds) as process:
+        assert process.stdout
+        try:
+            yield process.stdout
+        except tarfile.TarError as error:
+            raise DeployError("tool_failed", f"docker cp of {path}: {_words(process) or error}.") from error
+        if words := _words(process):
+            late = f"it did not end within {seconds:g} s" if time.monotonic() > until else words
+            raise DeployError("tool_failed", f"docker cp of {path}: {late}.")
+
+
+def unpack_stream(container: str, folder: str, source: Readable, seconds: float = _SECONDS) -> None:
+    """Unpack a tar into a folder of a container, with owners and rights. Raises DeployError."""
+    _unpack(container, folder, source, seconds)
+
+
 def unpack(container: str, path: str, folder: bool, source: Path, seconds: float = _SECONDS) -> None:
     """Put the content of a tar made by `pack` back to where it was. What was not in it stays. Raises DeployError.
 
@@ -166,7 +192,7 @@ def _make_folder(container: str, path: str, like: Path, seconds: float) -> None:
     _unpack(container, above or "/", packed, seconds)
 
 
-def _unpack(container: str, folder: str, source: IO[bytes], seconds: float) -> None:
+def _unpack(container: str, folder: str, source: Readable, seconds: float) -> None:
     with _docker("cp", "-", f"{container}:{folder}", seconds=seconds, given=True) as process:
         assert process.stdin
         try:

@@ -15,6 +15,7 @@ from infra.deployers.base import DeployError
 
 LABEL_INSTALLATION = "cc-ci.installation"
 LABEL_RUN = "cc-ci.run"
+LABEL_APP = "cc-ci.app"
 LABEL_KEEP = "cc-ci.keep"
 LABEL_DEPLOYMENT = "cc-ci.deployment"
 

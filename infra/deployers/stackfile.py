@@ -19,13 +19,14 @@ def stackfiles(
     with_proxy: bool,
     ports: Mapping[str, Sequence[Port]] | None = None,
     mark: Mapping[str, str] | None = None,
+    certificates: bool = False,
 ) -> list[dict[str, Any]]:
     """One document for each compose file, in their order.
 
     `labels` go on everything, `mark` on the services alone: what differs from one deployment to the next may not stand on a
     container, or every task would be started anew. What is published is `ports` and nothing else. Without a proxy its external
     network becomes a private one of the stack. Files are named by their absolute path, and every `$` is doubled, because the
-    variables are filled in already. A router's certresolver becomes plain `tls`.
+    variables are filled in already. A router's certresolver becomes plain `tls`, unless it may ask for `certificates`.
     """
     result = []
     unpublished = dict(ports or {})
@@ -45,7 +46,7 @@ def stackfiles(
             else:
                 del services[name]
         for name, service in services.items():
-            _service(service, recipe, labels, mark or {})
+            _service(service, recipe, labels, mark or {}, certificates)
             if published := unpublished.pop(name, ()):
                 service["ports"] = [port.entry() for port in published]
         for kind in ("networks", "volumes", "configs", "secrets"):
@@ -66,7 +67,9 @@ def _section(document: dict[str, Any], key: str) -> dict[str, dict[str, Any]]:
     return section
 
 
-def _service(service: dict[str, Any], recipe: Recipe, labels: Mapping[str, str], mark: Mapping[str, str]) -> None:
+def _service(
+    service: dict[str, Any], recipe: Recipe, labels: Mapping[str, str], mark: Mapping[str, str], certificates: bool
+) -> None:
     service.pop("ports", None)
     service.pop("build", None)
     for key in [key for key in service if key.startswith("x-")]:
@@ -74,7 +77,8 @@ def _service(service: dict[str, Any], recipe: Recipe, labels: Mapping[str, str],
     service["labels"] = {**as_mapping(service.get("labels")), **labels}
     deploy = service.get("deploy")
     deploy = service["deploy"] = deploy if isinstance(deploy, dict) else {}
-    deploy["labels"] = {**_without_certificates(as_mapping(deploy.get("labels"))), **labels, **mark}
+    own = as_mapping(deploy.get("labels"))
+    deploy["labels"] = {**(own if certificates else _without_certificates(own)), **labels, **mark}
     if files := service.get("env_file"):
         service["env_file"] = [str(inside(recipe.checkout, str(file))) for file in ([files] if isinstance(files, str) else files)]
 

@@ -10,6 +10,7 @@ from typing import Any
 from infra.deployers.base import Context, DeployError
 from infra.deployers.docker_cli import (
     KINDS,
+    LABEL_APP,
     LABEL_INSTALLATION,
     LABEL_KEEP,
     LABEL_RUN,
@@ -63,20 +64,29 @@ def of_run(installation: str, run_id: str, stack: str = "") -> Owned:
 
 
 def marks(context: Context) -> dict[str, str]:
-    """The labels for everything that a deployer makes for a run."""
+    """The labels for everything that a deployer makes for a run, or for an app of the server."""
+    if context.app:
+        return {LABEL_INSTALLATION: context.installation, LABEL_APP: context.app}
     labels = {LABEL_INSTALLATION: context.installation, LABEL_RUN: context.run_id}
     return {**labels, LABEL_KEEP: "true"} if context.keep else labels
 
 
-def remove(owned: Owned, kinds: Sequence[str] = KINDS, ephemeral: bool = True, seconds: float = SECONDS) -> list[str]:
+def remove(
+    owned: Owned,
+    kinds: Sequence[str] = KINDS,
+    ephemeral: bool = True,
+    seconds: float = SECONDS,
+    check: Callable[[], None] = lambda: None,
+) -> list[str]:
     """Remove things of these kinds, and wait until they are gone. Gives what is left after `seconds`.
 
     Containers are killed at once: what is thrown away needs no grace (1 s instead of 16). Those that are not `ephemeral` get
-    the time that their service gives them.
+    the time that their service gives them. `check` is called in every round.
     """
     until = time.monotonic() + seconds
     rounds, removed = 0, False
     while True:
+        check()
         left = {kind: found for kind in kinds if (found := owned.ids(kind))}
         if not left and not removed:
             return []

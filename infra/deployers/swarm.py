@@ -6,10 +6,8 @@ health, and the deployment's own mark on every service, which a silent rollback 
 
 from __future__ import annotations
 
-import secrets as random
-import string
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -51,6 +49,7 @@ _ASKS = (0.1, 0.15, 0.2, 0.3, 0.5)
 class SwarmDeployer(Deployer):
     name = "swarm"
     abilities = frozenset({"upgrade", "backup", "execute"})
+    deploy_options: Sequence[str] = ()  #: more of `docker stack deploy`
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
@@ -111,8 +110,11 @@ class SwarmDeployer(Deployer):
     def _load(self) -> compose.Recipe:
         env = {**compose.environment(self.context, self._checkout), "STACK_NAME": self.stack}
         recipe = compose.load(self._checkout, env)
-        policy.check(recipe, self.context.allow)
+        self._refuse(recipe)
         return recipe
+
+    def _refuse(self, recipe: compose.Recipe) -> None:
+        policy.check(recipe, self.context.allow)
 
     def _put(self) -> None:
         context = self.context
@@ -120,21 +122,28 @@ class SwarmDeployer(Deployer):
         for image in recipe.images:
             self._get(image)
         self._web = recipe.web(_WEB_PORTS) or self._exposed(recipe)
-        published = ports.plan(recipe.services, self._web, context.exclusive_ports)
+        published = self._published(recipe)
         self._leases.take(port.published for own in published.values() for port in own if port.published)
         self._create_secrets(recipe)
         self._before = settling.specs(self.owned.services())
         self._created += not self._before
         self._count += 1
-        mark = {LABEL_DEPLOYMENT: self._mark()}
         options: list[str] = []
-        for number, document in enumerate(stackfiles(recipe, stacks.marks(context), bool(context.proxy_url), published, mark)):
+        for number, document in enumerate(self._documents(recipe, published)):
             path = context.work / f"stack-{self._count}-{number}.yml"
             path.write_text(yaml.safe_dump(document, sort_keys=False))
             options += ["--compose-file", str(path)]
+        options += self.deploy_options
         done = call("stack", "deploy", "--resolve-image=never", *options, self.stack, timeout=_DEPLOY_SECONDS)
         if done.returncode:
             raise words.refused(last_line(done.stderr))
+
+    def _published(self, recipe: compose.Recipe) -> dict[str, list[ports.Port]]:
+        return ports.plan(recipe.services, self._web, self.context.exclusive_ports)
+
+    def _documents(self, recipe: compose.Recipe, published: Mapping[str, Sequence[ports.Port]]) -> list[dict[str, Any]]:
+        mark = {LABEL_DEPLOYMENT: self._mark()}
+        return stackfiles(recipe, stacks.marks(self.context), bool(self.context.proxy_url), published, mark)
 
     def _get(self, image: str) -> None:
         """Pull an image that is not here, since a pull inside the deployment would eat its time to settle."""
@@ -155,18 +164,21 @@ class SwarmDeployer(Deployer):
         return None
 
     def _create_secrets(self, recipe: compose.Recipe) -> None:
-        """Random values for what the recipe expects to be there. They are never written anywhere else."""
-        there = {item["Spec"]["Name"] for item in inspect("secret", self.owned.ids("secret"))}
+        """Values for what the recipe expects to be there. Those of a run are never written anywhere else."""
+        there = self._secrets_there()
         for secret in recipe.secrets():
             if secret.name in there:
                 continue
-            value = "".join(random.choice(string.ascii_letters + string.digits) for _ in range(secret.length))
+            value = self.context.secret(secret.name, secret.key, secret.length)
             # With the stack's own label `docker stack rm` takes them away too, which a person may use.
             labels = {**stacks.marks(self.context), stacks.LABEL_STACK: self.stack}
             options = [f"--label={key}={text}" for key, text in labels.items()]
             docker("secret", "create", *options, "--", secret.name, "-", given=value)
             self._secrets.append(value)
             there.add(secret.name)
+
+    def _secrets_there(self) -> set[str]:
+        return {item["Spec"]["Name"] for item in inspect("secret", self.owned.ids("secret"))}
 
     def state(self) -> Deployment:
         services = self.owned.services()

@@ -1,0 +1,189 @@
+"""The long-lived apps of a server on its Swarm: what a run's deployment may not do, such an app may, and its data is sacred.
+
+Ports stay as they are written, routers ask for their certificates, and the recipe is not searched for what a stranger might do:
+the operator has chosen it. The stack is known by its name, for whoever deployed it first may have set no label of ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from infra.deployers import compose, ports, settling, stacks, volumes
+from infra.deployers.base import DeployError
+from infra.deployers.docker_cli import LABEL_DEPLOYMENT, call, docker, inspect
+from infra.deployers.stackfile import stackfiles
+from infra.deployers.stacks import LABEL_STACK, Owned
+from infra.deployers.swarm import SwarmDeployer
+from infra.deployers.volumes import Volume, Volumes
+
+_STOP_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Part:
+    """One service of an app as it is now, in what tells it from any other deployment of it."""
+
+    fingerprint: str  #: of what was asked for, without our mark
+    mark: str = ""  #: of the deployment that asked for it
+    version: str = ""  #: its label, empty without one
+    image: str = ""
+    update: str = ""  #: the state of its update: "", updating, completed, paused, rollback_…
+    message: str = ""  #: Swarm's words on the update
+    wanted: int = 1
+    running: int = 0
+    health: str = ""
+    tasks: tuple[str, ...] = ()  #: the running ones: another id means that it was started anew
+    failed: tuple[str, ...] = ()  #: tasks that failed, as far as Swarm remembers
+    problem: str = ""  #: the last failure, in Docker's words
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """All that is needed to know later what ran: the services' specs, the images' ids, the volumes and how they were made."""
+
+    specs: Mapping[str, Any]
+    images: Mapping[str, str]  #: service -> id of the image that its newest container runs
+    names: Mapping[str, str]  #: service -> the image as its spec names it
+    volumes: Sequence[Volume] = field(default_factory=tuple)
+
+
+class LastingDeployer(SwarmDeployer):
+    """An app of the server. `Context.app`, `.app_stack` and `.mark` must be set, and `.ephemeral` be false."""
+
+    deploy_options = ("--prune",)  # what the other version does not have goes; what it has comes back
+
+    @property
+    def owned(self) -> Owned:
+        return Owned(self.stack, (f"{LABEL_STACK}={self.stack}",))
+
+    def _refuse(self, recipe: compose.Recipe) -> None:
+        pass
+
+    def _published(self, recipe: compose.Recipe) -> dict[str, list[ports.Port]]:
+        found = {name: ports.read(service.get("ports") or [], name) for name, service in recipe.services.items()}
+        return {name: own for name, own in found.items() if own}
+
+    def _documents(self, recipe: compose.Recipe, published: Mapping[str, Sequence[ports.Port]]) -> list[dict[str, Any]]:
+        mark = {LABEL_DEPLOYMENT: self._mark()}
+        return stackfiles(recipe, stacks.marks(self.context), True, published, mark, certificates=True)
+
+    def _mark(self) -> str:
+        return self.context.mark
+
+    def _secrets_there(self) -> set[str]:
+        return set(docker("secret", "ls", "--format={{.Name}}").split())
+
+    def know(self, checkout: Path) -> None:
+        """From now on look at the app as a deployment of this checkout. Changes nothing."""
+        self._checkout = checkout
+        self._recipe = recipe = self._load()
+        self._web = recipe.web(frozenset()) or self._exposed(recipe)
+
+    def fetch(self, checkout: Path) -> Sequence[str]:
+        """Have a version's images on this machine: their names. Changes nothing else."""
+        self._checkout = checkout
+        recipe = self._load()
+        for image in recipe.images:
+            self.context.check()
+            self._get(image)
+        return recipe.images
+
+    def timeout(self, checkout: Path) -> int:
+        """How long the recipe says that it may take to settle, in seconds; 0 when it does not."""
+        self._checkout = checkout
+        recipe = self._load()
+        key = f"coop-cloud.{self.stack}.timeout"
+        found = [value for name in recipe.services if (value := recipe.labels(name).get(key, "")).isdigit()]
+        return max(map(int, found), default=0)
+
+    def parts(self) -> dict[str, Part]:
+        """Every service of the stack now, by its short name; empty when nothing runs."""
+        services = self.owned.services()
+        if not services:
+            return {}
+        look = settling.look(self.stack, services)
+        networks = self._network_names(services)
+        seen = {service.name: service for service in look.services}
+        found = {}
+        for service in services:
+            spec = service["Spec"]
+            name = str(spec["Name"]).removeprefix(f"{self.stack}_")
+            labels, update = spec.get("Labels") or {}, service.get("UpdateStatus") or {}
+            tasks = [task for task in look.tasks if task.service == spec["Name"]]
+            found[name] = Part(
+                settling.fingerprint([service], networks),
+                str(labels.get(LABEL_DEPLOYMENT, "")),
+                str(labels.get(f"coop-cloud.{self.stack}.version", "")),
+                seen[name].image,
+                str(update.get("State", "")),
+                str(update.get("Message", "")),
+                seen[name].wanted,
+                seen[name].running,
+                seen[name].health,
+                tuple(sorted(t.id for t in tasks if t.desired == "Running" and t.state == "Running")),
+                tuple(sorted(t.id for t in tasks if t.failed)),
+                next((t.error for t in tasks if t.failed and t.error), ""),
+            )
+        return found
+
+    def record(self) -> Recorded:
+        """What runs now, in full."""
+        services = self.owned.services()
+        specs = {str(s["Spec"]["Name"]).removeprefix(f"{self.stack}_"): s["Spec"] for s in services}
+        images = {}
+        for name in specs:
+            if newest := self.owned.containers(name)[:1]:
+                images[name] = str(newest[0]["Image"])
+        names = {name: str(spec["TaskTemplate"]["ContainerSpec"]["Image"]) for name, spec in specs.items()}
+        return Recorded(specs, images, names, volumes.described(mounted(specs)))
+
+    def keep_images(self, recorded: Recorded) -> list[str]:
+        """Let each image's name mean again what ran under it. Gives those that are not on this machine any more."""
+        missing = []
+        for service, image in recorded.images.items():
+            name = recorded.names[service]
+            if call("image", "inspect", image).returncode:
+                missing.append(name)
+                continue
+            now = inspect("image", [name])
+            if (not now or now[0]["Id"] != image) and "@" not in name:
+                docker("image", "tag", image, name)
+        return missing
+
+    def undeploy(self) -> None:
+        """Stop all of it with the time that each service gives itself; networks go, data and secrets stay."""
+        grace = [
+            (service["Spec"]["TaskTemplate"]["ContainerSpec"].get("StopGracePeriod") or 0) / 1e9
+            for service in self.owned.services()
+        ]
+        seconds = _STOP_SECONDS + max(grace, default=0)
+        if left := stacks.remove(self.owned, stacks.RUNNING, ephemeral=False, seconds=seconds, check=self.context.check):
+            raise DeployError("tool_failed", f"The stack {self.stack} did not stop: {', '.join(left)}.", "See Docker's log.")
+
+    def copier(self, images: Sequence[str]) -> Volumes:
+        """What copies the app's volumes, with the first of these images that is here. Raises DeployError."""
+        context = self.context
+        for image in images:
+            if not call("image", "inspect", image).returncode:
+                return Volumes(context.installation, context.app, image, context.check)
+        raise DeployError("tool_failed", f"No image of {context.app} is here to copy volumes with.", f"docker pull {images[0]}")
+
+    def close(self) -> None:
+        """Let go of what watches and locks; the app itself goes on."""
+        self._watcher.stop()
+        self._leases.release()
+
+
+def mounted(specs: Mapping[str, Any]) -> list[str]:
+    """The named volumes that services' specs mount."""
+    return sorted(
+        {
+            str(mount["Source"])
+            for spec in specs.values()
+            for mount in spec["TaskTemplate"]["ContainerSpec"].get("Mounts") or []
+            if mount.get("Type") == "volume" and mount.get("Source")
+        }
+    )
