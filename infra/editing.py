@@ -26,10 +26,9 @@ def with_value(text: str, app: str, key: Key, value: str) -> str:
     for name, node in mapping.value:
         if name.value == key and own(mapping, name):
             start, end = node.start_mark.index, node.end_mark.index
+            # An alias leads to where its anchor stands, which begins with `&`.
             if not isinstance(node, yaml.ScalarNode) or node.style in ("|", ">") or text[start : start + 1] in ("&", "!"):
                 raise PinError(f"In line {name.start_mark.line + 1} stands no plain value; write by hand `{key}: {value}`.")
-            if start < name.end_mark.index or not own(mapping, node):
-                raise PinError(f"In line {name.start_mark.line + 1} stands an alias; write by hand `{key}: {value}`.")
             quote = node.style or ""
             return f"{text[:start]}{' ' if start == end else ''}{quote}{value}{quote}{text[end:]}"
     first = next((name for name, _ in mapping.value if own(mapping, name)), None)

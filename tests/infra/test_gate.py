@@ -105,6 +105,9 @@ def test_more_than_a_patch_by_policy() -> None:
     plan = decide(facts(*releases, policy=Policy(auto="patch")))
     assert plan.takes == V("1.0.1+2.0")
     assert kinds(plan, "1.1.0+2.0") == kinds(plan, "1.1.1+2.0") == {Kind.BEYOND_AUTO}
+    allowed = Policy(auto="patch", left_major="allow")
+    plan = decide(facts(release("1.6.0+2.0"), release("2.0.0+2.0"), running="1.5.0+2.0", policy=allowed))
+    assert kinds(plan, "2.0.0+2.0") == {Kind.BEYOND_AUTO}, "a major is more than a patch, whatever its second number"
     plan = decide(facts(*releases, policy=Policy(auto="none")))
     assert plan.takes is None
     assert kinds(plan, "1.0.1+2.0") == {Kind.BEYOND_AUTO}
@@ -302,7 +305,10 @@ def test_an_approval_lifts_what_was_shown_and_nothing_else() -> None:
     waiting = approved(decide(facts(one, two)), "2.0.0+2.0", published_at=NOW)
     assert kinds(decide(facts(one, waiting)), "2.0.0+2.0") == {Kind.COOLDOWN}
     other_words = release("1.0.1+2.0", notes="by hand, and you must weep")
-    assert kinds(decide(facts(other_words, waiting)), "2.0.0+2.0") == {Kind.COOLDOWN, Kind.MANUAL_WORK}, "the notes say more now"
+    plan = decide(facts(other_words, waiting))
+    assert kinds(plan, "2.0.0+2.0") == {Kind.COOLDOWN, Kind.MANUAL_WORK}, "the notes say more now"
+    verdict = plan.verdict(V("2.0.0+2.0"))
+    assert verdict and [blocker.kind for blocker in verdict.lifted] == [Kind.LEFT_MAJOR]
     between = release("1.5.0+2.0", notes="breaking")
     assert kinds(decide(facts(one, between, waiting)), "2.0.0+2.0") == {Kind.COOLDOWN, Kind.MANUAL_WORK}, "and one came between"
 
