@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -123,13 +124,21 @@ class Mirror:
         return self.root / f"{hashlib.sha256(self.url.encode()).hexdigest()[:24]}.git"
 
     def fetch(self) -> None:
-        """Bring it up to date: tags that were moved or deleted there are so here. Raises GitError."""
+        """Bring it up to date: tags that were moved or deleted there are so here. Raises GitError; may be killed at any time."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not (self.folder / "HEAD").exists():
-            self._git("init", "--quiet", "--bare", ".")
+        self._drop_old_locks()
+        self._git("init", "--quiet", "--bare", ".")  # again as well: it mends one that was cut short
         wanted = ("+refs/tags/*:refs/tags/*", f"+HEAD:{HEAD}")
         arguments = ("fetch", "--quiet", "--prune", "--no-tags", "--no-write-fetch-head", "--", self.url, *wanted)
         self._git(*arguments, seconds=FETCH_SECONDS)
+
+    def _drop_old_locks(self) -> None:
+        """A git that was killed leaves its locks, and nobody would ever take them away."""
+        before = time.time() - 3 * FETCH_SECONDS
+        for lock in self.folder.rglob("*.lock"):
+            with suppress(FileNotFoundError):
+                if lock.stat().st_mtime < before:
+                    lock.unlink()
 
     def tags(self) -> list[Tag]:
         parts = "%00".join(

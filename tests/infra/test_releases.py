@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import subprocess
 import threading
 import time
@@ -22,7 +23,7 @@ from infra import gitread, tasks
 from infra.gitread import GitError, Mirror, environment
 from infra.looking import look, record
 from infra.models import InfraApp, InfraRelease
-from infra.releases import LONGEST_NOTES, ON_BRANCH, NotDiscovered, discover
+from infra.releases import LONGEST_NOTES, ON_BRANCH, NotDiscovered, discover, mirror_of
 from tests.factories import InfraAppFactory
 
 pytestmark = pytest.mark.django_db
@@ -244,6 +245,20 @@ def test_a_repository_that_would_run_something(recipe: Recipe, tmp_path: Path) -
     with pytest.raises(GitError, match="not allowed"):
         Mirror(tmp_path, f"ext::sh -c touch% {tmp_path}/pwned").fetch()
     assert not (tmp_path / "pwned").exists()
+
+
+def test_locks_of_a_git_that_was_killed(app: InfraApp, recipe: Recipe) -> None:
+    recipe.publish("1.0.1+2.0")
+    discover(app)
+    recipe.git("tag", "-d", "1.0.1+2.0")
+    lock = mirror_of(app).folder / "packed-refs.lock"
+    lock.touch()
+    with pytest.raises(NotDiscovered, match="packed-refs"):
+        discover(app)
+    assert lock.exists(), "it may be at work"
+    os.utime(lock, (0, 0))
+    discover(app)
+    assert versions(app) == []
 
 
 def test_git_that_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
