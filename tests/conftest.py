@@ -48,9 +48,17 @@ NO_DATABASE = (
     "runs/harness",
     "runs/test_admin.py",
     "runs/test_chatops.py",
+    "runs/test_deferred_file.py",
     "runs/test_render.py",
+    "runs/test_test_command.py",
     "runs/test_views.py",
     "infra/deployers",
+    "infra/test_checks.py",
+    "infra/test_declaration.py",
+    "infra/test_gate.py",
+    "infra/test_pins.py",
+    "infra/test_versions.py",
+    "infra/test_window.py",
     "e2e",
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from datetime import timedelta
 from pathlib import Path
 
@@ -98,6 +99,7 @@ def test_the_sweep_names_this_installation_and_the_runs(data_dir: Path, monkeypa
     class Process:
         def __init__(self, command: list[str], **options: object) -> None:
             called.append(command)
+            self.stdin = io.BytesIO()
 
         def wait(self) -> int:
             return 0
