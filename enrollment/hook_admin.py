@@ -13,7 +13,8 @@ from unfold.decorators import action, display
 
 from controlplane.adminsite import ReadOnlyAdmin
 from enrollment.deliveries import replay
-from enrollment.hook_reconcile import reconcile, rotate
+from enrollment.hook_reconcile import reconcile
+from enrollment.hook_rows import rotate
 from enrollment.hook_views import steps
 from enrollment.models import Delivery, Forge, Repository, WebhookConfig
 from enrollment.webhooks import WRITES

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import logging
 import random
-import secrets
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Collection, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import groupby
 
 from django.conf import settings
-from django.db import IntegrityError, transaction
+from django.db import transaction
 from django.utils import timezone
 
 from controlplane.leases import Held, lease
@@ -35,9 +35,10 @@ from enrollment.forges.base import (
     Unavailable,
 )
 from enrollment.hook_models import hooks_address
+from enrollment.hook_rows import Place, current_first, ensure_row, replace_secret
 from enrollment.hook_states import State, move
 from enrollment.models import Forge, Repository, WebhookConfig
-from enrollment.webhooks import EVENTS, WRITES, Action, Do, Wanted, differences, plan, wanted
+from enrollment.webhooks import EVENTS, WRITES, Action, Do, Wanted, differences, key_in, plan, wanted
 
 log = logging.getLogger(__name__)
 
@@ -47,37 +48,11 @@ CHECK_HOURS = 6
 SOON = timedelta(minutes=15)
 #: How long both secrets count when one takes the other's place.
 OVERLAP = timedelta(minutes=15)
-#: How long one that a maintainer replaces by hand counts: the forge's side takes until somebody does it.
-OVERLAP_BY_HAND = timedelta(days=1)
 #: A hook that looks right and is unhealthy for longer gets a new secret; at most one each NEW_SECRET_AFTER.
 SILENT_AFTER = timedelta(hours=6)
 NEW_SECRET_AFTER = timedelta(days=1)
 #: Seconds that a pass holds its lease without renewing it.
 LEASE_SECONDS = 120
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a hook stands: a repository, or (without one) an organisation."""
-
-    forge: Forge
-    owner: str
-    owner_id: int | None
-    repository: Repository | None = None
-
-    def __str__(self) -> str:
-        return self.repository.full_name if self.repository else self.owner
-
-    @property
-    def name(self) -> str:
-        return self.repository.name if self.repository else ""
-
-    def rows(self) -> list[WebhookConfig]:
-        """The current one first."""
-        rows = WebhookConfig.objects.filter(forge=self.forge, repository=self.repository).select_related("repository")
-        if self.repository is None:
-            rows = rows.filter(owner_id=self.owner_id)
-        return sorted(rows, key=lambda row: (row.state == State.ROTATING, -row.pk))
 
 
 @dataclass
@@ -136,6 +111,8 @@ class _Worker:
     held: Held | None
     now: datetime = field(default_factory=timezone.now)
     renew_at: float = field(default_factory=lambda: time.monotonic() + LEASE_SECONDS / 4)
+    #: All rows as they were at the beginning, by repository, or by owner: a thousand are read at once.
+    before: dict[tuple[int | None, int | None], list[WebhookConfig]] = field(default_factory=lambda: defaultdict(list))
 
     @property
     def client(self) -> ForgeClient:
@@ -148,6 +125,8 @@ class _Worker:
         rows = list(Repository.objects.filter(forge=self.forge).select_related("forge").order_by("owner_id", "owner", "name"))
         hooked = dict(self._due_of("repository"))
         owners = dict(self._due_of("owner_id", repository=None))
+        for hook in sorted(WebhookConfig.objects.filter(forge=self.forge).select_related("repository"), key=current_first):
+            self.before[hook.repository_id, None if hook.repository_id else hook.owner_id].append(hook)
         for (owner_id, _), group in groupby(rows, key=lambda row: (row.owner_id, None if row.owner_id else row.owner)):
             self._owner(list(group), owner_id, hooked, owners)
 
@@ -200,8 +179,8 @@ class _Worker:
         if self.held and time.monotonic() > self.renew_at:
             self.held.renew(LEASE_SECONDS)
             self.renew_at = time.monotonic() + LEASE_SECONDS / 4
-        for _ in range(2):  # a rotation makes a new row, which is created in the second turn
-            rows = place.rows()
+        for turn in range(2):  # a rotation makes a new row, which is created in the second turn
+            rows = place.rows() if turn else self._before(place)
             if self.apply and not unwanted and all(row.state == State.ROTATING for row in rows):
                 ensure_row(place)
                 rows = place.rows()
@@ -228,6 +207,10 @@ class _Worker:
             if not self.apply or not any(action.do == Do.ROTATE for action in actions):
                 break
         return not unwanted
+
+    def _before(self, place: Place) -> list[WebhookConfig]:
+        repository = place.repository
+        return list(self.before[(repository.pk, None) if repository else (None, place.owner_id)])
 
     def _plan(self, place: Place, rows: list[WebhookConfig], unwanted: str) -> list[Action]:
         found = list(self.client.hooks(place.owner, place.name))
@@ -261,7 +244,7 @@ class _Worker:
         for action in actions:
             row = by_key.get(action.key)
             if action.do == Do.DELETE:
-                self._delete(place, action, row)
+                self._delete(place, action, row, by_key)
             elif row is None:
                 continue
             elif action.do == Do.FORGET:
@@ -318,8 +301,11 @@ class _Worker:
                 )
             older.filter(ends_at=None).update(ends_at=ends, next_check_at=ends)
 
-    def _delete(self, place: Place, action: Action, row: WebhookConfig | None) -> None:
+    def _delete(self, place: Place, action: Action, row: WebhookConfig | None, known: Collection[str]) -> None:
         if action.hook:
+            key = key_in(action.hook.url)
+            if row is None and key not in known and any(other.key == key for other in place.rows()):
+                return  # a maintainer asked for its secret, and added it, while this pass went on
             self.result.writes += 1
             try:
                 self.client.delete_hook(place.owner, place.name, action.hook.id)
@@ -361,95 +347,3 @@ def _as_wanted(row: WebhookConfig, now: datetime) -> Wanted:
         unreadable=unreadable and not rotating,
         silent=row.state == State.UNHEALTHY and row.state_at < now - SILENT_AFTER and row.created_at < now - NEW_SECRET_AFTER,
     )
-
-
-# --- rows
-
-
-def new_row(place: Place, **more: object) -> WebhookConfig:
-    """A row with a key and a secret that nobody has seen."""
-    return WebhookConfig.objects.create(
-        forge=place.forge,
-        repository=place.repository,
-        owner=place.owner,
-        owner_id=place.owner_id,
-        key=secrets.token_hex(8),
-        secret=secrets.token_hex(32),
-        **more,
-    )
-
-
-def ensure_row(place: Place) -> None:
-    """See to it that the place has a current row."""
-    if not any(row.state != State.ROTATING for row in place.rows()):
-        try:
-            with transaction.atomic():
-                new_row(place)
-        except IntegrityError:
-            pass  # somebody made it in this very moment
-
-
-def place_of(row: WebhookConfig) -> Place:
-    return Place(row.forge, row.repository.owner if row.repository else row.owner, row.owner_id, row.repository)
-
-
-def replace_secret(row: WebhookConfig, reason: str) -> WebhookConfig | None:
-    """Put another row with a new secret in a hook's place, as the first step of a rotation; None when somebody was faster.
-
-    The next pass makes the new hook; from then on both secrets count for OVERLAP; a pass after that removes the old one.
-    """
-    ends = timezone.now() if row.remote_id is None and not row.by_hand else None
-    if row.by_hand:
-        ends = timezone.now() + OVERLAP_BY_HAND
-    with transaction.atomic():
-        if not move(row, "rotate", reason, ends_at=ends, next_check_at=ends):
-            return None
-        return new_row(place_of(row), by_hand=row.by_hand)
-
-
-class SeenTo(Exception):
-    """A maintainer need not do it: cc-ci registered this hook itself. The message says so."""
-
-
-def secret_by_hand(repository: Repository) -> WebhookConfig:
-    """Make a secret for a maintainer who adds the hook by hand, in the place of an earlier one. Returns the row, whose
-    secret can be revealed this once: nothing shows it again. Raises SeenTo, and IntegrityError when two ask at once."""
-    place = Place(repository.forge, repository.owner, repository.owner_id, repository)
-    with transaction.atomic():
-        current = next((row for row in place.rows() if row.state != State.ROTATING), None)
-        if current is None:
-            return new_row(place, by_hand=True)
-        if not current.by_hand:
-            if current.remote_id is not None:
-                raise SeenTo(f"cc-ci has registered the hook of {place} itself; `cc-ci rotate_webhook_secret {place}` renews it.")
-            # Nobody has seen its secret, and the forge has not heard of it.
-            if not WebhookConfig.objects.filter(pk=current.pk, by_hand=False, remote_id=None).update(by_hand=True):
-                raise IntegrityError("somebody else asked for one in this very moment")
-            current.by_hand = True
-            return current
-        refusal = current.reason if current.state == State.REFUSED else ""
-        made = replace_secret(current, "a maintainer asked for a new secret")
-        if made is None:
-            raise IntegrityError("somebody else asked for one in this very moment")
-        if refusal:
-            move(made, "refuse", refusal)
-        return made
-
-
-def rotate(rows: list[WebhookConfig]) -> tuple[list[WebhookConfig], list[str]]:
-    """Begin a rotation of these current hooks. Returns the new rows, and lines on those that were left out and why."""
-    begun, left = [], []
-    for row in rows:
-        if row.by_hand:
-            left.append(f"{row.place}: added by hand; a maintainer makes a new secret on the repository's page")
-        elif row.state in (State.REFUSED, State.ABSENT):
-            left.append(f"{row.place}: {row.state}; there is no hook to rotate")
-        elif _siblings(row):
-            left.append(f"{row.place}: a rotation is under way already")
-        elif made := replace_secret(row, "a new secret was asked for"):
-            begun.append(made)
-    return begun, left
-
-
-def _siblings(row: WebhookConfig) -> list[WebhookConfig]:
-    return [other for other in place_of(row).rows() if other.state == State.ROTATING]

@@ -17,7 +17,7 @@ from django.views.decorators.http import require_http_methods
 
 from enrollment import receiver
 from enrollment.hook_models import hooks_address
-from enrollment.hook_reconcile import SeenTo, secret_by_hand
+from enrollment.hook_rows import SeenTo, secret_by_hand
 from enrollment.hook_states import State
 from enrollment.models import Repository, WebhookConfig
 from enrollment.receiver import OUTCOMES, Answer

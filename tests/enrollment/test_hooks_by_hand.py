@@ -17,7 +17,8 @@ from django.test import Client
 from django.utils import timezone
 
 from enrollment import receiver
-from enrollment.hook_reconcile import OVERLAP_BY_HAND, SeenTo, reconcile, secret_by_hand
+from enrollment.hook_reconcile import reconcile
+from enrollment.hook_rows import OVERLAP_BY_HAND, SeenTo, secret_by_hand
 from enrollment.models import Comment, Delivery, Repository, WebhookConfig
 from enrollment.webhooks import EVENTS
 from tests.enrollment.hooks import Bridge
@@ -151,7 +152,7 @@ def test_a_new_one_takes_its_place_and_both_count_for_a_day(row: Repository, adm
 
 def test_two_at_once_get_one_secret(row: Repository, admin_client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     secret_by_hand(row)
-    monkeypatch.setattr("enrollment.hook_reconcile.move", lambda *args, **more: False)
+    monkeypatch.setattr("enrollment.hook_rows.move", lambda *args, **more: False)
     answer = admin_client.post(page(row))
     assert answer.status_code == 409
     assert "somebody else asked for one" in text(answer)

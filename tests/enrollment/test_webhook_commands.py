@@ -12,7 +12,7 @@ from django.conf import settings
 from django.utils import timezone
 
 from controlplane.cli import DONE, MISUSE, NO, OURS
-from enrollment import hook_reconcile, receiver
+from enrollment import hook_rows, receiver
 from enrollment.models import Comment, Delivery, Forge, Repository, WebhookConfig
 from enrollment.sandbox.faults import Fault
 from tests.enrollment.hooks import Bridge, writes
@@ -111,7 +111,7 @@ def test_a_rotation_by_command(owned: World, shell: Shell) -> None:
 
 def test_an_interrupted_rotation_is_gone_on_with(owned: World, shell: Shell) -> None:
     shell("reconcile_webhooks", "--apply")
-    hook_reconcile.rotate(list(WebhookConfig.objects.all()))  # and killed
+    hook_rows.rotate(list(WebhookConfig.objects.all()))  # and killed
     assert len(owned.remote.tables.hooks) == 1
     assert shell("rotate_webhook_secret", "--all") == DONE
     assert len(owned.remote.tables.hooks) == 2

@@ -8,7 +8,8 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from controlplane.cli import OURS, Exit
-from enrollment.hook_reconcile import OVERLAP, reconcile, rotate
+from enrollment.hook_reconcile import OVERLAP, reconcile
+from enrollment.hook_rows import rotate
 from enrollment.models import Forge, WebhookConfig
 
 

@@ -1,0 +1,133 @@
+"""The rows of wanted hooks: making them, giving them new secrets, and handing a secret to a maintainer once."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from datetime import timedelta
+
+from django.db import IntegrityError, transaction
+from django.utils import timezone
+
+from enrollment.hook_states import State, move
+from enrollment.models import Forge, Repository, WebhookConfig
+
+#: How long one that a maintainer replaces by hand counts: the forge's side takes until somebody does it.
+OVERLAP_BY_HAND = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a hook stands: a repository, or (without one) an organisation."""
+
+    forge: Forge
+    owner: str
+    owner_id: int | None
+    repository: Repository | None = None
+
+    def __str__(self) -> str:
+        return self.repository.full_name if self.repository else self.owner
+
+    @property
+    def name(self) -> str:
+        return self.repository.name if self.repository else ""
+
+    def rows(self) -> list[WebhookConfig]:
+        """The current one first."""
+        rows = WebhookConfig.objects.filter(forge=self.forge, repository=self.repository).select_related("repository")
+        if self.repository is None:
+            rows = rows.filter(owner_id=self.owner_id)
+        return sorted(rows, key=current_first)
+
+
+def current_first(row: WebhookConfig) -> tuple[bool, int]:
+    return row.state == State.ROTATING, -row.pk
+
+
+def new_row(place: Place, **more: object) -> WebhookConfig:
+    """A row with a key and a secret that nobody has seen."""
+    return WebhookConfig.objects.create(
+        forge=place.forge,
+        repository=place.repository,
+        owner=place.owner,
+        owner_id=place.owner_id,
+        key=secrets.token_hex(8),
+        secret=secrets.token_hex(32),
+        **more,
+    )
+
+
+def ensure_row(place: Place) -> None:
+    """See to it that the place has a current row."""
+    if not any(row.state != State.ROTATING for row in place.rows()):
+        try:
+            with transaction.atomic():
+                new_row(place)
+        except IntegrityError:
+            pass  # somebody made it in this very moment
+
+
+def place_of(row: WebhookConfig) -> Place:
+    return Place(row.forge, row.repository.owner if row.repository else row.owner, row.owner_id, row.repository)
+
+
+def replace_secret(row: WebhookConfig, reason: str) -> WebhookConfig | None:
+    """Put another row with a new secret in a hook's place, as the first step of a rotation; None when somebody was faster.
+
+    The next pass makes the new hook; from then on both secrets count for OVERLAP; a pass after that removes the old one.
+    """
+    ends = timezone.now() if row.remote_id is None and not row.by_hand else None
+    if row.by_hand:
+        ends = timezone.now() + OVERLAP_BY_HAND
+    with transaction.atomic():
+        if not move(row, "rotate", reason, ends_at=ends, next_check_at=ends):
+            return None
+        return new_row(place_of(row), by_hand=row.by_hand)
+
+
+class SeenTo(Exception):
+    """A maintainer need not do it: cc-ci registered this hook itself. The message says so."""
+
+
+def secret_by_hand(repository: Repository) -> WebhookConfig:
+    """Make a secret for a maintainer who adds the hook by hand, in the place of an earlier one. Returns the row, whose
+    secret can be revealed this once: nothing shows it again. Raises SeenTo, and IntegrityError when two ask at once."""
+    place = Place(repository.forge, repository.owner, repository.owner_id, repository)
+    with transaction.atomic():
+        current = next((row for row in place.rows() if row.state != State.ROTATING), None)
+        if current is None:
+            return new_row(place, by_hand=True)
+        if not current.by_hand:
+            if current.remote_id is not None:
+                raise SeenTo(f"cc-ci has registered the hook of {place} itself; `cc-ci rotate_webhook_secret {place}` renews it.")
+            # Nobody has seen its secret, and the forge has not heard of it.
+            if not WebhookConfig.objects.filter(pk=current.pk, by_hand=False, remote_id=None).update(by_hand=True):
+                raise IntegrityError("somebody else asked for one in this very moment")
+            current.by_hand = True
+            return current
+        refusal = current.reason if current.state == State.REFUSED else ""
+        made = replace_secret(current, "a maintainer asked for a new secret")
+        if made is None:
+            raise IntegrityError("somebody else asked for one in this very moment")
+        if refusal:
+            move(made, "refuse", refusal)
+        return made
+
+
+def rotate(rows: list[WebhookConfig]) -> tuple[list[WebhookConfig], list[str]]:
+    """Begin a rotation of these current hooks. Returns the new rows, and lines on those that were left out and why."""
+    begun, left = [], []
+    for row in rows:
+        if row.by_hand:
+            left.append(f"{row.place}: added by hand; a maintainer makes a new secret on the repository's page")
+        elif row.state in (State.REFUSED, State.ABSENT):
+            left.append(f"{row.place}: {row.state}; there is no hook to rotate")
+        elif _siblings(row):
+            left.append(f"{row.place}: a rotation is under way already")
+        elif made := replace_secret(row, "a new secret was asked for"):
+            begun.append(made)
+    return begun, left
+
+
+def _siblings(row: WebhookConfig) -> list[WebhookConfig]:
+    return [other for other in place_of(row).rows() if other.state == State.ROTATING]
