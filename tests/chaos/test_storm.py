@@ -1,0 +1,44 @@
+"""Two hours at a forge where a third of all answers go wrong: every comment is answered exactly once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+
+import pytest
+from django.conf import settings
+
+from tests.chaos.storm import Size, Storm
+from tests.world import World
+
+QUICK = Size(repositories=60, comments=150, renames=6, forks=3, hook_troubles=12, pushes=8)
+WHOLE = Size(repositories=1000, comments=2000, renames=40, forks=20, hook_troubles=150, pushes=100)
+
+
+@pytest.mark.django_db
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize(
+    ("size", "version"),
+    [(QUICK, "1.22"), pytest.param(WHOLE, "1.22", marks=pytest.mark.long), pytest.param(WHOLE, "1.15", marks=pytest.mark.long)],
+    ids=["quick", "whole", "whole on an old forge"],
+)
+def test_every_comment_is_answered_exactly_once(
+    size: Size, version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)  # of what goes wrong there are thousands of lines
+    config = {"data_dir": tmp_path / "data", "webhook_autoregister": True, "webhook_reenable": True, "http_timeout": 3.0}
+    for name, value in {**config, "requests_per_minute": 600}.items():
+        monkeypatch.setattr(settings.CC_CI, name, value)
+    world = World(tmp_path, version)
+    storm = Storm(world, size, int(os.environ.get("TEST_SEED") or time.time()))
+    begun = time.perf_counter()
+    with storm.weather():
+        storm.build()
+        built = time.perf_counter()
+        storm.run()
+        storm.check()
+    print(storm.words())
+    print(f"  built in {built - begun:.1f} s, blown over in {time.perf_counter() - built:.1f} s")
+    world.close()
