@@ -154,7 +154,8 @@ def _look(forge: Forge, client: ForgeClient, held: Held, result: Look) -> None:
         # Without it we could not tell our own comments from others'.
         refresh_identity(forge, client)
         forge.save(update_fields=["version", "bot_id", "bot_login"])
-    repositories = list(Repository.objects.watched().filter(forge=forge))
+    # By the forge's own row: each of a thousand asks it whether hooks are wanted, and would fetch it anew.
+    repositories = list(forge.repositories.watched())
     if not repositories:
         result.skipped = "nothing enrolled"
         return
