@@ -13,9 +13,11 @@ from typing import Any
 from django.conf import settings
 
 from enrollment.forges.base import ForgeClient, Pull, User
-from enrollment.models import Comment, Repository
+from enrollment.models import Comment, Forge, Repository
+from enrollment.policies import Policy, policy_of
 
 MIN_SHA = 7
+NO_POLICY = Policy()
 
 
 @dataclass(frozen=True)
@@ -26,15 +28,22 @@ class Person:
     login: str
     is_self: bool = False
     is_bot: bool = False
+    is_blocked: bool = False
     is_owner: bool = False
     is_member: bool = False
+    is_team: bool = False
     is_collaborator: bool = False
     is_allowed: bool = False
 
     @property
+    def unheard(self) -> bool:
+        """Whether nothing of theirs is answered, whatever else holds."""
+        return self.is_self or self.is_bot or self.is_blocked
+
+    @property
     def trusted(self) -> bool:
-        machine = self.is_self or self.is_bot
-        return not machine and (self.is_owner or self.is_member or self.is_collaborator or self.is_allowed)
+        yes = self.is_owner or self.is_member or self.is_team or self.is_collaborator or self.is_allowed
+        return yes and not self.unheard
 
     def standing(self) -> str:
         """Why they may, or that they may not, in words."""
@@ -42,9 +51,12 @@ class Person:
             return "is cc-ci itself"
         if self.is_bot:
             return "is a bot"
+        if self.is_blocked:
+            return "is blocked"
         for fact, words in (
             (self.is_owner, "owns the repository"),
             (self.is_member, "is a member of the organisation"),
+            (self.is_team, "is in the team that may ask"),
             (self.is_collaborator, "is a collaborator"),
             (self.is_allowed, "is on the allow-list"),
         ):
@@ -64,6 +76,9 @@ class Facts:
     commits: tuple[str, ...] = ()  #: of the pull request; gathered when a commit was named
     wanted_sha: str = ""
     pushed_after_comment: bool | None = None  #: None: the server keeps no timeline that would tell
+    policy: Policy = NO_POLICY
+    approved: tuple[str, ...] = ()  #: commits of this pull request that a trusted person approved
+    head_read_at: str = ""  #: the forge's time at which the head was read
 
     @property
     def strange_code(self) -> bool:
@@ -73,6 +88,7 @@ class Facts:
     def as_json(self) -> dict[str, Any]:
         facts = asdict(self)
         facts["commits"] = len(self.commits)
+        facts["policy"] = self.policy.as_json()
         return facts
 
 
@@ -83,24 +99,24 @@ class Decision:
     allowed: bool
     reason: str
     sha: str = ""
-    refusal: str = ""  #: nothing, outsider, needs_sha, unknown_sha, ambiguous_sha
+    refusal: str = ""  #: nothing, outsider, needs_approval, needs_sha, unknown_sha, ambiguous_sha
 
 
 def decide(facts: Facts) -> Decision:
     """The decision. Pure."""
     asker = facts.asker
     who = f"{asker.login} (user {asker.id}) {asker.standing()}"
-    if asker.is_self or asker.is_bot:
+    if asker.unheard:
         return Decision(False, who, refusal="nothing")
-    if not asker.trusted:
+    if not asker.trusted and not (facts.policy.approval and asker.id == facts.author.id):
         return Decision(False, who, refusal="outsider")
-    if facts.wanted_sha:
-        found = sorted({sha for sha in (facts.head_sha, *facts.commits) if sha.startswith(facts.wanted_sha)})
-        if len(facts.wanted_sha) < MIN_SHA or len(found) > 1:
-            return Decision(False, f"{who}; {facts.wanted_sha!r} is too short to name one commit", refusal="ambiguous_sha")
-        if not found:
-            return Decision(False, f"{who}; {facts.wanted_sha} is no commit of this pull request", refusal="unknown_sha")
-        return Decision(True, f"{who}; named the commit", sha=found[0])
+    named = _named(facts, who) if facts.wanted_sha else None
+    if named and not named.allowed:
+        return named
+    if not asker.trusted:
+        return _stranger(facts, who, named.sha if named else facts.head_sha)
+    if named:
+        return named
     if facts.strange_code:
         origin = f"the code comes from the fork of {facts.author.login} (user {facts.author.id}), who {facts.author.standing()}"
         if facts.pushed_after_comment is None:
@@ -111,44 +127,127 @@ def decide(facts: Facts) -> Decision:
     return Decision(True, who, sha=facts.head_sha)
 
 
+def _named(facts: Facts, who: str) -> Decision:
+    """The one commit of the pull request that was named, if it is one."""
+    found = sorted({sha for sha in (facts.head_sha, *facts.commits) if sha.startswith(facts.wanted_sha)})
+    if len(facts.wanted_sha) < MIN_SHA or len(found) > 1:
+        return Decision(False, f"{who}; {facts.wanted_sha!r} is too short to name one commit", refusal="ambiguous_sha")
+    if not found:
+        return Decision(False, f"{who}; {facts.wanted_sha} is no commit of this pull request", refusal="unknown_sha")
+    return Decision(True, f"{who}; named the commit", sha=found[0])
+
+
+def _stranger(facts: Facts, who: str, sha: str) -> Decision:
+    """The author of the pull request, who may not ask, where strangers' runs can be approved: for one commit at a time."""
+    if sha in facts.approved:
+        return Decision(True, f"{who}; {sha[:10]} was approved before", sha=sha)
+    return Decision(False, f"{who}; a run of {sha[:10]} needs approval", sha=sha, refusal="needs_approval")
+
+
+@dataclass(frozen=True)
+class Approval:
+    """What an approval stands on: who gives it, and whether the code is still what waits."""
+
+    asker: Person
+    waiting_sha: str  #: of the run that waits
+    head_sha: str
+    wanted_sha: str = ""
+    seen_before: bool = False  #: whether the head was read, and the run pinned to it, before the comment was written
+    head_read_at: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def approve(facts: Approval) -> Decision:
+    """Whether a run that waits is approved. Pure. For the commit that waits, and no other.
+
+    Without a commit named, the pull request's head must be the one that waits, and must have been read before the comment was
+    written: else the person may have looked at another.
+    """
+    who = f"{facts.asker.login} (user {facts.asker.id}) {facts.asker.standing()}"
+    if facts.asker.unheard:
+        return Decision(False, who, refusal="nothing")
+    if not facts.asker.trusted:
+        return Decision(False, who, refusal="outsider")
+    if facts.wanted_sha:
+        if len(facts.wanted_sha) < MIN_SHA or not facts.waiting_sha.startswith(facts.wanted_sha):
+            return Decision(False, f"{who}; {facts.wanted_sha} is not the commit that waits", refusal="unknown_sha")
+        return Decision(True, f"{who}; approved, naming the commit", sha=facts.waiting_sha)
+    if facts.head_sha != facts.waiting_sha:
+        return Decision(False, f"{who}; something was pushed since {facts.waiting_sha[:10]}", refusal="moved")
+    if not facts.seen_before:
+        return Decision(False, f"{who}; the run was not there yet when the approval was written", refusal="too_early")
+    return Decision(True, f"{who}; approved", sha=facts.waiting_sha)
+
+
 def is_sha(text: str) -> bool:
     """Whether a word could name a commit: hex digits, in lower case after folding, 7 to 64 of them."""
     return re.fullmatch(rf"[0-9a-f]{{{MIN_SHA},64}}", text.lower()) is not None
 
 
-def gather(asker: Person, comment: Comment, repository: Repository, pull: Pull, wanted_sha: str, client: ForgeClient) -> Facts:
+def gather(
+    asker: Person,
+    comment: Comment,
+    repository: Repository,
+    pull: Pull,
+    wanted_sha: str,
+    client: ForgeClient,
+    approved: tuple[str, ...] = (),
+) -> Facts:
     """Ask the forge for the facts about a comment. Raises ForgeError; then nothing is decided, and it is asked again."""
     author = asker if pull.author.id == asker.id else person(pull.author, repository, client)
-    facts = Facts(asker, author, pull.from_fork, pull.head_sha, wanted_sha=wanted_sha.lower())
+    facts = Facts(
+        asker,
+        author,
+        pull.from_fork,
+        pull.head_sha,
+        wanted_sha=wanted_sha.lower(),
+        policy=policy_of(repository),
+        approved=approved,
+    )
     if wanted_sha:
         return replace(facts, commits=tuple(client.pull_commits(repository.owner, repository.name, pull.number)))
-    if facts.strange_code:
+    if facts.strange_code and asker.trusted:
         # The head was read before the timeline: a push in between is seen here, and the commit pinned is the older one.
         last_push = client.last_push(repository.owner, repository.name, pull.number)
+        _compare(repository.forge, last_push is not None)
         # Whole seconds: a push in the very second of the comment may have come after it.
         pushed = None if last_push is None else last_push >= comment.created_at.replace(microsecond=0)
         return replace(facts, pushed_after_comment=pushed)
     return facts
 
 
+def _compare(forge: Forge, timeline: bool) -> None:
+    """Hold an answer against what was found out about the forge: when they differ, all is found out anew."""
+    known = forge.abilities.get("timeline", {}).get("value")
+    if known is not None and known is not timeline:
+        Forge.objects.filter(pk=forge.pk).update(abilities_at=None)
+
+
 def person(user: User, repository: Repository, client: ForgeClient) -> Person:
-    """A person's standing, asking no more than is needed: the first fact that gives trust ends the asking."""
-    forge = repository.forge
+    """A person's standing, asking no more than is needed: the first fact that gives trust ends the asking. Nothing is
+    remembered: who leaves the organisation is trusted no longer from the next question on."""
+    forge, policy = repository.forge, policy_of(repository)
     bots = {name.lower() for name in settings.CC_CI.bots}
     if user.id == forge.bot_id:
         return Person(user.id, user.login, is_self=True)
     if user.login.lower() in bots:
         return Person(user.id, user.login, is_bot=True)
+    if user.id in policy.block:
+        return Person(user.id, user.login, is_blocked=True)
     if user.id == repository.owner_id:
         return Person(user.id, user.login, is_owner=True)
-    if user.id in (*forge.allow, *repository.allow):
+    if user.id in policy.allow:
         return Person(user.id, user.login, is_allowed=True)
     named = client.user(user.login)
     if named is None or named.id != user.id:
         # The name belongs to nobody, or to somebody else by now: nothing that is asked by it would be about this person.
         return Person(user.id, user.login)
-    if client.is_member(repository.owner, user.login):
+    if policy.members and client.is_member(repository.owner, user.login):
         return Person(user.id, user.login, is_member=True)
-    if client.is_collaborator(repository.owner, repository.name, user.login):
+    if policy.team and client.in_team(repository.owner, policy.team, user.login):
+        return Person(user.id, user.login, is_team=True)
+    if policy.collaborators and client.is_collaborator(repository.owner, repository.name, user.login):
         return Person(user.id, user.login, is_collaborator=True)
     return Person(user.id, user.login)

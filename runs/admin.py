@@ -19,7 +19,7 @@ from controlplane.adminsite import ReadOnlyAdmin
 from controlplane.secrets import SecretUnreadable
 from enrollment.forges.base import ForgeError
 from enrollment.models import Repository
-from runs import lifecycle, starting
+from runs import approval, lifecycle, starting
 from runs.models import Artefact, CaseResult, Report, RunEvent, StageResult, State, TestRun
 
 STATE_LABELS = {
@@ -84,7 +84,7 @@ class TestRunAdmin(ReadOnlyAdmin):
     date_hierarchy = "created_at"
     inlines = [StageInline, EventInline]
     exclude = ("log", "log_offset", "event_seq")
-    actions = ["run", "run_with_extra_tests", "cancel"]
+    actions = ["run", "run_with_extra_tests", "cancel", "approve"]
 
     @display(description="state", label=STATE_LABELS)
     def result(self, run: TestRun) -> str:
@@ -120,6 +120,17 @@ class TestRunAdmin(ReadOnlyAdmin):
         who = request.user.get_username()
         stopped = sum(lifecycle.want_stop(run, State.CANCELLED, f"cancelled in the admin by {who}") for run in queryset)
         self.message_user(request, f"{stopped} of {queryset.count()} are being cancelled.")
+
+    @action(description="Approve (of runs that wait for it)")
+    def approve(self, request: HttpRequest, queryset: QuerySet[TestRun]) -> None:
+        _may_run(request)
+        for run in queryset.select_related("repository__forge", "pull_request"):
+            try:
+                trouble = approval.let_go_by_hand(run, request.user.get_username())
+            except (ForgeError, SecretUnreadable) as error:
+                trouble = f"{run}: {error}"
+            level = messages.ERROR if trouble else messages.SUCCESS
+            self.message_user(request, trouble or f"{run} is queued, for {run.short_sha} only.", level)
 
 
 @admin.register(StageResult)

@@ -32,6 +32,7 @@ VERBS = {
     "status": Entry("!testme status", "Say how the newest run of this pull request stands."),
     "cancel": Entry("!testme cancel", "Stop the run of this pull request and tear it down."),
     "retry": Entry("!testme retry", "Run all stages again on the commit of the newest run."),
+    "approve": Entry("!testme approve", "Let the run of an outsider's commit begin that waits for it; a commit may be named."),
 }
 OPTIONS = {
     "--extra-tests": Entry("!testme --extra-tests", "Also run the recipe's extra (heavy) tests."),
@@ -43,7 +44,7 @@ COMMIT = Entry("!testme 1234567", "The same for this commit of the pull request 
 
 @dataclass(frozen=True)
 class Command:
-    verb: str  #: run, help, status, cancel or retry
+    verb: str  #: run, help, status, cancel, retry or approve
     sha: str = ""
     stages: tuple[str, ...] = DEFAULT_STAGES
     line: str = ""
@@ -139,6 +140,8 @@ def _parse_line(line: str) -> Command | Problem:
     words = rest.split()
     sha, extra = "", False
     stages: tuple[str, ...] = DEFAULT_STAGES
+    if len(words) == 2 and words[0].lower() == "approve" and is_sha(words[1]):
+        return Command("approve", words[1].lower(), line=line[:200])
     if words and words[0].lower() in VERBS:
         if len(words) > 1:
             return Problem(f"{_quoted(words[0])} stands alone.", VERBS[words[0].lower()].form)

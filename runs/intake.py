@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 
 from django.conf import settings
@@ -20,10 +21,11 @@ from controlplane.secrets import SecretUnreadable
 from enrollment import trust
 from enrollment.budget import Purpose
 from enrollment.clients import client_for
-from enrollment.enrolling import copy_facts, refresh_repository
+from enrollment.enrolling import copy_facts, refresh_repository, server_now
 from enrollment.forges.base import ForgeClient, ForgeError, NotFound, Pull, User
 from enrollment.models import Comment, PullRequest, Repository
-from runs import chatops, lifecycle, render, reporting
+from enrollment.policies import policy_of
+from runs import approval, chatops, lifecycle, render, reporting
 from runs.chatops import Command, Problem
 from runs.harness.protocol import DEFAULT_STAGES, STAGES
 from runs.models import ACTIVE, State, TestRun
@@ -41,7 +43,7 @@ def handle(comment_id: int) -> Comment.Outcome | None:
         return Comment.Outcome(comment.outcome)
     command = chatops.parse(comment.body)
     if command is None:
-        return _ignore(comment, "it holds no command")
+        return ignore(comment, "it holds no command")
     try:
         return _answer(comment, command, client_for(comment.forge, Purpose.ANSWERS))
     except (ForgeError, SecretUnreadable) as error:
@@ -50,7 +52,7 @@ def handle(comment_id: int) -> Comment.Outcome | None:
 
 def _later(comment: Comment, error: Exception) -> Comment.Outcome | None:
     if comment.tries + 1 >= MAX_TRIES:
-        return _ignore(comment, f"the forge could not be asked about it: {error}")
+        return ignore(comment, f"the forge could not be asked about it: {error}")
     wait = backoff.wait(comment.tries, timedelta(seconds=5))
     Comment.objects.filter(pk=comment.pk, outcome="").update(
         tries=comment.tries + 1, next_try_at=timezone.now() + wait, last_error=str(error)[:2000]
@@ -62,23 +64,59 @@ def _later(comment: Comment, error: Exception) -> Comment.Outcome | None:
 def _answer(comment: Comment, command: Command | Problem, client: ForgeClient) -> Comment.Outcome | None:
     repository = comment.pull_request.repository
     asker = trust.person(User(comment.author_id, comment.author_login), repository, client)
-    if not asker.trusted:
+    if not asker.trusted and not _may_wait(asker, comment, command):
         # Who the author is and what was pushed is not asked: it would change nothing.
         facts = trust.Facts(asker, asker, from_fork=False, head_sha="")
         decision = trust.decide(facts)
         if decision.refusal == "nothing":
-            return _ignore(comment, decision.reason, facts)
+            return ignore(comment, decision.reason, facts)
         return _outsider(comment, decision.reason, facts)
     if comment.edited:
-        return _reply(comment, render.reply_edited(), "it was edited before it was first seen")
+        return reply(comment, render.reply_edited(), "it was edited before it was first seen")
     if isinstance(command, Problem):
-        return _reply(comment, render.reply_problem(command), f"not understood: {command.text}")
+        return reply(comment, render.reply_problem(command), f"not understood: {command.text}")
     if command.verb == "help":
-        return _reply(comment, render.reply_help(), "help")
+        return reply(comment, render.reply_help(), "help")
     if command.verb == "status":
         return _status(comment)
     if command.verb == "cancel":
         return _cancel(comment)
+    pull = _read_pull(comment, client)
+    read_at = server_now(client)
+    if pull.state != "open":
+        return _reply_to(asker, comment, render.reply_closed(), f"the pull request is {pull.state}")
+    if command.verb == "retry":
+        return _retry(comment)
+    if command.verb == "approve":
+        return approval.answer(comment, command, asker, pull, read_at)
+    approved = approval.approved_commits(comment.pull_request, client)
+    facts = trust.gather(asker, comment, repository, pull, command.sha, client, approved)
+    facts = replace(facts, head_read_at=read_at.isoformat())
+    decision = trust.decide(facts)
+    if decision.allowed:
+        trusted = asker.trusted and not facts.strange_code
+        return _run(comment, decision.sha, command.stages, decision.reason, trusted=trusted, asker=asker, facts=facts)
+    if decision.refusal == "needs_approval":
+        return approval.wait(comment, decision.sha, command.stages, decision.reason, facts)
+    if decision.refusal == "outsider":
+        return _outsider(comment, decision.reason, facts)
+    texts = {
+        "needs_sha": render.reply_needs_sha(pull.head_sha, pull.html_url),
+        "unknown_sha": render.reply_unknown_sha(command.sha, pull.head_sha),
+        "ambiguous_sha": render.reply_ambiguous_sha(command.sha, pull.head_sha),
+    }
+    return _reply_to(asker, comment, texts[decision.refusal], decision.reason, facts)
+
+
+def _may_wait(asker: trust.Person, comment: Comment, command: Command | Problem) -> bool:
+    """Whether it is worth asking further about somebody who may not ask: their run may wait for approval."""
+    runs = isinstance(command, Command) and command.verb == "run" and not comment.edited
+    return runs and not asker.unheard and policy_of(comment.pull_request.repository).approval
+
+
+def _read_pull(comment: Comment, client: ForgeClient) -> Pull:
+    """The pull request as it is now, also where its repository was just renamed."""
+    repository = comment.pull_request.repository
     try:
         pull = client.pull(repository.owner, repository.name, comment.pull_request.number)
     except NotFound:
@@ -87,20 +125,7 @@ def _answer(comment: Comment, command: Command | Problem, client: ForgeClient) -
         else:
             raise
     _note_pull(comment.pull_request, pull)
-    if pull.state != "open":
-        return _reply(comment, render.reply_closed(), f"the pull request is {pull.state}")
-    if command.verb == "retry":
-        return _retry(comment)
-    facts = trust.gather(asker, comment, repository, pull, command.sha, client)
-    decision = trust.decide(facts)
-    if decision.allowed:
-        return _run(comment, decision.sha, command.stages, decision.reason, trusted=not facts.strange_code, facts=facts)
-    texts = {
-        "needs_sha": render.reply_needs_sha(pull.head_sha, pull.html_url),
-        "unknown_sha": render.reply_unknown_sha(command.sha, pull.head_sha),
-        "ambiguous_sha": render.reply_ambiguous_sha(command.sha, pull.head_sha),
-    }
-    return _reply(comment, texts[decision.refusal], decision.reason, facts)
+    return pull
 
 
 def _note_pull(row: PullRequest, pull: Pull) -> None:
@@ -116,12 +141,12 @@ def _note_pull(row: PullRequest, pull: Pull) -> None:
 # --- outcomes
 
 
-def _settle(
+def settle(
     comment: Comment,
     outcome: Comment.Outcome,
     reason: str,
     follow: Callable[[], Comment.Outcome | None] = lambda: None,
-    facts: trust.Facts | None = None,
+    facts: trust.Facts | trust.Approval | None = None,
 ) -> Comment.Outcome:
     """Give the comment its outcome and do what follows from it, in one transaction, if nobody has. `follow` may name
     another outcome, once it has seen what there is."""
@@ -136,12 +161,19 @@ def _settle(
     return Comment.Outcome(comment.outcome)
 
 
-def _ignore(comment: Comment, reason: str, facts: trust.Facts | None = None) -> Comment.Outcome:
-    return _settle(comment, Comment.Outcome.IGNORED, reason, facts=facts)
+def ignore(comment: Comment, reason: str, facts: trust.Facts | None = None) -> Comment.Outcome:
+    return settle(comment, Comment.Outcome.IGNORED, reason, facts=facts)
 
 
-def _reply(comment: Comment, text: str, reason: str, facts: trust.Facts | None = None) -> Comment.Outcome:
-    return _settle(comment, Comment.Outcome.REPLY, reason, lambda: reporting.want_reply(comment, text), facts)
+def reply(comment: Comment, text: str, reason: str, facts: trust.Facts | trust.Approval | None = None) -> Comment.Outcome:
+    return settle(comment, Comment.Outcome.REPLY, reason, lambda: reporting.want_reply(comment, text), facts)
+
+
+def _reply_to(asker: trust.Person, comment: Comment, text: str, reason: str, facts: trust.Facts | None = None) -> Comment.Outcome:
+    """A reply to somebody who may ask; others get theirs once."""
+    if asker.trusted:
+        return reply(comment, text, reason, facts)
+    return _outsider(comment, reason, facts or trust.Facts(asker, asker, from_fork=False, head_sha=""))
 
 
 def _outsider(comment: Comment, reason: str, facts: trust.Facts) -> Comment.Outcome:
@@ -150,16 +182,16 @@ def _outsider(comment: Comment, reason: str, facts: trust.Facts) -> Comment.Outc
         pull_request=comment.pull_request, author_id=comment.author_id, outcome=Comment.Outcome.REPLY
     ).exclude(pk=comment.pk)
     if settings.CC_CI.outsiders == "silent":
-        return _ignore(comment, f"{reason}; outsiders get no reply here", facts)
+        return ignore(comment, f"{reason}; outsiders get no reply here", facts)
     if told.exists():
-        return _ignore(comment, f"{reason}; was told so on this pull request before", facts)
-    return _reply(comment, render.reply_outsider(comment.pull_request.repository.full_name), reason, facts)
+        return ignore(comment, f"{reason}; was told so on this pull request before", facts)
+    return reply(comment, render.reply_outsider(comment.pull_request.repository.full_name), reason, facts)
 
 
 def _status(comment: Comment) -> Comment.Outcome:
     run = newest_run(comment.pull_request)
     text = render.reply_status(run, reporting.ahead_of(run)) if run else render.reply_nothing("status")
-    return _reply(comment, text, "status")
+    return reply(comment, text, "status")
 
 
 def _cancel(comment: Comment) -> Comment.Outcome:
@@ -176,13 +208,15 @@ def _cancel(comment: Comment) -> Comment.Outcome:
         async_task("runs.tasks.supervise")
         return None
 
-    return _settle(comment, Comment.Outcome.ACTED, "cancel", follow)
+    return settle(comment, Comment.Outcome.ACTED, "cancel", follow)
 
 
 def _retry(comment: Comment) -> Comment.Outcome:
-    last = newest_run(comment.pull_request)
+    # One that nobody approved was never let go, and is not to be by this.
+    let_go = TestRun.objects.filter(pull_request=comment.pull_request, events__kind=State.QUEUED).distinct()
+    last = let_go.order_by("created_at").last()
     if last is None:
-        return _reply(comment, render.reply_nothing("retry"), "nothing to repeat")
+        return reply(comment, render.reply_nothing("retry"), "nothing to repeat")
     wanted = {*DEFAULT_STAGES, *last.stages}
     stages = tuple(stage for stage in STAGES if stage in wanted)
     return _run(comment, last.sha, stages, f"repeats {last}", trusted=last.trusted, retry_of=last)
@@ -199,9 +233,11 @@ def _run(
     reason: str,
     *,
     trusted: bool,
+    asker: trust.Person | None = None,
     facts: trust.Facts | None = None,
     retry_of: TestRun | None = None,
 ) -> Comment.Outcome:
+    """`asker`: somebody whose commit was approved before takes no other run's place."""
     pull = comment.pull_request
 
     def follow() -> Comment.Outcome | None:
@@ -209,9 +245,12 @@ def _run(
         PullRequest.objects.select_for_update().get(pk=pull.pk)
         reporting.want_reaction(comment)
         for other in TestRun.objects.filter(pull_request=pull, state__in=ACTIVE, stop_wanted=""):
-            if other.sha == sha and set(stages) <= set(other.stages):
+            waits = other.state == State.AWAITING_APPROVAL
+            if other.sha == sha and set(stages) <= set(other.stages) and not waits:
                 lifecycle.note(other, "joined", f"{comment.author_login} asked for the same", comment=comment.forge_comment_id)
                 return Comment.Outcome.JOINED
+            if asker is not None and not asker.trusted and not waits:
+                return Comment.Outcome.IGNORED
             lifecycle.want_stop(other, State.SUPERSEDED, f"{comment.author_login} asked for another run")
         create_run(
             pull.repository,
@@ -227,7 +266,7 @@ def _run(
         )
         return None
 
-    return _settle(comment, Comment.Outcome.RUN, reason, follow, facts)
+    return settle(comment, Comment.Outcome.RUN, reason, follow, facts)
 
 
 def create_run(
@@ -242,8 +281,10 @@ def create_run(
     comment: Comment | None = None,
     retry_of: TestRun | None = None,
     text: str = "",
+    state: State = State.QUEUED,
 ) -> TestRun:
-    """A queued run, its first line in the trail, and the wish for a comment and a status, in one transaction."""
+    """A queued run (or one that awaits approval), its first line in the trail, and the wish for a comment and a status, in
+    one transaction."""
     with transaction.atomic():
         run = TestRun.objects.create(
             repository=repository,
@@ -256,11 +297,13 @@ def create_run(
             stages=list(stages),
             requested_by=requested_by[:255],
             trusted=trusted,
+            state=state,
         )
-        lifecycle.note(run, State.QUEUED, text)
+        lifecycle.note(run, state, text)
         lifecycle.run_moved.send(sender=TestRun, run=run)
         # In the same transaction: the queue is a table too.
-        async_task("runs.tasks.dispatch")
+        if state == State.QUEUED:
+            async_task("runs.tasks.dispatch")
     return run
 
 

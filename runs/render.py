@@ -61,6 +61,8 @@ def report(run: TestRun, *, ahead: int = 0, marker: str = "") -> str:
     parts.append(f"### {MARK[state]} The test of {plain(run.repository.name)} at `{run.short_sha}` {HEADLINE[state]}")
     if state == State.QUEUED and ahead:
         parts.append(f"{ahead} {'run is' if ahead == 1 else 'runs are'} ahead of it.")
+    if state == State.AWAITING_APPROVAL:
+        parts.append(approval(run))
     stages = list(run.stage_results.all())
     # The table gives the reason of a stage that failed; twice would be noise.
     if run.reason and state != State.PASSED and not any(stage.reason and stage.reason in run.reason for stage in stages):
@@ -74,6 +76,17 @@ def report(run: TestRun, *, ahead: int = 0, marker: str = "") -> str:
     parts += findings(run)
     parts.append(footer(run))
     return "\n\n".join(parts) + "\n"
+
+
+def approval(run: TestRun) -> str:
+    """What a maintainer has to do about a run that waits. The line names the commit: it counts for that one alone."""
+    pull_url = run.pull_request.html_url if run.pull_request else ""
+    return (
+        f"{plain(run.requested_by)} is not a maintainer, so somebody who is has to look first. Please read "
+        f"[that commit's changes]({pull_url}/commits/{run.sha}), and if they are fine, write:"
+        f"\n\n```\n!testme approve {run.short_sha}\n```\n\n"
+        "It counts for this commit only; what is pushed later needs an approval of its own."
+    )
 
 
 def stage_table(stages: Sequence[StageResult]) -> str:
@@ -291,12 +304,39 @@ def reply_ambiguous_sha(wanted: str, head: str) -> str:
     return f"`{wanted}` does not name one commit; please write more digits:\n\n```\n!testme {head[:16]}\n```"
 
 
+def reply_approve_named(sha: str, pull_url: str) -> str:
+    return (
+        f"When you wrote that, the run of `{sha[:10]}` was not there yet, so I do not know which code you looked at. "
+        f"Please look at [that commit's changes]({pull_url}/commits/{sha}), and if they are fine, write:"
+        f"\n\n```\n!testme approve {sha[:10]}\n```"
+    )
+
+
+def reply_approve_other(wanted: str, waiting: str) -> str:
+    return (
+        f"The run that waits is not of `{wanted}`. The one that does is approved by:\n\n```\n!testme approve {waiting[:10]}\n```"
+    )
+
+
+def reply_approve_moved(old: str, new: str, pull_url: str) -> str:
+    return (
+        f"Something was pushed since the run of `{old[:10]}` was asked for, so your approval started nothing. Please look at "
+        f"[the newest commit's changes]({pull_url}/commits/{new}), and if they are fine, write:"
+        f"\n\n```\n!testme approve {new[:10]}\n```"
+    )
+
+
 def reply_closed() -> str:
     return "This pull request is closed; I test open ones only."
 
 
 def reply_nothing(verb: str) -> str:
-    words = {"cancel": "There is no run to cancel.", "retry": "There is no run to repeat yet.", "status": "There is no run yet."}
+    words = {
+        "cancel": "There is no run to cancel.",
+        "retry": "There is no run to repeat yet.",
+        "status": "There is no run yet.",
+        "approve": "There is no run that waits for approval.",
+    }
     return f"{words[verb]} Ask for one with:\n\n```\n{chatops.RUN.form}\n```"
 
 

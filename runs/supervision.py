@@ -7,7 +7,7 @@ or in the run's folder, and each step is safe to repeat.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 
 from django.conf import settings
@@ -16,7 +16,7 @@ from django.db.models import F
 from django.utils import timezone
 
 from controlplane.models import Host
-from runs import lifecycle, results
+from runs import approval, lifecycle, results
 from runs.executors import local
 from runs.executors.base import Executor, ExecutorError, Observation
 from runs.harness.protocol import FolderState
@@ -44,13 +44,13 @@ def executor_for(run: TestRun) -> Executor:
 
 def dispatch() -> list[TestRun]:
     """Give this machine's free slots to the oldest runs that wait, and start them."""
-    claimed = _claim()
+    claimed = _claim(approval.ask_again())
     for run in claimed:
         _start(run)
     return claimed
 
 
-def _claim() -> list[TestRun]:
+def _claim(held_back: Collection[TestRun] = ()) -> list[TestRun]:
     host = settings.CC_CI.host
     if not TestRun.objects.filter(state=State.QUEUED).exists():
         return []
@@ -63,6 +63,8 @@ def _claim() -> list[TestRun]:
         for run in TestRun.objects.filter(state=State.QUEUED).order_by("created_at"):
             if free <= 0:
                 break
+            if run in held_back:
+                continue  # whether who asked for it still may is not known
             if run.pull_request_id and TestRun.objects.filter(pull_request=run.pull_request_id, state__in=HOLDING).exists():
                 continue  # the older one of this pull request is being stopped
             now = timezone.now()

@@ -39,6 +39,16 @@ class Membership:
 
 
 @dataclass
+class Team:
+    """A named team of an organisation. What its members may do comes from their memberships."""
+
+    id: int
+    org_id: int
+    name: str
+    user_ids: list[int] = field(default_factory=list)
+
+
+@dataclass
 class Collaborator:
     """A user with a right of their own in one repository."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enrollment.sandbox.api import DEFAULT_ITEMS, MAX_ITEMS, Call, route
 from enrollment.sandbox.faults import Response
-from enrollment.sandbox.model import Repo, User
+from enrollment.sandbox.model import Repo, Team, User
 
 
 @route("GET", "/version")
@@ -88,6 +88,47 @@ def is_public_member(call: Call) -> Response:
     if member and member.public:
         return Response(204)
     raise call.missing()
+
+
+@route("GET", "/orgs/{org}/teams", "organization", signed_in=True)
+def teams(call: Call) -> Response:
+    """The named teams of an organisation, for its members."""
+    org = call.org()
+    if not _inside(call, org):
+        raise call.error(403, "Must be an organization member")
+    return call.page([row for row in call.forge.tables.teams.values() if row.org_id == org.id], _team)
+
+
+@route("GET", "/teams/{id}", "organization", signed_in=True)
+def one_team(call: Call) -> Response:
+    """A team, for those in it and the organisation's owners."""
+    return call.answer(_team(_visible_team(call)))
+
+
+@route("GET", "/teams/{id}/members/{user}", "organization", signed_in=True)
+def team_member(call: Call) -> Response:
+    """A member of a team, or 404."""
+    team, user = _visible_team(call), call.person()
+    if user.id not in team.user_ids:
+        raise call.missing()
+    return call.answer(call.render.user(user, seen=True))
+
+
+def _visible_team(call: Call) -> Team:
+    team = call.forge.tables.teams.get(int(call.names["id"])) if call.names["id"].isdigit() else None
+    if team is None:
+        raise call.missing()
+    asker, org = call.signed_in(), call.forge.tables.users[team.org_id]
+    member = call.forge.membership(org, asker)
+    if asker.is_admin or asker.id in team.user_ids or (member and member.permission == "owner"):
+        return team
+    if member:
+        raise call.error(403, "Must be a team member")
+    raise call.missing()
+
+
+def _team(team: Team) -> dict[str, object]:
+    return {"id": team.id, "name": team.name, "description": "", "permission": "read", "includes_all_repositories": True}
 
 
 @route("GET", "/repos/search", "repository")

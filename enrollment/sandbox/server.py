@@ -46,6 +46,11 @@ class Server:
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,), name="sandbox", daemon=True)
         self._thread.start()
 
+    @property
+    def connections(self) -> int:
+        """How many connections were opened to it so far."""
+        return self._http.accepted
+
     def stop(self) -> None:
         """Stop listening and cut all connections, idle or busy, as a server that dies does. May be called twice."""
         self._http.shutdown()
@@ -77,10 +82,12 @@ class _Http(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], forge: Forge) -> None:
         self.forge = forge
         self._open: set[socket.socket] = set()
+        self.accepted = 0
         super().__init__(address, _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         self._open.add(request)
+        self.accepted += 1
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:

@@ -15,7 +15,7 @@ from enrollment.sandbox import git
 from enrollment.sandbox.faults import FaultPlan, Request
 from enrollment.sandbox.features import features_of
 from enrollment.sandbox.issues import Event, IssueStore
-from enrollment.sandbox.model import Collaborator, Membership, Pull, Redirect, Repo, Token, User
+from enrollment.sandbox.model import Collaborator, Membership, Pull, Redirect, Repo, Team, Token, User
 from enrollment.sandbox.tables import Tables
 
 LEVELS = {"none": 0, "read": 1, "write": 2, "admin": 3, "owner": 4}
@@ -101,9 +101,27 @@ class Forge(IssueStore):
             tables.memberships[row] = member
             return member
 
-    def remove_member(self, org: User | str, user: User | str) -> None:
-        """Take a user out of an organisation; nothing happens when they are not in it."""
+    def add_to_team(self, org: User | str, name: str, *users: User | str) -> Team:
+        """Put users in a named team, which is made when there is none. They become members (read) unless they are."""
         with self.changing() as tables:
+            holder = self.user(org)
+            teams = tables.teams.values()
+            team = next((row for row in teams if row.org_id == holder.id and row.name.lower() == name.lower()), None)
+            if team is None:
+                team = Team(tables.next_id("teams"), holder.id, name)
+                tables.teams[team.id] = team
+            for row in map(self.user, users):
+                if self.membership(holder, row) is None:
+                    self.add_member(holder, row)
+                team.user_ids = [*(number for number in team.user_ids if number != row.id), row.id]
+            return team
+
+    def remove_member(self, org: User | str, user: User | str) -> None:
+        """Take a user out of an organisation and its teams; nothing happens when they are not in it."""
+        with self.changing() as tables:
+            for team in tables.teams.values():
+                if team.org_id == self.user(org).id:
+                    team.user_ids = [number for number in team.user_ids if number != self.user(user).id]
             if member := self.membership(self.user(org), self.user(user)):
                 del tables.memberships[member.id]
 

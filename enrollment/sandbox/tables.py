@@ -20,6 +20,7 @@ from enrollment.sandbox.model import (
     Redirect,
     Repo,
     Status,
+    Team,
     Token,
     User,
 )
@@ -32,6 +33,7 @@ class Tables:
     users: dict[int, User] = field(default_factory=dict)
     tokens: dict[int, Token] = field(default_factory=dict)
     memberships: dict[int, Membership] = field(default_factory=dict)
+    teams: dict[int, Team] = field(default_factory=dict)
     collaborators: dict[int, Collaborator] = field(default_factory=dict)
     repos: dict[int, Repo] = field(default_factory=dict)
     issues: dict[int, Issue] = field(default_factory=dict)

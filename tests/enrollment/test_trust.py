@@ -90,8 +90,10 @@ def test_the_facts_can_be_kept_with_the_comment() -> None:
         "login": "alice",
         "is_self": False,
         "is_bot": False,
+        "is_blocked": False,
         "is_owner": False,
         "is_member": True,
+        "is_team": False,
         "is_collaborator": False,
         "is_allowed": False,
     }

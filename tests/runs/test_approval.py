@@ -1,0 +1,357 @@
+"""A stranger's run waits for a trusted person, for one commit; and who stops being trusted starts nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import time_machine
+from django.conf import settings
+from django.contrib.auth.models import Permission, User
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
+
+from enrollment.models import Comment, Forge, Repository
+from enrollment.sandbox.faults import Fault, Request
+from enrollment.sandbox.model import Pull
+from runs import approval, lifecycle, supervision
+from runs.models import RunEvent, State, TestRun
+from tests.world import World
+
+pytestmark = pytest.mark.django_db
+
+AGO = timedelta(minutes=5)
+
+
+@pytest.fixture
+def world(db: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[World]:
+    """Strangers' runs may be approved; mallory has a pull request from a fork (number 2). No harness is started."""
+    monkeypatch.setattr(settings.CC_CI, "data_dir", tmp_path / "data")
+    monkeypatch.setattr(supervision, "_start", lambda run: None)
+    world = World(tmp_path, getattr(request, "param", "1.22"))
+    world.connect()
+    world.add_recipe("web")
+    world.enroll("recipes/web")
+    Forge.objects.update(strangers_await_approval=True)
+    world.add_fork_pull("recipes/web")
+    yield world
+    world.remote.faults = None
+    world.close()
+
+
+def pull_of(world: World) -> Pull:
+    return world.remote.pull("recipes/web", 2)
+
+
+def hear(world: World, body: str = "!testme", user: str = "mallory", after: int = 3) -> Comment:
+    """Say it some seconds after what was last read, and handle it."""
+    world.clock.move(seconds=after)
+    said = world.say("recipes/web", body, user, 2)
+    world.hear()
+    return Comment.objects.get(forge_comment_id=said.id)
+
+
+def push(world: World) -> str:
+    fork = next(row for row in world.remote.tables.repos.values() if row.owner == "mallory")
+    return world.remote.push(fork, "patch", {"more.txt": str(world.clock())}, "More", world.mallory)
+
+
+@pytest.mark.parametrize("world", ["1.15", "1.22"], indirect=True)
+def test_a_strangers_run_waits_and_a_member_lets_it_go(world: World) -> None:
+    asked = hear(world)
+    run = TestRun.objects.get()
+    assert (run.state, run.sha, run.trusted, asked.outcome) == (State.AWAITING_APPROVAL, pull_of(world).head_sha, False, "run")
+    assert "needs approval" in asked.reason
+    (text,) = world.own_comments("recipes/web", 2)
+    assert f"!testme approve {run.sha[:10]}" in text
+    assert supervision.dispatch() == []
+    answered = hear(world, "!testme approve", "alice")
+    run.refresh_from_db()
+    assert (run.state, answered.outcome) == (State.QUEUED, "acted")
+    assert "alice" in answered.reason and "approved" in answered.reason
+    assert answered.facts["waiting_sha"] == run.sha
+    event = run.events.get(kind="approved")
+    assert event.data == {"login": "alice", "id": world.alice.id, "comment": answered.forge_comment_id}
+    assert supervision.dispatch() == [run]
+
+
+def test_without_the_policy_a_stranger_is_told_as_ever(world: World) -> None:
+    Repository.objects.update(strangers_await_approval="off")  # its own word counts before its forge's
+    assert hear(world).outcome == "reply"
+    assert not TestRun.objects.exists()
+
+
+def test_only_the_author_of_the_pull_request_gets_a_run_that_waits(world: World) -> None:
+    world.remote.add_user("eve")
+    assert hear(world, user="eve").outcome == "reply"
+    assert not TestRun.objects.exists()
+
+
+@pytest.mark.parametrize("user", ["mallory", "eve", "renovate", "trudy"])
+def test_nobody_else_approves(world: World, user: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings.CC_CI, "bots", ["renovate"])
+    for name in ("eve", "renovate", "trudy"):
+        world.remote.add_user(name)
+    for name in ("renovate", "trudy"):
+        world.remote.add_member(world.org, name, "write")
+    Forge.objects.update(block=[world.remote.user("trudy").id])
+    hear(world)
+    said = hear(world, "!testme approve", user)
+    assert TestRun.objects.get().state == State.AWAITING_APPROVAL
+    assert said.outcome in ("reply", "ignored")
+
+
+def test_asking_twice_is_one_run_and_one_comment(world: World) -> None:
+    hear(world)
+    assert hear(world).outcome == "joined"
+    assert TestRun.objects.count() == 1
+    assert len(world.own_comments("recipes/web", 2)) == 1
+
+
+def test_a_push_in_between_needs_a_new_approval(world: World) -> None:
+    hear(world)
+    old = TestRun.objects.get()
+    world.clock.move(seconds=3)
+    new = push(world)
+    said = hear(world, "!testme approve", "alice")
+    old.refresh_from_db()
+    assert (old.state, said.outcome) == (State.SUPERSEDED, "reply")
+    waiting = TestRun.objects.exclude(pk=old.pk).get()
+    assert (waiting.state, waiting.sha, waiting.requested_by) == (State.AWAITING_APPROVAL, new, "mallory")
+    assert f"!testme approve {new[:10]}" in world.own_comments("recipes/web", 2)[-1]
+    hear(world, "!testme approve", "alice")
+    waiting.refresh_from_db()
+    assert waiting.state == State.QUEUED
+
+
+@pytest.mark.parametrize(("line", "lets_go"), [("!testme approve", False), ("!testme approve {sha}", True)])
+def test_an_approval_written_before_the_head_was_read_counts_only_with_the_commit(world: World, line: str, lets_go: bool) -> None:
+    """Asked, looked at, approved, and pushed, all between two looks: the person saw another commit than is now read."""
+    world.clock.move(seconds=3)
+    world.say("recipes/web", "!testme", "mallory", 2)
+    world.clock.move(seconds=3)
+    evil = pull_of(world).head_sha if lets_go else push(world)
+    world.say("recipes/web", line.format(sha=evil), "alice", 2)
+    world.clock.move(seconds=3)
+    world.hear()
+    run = TestRun.objects.get()
+    assert run.sha == evil
+    assert run.state == (State.QUEUED if lets_go else State.AWAITING_APPROVAL)
+    if not lets_go:
+        assert "was not there yet" in world.own_comments("recipes/web", 2)[-1]
+
+
+def test_a_push_while_the_approval_is_handled_starts_what_was_approved(world: World) -> None:
+    hear(world)
+    run = TestRun.objects.get()
+    seen: list[str] = []
+
+    def plan(request: Request) -> Fault | None:
+        if not seen and request.path.endswith("/pulls/2"):
+            seen.append(request.path)  # the answer that is being given is read; the push comes right behind it
+            return Fault(delay_after=0)
+        if len(seen) == 1:
+            seen.append(push(world))
+        return None
+
+    world.remote.faults = plan
+    hear(world, "!testme approve", "alice")
+    world.remote.faults = None
+    push(world)
+    supervision.dispatch()
+    run.refresh_from_db()
+    assert (run.state, TestRun.objects.count()) == (State.STARTING, 1)
+    assert run.sha != pull_of(world).head_sha
+
+
+def test_another_commit_than_waits_cannot_be_approved(world: World) -> None:
+    hear(world)
+    hear(world, f"!testme approve {'f' * 10}", "alice")
+    assert TestRun.objects.get().state == State.AWAITING_APPROVAL
+    assert "is not of `ffffffffff`" in world.own_comments("recipes/web", 2)[-1]
+
+
+def test_nothing_waits(world: World) -> None:
+    assert hear(world, "!testme approve", "alice").outcome == "reply"
+    assert "no run that waits" in world.own_comments("recipes/web", 2)[-1]
+
+
+def test_an_approved_commit_needs_no_second_approval_and_the_next_one_does(world: World) -> None:
+    hear(world)
+    hear(world, "!testme approve", "alice")
+    lifecycle.move(TestRun.objects.get(), "claim", attempt=1, started_at=timezone.now())
+    lifecycle.move(TestRun.objects.get(), "fail")
+    hear(world)
+    again = TestRun.objects.order_by("created_at").last()
+    assert again is not None
+    assert (again.state, again.trusted) == (State.QUEUED, False)
+    lifecycle.want_stop(again, State.CANCELLED, "enough")
+    world.clock.move(seconds=3)
+    push(world)
+    hear(world)
+    assert TestRun.objects.order_by("created_at").last().state == State.AWAITING_APPROVAL  # type: ignore[union-attr]
+
+
+def test_an_approval_ends_with_the_trust_in_who_gave_it(world: World) -> None:
+    hear(world)
+    hear(world, "!testme approve", "alice")
+    lifecycle.want_stop(TestRun.objects.get(), State.CANCELLED, "enough")
+    world.remote.remove_member(world.org, world.alice)
+    hear(world)
+    assert TestRun.objects.order_by("created_at").last().state == State.AWAITING_APPROVAL  # type: ignore[union-attr]
+
+
+def test_a_stranger_takes_no_maintainers_place(world: World) -> None:
+    sha = pull_of(world).head_sha
+    hear(world, f"!testme {sha[:10]}", "alice")
+    world.clock.move(seconds=3)
+    push(world)
+    assert hear(world).outcome == "ignored"
+    run = TestRun.objects.get()
+    assert (run.state, run.sha) == (State.QUEUED, sha)
+
+
+def test_a_maintainer_who_names_the_commit_needs_no_approval(world: World) -> None:
+    hear(world)
+    sha = TestRun.objects.get().sha
+    hear(world, f"!testme {sha[:10]}", "alice")
+    assert [run.state for run in TestRun.objects.order_by("created_at")] == [State.SUPERSEDED, State.QUEUED]
+
+
+def test_retry_repeats_nothing_that_nobody_let_go(world: World) -> None:
+    hear(world)
+    hear(world, "!testme cancel", "alice")
+    assert hear(world, "!testme retry", "alice").outcome == "reply"
+    assert TestRun.objects.get().state == State.CANCELLED
+
+
+# --- in the admin
+
+
+def act(client: Client, run: TestRun) -> str:
+    data = {"action": "approve", "_selected_action": [run.pk]}
+    return client.post(reverse("admin:runs_testrun_changelist"), data, follow=True).content.decode()
+
+
+def test_approved_in_the_admin(world: World, admin_client: Client) -> None:
+    hear(world)
+    run = TestRun.objects.get()
+    assert run.short_sha in act(admin_client, run)
+    run.refresh_from_db()
+    assert run.state == State.QUEUED
+    assert run.events.get(kind="approved").data == {"login": "admin"}
+    assert "does not wait" in act(admin_client, run)
+
+
+def test_the_admin_is_told_of_a_push(world: World, admin_client: Client) -> None:
+    hear(world)
+    push(world)
+    run = TestRun.objects.get()
+    assert "something was pushed" in act(admin_client, run)
+    run.refresh_from_db()
+    assert run.state == State.AWAITING_APPROVAL
+
+
+def test_the_admin_is_told_of_a_forge_that_does_not_answer(world: World, admin_client: Client) -> None:
+    hear(world)
+    world.remote.faults = lambda request: Fault(status=500)
+    assert "500" in act(admin_client, TestRun.objects.get())
+    assert TestRun.objects.get().state == State.AWAITING_APPROVAL
+
+
+def test_looking_at_runs_is_no_right_to_approve(world: World, client: Client) -> None:
+    hear(world)
+    viewer = User.objects.create_user("viewer", password="x", is_staff=True)
+    viewer.user_permissions.add(Permission.objects.get(codename="view_testrun"))
+    client.force_login(viewer)
+    act(client, TestRun.objects.get())
+    assert TestRun.objects.get().state == State.AWAITING_APPROVAL
+
+
+# --- who leaves
+
+
+def later(run: TestRun) -> None:
+    """As if it had waited for some minutes since it was let go."""
+    RunEvent.objects.filter(run=run).update(at=timezone.now() - AGO)
+
+
+def test_a_member_removed_between_two_comments(world: World) -> None:
+    assert hear(world, "!testme " + pull_of(world).head_sha, "alice").outcome == "run"
+    world.remote.remove_member(world.org, world.alice)
+    assert hear(world, "!testme --extra-tests", "alice").outcome == "reply"
+    assert TestRun.objects.count() == 1
+
+
+@pytest.mark.parametrize("approved", [True, False])
+def test_a_member_removed_between_approval_and_start(world: World, approved: bool) -> None:
+    if approved:
+        hear(world)
+        hear(world, "!testme approve", "alice")
+    else:
+        hear(world, "!testme " + pull_of(world).head_sha, "alice")
+    run = TestRun.objects.get()
+    world.remote.remove_member(world.org, world.alice)
+    later(run)
+    assert supervision.dispatch() == []
+    run.refresh_from_db()
+    assert run.state == State.CANCELLED
+    assert f"alice, who {'approved' if approved else 'asked for'} it, is neither owner" in run.reason
+    world.report()
+    assert "is neither owner" in world.own_comments("recipes/web", 2)[-1]
+
+
+def test_who_is_still_there_is_asked_about_once_a_minute_and_starts(world: World) -> None:
+    hear(world)
+    hear(world, "!testme approve", "alice")
+    run = TestRun.objects.get()
+    later(run)
+    assert approval.ask_again() == set()
+    asked = len(world.own_requests())
+    assert approval.ask_again() == set()
+    assert len(world.own_requests()) == asked
+    assert supervision.dispatch() == [run]
+
+
+def test_what_cannot_be_asked_about_waits_and_others_do_not(world: World) -> None:
+    hear(world, "!testme " + pull_of(world).head_sha, "alice")
+    run = TestRun.objects.get()
+    later(run)
+    world.remote.faults = lambda request: Fault(status=500)
+    assert supervision.dispatch() == []
+    run.refresh_from_db()
+    assert run.state == State.QUEUED
+    world.remote.faults = None
+    with time_machine.travel(timezone.now() + timedelta(seconds=2)):
+        assert supervision.dispatch() == [run]
+
+
+def test_an_approval_in_the_admin_is_not_asked_about(world: World, admin_client: Client) -> None:
+    hear(world)
+    act(admin_client, TestRun.objects.get())
+    run = TestRun.objects.get()
+    later(run)
+    world.remote.faults = lambda request: Fault(status=500)
+    assert supervision.dispatch() == [run]
+
+
+def test_a_push_between_decision_and_start_changes_nothing(world: World) -> None:
+    hear(world)
+    hear(world, "!testme approve", "alice")
+    run = TestRun.objects.get()
+    pinned = run.sha
+    push(world)
+    supervision.dispatch()
+    run.refresh_from_db()
+    assert (run.state, run.sha) == (State.STARTING, pinned)
+    assert pinned != pull_of(world).head_sha
+
+
+def test_the_page_of_a_run_that_waits(world: World, client: Client) -> None:
+    hear(world)
+    page = client.get(TestRun.objects.get().get_absolute_url())
+    assert page.status_code == 200
+    assert "awaiting approval" in page.content.decode().lower() or "waiting for approval" in page.content.decode()
