@@ -27,7 +27,7 @@ from controlplane.leases import lease
 from controlplane.secrets import SecretUnreadable
 from enrollment.budget import Purpose
 from enrollment.clients import client_for
-from enrollment.enrolling import refresh_repository
+from enrollment.enrolling import FACTS, copy_facts, refresh_repository
 from enrollment.forges.base import Forbidden, ForgeClient, ForgeError, NotFound, Rejected, RemoteComment, StatusState
 from enrollment.models import Comment, Repository
 from runs import render
@@ -264,6 +264,9 @@ def _post(report: Report, client: ForgeClient, since: datetime) -> None:
     """Post the wanted comment, unless an earlier try did and died before it could say so."""
     assert report.pull_request is not None
     row = report.repository
+    # A new comment is for people to see, and must not land in another repository that has taken this one's old name.
+    if copy_facts(row, client.repository_by_id(row.forge_repo_id)):
+        row.save(update_fields=FACTS)
     found = None
     if report.attempted_digest:
         found = next((c for c in _own_comments(report, client, since) if _carries(c, report.marker)), None)
