@@ -85,6 +85,14 @@ def _namespace() -> str:
     return str(Path("/proc/self/ns/pid").readlink())
 
 
+def living(owner: str) -> int:
+    """The process of a lease's owner, if it is one of this very machine and container and lives; else 0."""
+    process = owner.rpartition("/")[0]
+    host, pid, _, namespace = (process.split(":", 3) + [""] * 4)[:4]
+    ours = host == settings.CC_CI.host and pid.isdigit() and namespace == _namespace()
+    return int(pid) if ours and not _is_dead(owner) else 0
+
+
 def _is_dead(owner: str) -> bool:
     """Whether an owner was a process of this very machine and container, and is no more. In doubt it lives."""
     process = owner.rpartition("/")[0]

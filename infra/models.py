@@ -5,7 +5,8 @@ from __future__ import annotations
 from django.db import models
 from django.urls import reverse
 
-from infra.states import WORKING, UpgradeState
+from controlplane.secrets import EncryptedTextField
+from infra.states import FINAL, WORKING, UpgradeState
 
 
 class InfraFile(models.Model):
@@ -55,6 +56,8 @@ class InfraApp(models.Model):
     pinned_version = models.CharField(max_length=200, blank=True)
     running_version = models.CharField(max_length=200, blank=True, help_text="As its label was read back last.")
     fingerprint = models.CharField(max_length=200, blank=True, help_text="Of what ran when cc-ci looked or acted last.")
+    parts = models.JSONField(default=dict, blank=True, help_text="The same, service by service.")
+    contested = models.JSONField(default=dict, blank=True, help_text="What changed it without cc-ci, as it was found.")
     fence = models.PositiveBigIntegerField(default=0, help_text="Grows with each change of owner; a late worker is told by it.")
     after = models.JSONField(default=list, blank=True, help_text="Names of apps that come before it.")
     env = models.JSONField(default=dict, blank=True)
@@ -132,6 +135,8 @@ class Upgrade(models.Model):
     specs = models.JSONField(default=dict, blank=True, help_text="All service specs before anything was changed.")
     digests = models.JSONField(default=dict, blank=True, help_text="The images that ran, by service.")
     baseline = models.JSONField(default=dict, blank=True, help_text="What the probes saw before.")
+    asked = models.JSONField(default=dict, blank=True, help_text="What was asked for beside the version.")
+    facts = models.JSONField(default=dict, blank=True, help_text="What was found on the way and will be needed later.")
     step = models.JSONField(default=dict, blank=True, help_text="What the step under way has announced or done.")
     ran_new = models.BooleanField(default=False, help_text="The new version may have written to the data.")
     snapshot = models.ForeignKey("Snapshot", null=True, blank=True, on_delete=models.SET_NULL, related_name="used_by")
@@ -151,6 +156,13 @@ class Upgrade(models.Model):
 
     def __str__(self) -> str:
         return f"{self.app_id and self.app.name} {self.from_version or '?'} → {self.to_version}"
+
+    def get_absolute_url(self) -> str:
+        return reverse("infra-upgrade", args=[self.pk])
+
+    @property
+    def final(self) -> bool:
+        return self.state in FINAL
 
 
 class UpgradeEvent(models.Model):
@@ -189,3 +201,37 @@ class Snapshot(models.Model):
 
     def __str__(self) -> str:
         return f"{self.app_id and self.app.name} {self.version} of {self.taken_at:%Y-%m-%d %H:%M}"
+
+
+class AppSecret(models.Model):
+    """A secret that cc-ci made for an app: the Swarm gives none back, so this is the only copy beside it."""
+
+    app = models.ForeignKey(InfraApp, on_delete=models.CASCADE, related_name="made_secrets")
+    name = models.CharField(max_length=200, help_text="Its name in the swarm.")
+    value = EncryptedTextField()
+    made_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["app", "name"]
+        constraints = [models.UniqueConstraint(fields=["app", "name"], name="one_row_per_app_secret")]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class AlertSent(models.Model):
+    """One thing that people were told, so that they are told once."""
+
+    key = models.CharField(max_length=300, unique=True)
+    kind = models.CharField(max_length=30)
+    app = models.ForeignKey(InfraApp, null=True, blank=True, on_delete=models.SET_NULL, related_name="alerts")
+    text = models.TextField()
+    at = models.DateTimeField()
+    delivered = models.BooleanField(default=False, help_text="Every address that was configured took it.")
+    problem = models.TextField(blank=True)
+
+    class Meta:
+        ordering = ["-id"]
+
+    def __str__(self) -> str:
+        return self.key

@@ -1,0 +1,251 @@
+"""What cc-ci reaches of an app on this machine: its recipe at a version, its deployer, and a look at what runs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from django.conf import settings
+from django.db import IntegrityError, transaction
+
+from controlplane.installation import installation_id
+from controlplane.secrets import reveal
+from infra import applying, gitread, references, releases
+from infra.deployers.base import Context, DeployError, random_secret
+from infra.deployers.lasting import LastingDeployer, Part
+from infra.gitread import GitError, Mirror
+from infra.models import AppSecret, InfraApp, InfraFile, Snapshot, Upgrade
+from infra.references import Unresolved
+from infra.schema import App, Check
+from infra.states import WORKING
+
+#: Beside the recipe's own label: how long an app may take to settle at least, in seconds.
+SETTLE_SECONDS = 300
+
+
+class NotReachable(Exception):
+    """cc-ci cannot see or change the app from here; the message says why and what to do."""
+
+
+def folder_of(upgrade: Upgrade) -> Path:
+    """An upgrade's own folder on this machine: checkouts, generated files, the log."""
+    return Path(settings.CC_CI.data_dir) / "infra" / "upgrades" / str(upgrade.pk)
+
+
+def work_of(app: InfraApp) -> Path:
+    return Path(settings.CC_CI.data_dir) / "infra" / "apps" / app.name
+
+
+def checks_of(app: InfraApp) -> tuple[Check, ...]:
+    return applying.app_of(app).health
+
+
+def checkout(app: InfraApp, commit: str, folder: Path) -> Path:
+    """The recipe's files at a commit of its mirror, in `folder`. Raises NotReachable."""
+    try:
+        mirror = releases.mirror_of(app)
+        _files(mirror, commit, folder)
+    except (GitError, releases.NotDiscovered, OSError) as error:
+        raise NotReachable(f"The recipe of {app.name} cannot be had at {commit[:12]}: {error}") from error
+    return folder
+
+
+def _files(mirror: Mirror, commit: str, folder: Path) -> None:
+    """git writes the files itself; the repository stays outside."""
+    if (folder / ".complete").exists():
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    index = folder.with_name(f".{folder.name}.index")
+    index.unlink(missing_ok=True)
+    env = {**gitread.environment(mirror.url), "GIT_INDEX_FILE": str(index)}
+    try:
+        gitread.run(mirror.folder, f"--work-tree={folder}", "checkout", "--quiet", "--force", commit, "--", ".", env=env)
+    finally:
+        index.unlink(missing_ok=True)
+    (folder / ".complete").touch()
+
+
+def make_deployer(name: str, context: Context) -> LastingDeployer:
+    """The deployer that an app asks for. Raises DeployError."""
+    if name == "abra":
+        from infra.deployers import abra  # its library is needed by nobody else
+
+        if problem := abra.problem():
+            raise DeployError("tool_missing", problem, abra.FIX)
+        return abra.LastingAbra(context)
+    return LastingDeployer(context)
+
+
+def deployer_for(
+    app: InfraApp,
+    files: Path,
+    work: Path,
+    *,
+    mark: str = "",
+    seconds: int = SETTLE_SECONDS,
+    check: Callable[[], None] = lambda: None,
+    report: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
+) -> LastingDeployer:
+    """The deployer of an app, for the recipe in `files`. Raises NotReachable and DeployError."""
+    if app.server != "default":
+        raise NotReachable(f"{app.name} is on the server {app.server}, and this cc-ci reaches its own machine's Docker only.")
+    work.mkdir(parents=True, exist_ok=True, mode=0o700)
+    config = settings.CC_CI
+    declared = applying.app_of(app)
+    first = next((one for one in declared.health if one.http), None)
+    context = Context(
+        run_id=f"app-{app.pk}",
+        installation=installation_id(),
+        recipe=app.recipe,
+        checkout=files,
+        work=work,
+        domain=app.domain,
+        proxy_url="" if is_proxy(app) else config.proxy_url,
+        settle_seconds=seconds,
+        env=_env(app, declared),
+        locks=Path(config.data_dir) / "locks",
+        mirror=config.registry_mirror,
+        registry_auth=config.registry_auth.read_text() if config.registry_auth else "",
+        image_ledger=Path(config.data_dir) / "images.json",
+        health_path=first.http if first else "/",
+        health_status=first.status if first else (),
+        app=app.name,
+        app_stack=app.stack,
+        mark=mark,
+        secret=lambda name, key, length: secret_of(app, name, key, length),
+        ephemeral=False,
+        report=report,
+        log=log,
+        check=check,
+    )
+    return make_deployer(app.deployer, context)
+
+
+def is_proxy(app: InfraApp) -> bool:
+    """Whether this app is the proxy that the others are reached through: it publishes the port of CC_CI_PROXY_URL.
+
+    The proxy is asked on its task's own address, so that nothing needs the app that is being upgraded.
+    """
+    if not settings.CC_CI.proxy_url:
+        return False
+    parts = urlsplit(settings.CC_CI.proxy_url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    specs = app.parts.values()
+    return any(port in spec.get("ports", ()) for spec in specs) or app.recipe == "traefik"
+
+
+def _folder() -> Path:
+    file = InfraFile.objects.first()
+    return Path(file.path).parent if file else Path(settings.CC_CI.data_dir)
+
+
+def _env(app: InfraApp, declared: App) -> dict[str, str]:
+    """The app's `.env`, with what is a reference filled in. Raises NotReachable."""
+    try:
+        return {
+            key: references.resolve(value, _folder()) if value.startswith(("env:", "file:")) else value
+            for key, value in declared.env.items()
+        }
+    except Unresolved as error:
+        raise NotReachable(f"A value of {app.name}'s env is missing: {error}.") from error
+
+
+def secret_of(app: InfraApp, name: str, key: str, length: int) -> str:
+    """The value for a secret that the Swarm does not have: what infra.yml refers to, what was made before, or a new one.
+
+    What is made is written down first, encrypted: the Swarm gives nothing back. Raises DeployError.
+    """
+    if reference := app.secrets.get(key):
+        try:
+            return references.resolve(reference, _folder())
+        except Unresolved as error:
+            raise DeployError("tool_failed", f"The secret {key} of {app.name} is missing: {error}.", "Provide it.") from error
+    with suppress(IntegrityError), transaction.atomic():
+        AppSecret.objects.create(app=app, name=name, value=random_secret(name, key, length))
+    return reveal(AppSecret.objects.get(app=app, name=name).value)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What runs of an app now."""
+
+    parts: dict[str, Part]
+    ports: dict[str, list[int]]
+
+    @property
+    def version(self) -> str:
+        """The label of `app`, else of another service."""
+        names = sorted(self.parts, key=lambda name: (name != "app", name))
+        return next((self.parts[name].version for name in names if self.parts[name].version), "")
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(part.fingerprint for part in self.parts.values())
+
+    def as_rows(self) -> dict[str, dict[str, Any]]:
+        """For `InfraApp.parts`: what tells each service from another."""
+        return {
+            name: {
+                "fingerprint": part.fingerprint,
+                "mark": part.mark,
+                "version": part.version,
+                "image": part.image,
+                "ports": self.ports.get(name, []),
+            }
+            for name, part in self.parts.items()
+        }
+
+
+def fingerprint(parts: Iterable[str]) -> str:
+    """One for all services together; empty when nothing runs."""
+    from hashlib import sha256
+
+    found = sorted(parts)
+    return sha256(" ".join(found).encode()).hexdigest() if found else ""
+
+
+def seen_by(deployer: LastingDeployer) -> Seen:
+    return Seen(deployer.parts(), deployer.published())
+
+
+def see(app: InfraApp) -> Seen:
+    """Look at an app, whatever recipe it is from. Raises NotReachable and DeployError."""
+    work = work_of(app)
+    deployer = deployer_for(app, work, work)
+    try:
+        return seen_by(deployer)
+    finally:
+        deployer.close()
+
+
+def known_parts(rows: dict[str, Any]) -> dict[str, Part]:
+    """Parts as they were written down by `parts_as_rows`."""
+    return {name: Part(**{**row, "tasks": tuple(row["tasks"]), "failed": tuple(row["failed"])}) for name, row in rows.items()}
+
+
+def parts_as_rows(parts: dict[str, Part]) -> dict[str, Any]:
+    return {name: asdict(part) for name, part in parts.items()}
+
+
+def images_kept() -> list[str]:
+    """The images that a way back may need: of what runs, of upgrades at work, and of versions with a snapshot."""
+    kept: set[str] = set()
+    for app in InfraApp.objects.filter(declared=True):
+        kept |= {str(part["image"]) for part in app.parts.values() if part.get("image")}
+    for upgrade in Upgrade.objects.filter(state__in=WORKING):
+        kept |= {str(image["name"]) for image in upgrade.digests.values()}
+    used = Snapshot.objects.exclude(upgrade=None).select_related("upgrade")
+    for snapshot in used:
+        assert snapshot.upgrade
+        kept |= {str(image["name"]) for image in snapshot.upgrade.digests.values()}
+    for app in InfraApp.objects.filter(declared=True):  # a person may want to go back to where the last one came from
+        if last := app.upgrades.filter(state="succeeded").first():
+            kept |= {str(image["name"]) for image in last.digests.values()}
+    return sorted(kept)

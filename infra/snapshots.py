@@ -1,0 +1,250 @@
+"""Snapshots of an app's volumes: taken while it is stopped, proved by reading them back, and put back byte for byte."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from django.conf import settings
+from django.utils import timezone
+
+from infra.deployers.docker_cli import call
+from infra.deployers.manifest import Manifest, joined
+from infra.deployers.volumes import Volume
+from infra.models import InfraApp, InfraFile, Snapshot, Upgrade
+from infra.schema import Snapshots
+from infra.schema import Store as Declared
+from infra.states import WORKING, UpgradeState
+from infra.stores import Store, StoreError, open_store
+
+BUNDLE = "bundle.json"
+FORMAT = 1
+#: A snapshot may be so much bigger than the last one, and the disk must not be full afterwards.
+_ROOM = 1.2
+_REST = 256 << 20
+
+
+class Copier(Protocol):
+    """What copies volumes (`infra.deployers.volumes.Volumes`)."""
+
+    def pack(self, volume: str, target: Path) -> Manifest: ...
+
+    def replace(self, volume: Volume, source: Path) -> Manifest: ...
+
+    def extracted(self, source: Path) -> Manifest: ...
+
+    def sweep(self) -> None: ...
+
+
+class NotProved(Exception):
+    """A snapshot is not what was there; the message says where."""
+
+
+def wanted(app: InfraApp) -> Snapshots:
+    return Snapshots.model_validate(app.snapshots) if app.snapshots else Snapshots(of="none")
+
+
+def is_stateful(app: InfraApp) -> bool:
+    return wanted(app).of == "volumes"
+
+
+def store_of(name: str) -> Store:
+    """A store of the infra.yml that was applied last. Raises StoreError."""
+    file = InfraFile.objects.first()
+    declared = (file.stores if file else {}).get(name)
+    if file is None or declared is None:
+        raise StoreError(f"There is no store {name!r} in infra.yml any more.")
+    scratch = Path(settings.CC_CI.data_dir) / "infra" / "restic"
+    return open_store(Declared.model_validate(declared), Path(file.path).parent, scratch)
+
+
+def take(
+    app: InfraApp,
+    upgrade: Upgrade,
+    volumes: Sequence[Volume],
+    copier: Copier,
+    check: Callable[[], None],
+    more: Callable[[Path], None] = lambda folder: None,
+) -> Snapshot:
+    """Copy the volumes of an app that is stopped into its store, and prove the copy. May be repeated.
+
+    `more` adds files to the bundle. Raises StoreError, NotProved, DeployError and OSError; then nothing is left behind but what
+    the next attempt replaces.
+    """
+    if done := app.taken.filter(upgrade=upgrade, proved=True).first():
+        return done
+    name = wanted(app).store
+    store = store_of(name)
+    manifests: dict[str, Manifest] = {}
+
+    def fill(folder: Path) -> None:
+        manifests.clear()
+        for number, volume in enumerate(volumes):
+            manifest = manifests[volume.name] = copier.pack(volume.name, folder / f"{number}.tar")
+            (folder / f"{number}.manifest").write_text(manifest.text)
+        more(folder)
+        (folder / BUNDLE).write_text(json.dumps(_bundle(app, upgrade, volumes, manifests), indent=1))
+
+    copier.sweep()
+    location = store.put(f"{app.name}/{upgrade.pk}-{upgrade.from_version.replace('/', '_')}", fill, check)
+    try:
+        _prove(store, location, manifests, copier, check)
+    except NotProved:
+        store.drop(location)
+        raise
+    return Snapshot.objects.create(
+        app=app,
+        upgrade=upgrade,
+        version=upgrade.from_version,
+        store=name,
+        location=location,
+        proved=True,
+        bytes=sum(manifest.size for manifest in manifests.values()),
+        manifest=joined(manifests.items()),
+        taken_at=timezone.now(),
+    )
+
+
+def _bundle(app: InfraApp, upgrade: Upgrade, volumes: Sequence[Volume], manifests: dict[str, Manifest]) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "app": app.name,
+        "recipe": app.recipe,
+        "domain": app.domain,
+        "stack": app.stack,
+        "version": upgrade.from_version,
+        "commit": upgrade.facts.get("commits", {}).get("old", ""),
+        "taken_at": timezone.now().isoformat(),
+        "volumes": [
+            {
+                **volume.as_dict(),
+                "tar": f"{number}.tar",
+                "manifest": f"{number}.manifest",
+                "sha256": manifests[volume.name].sha256,
+            }
+            for number, volume in enumerate(volumes)
+        ],
+    }
+
+
+def _prove(store: Store, location: str, manifests: dict[str, Manifest], copier: Copier, check: Callable[[], None]) -> None:
+    """Read the snapshot back from its store into a volume of its own, and compare paths, modes, owners and SHA-256."""
+    with store.get(location, check) as folder:
+        for entry in read_bundle(folder)["volumes"]:
+            check()
+            found = copier.extracted(folder / entry["tar"])
+            if differences := manifests[entry["name"]].differences(found):
+                raise NotProved(f"The snapshot of {entry['name']} is not what was in it: {'; '.join(differences)}.")
+
+
+def read_bundle(folder: Path) -> dict[str, Any]:
+    """What a snapshot's folder says of itself. Raises StoreError."""
+    try:
+        bundle = json.loads((folder / BUNDLE).read_text())
+        if bundle["format"] != FORMAT:
+            raise StoreError(f"The snapshot in {folder} has the format {bundle['format']}, and this cc-ci reads {FORMAT}.")
+        return dict(bundle)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"The snapshot in {folder} cannot be read: {error}") from error
+
+
+def put_back(snapshot: Snapshot, copier: Copier, check: Callable[[], None]) -> None:
+    """Put a snapshot's data in the place of what is in the app's volumes, which nobody may use. May be repeated.
+
+    Raises StoreError, NotProved, DeployError and OSError.
+    """
+    copier.sweep()
+    store = store_of(snapshot.store)
+    with store.get(snapshot.location, check) as folder:
+        entries = read_bundle(folder)["volumes"]
+        known = [(entry, Manifest.parse((folder / entry["manifest"]).read_text())) for entry in entries]
+        if snapshot.manifest != joined((entry["name"], manifest) for entry, manifest in known):
+            raise NotProved(f"The list of what is in the snapshot {snapshot.location} was changed since it was taken.")
+        for entry, manifest in known:
+            check()
+            volume = Volume(entry["name"], entry["driver"], entry["options"], entry["labels"])
+            found = copier.replace(volume, folder / entry["tar"])
+            if differences := manifest.differences(found):
+                raise NotProved(f"{entry['name']} is not as it was in the snapshot: {'; '.join(differences)}.")
+
+
+def kept(app: InfraApp) -> dict[int, str]:
+    """The snapshots that the policy keeps, each with why."""
+    found: dict[int, str] = {}
+    rows = list(app.taken.all())
+    for snapshot in rows[: wanted(app).keep]:
+        found[snapshot.pk] = "one of the newest"
+    last = app.upgrades.filter(state=UpgradeState.SUCCEEDED).exclude(snapshot=None).first()
+    if last and last.snapshot_id:
+        found[last.snapshot_id] = f"the way back from {last.to_version}, which runs"
+    for upgrade in app.upgrades.filter(state__in=[*WORKING, UpgradeState.ROLLBACK_FAILED]).exclude(snapshot=None):
+        found[upgrade.snapshot_id or 0] = f"needed by the upgrade to {upgrade.to_version}"
+        data = upgrade.asked.get("data")
+        if isinstance(data, int):
+            found[data] = f"needed by the upgrade to {upgrade.to_version}"
+    return found
+
+
+def prune(app: InfraApp) -> list[str]:
+    """Drop the snapshots that the policy does not keep. Gives what could not be dropped."""
+    reasons, left = kept(app), []
+    for snapshot in app.taken.all():
+        if reason := reasons.get(snapshot.pk):
+            if snapshot.kept_because != reason:
+                Snapshot.objects.filter(pk=snapshot.pk).update(kept_because=reason)
+            continue
+        try:
+            store_of(snapshot.store).drop(snapshot.location)
+        except (StoreError, OSError) as error:
+            left.append(f"{snapshot}: {error}")
+            continue
+        snapshot.delete()
+    return left
+
+
+def no_room(app: InfraApp) -> str:
+    """Why there is no room for a snapshot, as far as can be told beforehand; empty when there is."""
+    if not is_stateful(app):
+        return ""
+    try:
+        free = store_of(wanted(app).store).free()
+    except StoreError as error:
+        return str(error)
+    if free is None:
+        return ""
+    needed = int(_needed(app) * _ROOM) + _REST
+    if free >= needed:
+        return ""
+    return f"{needed >> 20} MB are needed in the store {wanted(app).store}, and {free >> 20} MB are free."
+
+
+def _needed(app: InfraApp) -> int:
+    """Bytes in the app's volumes: as Docker says, else as in the last snapshot."""
+    names = {f"{app.stack}_"}
+    done = call("system", "df", "--verbose", "--format", "{{json .Volumes}}", timeout=60)
+    try:
+        rows = json.loads(done.stdout or "[]") or []
+    except ValueError:
+        rows = []
+    sizes = [_bytes(str(row.get("Size", ""))) for row in rows if str(row.get("Name", "")).startswith(tuple(names))]
+    last = app.taken.first()
+    return sum(sizes) or (last.bytes if last else 0)
+
+
+def _bytes(text: str) -> int:
+    """Docker's `1.2MB` in bytes; 0 for what is none."""
+    units = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+    number = text.rstrip("kMGTB")
+    try:
+        return int(float(number) * units[text[len(number) :]])
+    except (ValueError, KeyError):
+        return 0
+
+
+def scratch_rest(upgrade_folder: Path) -> None:
+    """Remove an upgrade's checkouts once nobody needs them; its log stays."""
+    for name in ("old", "new", "work"):
+        shutil.rmtree(upgrade_folder / name, ignore_errors=True)

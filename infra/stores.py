@@ -1,0 +1,172 @@
+"""Where snapshots lie: a folder of the server, or a restic repository. A snapshot there is a folder with a bundle of files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+
+from infra import references
+from infra.references import Unresolved
+from infra.schema import Store as Declared
+
+_PARTIAL = ".partial-"
+RESTIC_SECONDS = 3600.0
+
+
+class StoreError(Exception):
+    """The store did not do it; the message says why, and what to do."""
+
+
+class Store(ABC):
+    """`check` is called while something long is done, and may end it by raising."""
+
+    @abstractmethod
+    def put(self, name: str, fill: Callable[[Path], None], check: Callable[[], None]) -> str:
+        """Keep what `fill` writes into a folder under `name`: all or nothing. Gives the location. Raises StoreError, OSError."""
+
+    @abstractmethod
+    def get(self, location: str, check: Callable[[], None]) -> AbstractContextManager[Path]:
+        """A folder with what was put there, to read from. Raises StoreError."""
+
+    @abstractmethod
+    def drop(self, location: str) -> None:
+        """Remove it; what is not there is no error. Raises StoreError."""
+
+    @abstractmethod
+    def free(self) -> int | None:
+        """Bytes that still fit; None when nobody can tell."""
+
+
+class FolderStore(Store):
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def put(self, name: str, fill: Callable[[Path], None], check: Callable[[], None]) -> str:
+        if not self.root.is_dir():
+            raise StoreError(f"The store's folder {self.root} is not there. Is its disk mounted? install -d -m 700 {self.root}")
+        target = self.root / name
+        partial = target.with_name(f"{_PARTIAL}{target.name}")
+        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for rest in (partial, target):  # of a worker that was killed
+            shutil.rmtree(rest, ignore_errors=True)
+        partial.mkdir(mode=0o700)
+        try:
+            fill(partial)
+            for path in (*partial.iterdir(), partial):
+                _sync(path)
+            partial.rename(target)
+            _sync(target.parent)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        return name
+
+    @contextmanager
+    def get(self, location: str, check: Callable[[], None]) -> Iterator[Path]:
+        folder = self.root / location
+        if not folder.is_dir():
+            raise StoreError(f"The snapshot {location} is not in {self.root}.")
+        yield folder
+
+    def drop(self, location: str) -> None:
+        path = (self.root / location).resolve()
+        if path.is_relative_to(self.root.resolve()) and path != self.root.resolve():
+            shutil.rmtree(path, ignore_errors=True)
+
+    def free(self) -> int | None:
+        try:
+            return shutil.disk_usage(self.root).free
+        except OSError:
+            return 0
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class ResticStore(Store):
+    """A restic repository. `scratch` is a folder of this machine for what goes in and comes out."""
+
+    def __init__(self, repository: str, password: str, scratch: Path) -> None:
+        self.repository, self._password, self.scratch = repository, password, scratch
+
+    def put(self, name: str, fill: Callable[[Path], None], check: Callable[[], None]) -> str:
+        self.scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryDirectory(dir=self.scratch, prefix="put-") as folder:
+            bundle = Path(folder) / "bundle"
+            bundle.mkdir(mode=0o700)
+            fill(bundle)
+            said = self._restic(check, "backup", "--json", "--host=cc-ci", f"--tag={name}", ".", folder=bundle)
+        for line in said.splitlines():
+            with suppress(ValueError):
+                row = json.loads(line)
+                if isinstance(row, dict) and row.get("message_type") == "summary":
+                    return str(row["snapshot_id"])
+        raise StoreError("restic said nothing of a snapshot that it made.")
+
+    @contextmanager
+    def get(self, location: str, check: Callable[[], None]) -> Iterator[Path]:
+        self.scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryDirectory(dir=self.scratch, prefix="get-") as folder:
+            self._restic(check, "restore", location, f"--target={folder}")
+            found = next(Path(folder).rglob("bundle.json"), None)  # restic keeps the path that it was saved from
+            if found is None:
+                raise StoreError(f"restic's snapshot {location} holds none of cc-ci's bundles.")
+            yield found.parent
+
+    def drop(self, location: str) -> None:
+        self._restic(lambda: None, "forget", location)
+
+    def free(self) -> int | None:
+        return None
+
+    def _restic(self, check: Callable[[], None], *arguments: str, folder: Path | None = None) -> str:
+        env = {key: value for key, value in os.environ.items() if key in ("PATH", "HOME") or key.startswith(("AWS_", "B2_"))}
+        env |= {"RESTIC_PASSWORD": self._password, "RESTIC_REPOSITORY": self.repository, "LC_ALL": "C"}
+        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+            try:
+                process = subprocess.Popen(
+                    ["restic", *arguments], env=env, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=errors
+                )
+            except FileNotFoundError as error:
+                raise StoreError("There is no restic on this machine: apt-get install restic") from error
+            try:
+                until = time.monotonic() + RESTIC_SECONDS
+                while process.poll() is None:
+                    check()
+                    if time.monotonic() > until:
+                        raise StoreError(f"restic {arguments[0]} did not end within {RESTIC_SECONDS:g} s.")
+                    time.sleep(0.05)
+            finally:
+                if process.poll() is None:
+                    process.kill()
+                process.wait()
+            output.seek(0)
+            errors.seek(0)
+            if process.returncode:
+                lines = errors.read(8000).decode(errors="replace").strip().splitlines()
+                raise StoreError(f"restic {arguments[0]}: {lines[-1] if lines else f'it ended with {process.returncode}'}")
+            return output.read().decode(errors="replace")
+
+
+def open_store(declared: Declared, folder: Path, scratch: Path) -> Store:
+    """The store as infra.yml declares it; `folder` is where that file lies. Raises StoreError."""
+    if declared.folder:
+        return FolderStore(Path(declared.folder))
+    try:
+        password = references.resolve(declared.password or "", folder)
+    except Unresolved as error:
+        raise StoreError(f"The restic repository's password is missing: {error}.") from error
+    return ResticStore(declared.restic, password, scratch)
