@@ -27,6 +27,7 @@ from django_q.models import OrmQ
 
 from controlplane.registry import registry
 from enrollment import receiver
+from enrollment.hook_reconcile import reconcile
 from enrollment.models import Comment, Delivery, Forge, PullRequest, WebhookConfig
 from enrollment.sandbox.deliveries import _wants, headers, payload
 from enrollment.sandbox.faults import Request
@@ -41,8 +42,6 @@ from tests.world import World
 
 START = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 MINUTE, HOUR = 60.0, 3600.0
-#: The forge cannot be reached from here, nor reaches us, while people go on writing.
-GONE = (40 * MINUTE, 100 * MINUTE)
 SLOTS = 40
 
 #: Of 100 comments by members so many are of each kind.
@@ -72,6 +71,9 @@ COMES_TO = {
 
 @dataclass(frozen=True)
 class Size:
+    """`minutes` of people writing. For half of that the forge cannot be reached from here, nor reaches us; they go on."""
+
+    minutes: int
     repositories: int
     comments: int
     renames: int
@@ -111,6 +113,7 @@ class Storm:
         self.air = Air(self.world.remote, self.clock.wait)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._number = itertools.count()
+        self._begun = 0.0
         self._deaf: dict[int, float] = {}  # hook -> until when what it sends is lost
         self._concluded: Counter[str] = Counter()
 
@@ -151,6 +154,7 @@ class Storm:
             world.enroll(row.full_name)
         for pull in self.dice.sample(self.pulls, self.size.forks):
             self.pulls.append(world.add_fork_pull(remote.tables.repos[pull.repo_id].full_name))
+        reconcile(self.forge, apply=True)
         remote.listeners.append(self._hear)
 
     def _twin(self, first: Repo, pull: Pull, owner: object, name: str) -> Pull:
@@ -173,9 +177,12 @@ class Storm:
 
     # --- the weather
 
+    def _gone(self) -> bool:
+        return self._begun + self.size.minutes * 20 <= self.clock() < self._begun + self.size.minutes * 50
+
     def _strike(self, request: Request) -> Strike:
-        now, dice = self.clock(), self.dice
-        if GONE[0] <= now < GONE[1]:
+        dice = self.dice
+        if self._gone():
             return Strike("gone", lost=True)
         if dice.random() >= 0.3:
             return FAIR
@@ -194,9 +201,10 @@ class Storm:
     def at(self, second: float, action: Callable[[], None]) -> None:
         heapq.heappush(self._events, (second, next(self._number), action))
 
-    def run(self, seconds: float = 2 * HOUR, patience: float = 4 * HOUR) -> None:
-        """Let people write for so many seconds, and then, in the same weather, wait until all is quiet."""
-        begun = self.clock()
+    def run(self, patience: float = 4 * HOUR) -> None:
+        """Let people write for a while, and then, in the same weather, wait until all is quiet."""
+        begun, seconds = self.clock(), self.size.minutes * MINUTE
+        self._begun = begun
         self.air.strike = self._strike
         for _ in range(self.size.comments):
             self.at(begun + self.dice.uniform(0, seconds), self._somebody_writes)
@@ -205,7 +213,7 @@ class Storm:
         for _ in range(self.size.pushes):
             self.at(begun + self.dice.uniform(0, seconds), self._push)
         for _ in range(self.size.hook_troubles):
-            self.at(begun + self.dice.uniform(10 * MINUTE, seconds), self._trouble_a_hook)
+            self.at(begun + self.dice.uniform(seconds / 12, seconds), self._trouble_a_hook)
         for task in registry.recurring.values():
             if task.name.startswith("enrollment.") or task.name in ("runs.tasks.send_reports", "runs.tasks.sweep_comments"):
                 self._recur(begun + self.dice.uniform(0, task.every_seconds), task.task, task.every_seconds)
@@ -361,7 +369,7 @@ class Storm:
             if not hook.active or not _wants(remote, hook, event):
                 continue
             fate = dice.choices(("well", "lost", "doubled", "late"), (70, 10, 10, 10))[0]
-            if GONE[0] <= now < GONE[1] or self._deaf.get(hook.id, 0) > now:
+            if self._gone() or self._deaf.get(hook.id, 0) > now:
                 fate = "lost"
             self.counts[f"deliveries {fate}"] += 1
             if fate == "lost":
@@ -377,7 +385,7 @@ class Storm:
                 )  # type: ignore[misc]
 
     def _post(self, hook: Hook, given: dict[str, str], body: bytes) -> None:
-        if GONE[0] <= self.clock() < GONE[1]:
+        if self._gone():
             return
         address = urlsplit(hook.url)
         answer = forge_side().post(f"{address.path}?{address.query}", body, content_type="application/json", headers=given)
