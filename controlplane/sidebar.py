@@ -25,6 +25,8 @@ GROUPS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("Comments", "chat", "enrollment.comment"),
         ("Webhooks", "webhook", "enrollment.webhookconfig"),
         ("Deliveries", "move_to_inbox", "enrollment.delivery"),
+        ("Rights", "key", "enrollment.right"),
+        ("Requests by hour", "speed", "enrollment.requestcount"),
     ),
     "Own apps": (
         ("Apps", "apps", "infra.infraapp"),

@@ -16,12 +16,22 @@ from unfold.widgets import UnfoldAdminPasswordWidget, UnfoldAdminTextareaWidget,
 from controlplane.adminsite import ReadOnlyAdmin
 from controlplane.secrets import SecretUnreadable
 from enrollment import polling
+from enrollment.budget import forgive
 from enrollment.clients import client_for
 from enrollment.enrolling import bare, enroll, refresh_identity, server_now
 from enrollment.forges.base import ForgeError
 from enrollment.hook_admin import look_soon, webhook_of
 from enrollment.models import Comment, Forge, PullRequest, Repository
 from enrollment.naming import NotNamed, split_name
+from enrollment.policy_admin import (
+    POLICIES,
+    abilities_table,
+    rights_table,
+    see_now,
+    see_rights_now,
+    traffic_table,
+    traffic_words,
+)
 
 
 def short_list() -> UnfoldAdminTextareaWidget:
@@ -42,8 +52,8 @@ class ForgeForm(forms.ModelForm):  # type: ignore[type-arg]
 
     class Meta:
         model = Forge
-        fields = ("name", "url", "token", "enabled", "watched_owners", "allow", "webhooks")
-        widgets = {"watched_owners": short_list(), "allow": short_list()}
+        fields = ("name", "url", "token", "enabled", "watched_owners", *POLICIES, "webhooks")
+        widgets = {"watched_owners": short_list(), "allow": short_list(), "block": short_list()}
 
     def clean_url(self) -> str:
         try:
@@ -62,6 +72,9 @@ class ForgeForm(forms.ModelForm):  # type: ignore[type-arg]
 
     def clean_allow(self) -> list[int]:
         return _list_of(self.cleaned_data["allow"], int, "[17, 42]")
+
+    def clean_block(self) -> list[int]:
+        return _list_of(self.cleaned_data["block"], int, "[17, 42]")
 
     def clean(self) -> dict[str, Any] | None:
         """Ask the forge who we are there, so that a wrong address or token is told now."""
@@ -105,13 +118,34 @@ class ForgeAdmin(ModelAdmin):
         "failures",
         "backoff_until",
     )
+    tables = ("traffic", "rights", "abilities_found", "requests")
     fieldsets = (
         (None, {"fields": ("name", "url", "token", "enabled")}),
-        ("Who is watched, who may ask", {"fields": ("watched_owners", "allow")}),
+        ("Who is watched, who may ask", {"fields": ("watched_owners", *POLICIES)}),
         ("Webhooks", {"fields": ("webhooks",)}),
         ("How it stands", {"fields": readonly_fields}),
+        ("Rights, abilities, requests", {"fields": tables}),
     )
-    actions = ["look_now"]
+    actions = ["look_now", see_now]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        return (*self.readonly_fields, *self.tables)
+
+    @display(description="asking")
+    def traffic(self, forge: Forge) -> str:
+        return traffic_words(forge)
+
+    @display(description="rights")
+    def rights(self, forge: Forge) -> str:
+        return rights_table(forge)
+
+    @display(description="abilities")
+    def abilities_found(self, forge: Forge) -> str:
+        return abilities_table(forge)
+
+    @display(description="requests")
+    def requests(self, forge: Forge) -> str:
+        return traffic_table(forge)
 
     def save_model(self, request: HttpRequest, obj: Forge, form: Any, change: bool) -> None:
         super().save_model(request, obj, form, change)
@@ -135,6 +169,7 @@ class ForgeAdmin(ModelAdmin):
         for forge in queryset:
             forge.backoff_until = None
             forge.save(update_fields=["backoff_until"])
+            forgive(forge)
             look = polling.look(forge)
             self.message_user(request, look.words(), messages.WARNING if look.problems else messages.SUCCESS)
 
@@ -180,8 +215,11 @@ class RepositoryForm(forms.ModelForm):  # type: ignore[type-arg]
 
     class Meta:
         model = Repository
-        fields = ("active", "allow", "allowances", "webhooks")
-        widgets = {"allow": short_list()}
+        fields = ("active", *POLICIES, "allowances", "webhooks")
+        widgets = {"allow": short_list(), "block": short_list()}
+
+    def clean_block(self) -> list[int]:
+        return _list_of(self.cleaned_data["block"], int, "[17, 42]")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -195,7 +233,7 @@ class RepositoryForm(forms.ModelForm):  # type: ignore[type-arg]
 
 
 #: What a person may change of a repository.
-EDITABLE = ("active", "allow", "allowances", "webhooks")
+EDITABLE = ("active", *POLICIES, "allowances", "webhooks")
 
 
 @admin.register(Repository)
@@ -204,6 +242,7 @@ class RepositoryAdmin(ModelAdmin):
     list_filter = ("active", "forge", "source", "private")
     search_fields = ("owner", "name")
     list_select_related = ("forge",)
+    actions = [see_rights_now]
 
     def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
         return super().get_form(request, obj, change, form=RepositoryForm if change else EnrollForm, **kwargs)
@@ -217,7 +256,7 @@ class RepositoryAdmin(ModelAdmin):
         if obj is None:
             return ()
         names = [field.name for field in Repository._meta.fields if field.name not in ("id", *EDITABLE)]
-        return ("webhook", *names)
+        return ("webhook", "rights", *names)
 
     def save_model(self, request: HttpRequest, obj: Repository, form: Any, change: bool) -> None:
         if not change:
@@ -241,6 +280,10 @@ class RepositoryAdmin(ModelAdmin):
         super().save_model(request, obj, form, change)
         if {"active", "webhooks"} & set(form.changed_data):
             look_soon(obj.forge, obj)
+
+    @display(description="rights")
+    def rights(self, row: Repository) -> str:
+        return rights_table(row.forge, row)
 
     @display(description="webhook")
     def webhook(self, row: Repository) -> str:

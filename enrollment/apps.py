@@ -8,7 +8,7 @@ class EnrollmentConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from controlplane.registry import Recurring, registry
+        from controlplane.registry import Card, Recurring, registry
         from enrollment import checks, hook_checks
 
         registry.recur(
@@ -23,7 +23,10 @@ class EnrollmentConfig(AppConfig):
             ("take_deliveries", 5, "Take deliveries that nobody has."),
             ("see_to_hooks", 60, "Find webhooks that miss comments; register and repair those that are due."),
             ("drop_old_deliveries", 3600, "Drop deliveries that are older than CC_CI_DELIVERY_DAYS."),
+            ("see_to_rights", 900, "See what the forges can do, and what the tokens may do there."),
+            ("drop_old_request_counts", 86400, "Drop the table of requests after 30 days."),
         ):
             registry.recur(Recurring(f"enrollment.tasks.{name}", f"enrollment.tasks.{name}", seconds, text=text))
+        registry.card("forges in trouble", Card("enrollment/_trouble_card.html", checks.trouble_card, 5))
         registry.check("forges", checks.check_forges)
         registry.check("webhooks", hook_checks.check_webhooks)

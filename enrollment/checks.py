@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any
 
 from django.conf import settings
 from django.utils import timezone
 
 from controlplane.registry import Finding
 from controlplane.secrets import SecretUnreadable
+from enrollment import abilities, budget, rights
 from enrollment.clients import client_for
 from enrollment.forges.base import Forbidden, ForgeClient, ForgeError, NotFound, Unauthorized
-from enrollment.models import Forge, Repository
+from enrollment.hook_reconcile import is_wanted
+from enrollment.models import Forge, Repository, Traffic
 
 ADD = "cc-ci forge add --url {url} --token-env VARIABLE"
 
@@ -28,6 +31,10 @@ def check_forges() -> Iterator[Finding]:
 def check_forge(forge: Forge) -> Iterator[Finding]:
     """One forge: does it answer, does it know the token, what may the token do at a repository, does polling go on."""
     name = f"forge {forge.name}"
+    traffic = Traffic.objects.filter(forge=forge).first()
+    if words := budget.words_on(traffic, timezone.now()):
+        yield Finding(name, "error", words, "cc-ci poll --once --now")
+        return
     try:
         client = client_for(forge)
         version = client.version()
@@ -48,6 +55,14 @@ def check_forge(forge: Forge) -> Iterator[Finding]:
         return
     yield Finding(f"{name} token", "ok", f"belongs to {me.login}")
     yield from _check_repositories(forge, client, name)
+    yield from rights.findings(forge)
+    if abilities.contradicted(forge):
+        yield Finding(
+            name, "warning", "behaves otherwise than was found out about it", f"cc-ci rights --refresh --forge {forge.url}"
+        )
+    if traffic and traffic.refused_at and traffic.refused_at > timezone.now() - timedelta(hours=1):
+        text = f"in the last hour the budget of {settings.CC_CI.requests_per_minute} requests a minute held something back"
+        yield Finding(f"{name} budget", "warning", text, "CC_CI_REQUESTS_PER_MINUTE in .env, if the forge can take more")
     if forge.last_error and forge.failures:
         yield Finding(f"{name} polling", "error", forge.last_error, "cc-ci poll --once")
     elif forge.last_ok_at is None or forge.last_ok_at < timezone.now() - timedelta(seconds=10 * settings.CC_CI.poll_seconds + 60):
@@ -73,7 +88,7 @@ def _check_repositories(forge: Forge, client: ForgeClient, name: str) -> Iterato
         except ForgeError as error:
             yield Finding(f"{name} repositories", "error", f"{row.full_name}: {error}", "cc-ci doctor")
             return
-        if "admin" in remote.permissions or "push" in remote.permissions:
+        if ("admin" in remote.permissions or "push" in remote.permissions) and not is_wanted(row):
             yield Finding(
                 f"{name} rights",
                 "warning",
@@ -89,3 +104,12 @@ def _check_repositories(forge: Forge, client: ForgeClient, name: str) -> Iterato
         )
     else:
         yield Finding(f"{name} repositories", "ok", f"{len(rows)} enrolled, readable")
+
+
+def trouble_card(request: Any) -> dict[str, Any]:
+    """For the start page: the forges that are left alone because they fail, or asked for it."""
+    now = timezone.now()
+    rows = Traffic.objects.filter(forge__enabled=True).select_related("forge")
+    found = [{"name": row.forge.name, "words": budget.words_on(row, now)} for row in rows]
+    # What the forge said stands on its page in the admin, and not where everybody reads.
+    return {"troubles": [{**one, "words": one["words"].partition(" Last: ")[0]} for one in found if one["words"]]}

@@ -290,12 +290,13 @@ def findings(forge: Forge) -> Iterator[Finding]:
         if line.level != "ok":
             level: Level = "error" if line.level == "error" else "warning"
             fix = f"see the table: cc-ci rights --forge {forge.url}"
-            yield Finding(name, level, f"{line.text}: {_counts(line)}. {line.meaning} ({line.evidence})", fix)
-    held = ", ".join(f"{line.name} {_counts(line)}" for line in lines if line.counts)
+            yield Finding(name, level, f"{line.text}: {counts(line)}. {line.meaning} ({line.evidence})", fix)
+    held = ", ".join(f"{line.name} {counts(line)}" for line in lines if line.counts)
     yield Finding(name, "ok", f"seen: {held}")
 
 
-def _counts(line: Line) -> str:
+def counts(line: Line) -> str:
+    """Where a right is held and where not, in words."""
     words = {Held.YES.value: "yes", Held.NO.value: "no", Held.UNKNOWN.value: "not seen"}
     found = {words[held]: count for held, count in sorted(line.counts.items())}
     if len(found) == 1 and sum(found.values()) == 1:

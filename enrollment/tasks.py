@@ -5,7 +5,10 @@ from __future__ import annotations
 from django.utils import timezone
 from django_q.tasks import async_task
 
-from enrollment import deliveries, pace, polling
+from controlplane.secrets import SecretUnreadable
+from enrollment import abilities, budget, deliveries, pace, polling, rights
+from enrollment.clients import client_for
+from enrollment.forges.base import ForgeError
 from enrollment.hook_reconcile import reconcile
 from enrollment.models import Forge
 
@@ -53,6 +56,25 @@ def see_to_hooks() -> str:
         if result.actions or result.skipped:
             lines.append(result.words())
     return "; ".join(lines) or "all well"
+
+
+def see_to_rights() -> str:
+    """See what each forge can do and what the token may do there, as far as that is due."""
+    lines: list[str] = []
+    for forge in Forge.objects.filter(enabled=True):
+        if forge.backoff_until and forge.backoff_until > timezone.now():
+            continue
+        try:
+            client = client_for(forge, budget.Purpose.UPKEEP)
+            lines += [abilities.refresh(forge, client), rights.refresh(forge, client)]
+        except (ForgeError, SecretUnreadable) as error:
+            lines.append(f"{forge.name}: {error}")
+    return "; ".join(lines) or "no forge"
+
+
+def drop_old_request_counts() -> str:
+    """Drop the table of requests behind `budget.KEEP_DAYS`."""
+    return f"{budget.drop_old()} dropped"
 
 
 def drop_old_deliveries() -> str:

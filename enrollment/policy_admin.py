@@ -1,0 +1,128 @@
+"""Rights, abilities and requests in the admin: tables on the pages of forges and repositories, and one list of requests."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from django.contrib import admin, messages
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.template.loader import render_to_string
+from django.utils import timezone
+from unfold.admin import ModelAdmin
+from unfold.decorators import action, display
+
+from controlplane.adminsite import ReadOnlyAdmin
+from controlplane.secrets import SecretUnreadable
+from enrollment import abilities, budget, rights
+from enrollment.clients import client_for
+from enrollment.forges.base import ForgeError
+from enrollment.models import Forge, Repository, RequestCount, Right, Traffic
+
+#: The fields of both pages that say who may ask.
+POLICIES = ("members_may_ask", "team", "collaborators_may_ask", "allow", "block", "strangers_await_approval")
+
+
+def rights_table(forge: Forge, repository: Repository | None = None) -> str:
+    """What the token may do, for a page."""
+    lines = rights.lines_of(forge, repository)
+    rows = [
+        {"text": line.text, "seen": rights.counts(line), "meaning": line.meaning, "evidence": line.evidence, "level": line.level}
+        for line in lines
+    ]
+    empty = "" if any(line.counts for line in lines) else "Not looked at yet: the action “See rights and abilities now” does."
+    return render_to_string("enrollment/_lines.html", {"lines": rows, "heading": "right of the token", "empty": empty})
+
+
+def abilities_table(forge: Forge) -> str:
+    """What the forge can do, for its page."""
+    lines = abilities.lines_of(forge)
+    rows = [{"text": line.text, "seen": line.value, "meaning": line.otherwise, "evidence": line.evidence} for line in lines]
+    at = f"As version {forge.abilities_version}, {forge.abilities_at:%Y-%m-%d %H:%M}." if forge.abilities_at else "To be asked."
+    return render_to_string("enrollment/_lines.html", {"lines": rows, "heading": "ability of the forge", "empty": at})
+
+
+def traffic_words(forge: Forge) -> str:
+    """How the circuit and the budget stand."""
+    row = Traffic.objects.filter(forge=forge).first()
+    now = timezone.now()
+    words = budget.words_on(row, now) or "Asked as usual."
+    if row and row.refused_at and row.refused_at > now - timedelta(hours=1):
+        words += f" The budget held something back at {row.refused_at:%H:%M:%S}."
+    return words
+
+
+def traffic_table(forge: Forge) -> str:
+    """The requests of the last day by kind, for its page."""
+    budget.tally.write()
+    rows = RequestCount.objects.filter(forge=forge, hour__gte=timezone.now() - timedelta(hours=24))
+    kinds: dict[str, list[float]] = {}
+    for row in rows:
+        found = kinds.setdefault(row.kind, [0, 0, 0.0, 0.0])
+        found[0] += row.requests
+        found[1] += row.errors
+        found[2] += row.seconds
+        found[3] = max(found[3], row.slowest)
+    lines = [
+        {
+            "text": kind,
+            "seen": f"{count:.0f}",
+            "meaning": f"{errors:.0f} failed",
+            "evidence": f"{1000 * seconds / max(1, count):.0f} ms each, {1000 * slowest:.0f} ms the slowest",
+        }
+        for kind, (count, errors, seconds, slowest) in sorted(kinds.items())
+    ]
+    empty = "" if lines else "Nothing was asked in the last 24 hours."
+    return render_to_string("enrollment/_lines.html", {"lines": lines, "heading": "requests of 24 hours", "empty": empty})
+
+
+@action(description="See rights and abilities now")
+def see_now(model_admin: ModelAdmin, request: HttpRequest, queryset: QuerySet[Forge]) -> None:
+    for forge in queryset:
+        try:
+            client = client_for(forge)
+            words = [abilities.refresh(forge, client, force=True), rights.refresh(forge, client, everything=True)]
+        except (ForgeError, SecretUnreadable) as error:
+            model_admin.message_user(request, f"{forge.name}: {error}", messages.ERROR)
+            continue
+        model_admin.message_user(request, "; ".join(words), messages.SUCCESS)
+
+
+@action(description="See rights now")
+def see_rights_now(model_admin: ModelAdmin, request: HttpRequest, queryset: QuerySet[Repository]) -> None:
+    for row in queryset.select_related("forge"):
+        try:
+            client = client_for(row.forge)
+            rights.keep(row.forge, rights.of_repository(row, client), repository=row)
+        except (ForgeError, SecretUnreadable) as error:
+            model_admin.message_user(request, f"{row.full_name}: {error}", messages.ERROR)
+            continue
+        model_admin.message_user(request, f"{row.full_name}: seen", messages.SUCCESS)
+
+
+@admin.register(Right)
+class RightAdmin(ReadOnlyAdmin):
+    list_display = ("place", "name", "standing", "evidence", "at")
+    list_filter = ("held", "name", "forge")
+    search_fields = ("repository__owner", "repository__name", "owner", "evidence")
+    list_select_related = ("repository", "forge")
+
+    @display(description="seen", label={"yes": "success", "no": "warning", "not seen yet": "info"})
+    def standing(self, row: Right) -> str:
+        return Right.Held(row.held).label
+
+
+@admin.register(RequestCount)
+class RequestCountAdmin(ReadOnlyAdmin):
+    list_display = ("hour", "forge", "kind", "requests", "errors", "each", "slow")
+    list_filter = ("forge", "kind", ("hour", admin.DateFieldListFilter))
+    list_select_related = ("forge",)
+    date_hierarchy = "hour"
+
+    @display(description="each")
+    def each(self, row: RequestCount) -> str:
+        return f"{1000 * row.seconds / max(1, row.requests):.0f} ms"
+
+    @display(description="slowest", ordering="slowest")
+    def slow(self, row: RequestCount) -> str:
+        return f"{1000 * row.slowest:.0f} ms"
