@@ -24,4 +24,6 @@ if CC_CI.is_sqlite:
     DATABASES["default"]["TEST"] = {"NAME": str(Path(_folder) / "test.sqlite3")}
 # The tests about the budget set one; others may ask as fast as they can.
 CC_CI.requests_per_minute = 0
+# A second for each run; the tests about pictures ask for them.
+CC_CI.pictures = False
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]

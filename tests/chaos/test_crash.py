@@ -60,6 +60,7 @@ class Machine(Tree):
             "CC_CI_QUEUE_TIMEOUT": "20",
             "CC_CI_QUEUE_RETRY": "25",
             "CC_CI_HTTP_TIMEOUT": "5",
+            "CC_CI_PICTURES": "false",
             "DATABASE_URL": database.url,
             "DJANGO_SETTINGS_MODULE": "controlplane.settings",
         }

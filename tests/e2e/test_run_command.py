@@ -27,7 +27,12 @@ def start(tmp_path: Path) -> Iterator[Any]:
 
     def start(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
         env = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "CI")}
-        env |= {"CC_CI_DATA_DIR": str(tmp_path / "data"), "CC_CI_DEPLOYER": "process", "CC_CI_ENV_FILE": os.devnull}
+        env |= {
+            "CC_CI_DATA_DIR": str(tmp_path / "data"),
+            "CC_CI_DEPLOYER": "process",
+            "CC_CI_ENV_FILE": os.devnull,
+            "CC_CI_PICTURES": "no",
+        }
         command = [sys.executable, str(ROOT / "manage.py"), "run", *map(str, arguments)]
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         started.append(subprocess.Popen(command, env=env, text=True, cwd=tmp_path, **pipes, **options))

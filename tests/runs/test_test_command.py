@@ -42,7 +42,12 @@ def recipe(tmp_path: Path) -> Any:
 def cc_ci(folder: Path, *words: str, **environment: str) -> tuple[int, str, str]:
     """Type it in that folder: exit code, output, what is shown."""
     env = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "CI")} | environment
-    env |= {"CC_CI_DATA_DIR": str(folder.parent / "data"), "CC_CI_DEPLOYER": "process", "CC_CI_ENV_FILE": os.devnull}
+    env |= {
+        "CC_CI_DATA_DIR": str(folder.parent / "data"),
+        "CC_CI_DEPLOYER": "process",
+        "CC_CI_ENV_FILE": os.devnull,
+        "CC_CI_PICTURES": "no",
+    }
     command = [sys.executable, str(ROOT / "manage.py"), *words]
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=90, stdin=subprocess.DEVNULL)
     return done.returncode, done.stdout, done.stderr

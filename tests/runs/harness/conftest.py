@@ -57,6 +57,7 @@ def make_folder(tmp_path: Path) -> Iterator[Callable[..., RunFolder]]:
             "stages": ["install", "custom"],
             "deployer": "process",
             "limits": Limits(run_seconds=60, stage_seconds=30, settle_seconds=10),
+            "picture": False,
             **changes,
         }
         folder = RunFolder(tmp_path / "runs" / run_id / "1")

