@@ -9,6 +9,7 @@ import pytest
 
 from infra.deployers.docker_cli import docker
 from runs.harness.engine import Engine
+from runs.harness.picture import chromium
 from runs.harness.protocol import Results, RunFolder, Verdict
 from tests.docker import need_swarm
 from tests.e2e.recipes import ALL, FIRST, NEXT, Repository, folder_of, left
@@ -62,6 +63,7 @@ def test_every_stage_of_a_pull_request(recipe: Repository, tmp_path: Path) -> No
     assert {"checkout", "deploy", "settle", "upgrade", "backup", "restore", "tests", "teardown"} <= steps
     kinds = {artefact.kind for artefact in results.artefacts}
     assert {"junit", "service_log", "docker_events"} <= kinds
+    assert "picture" in kinds or not chromium()
     assert "create" in (folder.path / "docker-events.txt").read_text()
     assert json.loads(folder.results_file.read_text())["schema_version"] == 1
 
