@@ -12,7 +12,7 @@ import sys
 import time
 import uuid
 from argparse import ArgumentParser
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -233,6 +233,19 @@ class _Display:
             self._progress.update(task, description=escape(event.text[:80]))
 
 
+def _findings(results: Results) -> Iterator[str]:
+    """What else was seen, a line each."""
+    for finding in results.lint:
+        where = f"{finding.file}:{finding.line}: " if finding.line else f"{finding.file}: " if finding.file else ""
+        yield f"Lint {finding.rule} ({finding.level}): {where}{finding.text}"
+    if results.extras.not_run:
+        count = results.extras.not_run
+        yield f"{count} extra {'test was' if count == 1 else 'tests were'} not run: --extra-tests"
+    if results.level.rungs:
+        stopped = next((rung for rung in results.level.rungs if rung.status == "stopped"), None)
+        yield f"Level {results.level.value} of 5" + (f"; {stopped.name} ended the climb: {stopped.reason}" if stopped else "")
+
+
 def summary(results: Results, console: Console) -> None:
     """A table of the stages, then every failed test with its last lines, then the verdict."""
     table = Table("Stage", "Result", "Seconds", "Tests", "Why", box=None, pad_edge=False)
@@ -249,8 +262,10 @@ def summary(results: Results, console: Console) -> None:
                 console.print(f"\n{escape(case.file)}: {escape(case.name)}", style="red bold", highlight=False)
                 for text in (case.message, *case.output.splitlines()[-15:]):
                     console.print(f"  {escape(text)}", highlight=False)
-    for warning in results.warnings:
+    for warning in (*results.warnings, *results.loosened):
         console.print(f"Warning: {escape(warning)}", style="yellow", highlight=False)
+    for text in _findings(results):
+        console.print(escape(text), highlight=False)
     seconds = (results.finished - results.started).total_seconds()
     colour, verdict = _COLOURS[results.verdict], results.verdict.replace("_", " ")
     console.print(f"\n[{colour} bold]{verdict}[/] in {seconds:.1f} s, {results.deployer or 'nothing deployed'}", highlight=False)
