@@ -124,6 +124,10 @@ def _read_pull(comment: Comment, client: ForgeClient) -> Pull:
             pull = client.pull(repository.owner, repository.name, comment.pull_request.number)
         else:
             raise
+    if pull.base.id != repository.forge_repo_id:
+        # Renamed, and another repository has its name by now: nothing that was asked by that name was about ours.
+        refresh_repository(repository, client)
+        raise NotFound(f"the repository that is called {pull.base.full_name} now is another one")
     _note_pull(comment.pull_request, pull)
     return pull
 
