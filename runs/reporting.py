@@ -227,6 +227,8 @@ def _send_reply(report: Report, client: ForgeClient) -> None:
 
 def _send_run(report: Report, client: ForgeClient) -> None:
     assert report.run is not None
+    if report.attempted_digest:
+        _find_lost(report, client)
     wanted = report.wanted
     anew = wanted["phase"] == "verdict" and settings.CC_CI.verdict == "post" and report.posted_marker != report.marker
     if report.posted_id and not anew and not _edit(report, client):
@@ -240,6 +242,21 @@ def _send_run(report: Report, client: ForgeClient) -> None:
     if wanted["phase"] == "verdict":
         _remove_doubles(report, client, f"{MARKER}run:", report.run.created_at)
     _done(report, stale_ids=[])
+
+
+def _find_lost(report: Report, client: ForgeClient) -> None:
+    """A write whose end is not known may have been about an earlier state or run: its comment is to go, or it would stay
+    for ever. It was begun after the last write that is known to have been done."""
+    since = report.posted_at or TestRun.objects.filter(pull_request=report.pull_request).earliest("created_at").created_at
+    known = {report.posted_id, *report.stale_ids}
+    lost = [
+        comment.id
+        for comment in _own_comments(report, client, since)
+        if comment.id not in known and _carries(comment, f"{MARKER}run:") and not _carries(comment, report.marker)
+    ]
+    if lost:
+        report.stale_ids = [*report.stale_ids, *lost]
+        Report.objects.filter(pk=report.pk).update(stale_ids=report.stale_ids)
 
 
 def _edit(report: Report, client: ForgeClient) -> bool:
