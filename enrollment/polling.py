@@ -219,7 +219,7 @@ def _search(forge: Forge, client: ForgeClient, repositories: list[Repository], r
             # From 1.16 on: an owner that does not exist. It was renamed or deleted, which is to be seen, not to be silent.
             result.problems.append(f"{owner or 'search'}: {error}")
             rows = [row for row in repositories if row.owner == owner]
-            present = [row for row in rows if refresh_repository(row, client)]
+            present = _present(rows, client)
             moved = [row for row in present if row.owner != owner]
             if owner is None or len(moved) < len(present):
                 # It was not about the owner, then.
@@ -245,6 +245,24 @@ def _search(forge: Forge, client: ForgeClient, repositories: list[Repository], r
         if not turns.alike:
             return {}  # asked from one owner's time on; the next look asks from everybody's
     return turns.settled(started_at, everybody=not filtered) if complete and started_at else {}
+
+
+def _present(rows: list[Repository], client: ForgeClient) -> list[Repository]:
+    """Those of an unknown owner's repositories that are there, under their present names. An owner's new name is asked for
+    once, not for each of hundreds of repositories: at a forge that fails now and then that would never end."""
+    names: dict[int, str] = {}
+    present = []
+    for row in rows:
+        before, owner_id = row.owner, row.owner_id
+        if owner_id in names:
+            row.owner = names[owner_id]
+            row.save(update_fields=["owner"])
+        elif not refresh_repository(row, client):
+            continue
+        elif owner_id is not None and row.owner_id == owner_id and row.owner != before:
+            names[owner_id] = row.owner
+        present.append(row)
+    return present
 
 
 def _note_search(forge: Forge, state: Forge.OwnerFilter) -> None:
@@ -342,7 +360,7 @@ def read_pull_request(pull: PullRequest, client: ForgeClient, result: Look) -> N
         PullRequest.objects.filter(pk=pull.pk).update(comments_next_try_at=later)
         result.problems.append(f"{pull}: {error}")
         return
-    except (Unauthorized, RateLimited):
+    except (Unauthorized, RateLimited, CircuitOpen):
         raise
     except ForgeError as error:
         if isinstance(error, NotFound) and _moved(row, client):
@@ -448,7 +466,7 @@ def list_repository(row: Repository, client: ForgeClient, result: Look) -> None:
         started_at = server_now(client)
         copy_facts(row, remote)
         result.comments += store(row, client.repository_comments(row.owner, row.name, since), Comment.Via.NET)
-    except (Unauthorized, RateLimited):
+    except (Unauthorized, RateLimited, CircuitOpen):
         raise
     except ForgeError as error:
         row.last_error, row.last_error_at = f"{error}. {error.advice}"[:2000], timezone.now()
