@@ -187,8 +187,8 @@ class Engine:
     def _stages(self, run: stages.Run) -> None:
         failed: list[str] = []
         for name in (name for name in STAGES if name in self._results):
-            if why := self._why_not(run, name):
-                self._end(name, Outcome("not_applicable", why), 0.0)
+            if outcome := self._not_applicable(run, name):
+                self._end(name, outcome, 0.0)
             elif failed:
                 self._end(name, Outcome("skipped", f"The stage {failed[0]} failed."), 0.0)
             else:
@@ -199,13 +199,14 @@ class Engine:
         if not any(result.status == "passed" for result in self._results.values()):
             raise Stop(Verdict.ERRORED, "No stage that was asked for could run, so nothing was tested.")
 
-    def _why_not(self, run: stages.Run, name: str) -> str:
-        """Why a stage does not apply: as the recipe declares, or since the deployer is not made for it."""
+    def _not_applicable(self, run: stages.Run, name: str) -> Outcome | None:
+        """Whether a stage does not apply: as the recipe declares, or since the deployer is not made for it."""
         if reason := run.settings.stages.get(name):  # type: ignore[call-overload]
-            return f"As cc-ci.toml says: {reason}"
+            return Outcome("not_applicable", f"As cc-ci.toml says: {reason}")
         if (ability := stages.ABILITY.get(name)) and ability not in run.deployer.abilities:
-            return f"The deployer {run.deployer.name} cannot do it."
-        return ""
+            # Nothing of the recipe shows that it does not apply: the level may not pass over it.
+            return Outcome("not_applicable", f"The deployer {run.deployer.name} cannot do it.", proven=False)
+        return None
 
     def _one(self, name: str, run: stages.Run, failed: list[str]) -> None:
         before = self._deployed_in if name == "install" else 0.0

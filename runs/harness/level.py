@@ -56,12 +56,14 @@ def _stage(stages: Mapping[str, StageResult], name: str) -> _Step:
         return ("passed_over", "") if name == "extra" else ("stopped", f"{name} was not asked for in this run.")
     if result.status == "passed":
         if not result.proven:
-            return "passed_over", f"{name}: {result.reason or 'made, not proven'}"
+            return "stopped", f"{name}: {result.reason or 'made, not proven'}"
         skipped = sum(case.status == "skipped" for case in result.cases)
         return "climbed", f"{name}: {skipped} of {len(result.cases)} tests were skipped." if skipped else ""
     if result.status == "not_applicable":
         if result.cases:  # there are tests, and none of them ran
             return "stopped", f"{name} should have run and did not: {result.reason or 'all its tests were skipped'}"
+        if result.reason and not result.proven:  # a limit of ours, which says nothing of the recipe
+            return "stopped", f"{name} did not run: {result.reason}"
         if result.reason:
             return "passed_over", f"{name}: {result.reason}"
         return "stopped", f"{name} did not run, and nobody said why."

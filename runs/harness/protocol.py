@@ -108,7 +108,7 @@ class StageResult(_Model):
     name: str
     status: Literal["passed", "failed", "errored", "skipped", "not_applicable", "not_run"]
     reason: str = ""
-    proven: bool = True  #: False: it passed, and nothing shows that it did what it is for (a backup without a marker)
+    proven: bool = True  #: False: nothing shows that it did what it is for (a backup without a marker), or that it does not apply
     seconds: float = 0.0
     started: datetime | None = None
     finished: datetime | None = None

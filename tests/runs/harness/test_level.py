@@ -86,14 +86,19 @@ def test_not_applicable_without_a_reason_or_with_skipped_tests_is_no_fact() -> N
     assert level({"custom": skipped}).value == 3
 
 
-def test_a_backup_that_is_not_proven_is_never_climbed() -> None:
+def test_a_backup_that_is_not_proven_ends_the_climb() -> None:
     for name in ("backup", "restore"):
         found = level({name: stage(name, proven=False, reason="made, not proven: give write_marker")})
-        assert found.rungs[2].status == "passed_over"
+        assert (found.value, found.rungs[2].status) == (2, "stopped")
         assert "not proven" in found.rungs[2].reason
-        assert level({name: stage(name, proven=False), "custom": None}).value == 2
     only_backup = {"restore": stage("restore", "not_applicable", reason="Only a dump."), "custom": None}
     assert level(only_backup).value == 2
+
+
+def test_what_our_deployer_cannot_do_is_no_fact_of_the_recipe() -> None:
+    found = level({"upgrade": stage("upgrade", "not_applicable", proven=False, reason="The deployer process cannot do it.")})
+    assert (found.value, found.rungs[1].status) == (1, "stopped")
+    assert found.rungs[1].reason == "upgrade did not run: The deployer process cannot do it."
 
 
 def test_some_skipped_tests_are_told() -> None:
@@ -116,8 +121,9 @@ def test_lint_and_the_invariants() -> None:
 #: From best to worst. (Of two that are alike, none raises the level above the other.)
 RESULTS: list[dict[str, Any] | None] = [
     {"status": "passed"},
-    {"status": "passed", "proven": False},
     {"status": "not_applicable", "reason": "No such thing."},
+    {"status": "not_applicable", "reason": "Not by this deployer.", "proven": False},
+    {"status": "passed", "proven": False},
     {"status": "failed"},
     {"status": "errored"},
     {"status": "skipped"},
@@ -126,7 +132,7 @@ RESULTS: list[dict[str, Any] | None] = [
 ]
 WORSE_LINT: list[list[LintFinding] | None] = [[], [WARNING], [ERROR], None]
 NAMES = ("install", "upgrade", "backup", "restore", "custom")
-ranks = st.fixed_dictionaries({name: st.integers(0, len(RESULTS) - 1) for name in NAMES} | {"extra": st.integers(0, 6)})
+ranks = st.fixed_dictionaries({name: st.integers(0, len(RESULTS) - 1) for name in NAMES} | {"extra": st.integers(0, 7)})
 
 
 def build(ranks: dict[str, int]) -> dict[str, StageResult]:
@@ -154,7 +160,7 @@ def test_nothing_that_gets_worse_raises_the_level(ranks: dict[str, int], lint: i
     before = climb(build(ranks), WORSE_LINT[lint], Verdict.PASSED)
     worse = dict(ranks)
     name = data.draw(st.sampled_from(sorted(ranks)))
-    worse[name] = data.draw(st.integers(ranks[name], 6 if name == "extra" else len(RESULTS) - 1))
+    worse[name] = data.draw(st.integers(ranks[name], 7 if name == "extra" else len(RESULTS) - 1))
     worse_lint = WORSE_LINT[data.draw(st.integers(lint, 3))]
     verdict = data.draw(st.sampled_from(list(Verdict)))
     assert climb(build(worse), worse_lint, verdict).value <= before.value
