@@ -118,7 +118,7 @@ class ForgeAdmin(ModelAdmin):
         "failures",
         "backoff_until",
     )
-    tables = ("traffic", "rights", "abilities_found", "requests")
+    tables = ("asking", "rights_seen", "abilities_found", "requests_made")
     fieldsets = (
         (None, {"fields": ("name", "url", "token", "enabled")}),
         ("Who is watched, who may ask", {"fields": ("watched_owners", *POLICIES)}),
@@ -132,11 +132,11 @@ class ForgeAdmin(ModelAdmin):
         return (*self.readonly_fields, *self.tables)
 
     @display(description="asking")
-    def traffic(self, forge: Forge) -> str:
+    def asking(self, forge: Forge) -> str:
         return traffic_words(forge)
 
     @display(description="rights")
-    def rights(self, forge: Forge) -> str:
+    def rights_seen(self, forge: Forge) -> str:
         return rights_table(forge)
 
     @display(description="abilities")
@@ -144,7 +144,7 @@ class ForgeAdmin(ModelAdmin):
         return abilities_table(forge)
 
     @display(description="requests")
-    def requests(self, forge: Forge) -> str:
+    def requests_made(self, forge: Forge) -> str:
         return traffic_table(forge)
 
     def save_model(self, request: HttpRequest, obj: Forge, form: Any, change: bool) -> None:
@@ -256,7 +256,7 @@ class RepositoryAdmin(ModelAdmin):
         if obj is None:
             return ()
         names = [field.name for field in Repository._meta.fields if field.name not in ("id", *EDITABLE)]
-        return ("webhook", "rights", *names)
+        return ("webhook", "rights_seen", *names)
 
     def save_model(self, request: HttpRequest, obj: Repository, form: Any, change: bool) -> None:
         if not change:
@@ -282,7 +282,7 @@ class RepositoryAdmin(ModelAdmin):
             look_soon(obj.forge, obj)
 
     @display(description="rights")
-    def rights(self, row: Repository) -> str:
+    def rights_seen(self, row: Repository) -> str:
         return rights_table(row.forge, row)
 
     @display(description="webhook")

@@ -239,22 +239,24 @@ class Line:
 def table(rows: Iterable[Right], *, hooks_wanted: bool) -> list[Line]:
     """The rights that were seen, as a table. Pure. `hooks_wanted`: then admin is no more than needed."""
     seen = list(rows)
+    admins = {row.repository_id for row in seen if row.name == "admin" and row.held == Held.YES}
     lines = []
     for name, spec in RIGHTS.items():
         mine = [row for row in seen if row.name == name]
         counts = Counter(row.held for row in mine)
-        lines.append(_line(name, spec, mine, dict(counts), hooks_wanted))
+        lines.append(_line(name, spec, mine, dict(counts), hooks_wanted, admins))
     return lines
 
 
-def _line(name: str, spec: Spec, rows: list[Right], counts: dict[str, int], hooks_wanted: bool) -> Line:
+def _line(name: str, spec: Spec, rows: list[Right], counts: dict[str, int], hooks_wanted: bool, admins: set[int | None]) -> Line:
     def evidence(held: str) -> str:
         return next((f"{row.place}: {row.evidence}" for row in rows if row.held == held), "")
 
     if spec.beyond:
         if not counts.get(Held.YES):
             return Line(name, spec.text, counts, evidence(Held.NO), "" if counts else "not seen yet", "ok")
-        if name in ("push", "admin") and hooks_wanted and any(row.held == Held.YES and row.name == "admin" for row in rows):
+        mine = {row.repository_id for row in rows if row.held == Held.YES}
+        if name in ("push", "admin") and hooks_wanted and mine <= admins:
             return Line(name, spec.text, counts, evidence(Held.YES), "needed for the webhooks that cc-ci is to register", "ok")
         return Line(name, spec.text, counts, evidence(Held.YES), f"More than cc-ci needs. {spec.beyond}", "warning")
     if counts.get(Held.NO):

@@ -1,0 +1,317 @@
+"""Each row of gitea-api.md's table of rights, against the sandbox; and what cc-ci makes of what it sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from django.conf import settings
+from django.core.management import call_command
+from django.test import Client
+from django.utils import timezone
+
+from controlplane.cli import Exit
+from enrollment import checks, rights, tasks
+from enrollment.forges import gitea
+from enrollment.forges.base import Forbidden, ForgeError, NotFound, Unauthorized
+from enrollment.forges.gitea import GiteaClient
+from enrollment.models import Forge, Repository, Right
+from enrollment.sandbox.faults import Fault
+from enrollment.sandbox.features import VERSIONS
+from tests.world import World
+
+pytestmark = pytest.mark.django_db
+
+GITEA, FORGEJO = "1.15", "13.0.0+gitea-1.22.0"
+LONG_AGO = timezone.now() - timedelta(days=3650)
+ACTORS = ("reader", "writer", "admin", "anonymous")
+#: What happened, by the words of the table.
+WORDS: dict[type[ForgeError] | None, str] = {None: "yes", Forbidden: "403", NotFound: "404", Unauthorized: "401"}
+
+
+@pytest.fixture
+def world(db: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[World]:
+    """The bot reads; wendy writes by a team, ada administers the repository by a right of her own, olga owns the organisation."""
+    monkeypatch.setattr(settings.CC_CI, "data_dir", tmp_path / "data")
+    monkeypatch.setattr(gitea, "wait_random_exponential", lambda *args, **more: lambda state: 0)
+    world = World(tmp_path, getattr(request, "param", GITEA))
+    world.connect()
+    world.add_recipe("web")
+    world.enroll("recipes/web")
+    for name, right in (("wendy", "write"), ("ada", "read"), ("olga", "owner")):
+        world.remote.add_user(name)
+        world.remote.add_member(world.org, name, right)
+    world.remote.add_collaborator("recipes/web", "ada", "admin")
+    yield world
+    world.remote.faults = None
+    world.close()
+
+
+both = pytest.mark.parametrize("world", [GITEA, FORGEJO], indirect=True)
+every_version = pytest.mark.parametrize("world", list(VERSIONS), indirect=True)
+
+
+def client_of(world: World, actor: str) -> GiteaClient:
+    login = {"reader": "cc-ci", "writer": "wendy", "admin": "ada", "owner": "olga", "anonymous": ""}[actor]
+    return GiteaClient(world.server.url, world.remote.add_token(login) if login else "", user_agent="cc-ci/test")
+
+
+def what(act: Callable[[], object]) -> str:
+    try:
+        found = act()
+    except (Forbidden, NotFound, Unauthorized) as error:
+        return WORDS[type(error)]
+    return "yes" if found is not False else "no"
+
+
+def row(world: World, act: Callable[[GiteaClient], object], actors: tuple[str, ...] = ACTORS) -> list[str]:
+    return [what(lambda actor=actor: act(client_of(world, actor))) for actor in actors]  # type: ignore[misc]
+
+
+# --- the table, row by row
+
+
+@every_version
+def test_all_may_read_what_is_public(world: World) -> None:
+    world.say("recipes/web")
+    assert row(world, lambda client: list(client.changed_pulls(LONG_AGO, "recipes"))) == ["yes"] * 4
+    assert row(world, lambda client: list(client.pull_comments("recipes", "web", 1, None))) == ["yes"] * 4
+    assert row(world, lambda client: client.pull("recipes", "web", 1)) == ["yes"] * 4
+
+
+@every_version
+def test_who_reads_may_comment_edit_and_react(world: World) -> None:
+    said = world.say("recipes/web")
+
+    def comment_and_edit(client: GiteaClient) -> None:
+        client.edit_comment("recipes", "web", client.post_comment("recipes", "web", 1, "Hello").id, "Hello again")
+
+    assert row(world, comment_and_edit) == ["yes", "yes", "yes", "401"]
+    assert row(world, lambda client: client.react("recipes", "web", said.id, "eyes")) == ["yes", "yes", "yes", "401"]
+
+
+@every_version
+def test_a_commit_status_needs_the_right_to_write_on_newer_ones(world: World) -> None:
+    sha = world.remote.pull("recipes/web", 1).head_sha
+    status = {"state": "success", "context": "x", "description": "", "target_url": "https://ci.example.org"}
+    reader = "yes" if world.remote.version == GITEA else "403"
+    found = row(world, lambda client: client.set_status("recipes", "web", sha, **status))  # type: ignore[arg-type]
+    assert found == [reader, "yes", "yes", "401"]
+
+
+@every_version
+def test_members_see_members_and_others_public_ones(world: World) -> None:
+    assert row(world, lambda client: client.is_member("recipes", "alice")) == ["yes", "yes", "yes", "no"]
+    assert row(world, lambda client: client.is_member("recipes", "mallory")) == ["no"] * 4
+    world.remote.remove_member(world.org, world.bot)
+    assert row(world, lambda client: client.is_member("recipes", "alice"), ("reader",)) == ["no"]
+    world.remote.add_member(world.org, world.alice, "write", public=True)
+    assert row(world, lambda client: client.is_member("recipes", "alice"), ("reader", "anonymous")) == ["yes", "yes"]
+
+
+@both
+def test_collaborators_show_to_admins_and_on_newer_ones_to_all_who_read(world: World) -> None:
+    world.remote.add_collaborator("recipes/web", world.mallory, "read")
+    old = world.remote.version == GITEA
+    found = [client_of(world, actor).is_collaborator("recipes", "web", "mallory") for actor in ("reader", "writer", "admin")]
+    assert found == ([None, None, True] if old else [True, True, True])
+    assert row(world, lambda client: client.is_collaborator("recipes", "web", "mallory"), ("anonymous",)) == ["401"]
+
+
+@every_version
+def test_hooks_of_a_repository_are_for_its_admins(world: World) -> None:
+    assert row(world, lambda client: list(client.hooks("recipes", "web"))) == ["403", "403", "yes", "401"]
+    url, events = "https://ci.example.org/hooks/1/", ["issue_comment"]
+    made = row(world, lambda client: client.create_hook("recipes", "web", url=url, secret="s", events=events))
+    assert made == ["403", "403", "yes", "401"]
+
+
+@every_version
+def test_hooks_of_an_organisation_are_for_its_owners(world: World) -> None:
+    actors = (*ACTORS, "owner")
+    assert row(world, lambda client: list(client.hooks("recipes", "")), actors) == ["403", "403", "403", "401", "yes"]
+    url, events = "https://ci.example.org/hooks/1/", ["issue_comment"]
+    made = row(world, lambda client: client.create_hook("recipes", "", url=url, secret="s", events=events), actors)
+    assert made == ["403", "403", "403", "401", "yes"]
+
+
+# --- what is seen
+
+
+def see(world: World, login: str = "cc-ci", *scopes: str) -> dict[str, str]:
+    """The rights of somebody's token, as the scheduled task sees them."""
+    user = world.remote.user(login)
+    Forge.objects.update(bot_id=user.id, bot_login=user.login)
+    forge = Forge.objects.get()
+    forge.token = world.remote.add_token(login, *scopes)
+    forge.save()
+    Right.objects.all().delete()
+    Forge.objects.update(abilities_at=timezone.now(), abilities_version=world.remote.version)
+    before = [request.method for request in world.own_requests()]
+    tasks.see_to_rights()
+    assert {request.method for request in world.own_requests()[len(before) :]} == {"GET"}, "nothing is written to find out"
+    return {right.name: right.held for right in Right.objects.all()}
+
+
+@every_version
+@pytest.mark.parametrize(
+    ("login", "held"),
+    [
+        ("cc-ci", {"read", "membership"}),
+        ("wendy", {"read", "membership", "push"}),
+        ("ada", {"read", "membership", "push", "admin", "hooks"}),
+        ("olga", {"read", "membership", "push", "admin", "hooks", "org_hooks"}),
+        ("root", {"read", "membership", "push", "admin", "hooks", "org_hooks", "site_admin"}),
+        ("mallory", {"read"}),
+    ],
+)
+def test_what_a_token_may_do_is_seen(world: World, login: str, held: set[str]) -> None:
+    seen = see(world, login)
+    assert {name for name, word in seen.items() if word == "yes"} == held
+    assert {name for name, word in seen.items() if word == "no"} == {
+        "read", "membership", "push", "admin", "hooks", "org_hooks", "site_admin"
+    } - held  # fmt: skip
+    right = Right.objects.get(name="read")
+    assert right.evidence and right.at > timezone.now() - rights.REPOSITORY_EVERY
+
+
+@pytest.mark.parametrize("world", [FORGEJO], indirect=True)
+def test_scopes_are_seen_by_what_is_refused(world: World) -> None:
+    seen = see(world, "olga", "read:repository", "read:user", "read:organization")
+    assert (seen["read"], seen["membership"]) == ("no", "yes")
+    assert "read:issue" in Right.objects.get(name="read").evidence
+    seen = see(world, "olga", "read:repository", "read:user", "read:organization", "read:issue")
+    assert (seen["read"], seen["hooks"]) == ("yes", "yes")
+
+
+def test_a_repository_that_cannot_be_read(world: World) -> None:
+    world.remote.set_private("recipes/web")
+    world.remote.remove_member(world.org, world.bot)
+    assert see(world)["read"] == "no"
+    assert "404" in Right.objects.get(name="read").evidence
+    assert next(finding.level for finding in rights.findings(world.forge)) == "error"
+
+
+def test_a_persons_repository_has_no_organisation(world: World) -> None:
+    world.remote.add_user("bob")
+    world.add_recipe("site", "bob")
+    world.enroll("bob/site")
+    see(world)
+    assert Right.objects.get(owner="bob").held == "unknown"
+    assert not Right.objects.filter(owner="bob", held="no").exists()
+
+
+@both
+def test_writing_shows_what_cannot_be_asked(world: World) -> None:
+    see(world)
+    world.say("recipes/web")
+    world.hear()
+    seen = {right.name: right.held for right in Right.objects.filter(repository__isnull=False)}
+    assert (seen["react"], seen["comment"]) == ("yes", "yes")
+    assert seen["status"] == ("yes" if world.remote.version == GITEA else "no")
+
+
+@pytest.mark.parametrize("world", [FORGEJO], indirect=True)
+def test_a_refused_comment_shows_the_scope_that_is_missing(world: World) -> None:
+    see(world, "cc-ci", "read:repository", "read:issue", "read:user", "read:organization")
+    world.say("recipes/web")
+    world.hear()
+    right = Right.objects.get(name="comment")
+    assert (right.held, "write:issue" in right.evidence) == ("no", True)
+    (finding,) = [found for found in rights.findings(Forge.objects.get()) if "write comments" in found.text]
+    assert "no answer is posted" in finding.text
+
+
+def test_a_forge_that_does_not_answer_says_nothing_about_rights(world: World) -> None:
+    see(world)
+    Right.objects.update(at=LONG_AGO)
+    world.remote.faults = lambda request: Fault(status=500)
+    tasks.see_to_rights()
+    assert Right.objects.get(name="read").held == "yes"
+    assert Right.objects.get(name="read").at == LONG_AGO
+
+
+def test_what_was_seen_lately_is_not_asked_again(world: World) -> None:
+    see(world)
+    asked = len(world.own_requests())
+    tasks.see_to_rights()
+    assert [request.path for request in world.own_requests()[asked:]] == ["/api/v1/version"]
+    Right.objects.filter(repository__isnull=False).update(at=timezone.now() - rights.REPOSITORY_EVERY - timedelta(hours=1))
+    tasks.see_to_rights()
+    assert len(world.own_requests()) == asked + 5
+
+
+# --- what people see
+
+
+@pytest.mark.parametrize(
+    ("login", "hooks_wanted", "warned"),
+    [
+        ("cc-ci", False, set()),
+        ("cc-ci", True, {"hooks"}),
+        ("wendy", False, {"push"}),
+        ("ada", False, {"push", "admin"}),
+        ("root", False, {"push", "admin", "site_admin"}),
+        ("root", True, {"site_admin"}),
+        ("wendy", True, {"push", "hooks"}),
+        ("mallory", False, {"membership"}),
+    ],
+)
+def test_warned_is_about_what_is_missing_and_what_is_too_much(
+    world: World, login: str, hooks_wanted: bool, warned: set[str]
+) -> None:
+    see(world, login)
+    lines = rights.table(Right.objects.all(), hooks_wanted=hooks_wanted)
+    assert {line.name for line in lines if line.level != "ok"} == warned
+    assert all(line.meaning for line in lines if line.level != "ok")
+
+
+def test_every_right_says_what_is_lost_without_or_risked_with() -> None:
+    assert all(bool(spec.without) != bool(spec.beyond) for spec in rights.RIGHTS.values())
+    assert set(rights.SHOWN_BY.values()) <= set(rights.RIGHTS)
+
+
+def test_doctor_tells(world: World) -> None:
+    world.poll()
+    see(world, "root")
+    found = [finding for finding in checks.check_forges() if finding.name == "forge sandbox rights"]
+    assert any("administer the whole forge" in finding.text for finding in found)
+    assert any(finding.level == "ok" and "read yes" in finding.text for finding in found)
+
+
+def test_admin_rights_that_the_webhooks_need_are_no_trouble(world: World) -> None:
+    world.poll()
+    see(world, "ada")
+    Repository.objects.update(webhooks="on")
+    assert [f.text for f in checks.check_forges() if f.name == "forge sandbox rights" and f.level == "warning"] == []
+
+
+def test_the_command_prints_the_table_and_refreshes(world: World) -> None:
+    out = StringIO()
+    call_command("rights", refresh=True, stdout=out)
+    assert "read repository, pull requests and comments" in out.getvalue()
+    assert "The search honours an owner" in out.getvalue()
+    out = StringIO()
+    call_command("rights", "recipes/web", json=True, stdout=out)
+    assert '"name": "read"' in out.getvalue() and '"yes": 1' in out.getvalue()
+    world.remote.set_private("recipes/web")
+    world.remote.remove_member(world.org, world.bot)
+    with pytest.raises(Exit) as stop:
+        call_command("rights", "recipes/web", refresh=True, stdout=StringIO())
+    assert stop.value.code == 1
+
+
+def test_the_pages_show_the_tables(world: World, admin_client: Client) -> None:
+    data = {"action": "see_now", "_selected_action": [world.forge.pk]}
+    assert "rights at 1 repositories" in admin_client.post("/admin/enrollment/forge/", data, follow=True).content.decode()
+    page = admin_client.get(f"/admin/enrollment/forge/{world.forge.pk}/change/").content.decode()
+    assert "see all members of the organisation" in page and "Pull requests have a timeline" in page
+    row = Repository.objects.get()
+    page = admin_client.get(f"/admin/enrollment/repository/{row.pk}/change/").content.decode()
+    assert "permissions of recipes/web: pull" in page
+    data = {"action": "see_rights_now", "_selected_action": [row.pk]}
+    assert "recipes/web: seen" in admin_client.post("/admin/enrollment/repository/", data, follow=True).content.decode()
+    assert "membership" in admin_client.get("/admin/enrollment/right/").content.decode()
