@@ -1,7 +1,11 @@
-"""The server's own apps in the admin. All of it is a trail or comes from infra.yml: nothing is changed here by hand."""
+"""The server's own apps in the admin. All of it is a trail or comes from infra.yml: nothing is changed here by hand.
+
+Its actions are those of `cc-ci infra`, under the same names.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from django.contrib import admin, messages
@@ -10,12 +14,14 @@ from django.http import HttpRequest
 from django.template.defaultfilters import filesizeformat
 from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
-from unfold.admin import TabularInline
+from unfold.admin import ModelAdmin, TabularInline
 from unfold.decorators import action, display
 
 from controlplane.adminsite import ReadOnlyAdmin
+from infra import ownership, wanting
 from infra.looking import NotApproved, approve
-from infra.models import InfraApp, InfraFile, InfraRelease, Snapshot, Upgrade, UpgradeEvent
+from infra.models import AlertSent, AppSecret, InfraApp, InfraFile, InfraRelease, Snapshot, Upgrade, UpgradeEvent
+from infra.ownership import Refused
 from infra.states import UpgradeState
 
 UPGRADE_LABELS = {
@@ -71,6 +77,40 @@ class InfraAppAdmin(ReadOnlyAdmin):
     list_filter = ("owner", "state", "server", "deployer", "declared")
     search_fields = ("name", "recipe", "domain", "stack")
     inlines = [UpgradeInline]
+    actions = ["upgrade", "upgrade_now", "show_plan", "rollback", "rollback_with_data", "adopt", "restore_ours", "hand_over"]
+
+    @action(description="Upgrade, if its window is open")
+    def upgrade(self, request: HttpRequest, queryset: QuerySet[InfraApp]) -> None:
+        _each(self, request, queryset, lambda app, who: _begun(wanting.upgrade(app, "", f"{who}, by button")))
+
+    @action(description="Upgrade now, outside its window as well")
+    def upgrade_now(self, request: HttpRequest, queryset: QuerySet[InfraApp]) -> None:
+        _each(self, request, queryset, lambda app, who: _begun(wanting.upgrade(app, "", f"{who}, by button", now=True)))
+
+    @action(description="Show what an upgrade would do, and why not more")
+    def show_plan(self, request: HttpRequest, queryset: QuerySet[InfraApp]) -> None:
+        for app in queryset:
+            self.message_user(request, str(wanting.plan_of(app)), messages.INFO)
+
+    @action(description="Roll back to the version before")
+    def rollback(self, request: HttpRequest, queryset: QuerySet[InfraApp]) -> None:
+        _each(self, request, queryset, lambda app, who: _begun(wanting.roll_back(app, who)))
+
+    @action(description="Roll back, with the data of the snapshot taken then")
+    def rollback_with_data(self, request: HttpRequest, queryset: QuerySet[InfraApp]) -> None:
+        _each(self, request, queryset, lambda app, who: _begun(wanting.roll_back(app, who, data=True)))
+
+    @action(description="Adopt: what runs is cc-ci's now")
+    def adopt(self, request: HttpRequest, queryset: QuerySet[InfraApp]) -> None:
+        _each(self, request, queryset, lambda app, who: " ".join([f"{app} is cc-ci's.", *ownership.adopt(app, who)]))
+
+    @action(description="Put back what cc-ci had left there (restore-ours)")
+    def restore_ours(self, request: HttpRequest, queryset: QuerySet[InfraApp]) -> None:
+        _each(self, request, queryset, lambda app, who: _begun(wanting.restore_ours(app, who)))
+
+    @action(description="Hand over to its maintainers")
+    def hand_over(self, request: HttpRequest, queryset: QuerySet[InfraApp]) -> None:
+        _each(self, request, queryset, lambda app, who: " ".join([f"{app} is handed over.", *ownership.hand_over(app, who)]))
 
     @display(description="owner", label={"reconciled by cc-ci": "primary", "its maintainers": "info"})
     def owned(self, app: InfraApp) -> str:
@@ -89,7 +129,7 @@ class InfraReleaseAdmin(ReadOnlyAdmin):
     list_select_related = ("app",)
     exclude = ("reasons", "lifted")
     readonly_fields = ("explained",)
-    actions = ["approve"]
+    actions = ["approve", "upgrade_to", "lift"]
 
     @display(description="state", label={"candidate": "info", "held": "warning", "quarantined": "danger"})
     def stands(self, release: InfraRelease) -> str:
@@ -103,6 +143,20 @@ class InfraReleaseAdmin(ReadOnlyAdmin):
     def explained(self, release: InfraRelease) -> SafeString:
         return format_html_join("", "<p>{} {}{}</p>", ((r["text"], r["lift"], _passages(r)) for r in release.reasons))
 
+    @action(description="Upgrade to this version, if the gate lets it through")
+    def upgrade_to(self, request: HttpRequest, queryset: QuerySet[InfraRelease]) -> None:
+        def begin(release: InfraRelease, who: str) -> str:
+            return _begun(wanting.upgrade(release.app, release.version, f"{who}, by button", now=True))
+
+        _each(self, request, queryset.select_related("app"), begin)
+
+    @action(description="Lift its quarantine")
+    def lift(self, request: HttpRequest, queryset: QuerySet[InfraRelease]) -> None:
+        def lifted(release: InfraRelease, who: str) -> str:
+            return f"{wanting.lift(release.app, release.version, who)} may be tried again."
+
+        _each(self, request, queryset.select_related("app"), lifted)
+
     @action(description="Approve this version")
     def approve(self, request: HttpRequest, queryset: QuerySet[InfraRelease]) -> None:
         if not request.user.has_perm("infra.change_infrarelease"):
@@ -115,6 +169,30 @@ class InfraReleaseAdmin(ReadOnlyAdmin):
                 self.message_user(request, str(error), messages.ERROR)
             else:
                 self.message_user(request, f"{release} is approved.", messages.SUCCESS)
+
+
+def _begun(upgrade: Upgrade) -> str:
+    return f"{upgrade} has begun: {upgrade.get_absolute_url()}"
+
+
+def _each(
+    page: ModelAdmin,
+    request: HttpRequest,
+    rows: QuerySet[Any],
+    act: Callable[[Any, str], str],
+    right: str = "infra.change_infraapp",
+) -> None:
+    """Do it with each row and say what came of it, for those who may change apps."""
+    if not request.user.has_perm(right):
+        page.message_user(request, "This needs the right to change infra apps.", messages.ERROR)
+        return
+    for row in rows:
+        try:
+            said = act(row, request.user.get_username())
+        except Refused as error:
+            page.message_user(request, str(error), messages.ERROR)
+        else:
+            page.message_user(request, said, messages.SUCCESS)
 
 
 def _passages(reason: dict[str, Any]) -> SafeString:
@@ -149,6 +227,7 @@ class UpgradeEventAdmin(ReadOnlyAdmin):
 @admin.register(Snapshot)
 class SnapshotAdmin(ReadOnlyAdmin):
     list_display = ("taken_at", "app", "version", "store", "size", "proved", "kept_because")
+    actions = ["restore"]
     list_filter = ("app", "store", "proved")
     search_fields = ("app__name", "version", "location")
     list_select_related = ("app",)
@@ -156,3 +235,26 @@ class SnapshotAdmin(ReadOnlyAdmin):
     @display(description="size", ordering="bytes")
     def size(self, snapshot: Snapshot) -> str:
         return filesizeformat(snapshot.bytes)
+
+    @action(description="Restore: its data, with the version that it was taken of")
+    def restore(self, request: HttpRequest, queryset: QuerySet[Snapshot]) -> None:
+        rows = queryset.select_related("app")
+        _each(self, request, rows, lambda row, who: _begun(wanting.restore(row.app, row, who)))
+
+
+@admin.register(AppSecret)
+class AppSecretAdmin(ReadOnlyAdmin):
+    """That there is one; its value is shown nowhere."""
+
+    list_display = ("name", "app", "made_at")
+    list_filter = ("app",)
+    search_fields = ("name",)
+    exclude = ("value",)
+
+
+@admin.register(AlertSent)
+class AlertSentAdmin(ReadOnlyAdmin):
+    list_display = ("at", "kind", "app", "text", "delivered", "problem")
+    list_filter = ("kind", "app", "delivered")
+    search_fields = ("text",)
+    list_select_related = ("app",)

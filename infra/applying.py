@@ -103,6 +103,7 @@ def apply(declared: Declaration, path: Path) -> list[Change]:
 def _file(document: Document, path: Path, anew: bool) -> None:
     values: dict[str, Any] = {
         "path": str(path.absolute()),
+        "host": settings.CC_CI.host,
         "stores": {name: store.model_dump(mode="json", exclude_defaults=True) for name, store in document.stores.items()},
         "git": document.git.model_dump(mode="json", exclude_defaults=True),
     }

@@ -8,7 +8,7 @@ class InfraConfig(AppConfig):
 
     def ready(self) -> None:
         from controlplane.registry import Card, Recurring, registry
-        from infra import checks, doctor, views
+        from infra import checks, doctor, running, views
 
         registry.check("docker", checks.check_docker)
         registry.check("abra", checks.check_abra)
@@ -18,3 +18,16 @@ class InfraConfig(AppConfig):
         registry.recur(
             Recurring("infra.tasks.discover", "infra.tasks.discover", 86400, text="Look for releases of this server's own apps.")
         )
+        registry.recur(
+            Recurring("infra.nightly", "infra.tasks.nightly_step", 60, True, text="Begin the next upgrade of this server's apps.")
+        )
+        registry.recur(
+            Recurring(
+                "infra.supervise",
+                "infra.tasks.supervise",
+                15,
+                True,
+                text="See that upgrades go on, and that nobody else did one.",
+            )
+        )
+        registry.answer("images_kept", running.images_kept)

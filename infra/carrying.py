@@ -65,8 +65,9 @@ def carry_out(upgrade: Upgrade) -> str:
 
 
 def _end_former(owner: str, session: int) -> None:
-    """End the worker before us, if it still lives but lost its lease, and what it had started: two hands on one stack would be one
-    too many, and Docker knows no fencing numbers.
+    """End the worker before us, if it still lives but lost its lease, and what it had started.
+
+    Two hands on one stack would be one too many, and Docker knows no fencing numbers.
 
     `owner` is its lease's, which names the process so that no other can be taken for it.
     """
@@ -93,9 +94,10 @@ def _state(pid: int) -> str:
 
 
 def forsaken() -> list[Upgrade]:
-    """Upgrades that should be worked on, and that nobody has: of a worker that died, or that was never started."""
+    """Upgrades of this machine that should be worked on, and that nobody has: their worker died, or was never started."""
     waiting = Upgrade.objects.filter(state__in=[*WORKING, UpgradeState.APPROVED]).select_related("app").order_by("id")
-    return [upgrade for upgrade in waiting if _is_free(upgrade)]
+    here = [upgrade for upgrade in waiting if upgrade.asked.get("host", settings.CC_CI.host) == settings.CC_CI.host]
+    return [upgrade for upgrade in here if _is_free(upgrade)]
 
 
 def _is_free(upgrade: Upgrade) -> bool:

@@ -15,6 +15,7 @@ class InfraFile(models.Model):
     path = models.CharField(max_length=1000, help_text="Where the file is; new pins are written there.")
     stores = models.JSONField(default=dict, blank=True)
     git = models.JSONField(default=dict, blank=True)
+    host = models.CharField(max_length=100, blank=True, help_text="The machine whose apps these are: where it was applied.")
     applied_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from django.conf import settings
 from django.db import transaction
 from django.db.models import F
 from django.utils import timezone
@@ -212,11 +211,3 @@ def _write(app: InfraApp, key: Any, value: str, *, must: bool = False) -> list[s
 def write_pin(app: InfraApp, version: str) -> list[str]:
     """The new version into infra.yml. Gives what went wrong, which fails nothing."""
     return _write(app, "version", version)
-
-
-def busy() -> str:
-    """Why the machine has no time for an upgrade now; empty when it has."""
-    from os import cpu_count, getloadavg
-
-    load, most = getloadavg()[1], 2.0 * (cpu_count() or 1)
-    return f"its load is {load:.1f} with {cpu_count()} processors." if load > most and not settings.DEBUG else ""

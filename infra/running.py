@@ -94,6 +94,8 @@ def deployer_for(
     log: Callable[[str], None] = lambda text: None,
 ) -> LastingDeployer:
     """The deployer of an app, for the recipe in `files`. Raises NotReachable and DeployError."""
+    if not are_here():
+        raise NotReachable(f"{app.name} is looked after on another machine: where `cc-ci infra apply` was typed.")
     if app.server != "default":
         raise NotReachable(f"{app.name} is on the server {app.server}, and this cc-ci reaches its own machine's Docker only.")
     work.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -126,6 +128,12 @@ def deployer_for(
         check=check,
     )
     return make_deployer(app.deployer, context)
+
+
+def are_here() -> bool:
+    """Whether the apps are this machine's: those of one infra.yml belong to the machine on which it was applied."""
+    file = InfraFile.objects.first()
+    return file is None or file.host in ("", settings.CC_CI.host)
 
 
 def is_proxy(app: InfraApp) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 from infra.gate import Blocker, Plan, Verdict
 from infra.looking import by_hand, look
 from infra.models import InfraApp
+from infra.ownership import contested_words
 
 
 def describe(app: InfraApp, plan: Plan | None = None) -> dict[str, Any]:
@@ -32,6 +33,7 @@ def describe(app: InfraApp, plan: Plan | None = None) -> dict[str, Any]:
         "blockers": [blocker.as_dict() for blocker in plan.blockers],
         "held": [_verdict(verdict) for verdict in reversed(plan.verdicts) if verdict.blockers],
         "by_hand": f"{by_hand(app)} {wanted}" if app.owner == InfraApp.Owner.MAINTAINERS and wanted else "",
+        "contested": contested_words(app) if app.state == InfraApp.State.CONTESTED else "",
         "window": app.window,
         "discovered_at": app.discovered_at.isoformat() if app.discovered_at else None,
         "discovery_error": app.discovery_error,
@@ -68,6 +70,8 @@ def in_words(status: dict[str, Any]) -> list[str]:
         lines.append(f"  next: {status['takes']}")
     elif status["target"] and status["owner"] == "reconciled":
         lines.append(f"  {status['target']} could come, but:")
+    if status["contested"]:
+        lines.append(f"  {status['contested']}")
     lines += [f"  {blocker['text']} {blocker['lift']}" for blocker in status["blockers"] if blocker["kind"] != "maintainers"]
     for verdict in status["held"]:
         lines.append(f"  {verdict['version']} {'is held' if verdict['held'] else 'is not taken now'}:")

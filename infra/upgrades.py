@@ -451,8 +451,10 @@ class Machine:
         back = upgrade.state == S.ROLLING_BACK
         pauses = PAUSES_BACK if back else PAUSES
         tries = int(upgrade.step.get("tries", 0))
-        again = _may_go_by(error) or (back and not isinstance(error, Failed))
-        if upgrade.state != S.APPROVED and again and tries < len(pauses):
+        # On the way back a full disk is waited for as well, and what the old version says against itself is asked twice.
+        patient = _may_go_by(error) or (back and _ours(error))
+        most = len(pauses) if patient else int(back and not isinstance(error, Failed))
+        if upgrade.state != S.APPROVED and tries < most:
             self.report(f"{reason} Trying again in {pauses[tries]:g} s.")
             self._announce(str(upgrade.step.get("name", "")), tries + 1)
             self._wait = pauses[tries]

@@ -129,6 +129,16 @@ class LastingDeployer(SwarmDeployer):
             )
         return found
 
+    def published(self) -> dict[str, list[int]]:
+        """The ports that each service publishes on this machine."""
+        found = {}
+        for service in self.owned.services():
+            listed = (service["Spec"].get("EndpointSpec") or {}).get("Ports") or []
+            found[str(service["Spec"]["Name"]).removeprefix(f"{self.stack}_")] = [
+                int(port["PublishedPort"]) for port in listed if port.get("PublishedPort")
+            ]
+        return found
+
     def record(self) -> Recorded:
         """What runs now, in full."""
         services = self.owned.services()
@@ -140,18 +150,17 @@ class LastingDeployer(SwarmDeployer):
         names = {name: str(spec["TaskTemplate"]["ContainerSpec"]["Image"]) for name, spec in specs.items()}
         return Recorded(specs, images, names, volumes.described(mounted(specs)))
 
-    def keep_images(self, recorded: Recorded) -> list[str]:
-        """Let each image's name mean again what ran under it. Gives those that are not on this machine any more."""
-        missing = []
+    def missing_images(self, recorded: Recorded) -> list[str]:
+        """The images of what ran that are not on this machine any more, by name. Changes nothing."""
+        return [recorded.names[name] for name, image in recorded.images.items() if call("image", "inspect", image).returncode]
+
+    def name_images(self, recorded: Recorded) -> None:
+        """Let each image's name mean again what ran under it: a tag may have moved since."""
         for service, image in recorded.images.items():
             name = recorded.names[service]
-            if call("image", "inspect", image).returncode:
-                missing.append(name)
-                continue
             now = inspect("image", [name])
             if (not now or now[0]["Id"] != image) and "@" not in name:
                 docker("image", "tag", image, name)
-        return missing
 
     def undeploy(self) -> None:
         """Stop all of it with the time that each service gives itself; networks go, data and secrets stay."""

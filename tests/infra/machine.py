@@ -14,7 +14,7 @@ from django.db import connections
 from django.utils import timezone
 
 from controlplane.models import Lease
-from infra import carrying, running, upgrades
+from infra import carrying, ownership, running, upgrades
 from infra.deployers.base import Context
 from infra.models import InfraApp, InfraFile, Upgrade
 from infra.upgrades_states import move
@@ -46,6 +46,7 @@ class Scene:
         monkeypatch.setattr(running, "make_deployer", self._deployer)
         monkeypatch.setattr(running, "checkout", _checkout)
         quick(monkeypatch)
+        self._faults_between_steps(monkeypatch)
         InfraFile.objects.create(path=str(root / "infra.yml"), stores={"local": {"folder": str(root / "store")}})
         snapshots = {"of": "volumes", "store": "local", "keep": 2} if stateful else {"of": "none", "store": "", "keep": 3}
         values = {"name": "app", "health": CHECK, "policy": {"soak": "0s"}, "snapshots": snapshots, "running_version": OLD,
@@ -59,6 +60,20 @@ class Scene:
 
     def _deployer(self, name: str, context: Context) -> Any:
         return FolderDeployer(context, self.machine)
+
+    def _faults_between_steps(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def moved(upgrade: Upgrade, event: str, *args: Any, **more: Any) -> bool:
+            self.machine.point(f"move {event}", "before")
+            done = move(upgrade, event, *args, **more)
+            self.machine.point(f"move {event}", "after")
+            return done
+
+        def pin(app: InfraApp, version: str) -> list[str]:
+            self.machine.point("pin", "before")
+            return []
+
+        monkeypatch.setattr(upgrades, "move", moved)
+        monkeypatch.setattr(ownership, "write_pin", pin)
 
     def upgrade(self, version: str, **asked: Any) -> Upgrade:
         upgrade: Upgrade = UpgradeFactory(app=self.app, from_version=self.app.running_version, to_version=version, asked=asked)

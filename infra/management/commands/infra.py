@@ -9,20 +9,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
 from controlplane.cli import NO, OURS, Exit
 from infra import applying, doctor, releases
 from infra.applying import NotApplied
 from infra.declaration import Declaration, DeclarationError, dump
 from infra.looking import NotApproved, approve, look, record
+from infra.management.operating import Operating, add_actions
 from infra.models import InfraApp, InfraRelease
 from infra.plan import APPLIED, Change
 from infra.status import describe, in_words
 
 
-class Command(BaseCommand):
-    help = "The server's own apps: compare, apply and export infra.yml; show how they stand; approve a version that is held."
+class Command(Operating):
+    help = "The server's own apps: compare, apply and export infra.yml; show how they stand; upgrade them, and bring them back."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -47,10 +48,11 @@ class Command(BaseCommand):
         approving = add("approve", "let one version that is held come")
         approving.add_argument("app", metavar="APP")
         approving.add_argument("version", metavar="VERSION")
+        add_actions(add)
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
-            getattr(self, f"_{options['action']}")(options)
+            getattr(self, f"_{options['action'].replace('-', '_')}")(options)
         except DeclarationError as error:
             self._say(options, {"errors": [asdict(problem) for problem in error.problems]}, [], [str(error)])
             raise Exit(NO) from error

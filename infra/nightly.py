@@ -1,0 +1,131 @@
+"""The nights: which app is upgraded next, one at a time, in order, within its window; and what ends a night."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from django.utils import timezone
+
+from infra import alerts, looking, wanting
+from infra.applying import export
+from infra.declaration import Declaration
+from infra.gate import Plan
+from infra.models import AlertSent, InfraApp, InfraRelease, Upgrade
+from infra.ownership import Refused
+from infra.schema import Policy
+from infra.states import WORKING, UpgradeState
+from infra.window import Window
+
+TRIGGER = "nightly"
+#: How long a night is for an app without a window.
+NIGHT = timedelta(hours=12)
+_FAILED = (UpgradeState.FAILED, UpgradeState.ROLLED_BACK, UpgradeState.ROLLBACK_FAILED)
+
+
+@dataclass(frozen=True)
+class Next:
+    """An app, what the gate says of it, and why it is not taken tonight beside that; empty: it is."""
+
+    app: InfraApp
+    plan: Plan
+    waits: str = ""
+
+    @property
+    def takes(self) -> bool:
+        return bool(self.plan.takes and not self.waits)
+
+    def __str__(self) -> str:
+        return f"{self.plan}\n  {self.waits}" if self.waits and self.plan.takes else str(self.plan)
+
+
+def order() -> list[InfraApp]:
+    """The declared apps, each after those that come before it."""
+    rows = {app.name: app for app in InfraApp.objects.filter(declared=True)}
+    return [rows[name] for name in Declaration(export()).order()]
+
+
+def ends(upgrade: Upgrade) -> datetime:
+    """When the night is over in which this one failed: its app's window closes, or NIGHT is over."""
+    at = upgrade.finished_at or upgrade.created_at
+    window = Window.parse(upgrade.app.window)
+    closes = window.closes(at) if window.text and window.contains(at) else None
+    return closes or at + NIGHT
+
+
+def failures(now: datetime) -> list[Upgrade]:
+    """The nightly upgrades that failed in this night."""
+    recent = Upgrade.objects.filter(trigger=TRIGGER, state__in=_FAILED, finished_at__gt=now - timedelta(days=8))
+    return [upgrade for upgrade in recent.select_related("app") if ends(upgrade) > now]
+
+
+def whole_plan(now: datetime | None = None, *, look_at_all: bool = True) -> list[Next]:
+    """Every app in its order, with what would be done and why not more. Changes nothing on the machine.
+
+    The machine is looked at only for what could be taken otherwise, unless `look_at_all`.
+    """
+    now = now or timezone.now()
+    failed = failures(now)
+    at_work = Upgrade.objects.filter(state__in=[*WORKING, UpgradeState.APPROVED]).select_related("app").first()
+    found = []
+    for app in order():
+        plan = looking.look(app, now=now)
+        if plan.takes or (look_at_all and app.ours):
+            plan = wanting.plan_of(app)
+        found.append(Next(app, plan, _waits(app, failed, at_work)))
+    return found
+
+
+def _waits(app: InfraApp, failed: list[Upgrade], at_work: Upgrade | None) -> str:
+    if at_work:
+        return f"It waits for {at_work}: one at a time."
+    for one in failed:
+        when = f"{ends(one):%Y-%m-%d %H:%M} UTC"
+        if one.app_id == app.pk:
+            return f"It failed tonight ({one}), and is not tried again before {when}."
+        if Policy.model_validate(one.app.policy).after_failure == "stop":
+            return f"The night ended when {one} failed; the next begins {when}. (after_failure: stop)"
+    return ""
+
+
+def step() -> str:
+    """One move: begin the next upgrade that may be begun, if any. Gives a word."""
+    tell_held()
+    for item in whole_plan(look_at_all=False):
+        if item.takes:
+            try:
+                return f"began {wanting.begin(item.app, str(item.plan.takes), TRIGGER)}"
+            except Refused as error:
+                return str(error)
+    return summary() or "nothing to do"
+
+
+def tell_held() -> int:
+    """Tell people once of each version that waits for one of them, with the words in its notes that hold it."""
+    waiting = InfraRelease.objects.filter(
+        state=InfraRelease.State.HELD, held_told_at=None, gone=False, app__declared=True, app__owner=InfraApp.Owner.RECONCILED
+    ).select_related("app")
+    told = 0
+    for release in waiting:
+        if not InfraRelease.objects.filter(pk=release.pk, held_told_at=None).update(held_told_at=timezone.now()):
+            continue
+        reasons = "\n".join(f"{r['text']} {r['lift']}" for r in release.reasons)
+        passages = "\n".join(f"  {p['line']}: {p['text']}" for r in release.reasons for p in r["passages"])
+        notes = f"\n\nIts notes:\n{release.notes[:3000]}" if release.notes else ""
+        text = f"{release} waits for a person.\n{reasons}\n{passages}{notes}"
+        told += alerts.tell("held", release.app, text, key=f"{release.version}:{release.commit[:12]}")
+    return told
+
+
+def summary() -> str:
+    """Tell once what came of the night's upgrades, when nothing is left to do. Empty when there is nothing new."""
+    if Upgrade.objects.filter(state__in=[*WORKING, UpgradeState.APPROVED]).exists():
+        return ""
+    last = AlertSent.objects.filter(kind="nightly").order_by("-at").first()
+    done = Upgrade.objects.filter(trigger=TRIGGER).exclude(finished_at=None).select_related("app").order_by("id")
+    done = done.filter(finished_at__gt=last.at) if last else done
+    if not done:
+        return ""
+    lines = [f"{one}: {one.get_state_display()}{f'. {one.reason}' if one.reason else ''}" for one in done]
+    alerts.tell("nightly", None, "\n".join(lines), key=f"{done[len(done) - 1].pk}")
+    return f"told of {len(lines)} upgrades"

@@ -1,0 +1,141 @@
+"""The live page of one upgrade, for staff: steps with their times, what the probes saw, the log, and what to do next."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime
+from typing import Any
+
+from django.contrib.admin.views.decorators import staff_member_required
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.shortcuts import get_object_or_404, render
+from django.templatetags.static import static
+from django.utils import timezone
+from django.views.decorators.http import require_safe
+
+from infra.looking import command
+from infra.models import Upgrade
+from infra.running import folder_of
+from infra.states import CHANGING, UpgradeState
+
+S = UpgradeState
+PARTS = ("summary", "facts", "steps", "probes", "trail")
+LOG_CHARS = 200_000
+SHOWN_SAMPLES = 30
+TONES = {S.SUCCEEDED: "good", S.FAILED: "warn", S.ROLLED_BACK: "warn", S.ROLLBACK_FAILED: "bad", S.HELD: "warn"}
+_ICONS = {S.SUCCEEDED: "passed", S.FAILED: "warning", S.ROLLED_BACK: "warning", S.ROLLBACK_FAILED: "failed", S.HELD: "waiting"}
+_FAVICONS = {
+    S.SUCCEEDED: "favicon-passed",
+    S.FAILED: "favicon-trouble",
+    S.ROLLED_BACK: "favicon-trouble",
+    S.ROLLBACK_FAILED: "favicon-failed",
+}
+_STEPS = (S.SNAPSHOTTING, S.DEPLOYING, S.VERIFYING, S.SOAKING)
+_NAMES = {
+    S.SNAPSHOTTING: "Snapshot",
+    S.DEPLOYING: "Deploy and settle",
+    S.VERIFYING: "Verify",
+    S.SOAKING: "Soak",
+    S.ROLLING_BACK: "Roll back",
+}
+
+
+def _log(upgrade: Upgrade) -> tuple[str, bool]:
+    """The end of the log, and whether something of it was left out."""
+    try:
+        with (folder_of(upgrade) / "log").open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - LOG_CHARS))
+            return file.read().decode(errors="replace"), size > LOG_CHARS
+    except OSError:
+        return "", False
+
+
+def _steps(upgrade: Upgrade, moves: list[tuple[str, datetime, str]]) -> list[dict[str, Any]]:
+    """Each step with when it began, how long it took or takes, and what it said at its end."""
+    found = []
+    for number, (state, at, _) in enumerate(moves):
+        if state not in _NAMES:
+            continue
+        after = moves[number + 1] if number + 1 < len(moves) else None
+        until = after[1] if after else timezone.now()
+        failed = after is not None and after[0] in (S.ROLLING_BACK, S.ROLLBACK_FAILED)
+        tone = "bad" if failed else "good" if after else "busy"
+        icon = "failed" if failed else "passed" if after else "running"
+        said = after[2] if after else str(upgrade.step.get("name", ""))
+        seconds = round((until - at).total_seconds(), 1)
+        found.append(
+            {"name": _NAMES[UpgradeState(state)], "tone": tone, "icon": icon, "at": at, "seconds": seconds, "said": said}
+        )
+    done = {state for state, _, _ in moves}
+    if not upgrade.final and upgrade.state != S.ROLLING_BACK:
+        found += [{"name": _NAMES[s], "tone": "quiet", "icon": "waiting", "said": ""} for s in _STEPS if s not in done]
+    return found
+
+
+def _next(upgrade: Upgrade) -> list[tuple[str, str]]:
+    """What a person may do now: a sentence and a command."""
+    app, version = upgrade.app.name, upgrade.to_version
+    if upgrade.state in CHANGING:
+        return [("To have the old version back, type:", command("rollback", app))]
+    if upgrade.state == S.SUCCEEDED:
+        return [("Nothing. To go back all the same, type:", command("rollback", app))]
+    if upgrade.state == S.ROLLED_BACK:
+        return [("Wait for a newer version. To try this one again, type:", command("lift", app, version))]
+    if upgrade.state == S.ROLLBACK_FAILED:
+        return [
+            ("Look at the log, mend it by hand, and then type:", command("adopt", app)),
+            ("The data as it was before:", command("snapshots", app)),
+        ]
+    if upgrade.state == S.FAILED:
+        return [("Nothing was changed. What stands in its way:", command("status", app))]
+    return []
+
+
+def _context(upgrade: Upgrade) -> dict[str, Any]:
+    events = list(upgrade.events.all())
+    states = {str(state) for state in UpgradeState}
+    moves = [(event.kind, event.at, event.text) for event in events if event.kind in states]
+    samples = [event for event in events if event.kind == "sample"]
+    log, cut = _log(upgrade)
+    headline = f"{upgrade.from_version or '?'} → {upgrade.to_version}: {upgrade.get_state_display()}"
+    return {
+        "upgrade": upgrade,
+        "final": upgrade.final,
+        "tone": TONES.get(UpgradeState(upgrade.state), "busy"),
+        "icon": _ICONS.get(UpgradeState(upgrade.state), "running"),
+        "headline": headline,
+        "title": f"{upgrade.app.name} {headline} · cc-ci",
+        "favicon": static(f"controlplane/{_FAVICONS.get(UpgradeState(upgrade.state), 'favicon-running')}.svg"),
+        "steps": _steps(upgrade, moves),
+        "samples": list(reversed(samples[-SHOWN_SAMPLES:])),
+        "sample_count": len(samples),
+        "trail": [event for event in events if event.kind != "sample"],
+        "next": _next(upgrade),
+        "took": round((upgrade.finished_at - upgrade.started_at).total_seconds(), 1)
+        if upgrade.finished_at and upgrade.started_at
+        else None,
+        "log": log,
+        "cut": cut,
+        "log_mark": hashlib.sha256(log.encode()).hexdigest()[:16],
+    }
+
+
+@staff_member_required
+@require_safe
+def page(request: HttpRequest, pk: int) -> HttpResponse:
+    upgrade = get_object_or_404(Upgrade.objects.select_related("app", "snapshot"), pk=pk)
+    return render(request, "infra/upgrade.html", _context(upgrade))
+
+
+@require_safe
+def live(request: HttpRequest, pk: int) -> HttpResponse:
+    """What changes on the page, as JSON; `?seen=` names the log that the reader has already."""
+    if not (request.user.is_active and getattr(request.user, "is_staff", False)):
+        return JsonResponse({"error": "login"}, status=403)
+    upgrade = get_object_or_404(Upgrade.objects.select_related("app", "snapshot"), pk=pk)
+    context = _context(upgrade)
+    parts = {name: render(request, f"infra/_upgrade_{name}.html", context).content.decode() for name in PARTS}
+    seen = request.GET.get("seen") == context["log_mark"]
+    answer = {name: context[name] for name in ("final", "title", "favicon", "headline", "log_mark", "cut")}
+    return JsonResponse({"state": upgrade.state, **answer, "log": None if seen else context["log"], "parts": parts})
