@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from enrollment.sandbox.api import DEFAULT_ITEMS, MAX_ITEMS, Call, route
+from enrollment.sandbox import api
+from enrollment.sandbox.api import DEFAULT_ITEMS, Call, route
 from enrollment.sandbox.faults import Response
 from enrollment.sandbox.model import Repo, Team, User
 
@@ -16,7 +17,7 @@ def version(call: Call) -> Response:
 @route("GET", "/settings/api")
 def settings(call: Call) -> Response:
     """The limits of lists."""
-    limits = {"max_response_items": MAX_ITEMS, "default_paging_num": DEFAULT_ITEMS}
+    limits = {"max_response_items": api.MAX_ITEMS, "default_paging_num": DEFAULT_ITEMS}
     return call.answer({**limits, "default_git_trees_per_page": 1000, "default_max_blob_size": 10485760})
 
 
