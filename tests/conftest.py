@@ -37,10 +37,12 @@ def world(db: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 #: Folders and files whose tests do nothing that differs between databases, and need not run on both.
 NO_DATABASE = (
     "enrollment/sandbox",
+    "enrollment/test_abilities.py",
     "enrollment/test_admin.py",
     "enrollment/test_checks.py",
     "enrollment/test_gitea_client.py",
-    "enrollment/test_trust.py",
+    "enrollment/test_rights.py",
+    "enrollment/test_trust",
     "controlplane/test_admin.py",
     "controlplane/test_cli.py",
     "controlplane/test_config.py",
