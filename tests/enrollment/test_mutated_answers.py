@@ -1,0 +1,334 @@
+"""Answers of the forge that are not as promised: keys missing, types wrong, ids swapped, bodies cut, HTML, clocks astray.
+
+The first test holds the client to its word: it gives what it should, or raises its own errors. The second lets the whole path,
+from polling to the report, live through such answers: never a second run, never an exception out of a task and, once the forge
+answers well again, never a lost comment.
+
+2,000 mutated answers each; a whole life takes some 100 ms and so has many of them. The long form has 100,000.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.conf import settings
+from django.utils import timezone
+from django_q.models import OrmQ
+from hypothesis import HealthCheck, given
+from hypothesis import settings as profile
+from hypothesis import strategies as st
+
+from controlplane.models import Lease
+from enrollment import polling
+from enrollment.forges.base import ForgeClient, ForgeError
+from enrollment.models import Comment, Delivery, PullRequest, Repository, Traffic
+from enrollment.sandbox.faults import Request, Response
+from enrollment.sandbox.model import Comment as RemoteComment
+from runs import intake, lifecycle, reporting
+from runs.models import FINAL, Report, State, TestRun
+from tests.chaos.air import FAIR, Air, Strike, VirtualTime
+from tests.enrollment.hooks import commit_at_once
+from tests.world import World
+
+pytestmark = pytest.mark.django_db
+
+START = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+quick = profile(
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+# --- mutations
+
+ODD: list[Any] = [None, True, -1, 0, 1, 2**31, 2**63, 10**400, 0.5, "", "\0", "\ud800", "x" * 600, [], [[]], {}, {"id": {}}]
+ODD += ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59-23:59", "yesterday", "2026-11-23T12:00:00"]
+BODIES = [
+    b"",
+    b"null",
+    b"{}",
+    b"[]",
+    b"[null]",
+    b"<!doctype html><p>Sign in",
+    b'{"message": "oops"}',
+    b"[" * 4000,
+    b"\xff\xfe",
+    b"NaN",
+]
+HEADERS: dict[str, list[str]] = {
+    "Date": ["", "yesterday", "Thu, 01 Jan 1970 00:00:00 GMT", "Fri, 31 Dec 9999 23:59:59 GMT", "Mon, 23 Nov 2126 12:00:00 GMT"],
+    "X-Total-Count": ["", "-1", "0", "1", "9" * 30],
+    "Content-Type": ["text/html", "", "application/json;;"],
+    "Link": ["<x>; rel=next"],
+}
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """What is done to one answer. `where` picks the place in it."""
+
+    kind: str
+    where: int
+    odd: Any = None
+
+    def __call__(self, right: Response) -> Response:
+        headers, body = dict(right.headers), right.body
+        if self.kind == "header":
+            name = list(HEADERS)[self.where % len(HEADERS)]
+            headers[name] = HEADERS[name][self.where // len(HEADERS) % len(HEADERS[name])]
+        elif self.kind == "body":
+            body = BODIES[self.where % len(BODIES)]
+        elif self.kind == "cut":
+            body = body[: self.where % (len(body) + 1)]
+        elif self.kind == "status":
+            return Response((200, 204, 301, 400, 404, 418, 429, 500)[self.where % 8], body, headers)
+        else:
+            body = self._tree(body)
+        headers.pop("Content-Length", None)
+        return Response(right.status, body, headers)
+
+    def _tree(self, body: bytes) -> bytes:
+        try:
+            data = [json.loads(body)]
+        except ValueError:
+            return body
+        places = list(_places(data))
+        place, key = places[self.where % len(places)]
+        if self.kind == "drop" and isinstance(place, dict):
+            del place[key]
+        elif self.kind == "swap":
+            # Two numbers of the answer change places: ids of comments, people and repositories, numbers of pull requests.
+            numbers = [(p, k) for p, k in places if type(p[k]) is int] or [(place, key)]
+            one, two = numbers[self.where % len(numbers)], numbers[self.where // 7 % len(numbers)]
+            one[0][one[1]], two[0][two[1]] = two[0][two[1]], one[0][one[1]]
+        else:
+            place[key] = self.odd
+        return json.dumps(data[0]).encode()
+
+
+def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
+    for key in list(tree) if isinstance(tree, dict) else range(len(tree)):
+        yield tree, key
+        if isinstance(tree[key], (dict, list)):
+            yield from _places(tree[key])
+
+
+mutations = st.builds(
+    Mutation,
+    st.sampled_from(["set", "set", "set", "drop", "drop", "swap", "swap", "body", "cut", "header", "status"]),
+    st.integers(0, 5000),
+    st.sampled_from(ODD),
+)
+
+
+@dataclass
+class Liar:
+    """A world whose forge's answers are mutated: after each so many right ones the next mutation of a list."""
+
+    world: World
+    clock: VirtualTime
+    air: Air
+    queue: list[tuple[int, Mutation]] = field(default_factory=list)
+    told: int = 0  #: mutated answers, of all examples
+
+    def lie(self, queue: list[tuple[int, Mutation]]) -> None:
+        self.queue = list(reversed(queue))
+        self.air.strike = self._strike
+
+    def be_honest(self) -> None:
+        self.air.strike = lambda request: FAIR
+
+    def _strike(self, request: Request) -> Strike:
+        if not self.queue:
+            return FAIR
+        right, mutation = self.queue[-1]
+        if right:
+            self.queue[-1] = (right - 1, mutation)
+            return FAIR
+        self.queue.pop()
+        self.told += 1
+        return Strike("mutated", change=mutation)
+
+
+@pytest.fixture
+def liar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[Liar]:
+    caplog.set_level(logging.CRITICAL)
+    monkeypatch.setattr(settings.CC_CI, "data_dir", tmp_path / "data")
+    monkeypatch.setattr(settings.CC_CI, "http_timeout", 5.0)
+    world, clock = World(tmp_path, "1.22"), VirtualTime(START)
+    air = Air(world.remote, clock.wait)
+    with clock.running(), air.carrying(), commit_at_once():
+        world.connect()
+        for name in ("a", "b"):
+            world.add_recipe(name)
+            world.enroll(f"recipes/{name}")
+        yield Liar(world, clock, air)
+    air.strike = lambda request: FAIR
+    world.close()
+
+
+# --- the client
+
+SINCE = START - timedelta(days=1)
+ASK: list[Callable[[ForgeClient], object]] = [
+    lambda client: client.version(),
+    lambda client: client.whoami(),
+    lambda client: client.user("alice"),
+    lambda client: client.repository("recipes", "a"),
+    lambda client: client.repository_by_id(1),
+    lambda client: list(client.repositories_with_topic("recipes", "cc-ci")),
+    lambda client: client.branch_head("recipes", "a", "main"),
+    lambda client: client.read_file("recipes", "a", "compose.yml", "main"),
+    lambda client: list(client.changed_pulls(SINCE, "recipes")),
+    lambda client: client.pull("recipes", "a", 1),
+    lambda client: client.pull_commits("recipes", "a", 1),
+    lambda client: list(client.pull_comments("recipes", "a", 1, SINCE)),
+    lambda client: list(client.repository_comments("recipes", "a", SINCE)),
+    lambda client: client.is_member("recipes", "alice"),
+    lambda client: client.in_team("recipes", "Owners", "alice"),
+    lambda client: client.is_collaborator("recipes", "a", "alice"),
+    lambda client: client.is_site_admin(),
+    lambda client: client.last_push("recipes", "a", 1),
+    lambda client: client.post_comment("recipes", "a", 1, "Hello"),
+    lambda client: client.set_status(
+        "recipes", "a", "0" * 40, state="success", context="x", description="", target_url="http://127.0.0.1/"
+    ),
+    lambda client: list(client.hooks("recipes", "a")),
+]
+
+
+def ask_and_hear(liar: Liar, number: int, mutation: Mutation) -> None:
+    liar.world.say("recipes/a") if not liar.told else None
+    client = liar.world.client()
+    liar.lie([(0, mutation)])
+    try:
+        ASK[number](client)
+    except ForgeError as error:
+        assert len(str(error)) < 2000
+    finally:
+        liar.be_honest()
+
+
+@given(number=st.integers(0, len(ASK) - 1), mutation=mutations)
+@profile(quick, max_examples=2000)
+def test_the_client_raises_nothing_but_its_own_errors(liar: Liar, number: int, mutation: Mutation) -> None:
+    ask_and_hear(liar, number, mutation)
+
+
+@pytest.mark.long
+@given(number=st.integers(0, len(ASK) - 1), mutation=mutations)
+@profile(quick, max_examples=100_000)
+def test_the_client_and_long(liar: Liar, number: int, mutation: Mutation) -> None:
+    ask_and_hear(liar, number, mutation)
+
+
+# --- the whole path
+
+
+def begin_anew(liar: Liar) -> None:
+    """The same repositories, enrolled now; nothing said, nothing known."""
+    for model in (Report, TestRun, Delivery, Comment, PullRequest, Lease, OrmQ):
+        model.objects.all().delete()
+    Traffic.objects.all().delete()
+    tables = liar.world.remote.tables
+    tables.comments.clear()
+    tables.reactions.clear()
+    liar.clock.wait(600)
+    now, forge = timezone.now(), liar.world.forge
+    for row in Repository.objects.all():
+        remote = tables.repos[row.forge_repo_id]
+        row.owner, row.owner_id, row.name, row.private = remote.owner, remote.owner_id, remote.name, False
+        row.enrolled_at, row.net_cursor, row.net_due_at, row.last_error = now, now, now + timedelta(hours=3), ""
+        row.save()
+    type(forge).objects.filter(pk=forge.pk).update(
+        cursor=None, failures=0, backoff_until=None, search="unknown", search_probed_at=None, rarely={}, last_error=""
+    )
+
+
+def work(liar: Liar) -> None:
+    """What the workers do in a while. Whatever is raised here would have stopped one."""
+    liar.world.forge.refresh_from_db()
+    polling.look(liar.world.forge)
+    now = timezone.now()
+    for row in Comment.objects.filter(outcome="").exclude(next_try_at__gt=now):
+        intake.handle(row.pk)
+    reporting.send_due()
+    for run in TestRun.objects.filter(state=State.QUEUED):
+        lifecycle.move(run, "claim", host="here", attempt=1, started_at=now)
+        lifecycle.move(run, "begin")
+    for run in TestRun.objects.exclude(state__in=FINAL):
+        stopped = "supersede" if run.stop_wanted == State.SUPERSEDED else "cancel"
+        lifecycle.move(run, stopped if run.stop_wanted else "pass")
+    reporting.send_due()
+    OrmQ.objects.all().delete()
+
+
+def live(liar: Liar, queue: list[tuple[int, Mutation]]) -> None:
+    begin_anew(liar)
+    world = liar.world
+    said = [world.say("recipes/a"), world.say("recipes/a", "!testme help"), world.say("recipes/b", user="mallory")]
+    liar.lie(queue)
+    for _ in range(3):
+        liar.clock.wait(30)
+        work(liar)
+    said.append(world.say("recipes/b"))
+    for _ in range(3):
+        liar.clock.wait(300)
+        work(liar)
+    liar.be_honest()
+    for minutes in (1, 20, 20, 20, 7 * 60, 20, 20, 60):  # the longest wait, and the listing of whole repositories
+        liar.clock.wait(minutes * 60)
+        work(liar)
+    check(liar, said)
+
+
+def check(liar: Liar, said: list[RemoteComment]) -> None:
+    real = {row.id for row in said}
+    rows = {row.forge_comment_id: row for row in Comment.objects.all()}
+    assert real <= rows.keys(), f"lost: {real - rows.keys()}"
+    for number, row in rows.items():
+        if number not in real:
+            continue  # the forge told of a comment that is not there; it is one more comment then
+        assert row.outcome, f"{number} is not answered: {row.last_error}"
+        runs = TestRun.objects.filter(comment=row).count()
+        assert runs == (row.outcome == "run"), f"{number}, {row.outcome}: {runs} runs"
+        mark = f"<!-- cc-ci:reply:{number} -->"
+        replies = [c for c in liar.world.remote.tables.comments.values() if c.body.startswith(mark)]
+        assert len(replies) == (row.outcome == "reply"), f"{number}, {row.outcome}: {len(replies)} replies"
+    assert not TestRun.objects.exclude(state__in=FINAL).exists()
+
+
+# Most requests of a life come in its first seconds; a few right answers in between let it get further.
+lives = st.lists(st.tuples(st.integers(0, 6), mutations), min_size=8, max_size=24)
+
+
+def test_mutated_answers_lose_nothing_and_run_nothing_twice(liar: Liar) -> None:
+    @given(queue=lives)
+    @profile(quick, max_examples=130)
+    def lived(queue: list[tuple[int, Mutation]]) -> None:
+        live(liar, deepcopy(queue))
+
+    lived()
+    print(f"{liar.told} mutated answers")
+    assert liar.told > 1000
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_mutated_answers_and_long(liar: Liar) -> None:
+    @given(queue=lives)
+    @profile(quick, max_examples=7000)
+    def lived(queue: list[tuple[int, Mutation]]) -> None:
+        live(liar, deepcopy(queue))
+
+    lived()
+    print(f"{liar.told} mutated answers")
+    assert liar.told > 80_000
