@@ -166,20 +166,35 @@ def approved_commits(pull: PullRequest, client: ForgeClient) -> tuple[str, ...]:
 def ask_again() -> set[TestRun]:
     """Ask once more about the runs that would start now and were let go a while ago: who left meanwhile starts nothing.
 
-    Cancels those, and returns the ones that could not be asked about, which are not to be started yet.
+    Goes through them in the order in which slots are given (`supervision`). Returns those that are not to be started: they
+    were cancelled, or could not be asked about.
     """
     free = settings.CC_CI.slots - TestRun.objects.filter(state__in=HOLDING, host=settings.CC_CI.host).count()
     if free <= 0:
         return set()
-    next_ones = TestRun.objects.filter(state=State.QUEUED).order_by("created_at").select_related("comment", "repository__forge")
-    open_questions = [run for run in next_ones[:free] if run.comment is not None and _is_old(run)]
-    for place, run in enumerate(open_questions):
-        try:
-            _ask_about(run)
-        except (ForgeError, SecretUnreadable) as error:
-            log.warning("%s waits: whether it may still start could not be asked (%s)", run, error)
-            return set(open_questions[place:])
-    return set()
+    held_back: set[TestRun] = set()
+    silent: set[int] = set()  # forges that do not answer
+    holding = TestRun.objects.filter(state__in=HOLDING, pull_request__isnull=False)
+    busy: set[int | None] = {*holding.values_list("pull_request_id", flat=True)}
+    waiting = TestRun.objects.filter(state=State.QUEUED).order_by("created_at").select_related("comment", "repository__forge")
+    for run in waiting:
+        if free <= 0:
+            break
+        if run.pull_request_id and run.pull_request_id in busy:
+            continue
+        if run.comment is not None and _is_old(run):
+            try:
+                if run.repository.forge_id in silent or not _may_still(run):
+                    held_back.add(run)
+                    continue
+            except (ForgeError, SecretUnreadable) as error:
+                log.warning("%s waits: whether it may still start could not be asked (%s)", run, error)
+                silent.add(run.repository.forge_id)
+                held_back.add(run)
+                continue
+        free -= 1
+        busy.add(run.pull_request_id)
+    return held_back
 
 
 def _is_old(run: TestRun) -> bool:
@@ -187,11 +202,12 @@ def _is_old(run: TestRun) -> bool:
     return newest is not None and newest.at < timezone.now() - ASK_AGAIN
 
 
-def _ask_about(run: TestRun) -> None:
+def _may_still(run: TestRun) -> bool:
+    """Ask about one; it is cancelled when it may not. Raises ForgeError."""
     assert run.comment is not None
     approval = run.events.filter(kind=APPROVED).order_by("id").last()
     if approval is not None and approval.data.get("id") is None:
-        return  # in the admin, where who left is taken out by hand
+        return True  # in the admin, where who left is taken out by hand
     user = User(run.comment.author_id, run.comment.author_login)
     if approval is not None:
         user = User(approval.data["id"], approval.data["login"])
@@ -199,6 +215,7 @@ def _ask_about(run: TestRun) -> None:
     asked = trust.person(user, run.repository, client)
     if asked.trusted or (run.pull_request and approval is None and run.sha in approved_commits(run.pull_request, client)):
         lifecycle.note(run, ASKED_AGAIN, f"{asked.login} {asked.standing()}")
-        return
+        return True
     reason = f"{asked.login}, who {'approved' if approval else 'asked for'} it, {asked.standing()} by now."
     lifecycle.move(run, "cancel", reason, reason=reason)
+    return False

@@ -329,6 +329,34 @@ def test_what_cannot_be_asked_about_waits_and_others_do_not(world: World) -> Non
         assert supervision.dispatch() == [run]
 
 
+def test_who_comes_next_in_the_place_of_one_that_left_is_asked_about_too(world: World) -> None:
+    bea = world.remote.add_user("bea")
+    world.remote.add_member(world.org, bea, "write")
+    hear(world, "!testme " + pull_of(world).head_sha, "alice")
+    world.say("recipes/web", "!testme", "bea", 1)
+    world.hear()
+    first, second = TestRun.objects.order_by("created_at")
+    world.remote.remove_member(world.org, world.alice)
+    world.remote.remove_member(world.org, bea)
+    later(first)
+    later(second)
+    assert supervision.dispatch() == []
+    assert [run.state for run in TestRun.objects.all()] == [State.CANCELLED, State.CANCELLED]
+
+
+def test_a_run_that_cannot_be_asked_about_holds_up_no_fresh_one(world: World) -> None:
+    hear(world, "!testme " + pull_of(world).head_sha, "alice")
+    old = TestRun.objects.get()
+    world.say("recipes/web", "!testme", "alice", 1)
+    world.hear()
+    fresh = TestRun.objects.exclude(pk=old.pk).get()
+    later(old)
+    world.remote.faults = lambda request: Fault(status=500)
+    assert supervision.dispatch() == [fresh]
+    old.refresh_from_db()
+    assert old.state == State.QUEUED
+
+
 def test_an_approval_in_the_admin_is_not_asked_about(world: World, admin_client: Client) -> None:
     hear(world)
     act(admin_client, TestRun.objects.get())
