@@ -79,6 +79,8 @@ class Look:
     comments: int = 0
     problems: list[str] = field(default_factory=list)
     skipped: str = ""
+    #: Pull requests of which the search has told in this look, and so under which name they are.
+    named: set[int] = field(default_factory=set)
 
     def words(self) -> str:
         if self.skipped:
@@ -210,7 +212,7 @@ def _search(forge: Forge, client: ForgeClient, repositories: list[Repository], r
                     filtered = False
                 if row := by_id.get(summary.repo_id):
                     result.pulls += 1
-                    _want_comments(row, summary, since, client)
+                    result.named.add(_want_comments(row, summary, since, client).pk)
         except OddRows as error:
             # Whatever stands there will be the same at the next look: go on, and let the net find what it hides.
             result.problems.append(f"search: {error}. {error.advice}")
@@ -272,7 +274,7 @@ def _note_search(forge: Forge, state: Forge.OwnerFilter) -> None:
         Forge.objects.filter(pk=forge.pk).update(search=state, search_probed_at=timezone.now())
 
 
-def _want_comments(row: Repository, summary: PullSummary, since: datetime, client: ForgeClient) -> None:
+def _want_comments(row: Repository, summary: PullSummary, since: datetime, client: ForgeClient) -> PullRequest:
     """Write down that the pull request changed, and from when on its comments are to be read."""
     if row.full_name != summary.repo_full_name:
         log.info("%s is now called %s", row.full_name, summary.repo_full_name)
@@ -291,6 +293,7 @@ def _want_comments(row: Repository, summary: PullSummary, since: datetime, clien
         },
     )
     _wish(pull, max(since, row.enrolled_at))
+    return pull
 
 
 def _wish(pull: PullRequest, since: datetime) -> None:
@@ -352,6 +355,11 @@ def read_pull_request(pull: PullRequest, client: ForgeClient, result: Look) -> N
     row, since = pull.repository, pull.comments_wanted_since
     result.requests_wanted += 1
     try:
+        if pull.pk not in result.named:
+            # Wanted since some time ago. It may have been renamed meanwhile, and another may have taken its name.
+            result.requests_wanted += 1
+            if copy_facts(row, client.repository_by_id(row.forge_repo_id)):
+                row.save(update_fields=FACTS)
         remote = client.pull_comments(row.owner, row.name, pull.number, since)
         result.comments += store(row, remote, Comment.Via.POLL, pull)
     except OverBudget as error:
