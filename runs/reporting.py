@@ -164,17 +164,11 @@ def _failed(report: Report, error: Exception) -> None:
     if isinstance(error, ForgeError):
         text = f"{error}. {error.advice}"
         wait = max(wait, timedelta(seconds=min(error.retry_after or 0, 3600)))
-    if isinstance(error, NotFound):
-        try:
-            refresh_repository(
-                report.repository, client_for(report.repository.forge, Purpose.REPORTS)
-            )  # renamed: found at the next try
-        except (ForgeError, SecretUnreadable):
-            pass
+    settled = not isinstance(error, NotFound) or _has_its_name(report)
     # Nobody is waiting for a reaction or a status that may not be: one line in the admin, and no more requests. A comment is
     # what people wait for, and is tried for some days.
     small = report.kind in (Report.Kind.REACTION, Report.Kind.STATUS)
-    over = (small and isinstance(error, Forbidden | NotFound | Rejected) and report.tries >= 1) or report.tries >= 300
+    over = (small and isinstance(error, Forbidden | NotFound | Rejected) and report.tries >= 1 and settled) or report.tries >= 300
     over = over or (small and isinstance(error, Forbidden))
     log.log(logging.DEBUG if small else logging.WARNING, "%s: %s", report, text)
     Report.objects.filter(pk=report.pk).update(
@@ -183,6 +177,16 @@ def _failed(report: Report, error: Exception) -> None:
         given_up=over,
         next_try_at=None if over else timezone.now() + wait,
     )
+
+
+def _has_its_name(report: Report) -> bool:
+    """Whether what was not found was asked for under the repository's present name; if not, it is found at the next try."""
+    before = report.repository.full_name
+    try:
+        refresh_repository(report.repository, client_for(report.repository.forge, Purpose.REPORTS))
+    except (ForgeError, SecretUnreadable):
+        return False
+    return report.repository.full_name == before
 
 
 def _begin(report: Report) -> None:
