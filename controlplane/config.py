@@ -160,6 +160,12 @@ class Config(BaseSettings):
         alias="CC_CI_BOTS",
         description="Login names of other bots, separated by commas. Their comments never start anything.",
     )
+    alerts: Annotated[list[str], NoDecode] = Field(
+        [],
+        alias="CC_CI_ALERTS",
+        description="Where people are told of this server's own apps: Apprise addresses (Matrix, mail, anything), by blanks. Secret.",
+        repr=False,
+    )
     topic: str = Field(
         "cc-ci", alias="CC_CI_TOPIC", description="Repositories of a watched owner that carry this topic are enrolled."
     )
@@ -189,6 +195,22 @@ class Config(BaseSettings):
         pattern=r"^[A-Za-z0-9._-]+$",
     )
     keep_days: int = Field(90, alias="CC_CI_KEEP_DAYS", ge=1, description="Days that finished runs and their logs are kept.")
+
+    @field_validator("alerts", mode="before")
+    @classmethod
+    def _addresses(cls, value: Any) -> Any:
+        return value.split() if isinstance(value, str) else value  # a comma may stand in an address
+
+    @field_validator("alerts")
+    @classmethod
+    def _readable_addresses(cls, addresses: list[str]) -> list[str]:
+        import apprise
+
+        for number, address in enumerate(addresses, 1):
+            if not apprise.Apprise().add(address):
+                # The address itself stays out of the message: it holds secrets.
+                raise ValueError(f"address number {number} is none that Apprise knows; see https://appriseit.com/services/")
+        return addresses
 
     @field_validator("allowed_hosts", "secret_keys", "bots", mode="before")
     @classmethod

@@ -46,7 +46,7 @@ def retry() -> int:
 
 
 def _send(row: AlertSent) -> bool:
-    addresses = list(getattr(settings.CC_CI, "alerts", []))
+    addresses = settings.CC_CI.alerts
     problem = _notify(addresses, _title(row), row.text) if addresses else ""
     AlertSent.objects.filter(pk=row.pk).update(delivered=bool(addresses) and not problem, problem=problem)
     if problem:

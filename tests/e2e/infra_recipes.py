@@ -108,7 +108,9 @@ class Server:
         """Carry an upgrade out here."""
         releases.discover(app)
         app.refresh_from_db()
-        upgrade: Upgrade = UpgradeFactory(app=app, from_version=app.running_version, to_version=version, asked=asked)
+        upgrade: Upgrade = UpgradeFactory(
+            app=app, from_version=app.running_version, to_version=version, asked=asked, trigger="a test"
+        )
         assert move(upgrade, "approve")
         carrying.carry_out(Upgrade.objects.select_related("app").get(pk=upgrade.pk))
         upgrade.refresh_from_db()

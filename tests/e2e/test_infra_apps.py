@@ -7,18 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from infra import running
+from infra import nightly, ownership, running, tasks, upgrades, wanting
+from infra.deployers import settling
 from infra.deployers.base import probe
 from infra.deployers.manifest import Manifest
 from infra.models import AlertSent, InfraApp, InfraRelease
 from infra.states import UpgradeState
-from tests.docker import need_swarm
+from tests.docker import docker, need_swarm
 from tests.e2e.infra_recipes import NEW, OLD, Recipe, Server, told
 
 pytestmark = [pytest.mark.docker, pytest.mark.django_db(transaction=True)]
 
 TWO = {"compose.yml": {"version one": "version two"}}
 MIGRATES = {"abra.sh": {"v1": "v2"}, "compose.yml": {"file: start.sh": "file: next.sh"}}
+#: The same, but then it does not answer as it should.
+BREAKS = {**MIGRATES, "next.sh": {"/data/index.html": "/data/page.html; rm -f /data/index.html"}}
 
 
 @pytest.fixture
@@ -66,9 +69,7 @@ def test_a_version_that_migrates_the_data_is_rolled_back_with_the_data(server: S
     app = server.app(recipe, stateful=True)
     before = data(server, app)
     # It comes up, and migrates; and then does not answer as it should.
-    recipe.publish(
-        NEW, {**MIGRATES, "next.sh": {"hello two": "hello two", "/data/index.html": "/data/page.html; rm -f /data/index.html"}}
-    )
+    recipe.publish(NEW, BREAKS)
     upgrade = server.upgrade(app)
     assert upgrade.state == UpgradeState.ROLLED_BACK, told(upgrade)
     after = data(server, app)
@@ -79,3 +80,122 @@ def test_a_version_that_migrates_the_data_is_rolled_back_with_the_data(server: S
     release = app.releases.get(version=NEW)
     assert release.state == InfraRelease.State.QUARANTINED
     assert AlertSent.objects.filter(kind="rolled_back", app=app).count() == 1
+
+
+def test_without_the_restore_the_old_version_does_not_come_back(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That the test above proves something: the old code exits when it sees the data of the new one."""
+    recipe = Recipe(tmp_path / "recipe", "stateful")
+    app = server.app(recipe, stateful=True)
+    recipe.publish(NEW, BREAKS)
+    monkeypatch.setattr(settling, "MOST_FAILURES", 2)
+    monkeypatch.setattr(upgrades.Machine, "_put_back", lambda machine, deployer, snapshot: deployer.undeploy())
+    upgrade = server.upgrade(app)
+    assert upgrade.state == UpgradeState.ROLLBACK_FAILED, told(upgrade)
+    assert "I cannot read data of the format 2" in upgrade.reason
+    assert upgrade.snapshot and upgrade.snapshot.location in upgrade.reason
+    assert AlertSent.objects.filter(kind="rollback_failed", app=app).count() == 1
+    # Nothing more is touched: what a person finds is what the failure left, and the gate takes nothing until it is mended.
+    assert wanting.plan_of(app).takes is None
+
+
+def test_a_stateful_app_goes_on_with_its_data_and_comes_back_by_hand(server: Server, tmp_path: Path) -> None:
+    recipe = Recipe(tmp_path / "recipe", "stateful")
+    app = server.app(recipe, stateful=True)
+    before = data(server, app)
+    recipe.publish(NEW, MIGRATES)
+    upgrade = server.upgrade(app)
+    assert upgrade.state == UpgradeState.SUCCEEDED, told(upgrade)
+    assert page(server, app) == "hello two"
+    back = server.upgrade(app, OLD, kind="rollback", data=upgrade.snapshot.pk)
+    assert back.state == UpgradeState.SUCCEEDED, told(back)
+    assert (page(server, app), app.running_version, app.pinned_version) == ("hello", OLD, OLD)
+    assert data(server, app).text == before.text
+    assert app.releases.get(version=NEW).state == InfraRelease.State.QUARANTINED
+    assert app.taken.count() == 2
+
+
+def test_a_silent_rollback_is_named(server: Server, tmp_path: Path) -> None:
+    recipe = Recipe(tmp_path / "recipe", "stateless")
+    app = server.app(recipe)
+    recipe.publish(NEW, {"compose.yml": {"exec httpd": "exit 1; exec httpd"}})
+    upgrade = server.upgrade(app)
+    assert upgrade.state == UpgradeState.ROLLED_BACK, told(upgrade)
+    assert "Swarm rolled app back to the former version without a word" in upgrade.reason
+    assert page(server, app) == "version one"
+    assert app.releases.get(version=NEW).evidence["quarantined"] == upgrade.reason
+
+
+def test_a_version_that_dies_in_the_soak_is_rolled_back(server: Server, tmp_path: Path) -> None:
+    recipe = Recipe(tmp_path / "recipe", "stateless")
+    app = server.app(recipe, policy={"soak": "60s", "cooldown": "0s"})
+    recipe.publish(NEW, {"compose.yml": {"exec httpd -f -p 8080 -h /www": "httpd -p 8080 -h /www; sleep 7"}})
+    upgrade = server.upgrade(app)
+    assert upgrade.state == UpgradeState.ROLLED_BACK, told(upgrade)
+    assert upgrade.facts["failed_in"] == UpgradeState.SOAKING
+    assert page(server, app) == "version one"
+
+
+def test_a_hand_is_contested_within_one_tick_and_nothing_is_overwritten(server: Server, tmp_path: Path) -> None:
+    recipe = Recipe(tmp_path / "recipe", "stateless")
+    app = server.app(recipe)
+    recipe.publish(NEW, TWO)
+    assert tasks.supervise() == "all as it was"
+    docker("service", "update", "--detach", "--env-add=HAND=1", f"{app.stack}_app")
+    by_hand = running.see(app).fingerprint
+    assert tasks.supervise() == f"{app.name} is contested"
+    app.refresh_from_db()
+    assert app.state == InfraApp.State.CONTESTED
+    assert (app.contested["ours"], app.contested["theirs"]) == (OLD, OLD)
+    alert = AlertSent.objects.get(kind="contested", app=app)
+    assert "adopt" in alert.text and "restore-ours" in alert.text and "hand-over" in alert.text
+    tasks.supervise()
+    assert AlertSent.objects.filter(kind="contested").count() == 1, "told once"
+    refused = server.upgrade(app)
+    assert refused.state == UpgradeState.FAILED and running.see(app).fingerprint == by_hand, "nothing was overwritten"
+    with pytest.raises(ownership.Refused, match="contested"):
+        wanting.upgrade(app, "", "alice", now=True)
+    ownership.adopt(app, "alice")
+    assert (app.state, app.fingerprint) == (InfraApp.State.SETTLED, by_hand)
+    assert tasks.supervise() == "all as it was"
+
+
+def test_a_hand_in_the_middle_of_an_upgrade_stops_it(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe(tmp_path / "recipe", "stateless")
+    app = server.app(recipe)
+    recipe.publish(NEW, TWO)
+    verify = upgrades.Machine._verify
+
+    def with_a_hand(machine: upgrades.Machine) -> None:
+        monkeypatch.setattr(upgrades.Machine, "_verify", verify)
+        docker("service", "update", "--detach", "--env-add=HAND=1", f"{app.stack}_app")
+        verify(machine)
+
+    monkeypatch.setattr(upgrades.Machine, "_verify", with_a_hand)
+    upgrade = server.upgrade(app)
+    assert (upgrade.state, app.state) == (UpgradeState.ROLLBACK_FAILED, InfraApp.State.CONTESTED), told(upgrade)
+    assert "HAND=1" in docker("service", "inspect", "--format={{json .Spec}}", f"{app.stack}_app"), (
+        "nothing was overwritten, not even by the way back"
+    )
+    ours = server.upgrade(app, OLD, kind="restore-ours", accept=app.contested["fingerprint"], sick=True)
+    assert ours.state == UpgradeState.SUCCEEDED, told(ours)
+    assert "HAND=1" not in docker("service", "inspect", "--format={{json .Spec}}", f"{app.stack}_app")
+    assert page(server, app) == "version one"
+
+
+def test_another_ones_app_is_never_touched(server: Server, tmp_path: Path) -> None:
+    recipe = Recipe(tmp_path / "recipe", "stateless")
+    app = server.app(recipe)
+    recipe.publish(NEW, TWO)
+    InfraApp.objects.update(owner=InfraApp.Owner.MAINTAINERS)
+    app.refresh_from_db()
+    before = running.see(app)
+    upgrade = server.upgrade(app)
+    assert upgrade.state == UpgradeState.FAILED and "maintainers'" in upgrade.reason
+    assert nightly.step() == "nothing to do"
+    docker("service", "update", "--detach", "--env-add=HAND=1", f"{app.stack}_app")
+    tasks.supervise()
+    app.refresh_from_db()
+    assert app.state == InfraApp.State.SETTLED and app.fingerprint != before.fingerprint, "looked at, and left alone"
+    assert "abra app upgrade" in wanting.plan_of(app).blockers[0].lift
