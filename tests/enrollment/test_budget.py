@@ -207,6 +207,23 @@ def test_polling_that_is_held_back_is_no_failure_of_the_forge(world: World, monk
         assert Comment.objects.get().forge_comment_id == said.id
 
 
+def test_a_repository_that_has_had_its_part_holds_up_no_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings.CC_CI, "requests_per_minute", 60)
+    world.add_recipe("app")
+    world.enroll("recipes/app")
+    with time_machine.travel(timezone.now().replace(second=1) + timedelta(minutes=1), tick=False) as clock:
+        world.poll()
+        busy = {"polling": {"": 1, "recipes/web": 15}}
+        Traffic.objects.update(minute=int(timezone.now().timestamp()) // 60, used=busy)
+        app, web = world.say("recipes/app"), world.say("recipes/web")
+        look = world.poll()
+        assert [row.forge_comment_id for row in Comment.objects.all()] == [app.id]
+        assert any("recipes/web#1" in problem for problem in look.problems)
+        clock.shift(timedelta(seconds=61))
+        world.poll()
+        assert {row.forge_comment_id for row in Comment.objects.all()} == {app.id, web.id}
+
+
 @pytest.mark.django_db(transaction=True)
 def test_many_processes_at_once_stay_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings.CC_CI, "requests_per_minute", 60)
