@@ -22,7 +22,7 @@ from infra.deployers.lasting import Part, Recorded
 from infra.deployers.manifest import Manifest, of_file
 from infra.deployers.volumes import Volume
 
-OLD, GOOD, BAD = "1.0.0+1", "1.1.0+2", "1.2.0+3"
+OLD, GOOD, BAD = "1.0.0+1.0", "1.1.0+1.1", "1.2.0+1.2"
 FAULTS = ("killed", "lost lease", "full disk", "docker restart")
 #: What is called for the lost lease: carries the upgrade out by another worker, to its end.
 rival: Callable[[], None] = lambda: None  # noqa: E731

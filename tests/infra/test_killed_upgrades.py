@@ -13,7 +13,7 @@ import pytest
 from controlplane.models import Lease
 from infra.models import InfraApp, InfraFile, Upgrade
 from infra.states import UpgradeState
-from tests.infra.folder_app import BAD, FAULTS, GOOD
+from tests.infra.folder_app import BAD, FAULTS, GOOD, OLD
 from tests.infra.machine import Scene, log_of
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.crash]
@@ -46,7 +46,7 @@ def run(root: Path, monkeypatch: pytest.MonkeyPatch, version: str, point: str, w
     else:
         assert upgrade.state in (UpgradeState.FAILED, UpgradeState.ROLLED_BACK), f"{case}: {upgrade.state}\n{log_of(upgrade)}"
         assert scene.is_as_before(), f"{case}: {log_of(upgrade)}"
-        assert scene.app.running_version == scene.app.pinned_version == "1.0.0+1"
+        assert scene.app.running_version == scene.app.pinned_version == OLD
     assert scene.app.state == InfraApp.State.SETTLED, case
     return str(upgrade.state)
 
