@@ -10,12 +10,15 @@ from django.utils import timezone
 
 from controlplane.models import Host
 from enrollment.models import Repository
-from runs.models import State, TestRun
+from runs.models import DeferredItem, State, TestRun
 from tests.factories import (
     ArtefactFactory,
     CaseResultFactory,
     CommentFactory,
+    DeferredItemFactory,
     ForgeFactory,
+    InfraAppFactory,
+    InfraReleaseFactory,
     PullRequestFactory,
     RepositoryFactory,
     RunEventFactory,
@@ -160,6 +163,34 @@ def _passed(row: Repository) -> TestRun:
     _trail(run, begun, "passed")
     _kept(run)
     return run
+
+
+def registry() -> None:
+    """The deferred registry: two open entries and a closed one."""
+    recipe = Repository.objects.get(name="nextcloud")
+    DeferredItemFactory(recipe=recipe, slug="nextcloud-upload-a-large-file", what="Upload a file of 4 GB and read it back.")
+    DeferredItemFactory(
+        recipe=recipe, slug="nextcloud-calendar-invitations", what="Invite somebody by mail.", why="Needs a mail server."
+    )
+    DeferredItemFactory(
+        recipe=recipe,
+        slug="nextcloud-upgrade-two-majors",
+        what="Go from 28 to 30 without a step between.",
+        state=DeferredItem.State.CLOSED,
+        closed_commit="6f2c19ab04d8e7a1c35b9f0e2d4a6c8b1f3e5d79",
+        closed_at=timezone.now(),
+        ticked=True,
+    )
+
+
+def own_apps() -> None:
+    """The server's own apps: one settled, one whose next major waits, one left to its maintainers."""
+    InfraAppFactory(name="traefik", domain="traefik.example.org")
+    keycloak = InfraAppFactory(name="keycloak", domain="id.example.org")
+    InfraAppFactory(name="drone", domain="drone.example.org", maintained=True)
+    notes = "Keycloak 26 changes the database. Take a backup, and run the migration by hand before you upgrade."
+    InfraReleaseFactory(app=keycloak, version="2.0.0+3.0", notes=notes)
+    InfraReleaseFactory(app=keycloak, version="1.0.1+2.0")
 
 
 def _kept(run: TestRun) -> None:

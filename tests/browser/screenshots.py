@@ -55,7 +55,8 @@ def main() -> None:
     with server() as url:
         from django.contrib.auth.models import User
 
-        from tests.browser.examples import examples, worker
+        from enrollment.models import Repository
+        from tests.browser.examples import examples, own_apps, registry, worker
 
         with chromium() as browser:
             worker()
@@ -73,8 +74,18 @@ def main() -> None:
                     "run-errored": made.errored.get_absolute_url(),
                 },
             )
+            registry()
+            own_apps()
+            _take(browser, url, {"deferred": "/deferred/"})
             User.objects.create_superuser("operator", password="operator")
-            _take(browser, url, {"admin": "/admin/", "admin-runs": "/admin/runs/testrun/"}, login=True)
+            recipe = Repository.objects.get(name="nextcloud")
+            pages = {
+                "admin": "/admin/",
+                "admin-runs": "/admin/runs/testrun/",
+                "webhook-by-hand": f"/repositories/{recipe.pk}/webhook/",
+                "infra": "/infra/",
+            }
+            _take(browser, url, pages, login=True)
 
 
 def _take(browser: object, url: str, pages: dict[str, str], *, login: bool = False) -> None:
