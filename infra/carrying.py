@@ -16,8 +16,9 @@ from controlplane import leases
 from infra.models import Upgrade
 from infra.running import folder_of
 from infra.states import WORKING, UpgradeState
-from infra.upgrades import LEASE_SECONDS, Lost, Machine
+from infra.upgrades import Machine
 from infra.upgrades_states import claim
+from infra.worker import LEASE_SECONDS, Lost
 
 log = logging.getLogger(__name__)
 #: Programs that a worker starts, and that may outlive it by a moment when it is killed.

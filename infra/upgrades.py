@@ -9,29 +9,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import Any
 
 from django.db import DatabaseError, transaction
 from django.db.models import F
 from django.utils import timezone
 
-from controlplane.leases import Held
-from infra import alerts, health, ownership, running, snapshots
+from infra import alerts, evidence, health, ownership, running, snapshots
 from infra.deployers.base import DeployError
-from infra.deployers.lasting import LastingDeployer, Part, Recorded
-from infra.deployers.volumes import Volume
+from infra.deployers.lasting import LastingDeployer, Part
 from infra.models import InfraApp, InfraRelease, Snapshot, Upgrade
-from infra.ownership import Allowed
 from infra.running import NotReachable
 from infra.schema import Policy, seconds
 from infra.snapshots import NotProved
-from infra.states import CHANGING, UpgradeState
+from infra.states import UpgradeState
 from infra.stores import StoreError
-from infra.upgrades_states import move, note
+from infra.upgrades_states import note
+from infra.worker import Contested, Failed, Lost, WantedBack, Worker
 
 S = UpgradeState
-LEASE_SECONDS = 300.0
 #: Pauses before what failed through no fault of the recipe is tried again: Docker may be starting anew.
 PAUSES = (1.0, 5.0, 15.0, 30.0, 60.0)
 #: The same on the way back, where there is no other way left: for about an hour.
@@ -40,44 +36,13 @@ PAUSES_BACK = (*PAUSES, *[120.0] * 30)
 SAMPLE_SECONDS = (0.5, 15.0)
 #: So many good samples in a row make a new version well, so many bad ones make it ill.
 GOOD, BAD = 3, 3
-_LOOK_SECONDS = 1.0
 #: What Docker, the disk or the network did, which may go by. All else is the version's own doing.
 OURS = frozenset({"tool_failed", "tool_missing", "pull_failed"})
 _ERRORS = (DeployError, NotReachable, StoreError, NotProved, OSError)
 
 
-class Lost(Exception):
-    """Somebody else has the upgrade: stop, and change nothing more."""
-
-
-class Contested(Exception):
-    """What runs is not what cc-ci left there."""
-
-    def __init__(self, changes: list[str]) -> None:
-        super().__init__(" ".join(changes))
-        self.changes = changes
-
-
-class Failed(Exception):
-    """The new version is not well."""
-
-
-class WantedBack(Exception):
-    """A person wants the old version back."""
-
-
-class Machine:
-    """One upgrade in the hands of one worker, which holds its lease."""
-
-    def __init__(self, upgrade: Upgrade, held: Held, sleep: Callable[[float], None] = time.sleep) -> None:
-        self.upgrade, self.held, self.sleep = upgrade, held, sleep
-        self.app: InfraApp = upgrade.app
-        self.folder = running.folder_of(upgrade)
-        self._looked = self._renewed = 0.0
-        self._wait = 0.0
-        self._open: list[LastingDeployer] = []
-
-    # -- the round ------------------------------------------------------------------------------------------------------------
+class Machine(Worker):
+    """The steps of one upgrade."""
 
     def run(self) -> None:
         """Go on until the upgrade has ended. Raises Lost, and DatabaseError, after which somebody else has to go on."""
@@ -108,133 +73,6 @@ class Machine:
             finally:
                 self._close()
         snapshots.scratch_rest(self.folder)
-
-    def check(self) -> None:
-        """Called in every wait: holds the lease, and sees what others wrote. Raises Lost and WantedBack."""
-        now = time.monotonic()
-        if now - self._looked < _LOOK_SECONDS:
-            return
-        self._looked = now
-        if now - self._renewed > LEASE_SECONDS / 10 or not self.held.is_mine():
-            if not self.held.renew(LEASE_SECONDS):
-                raise Lost
-            self._renewed = now
-        row = Upgrade.objects.filter(pk=self.upgrade.pk, fence=self.held.fence).values_list("state", "asked").first()
-        if row is None or row[0] != self.upgrade.state:
-            raise Lost
-        if row[1].get("back") and row[0] in CHANGING:
-            self.upgrade.asked = row[1]
-            raise WantedBack(f"{row[1]['back']} wanted it back.")
-
-    def log(self, text: str) -> None:
-        with (self.folder / "log").open("a") as file:
-            file.write(f"{timezone.now():%H:%M:%S} {text}\n")
-
-    def report(self, text: str) -> None:
-        self.log(text)
-        note(self.upgrade, "step", text)
-
-    def _move(self, event: str, text: str, **fields: Any) -> None:
-        if not move(self.upgrade, event, text, fence=self.held.fence, **fields):
-            raise Lost
-        self.log(f"{self.upgrade.state}: {text}")
-
-    def _guard(self, name: str, **fields: Any) -> None:
-        """Announce what is about to be done, if the app is still ours to change. Raises Lost, and what `check` raises."""
-        self._announce(name, int(self.upgrade.step.get("tries", 0)), **fields)
-        self._looked = 0.0
-        self.check()
-
-    def _announce(self, name: str, tries: int, **fields: Any) -> None:
-        step = {"name": name, "at": timezone.now().isoformat(), "tries": tries}
-        app = InfraApp.objects.filter(pk=self.app.pk, owner=InfraApp.Owner.RECONCILED, state=InfraApp.State.UPGRADING)
-        rows = Upgrade.objects.filter(pk=self.upgrade.pk, fence=self.held.fence, state=self.upgrade.state, app__in=app)
-        if not rows.update(step=step, **fields):
-            raise Lost
-        self.upgrade.step = step
-        for field, value in fields.items():
-            setattr(self.upgrade, field, value)
-
-    def _remember(self, **facts: Any) -> None:
-        """Write down what will be needed later. Raises Lost."""
-        self.upgrade.facts = {**self.upgrade.facts, **facts}
-        if not Upgrade.objects.filter(pk=self.upgrade.pk, fence=self.held.fence).update(facts=self.upgrade.facts):
-            raise Lost
-
-    def _deployer(self, which: str, seconds: int = running.SETTLE_SECONDS) -> LastingDeployer:
-        """The app's deployer with the old or the new version's recipe."""
-        files = running.checkout(self.app, self.upgrade.facts["commits"][which], self.folder / which)
-        one = running.deployer_for(
-            self.app,
-            files,
-            self.folder / "work",
-            mark=self._mark(which),
-            seconds=seconds,
-            check=self.check,
-            report=self.report,
-            log=self.log,
-        )
-        self._open.append(one)
-        one.know(files)
-        return one
-
-    def _close(self) -> None:
-        while self._open:
-            self._open.pop().close()
-
-    def _mark(self, which: str) -> str:
-        return f"u{self.upgrade.pk}-{which}"
-
-    # -- what may run, and what ran --------------------------------------------------------------------------------------------
-
-    def _look(self, deployer: LastingDeployer, *, missing: bool = False) -> dict[str, Part]:
-        """The services now; they may be stopped, if `missing`. Raises Contested when somebody else has changed one of them.
-
-        What cc-ci deployed itself is known by its fingerprint, and as long as that is not written down, by its mark.
-        """
-        parts = deployer.parts()
-        deployed: dict[str, dict[str, str]] = self.upgrade.facts.get("deployed", {})
-        before = {name: part.fingerprint for name, part in self._before().items()}
-        known: dict[str, set[str]] = {}
-        for one in (before, *deployed.values()):
-            for name, fingerprint in one.items():
-                known.setdefault(name, set()).add(fingerprint)
-        marks = {mark for mark in self.upgrade.facts.get("announced", []) if mark not in deployed}
-        last = next((deployed[mark] for mark in reversed(self.upgrade.facts.get("announced", [])) if mark in deployed), before)
-        if changes := ownership.foreign(parts, Allowed(known, () if missing else tuple(last), marks)):
-            raise Contested(changes)
-        return parts
-
-    def _put(self, deployer: LastingDeployer, which: str, version: str) -> None:
-        """Deploy a version: announced before, and known by its fingerprints as soon as it stands there."""
-        mark = self._mark(which)
-        announced = [one for one in self.upgrade.facts.get("announced", []) if one != mark]
-        facts = {**self.upgrade.facts, "announced": [*announced, mark]}
-        self._guard("deploy", facts=facts, ran_new=self.upgrade.ran_new or which == "new")
-        self.report(f"Deploying {version}")
-        deployer.deploy(self.folder / which)
-        parts = {name: part.fingerprint for name, part in deployer.parts().items()}
-        self._remember(deployed={**self.upgrade.facts.get("deployed", {}), mark: parts})
-        deployer.settle()
-
-    def _before(self) -> dict[str, Part]:
-        return running.known_parts(self.upgrade.baseline.get("parts", {}))
-
-    def _recorded(self) -> Recorded:
-        digests = self.upgrade.digests
-        return Recorded(
-            self.upgrade.specs,
-            {name: image["id"] for name, image in digests.items() if image["id"]},
-            {name: image["name"] for name, image in digests.items()},
-            [Volume(**volume) for volume in self.upgrade.facts.get("volumes", [])],
-        )
-
-    @property
-    def stateful(self) -> bool:
-        return snapshots.is_stateful(self.app)
-
-    def _copier(self, deployer: LastingDeployer) -> snapshots.Copier:
-        return deployer.copier([*self._recorded().images.values(), *self._recorded().names.values()])
 
     # -- steps ----------------------------------------------------------------------------------------------------------------
 
@@ -376,7 +214,7 @@ class Machine:
             self.report(" ".join(problem))
         self._finish("succeed", new, self.upgrade.to_version, f"Well for {soak} s.")
         if self.upgrade.asked.get("kind") == "rollback":
-            _quarantine(self.upgrade, self.upgrade.from_version, str(self.upgrade.trigger))
+            evidence.quarantine(self.upgrade, self.upgrade.from_version, str(self.upgrade.trigger))
         for left_over in snapshots.prune(self.app):
             self.report(f"Not dropped: {left_over}")
 
@@ -387,7 +225,8 @@ class Machine:
         self._guard("look back")
         old = self._deployer("old", self.upgrade.facts.get("settle_seconds", running.SETTLE_SECONDS))
         self._look(old, missing=True)
-        _evidence(self, old)
+        if "logs" not in self.upgrade.facts:
+            self._remember(**evidence.collect(old))
         old.name_images(self._recorded())
         snapshot = self.upgrade.snapshot
         if self.upgrade.ran_new and snapshot and not self.upgrade.facts.get("data_back"):
@@ -400,7 +239,7 @@ class Machine:
             f"{self.app.name} runs {self.upgrade.from_version} again, {self.upgrade.to_version} did not do: {self.upgrade.reason}"
         )
         if self.upgrade.facts.get("blame"):
-            _quarantine(self.upgrade, self.upgrade.to_version, self.upgrade.reason)
+            evidence.quarantine(self.upgrade, self.upgrade.to_version, self.upgrade.reason)
         alerts.tell("rolled_back", self.app, words, key=str(self.upgrade.pk))
 
     def _put_back(self, deployer: LastingDeployer, snapshot: Snapshot) -> None:
@@ -480,7 +319,7 @@ class Machine:
             rows.update(state=InfraApp.State.SETTLED, fence=F("fence") + 1, **values)
             self._move("rollback_failed", said + kept, reason=said + kept)
         if self.upgrade.facts.get("blame"):
-            _quarantine(self.upgrade, self.upgrade.to_version, said)
+            evidence.quarantine(self.upgrade, self.upgrade.to_version, said)
         alerts.tell("rollback_failed", self.app, f"{self.app.name}: {said}{kept}", key=str(self.upgrade.pk))
 
     def _last_look(self) -> dict[str, Any]:
@@ -506,12 +345,6 @@ class Machine:
                     self._move("roll_back", reason, reason=reason)
                 self._move("rollback_failed", "Nothing was touched any more.", reason=reason)
             ownership.contest(self.app, seen, error.changes, rows=rows)
-
-    def _pause(self, length: float) -> None:
-        until = time.monotonic() + length
-        while (left := until - time.monotonic()) > 0:
-            self.check()
-            self.sleep(min(left, 0.5))
 
 
 def _may_go_by(error: Exception) -> bool:
@@ -543,35 +376,3 @@ def _settle_seconds(app: InfraApp, asked: int) -> int:
     rows = app.upgrades.filter(state=S.SUCCEEDED).values_list("facts", flat=True)[:20]
     slowest = max((float(facts.get("settled_after", 0)) for facts in rows), default=0.0)
     return int(max(asked or running.SETTLE_SECONDS, 2 * slowest))
-
-
-def _quarantine(upgrade: Upgrade, version: str, why: str) -> None:
-    """Not this version again, until there is a newer one or a person lifts it; with all that is known of why."""
-    samples = [
-        {"at": e.at.isoformat(), "said": e.text, **e.data} for e in upgrade.events.filter(kind="sample").order_by("-id")[:20]
-    ]
-    evidence = {
-        "quarantined": why[:2000],
-        "upgrade": upgrade.pk,
-        "at": timezone.now().isoformat(),
-        "logs": upgrade.facts.get("logs", ""),
-        "swarm": upgrade.facts.get("swarm", []),
-        "samples": samples,
-    }
-    for row in InfraRelease.objects.filter(app=upgrade.app, version=version):
-        values = {"state": InfraRelease.State.QUARANTINED, "evidence": {**row.evidence, **evidence}, "approved_at": None}
-        InfraRelease.objects.filter(pk=row.pk).update(**values)
-    alerts.tell("quarantined", upgrade.app, f"{upgrade.app.name} {version}: {why}", key=f"{version}:{upgrade.pk}")
-
-
-def _evidence(machine: Machine, deployer: LastingDeployer) -> None:
-    """What the failed version still says for itself: its logs, and Swarm's words. Taken once, before anything goes."""
-    if "logs" in machine.upgrade.facts:
-        return
-    try:
-        logs = deployer.logs(lines=50)[-8000:]
-        parts = {name: asdict(part) for name, part in deployer.parts().items()}
-    except _ERRORS as error:
-        logs, parts = f"They cannot be had: {error}", {}
-    words = [f"{name}: {p['update']} {p['message']} {p['problem']}".strip() for name, p in parts.items()]
-    machine._remember(logs=logs, swarm=words)

@@ -14,7 +14,7 @@ from django.db import connections
 from django.utils import timezone
 
 from controlplane.models import Lease
-from infra import carrying, ownership, running, upgrades
+from infra import carrying, ownership, running, upgrades, worker
 from infra.deployers.base import Context
 from infra.models import InfraApp, InfraFile, Upgrade
 from infra.upgrades_states import move
@@ -30,7 +30,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upgrades, "PAUSES", (0.01,) * 5)
     monkeypatch.setattr(upgrades, "PAUSES_BACK", (0.01,) * 8)
     monkeypatch.setattr(upgrades, "SAMPLE_SECONDS", (0.001, 0.001))
-    monkeypatch.setattr(upgrades, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(worker, "_LOOK_SECONDS", 0.0)
 
 
 class Scene:
@@ -72,7 +72,7 @@ class Scene:
             self.machine.point("pin", "before")
             return []
 
-        monkeypatch.setattr(upgrades, "move", moved)
+        monkeypatch.setattr(worker, "move", moved)
         monkeypatch.setattr(ownership, "write_pin", pin)
 
     def upgrade(self, version: str, **asked: Any) -> Upgrade:

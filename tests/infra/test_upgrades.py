@@ -13,7 +13,7 @@ from django.test import Client
 from django.utils import timezone
 
 from controlplane import leases
-from infra import alerts, carrying, nightly, tasks, upgrades, wanting
+from infra import alerts, carrying, nightly, tasks, upgrades, wanting, worker
 from infra.models import AlertSent, InfraApp, InfraRelease, Snapshot, Upgrade
 from infra.ownership import Refused
 from infra.states import UpgradeState
@@ -218,7 +218,7 @@ def test_a_late_worker_moves_nothing(scene: Scene) -> None:
     assert held
     machine = upgrades.Machine(upgrade, held)
     Upgrade.objects.filter(pk=upgrade.pk).update(fence=held.fence + 1)
-    with pytest.raises(upgrades.Lost):
+    with pytest.raises(worker.Lost):
         machine.run()
     assert scene.carry_out(upgrade) == "another worker has it"
     upgrade.refresh_from_db()
