@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +13,7 @@ from django.conf import settings
 from django.utils import timezone
 
 from infra.deployers.docker_cli import call
-from infra.deployers.manifest import Manifest, joined
+from infra.deployers.manifest import Manifest, joined, of_file
 from infra.deployers.volumes import Volume
 from infra.models import InfraApp, InfraFile, Snapshot, Upgrade
 from infra.schema import Snapshots
@@ -163,12 +164,23 @@ def put_back(snapshot: Snapshot, copier: Copier, check: Callable[[], None]) -> N
         known = [(entry, Manifest.parse((folder / entry["manifest"]).read_text())) for entry in entries]
         if snapshot.manifest != joined((entry["name"], manifest) for entry, manifest in known):
             raise NotProved(f"The list of what is in the snapshot {snapshot.location} was changed since it was taken.")
+        for entry, manifest in known:  # before anything is emptied
+            check()
+            if differences := manifest.differences(_read(folder / entry["tar"])):
+                raise NotProved(f"The snapshot {snapshot.location} is damaged: {'; '.join(differences)}. Nothing was put back.")
         for entry, manifest in known:
             check()
             volume = Volume(entry["name"], entry["driver"], entry["options"], entry["labels"])
             found = copier.replace(volume, folder / entry["tar"])
             if differences := manifest.differences(found):
                 raise NotProved(f"{entry['name']} is not as it was in the snapshot: {'; '.join(differences)}.")
+
+
+def _read(tar: Path) -> Manifest:
+    try:
+        return of_file(tar)
+    except (tarfile.TarError, OSError) as error:
+        raise NotProved(f"{tar.name} of the snapshot cannot be read: {error}. Nothing was put back.") from error
 
 
 def kept(app: InfraApp) -> dict[int, str]:
