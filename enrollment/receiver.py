@@ -15,6 +15,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
@@ -319,12 +320,15 @@ def take_in(entry: Known, secret: Secret, headers: Mapping[str, str], body: byte
     accepted = row.outcome == Delivery.Outcome.ACCEPTED
     if not accepted:
         row.handled_at = row.received_at
-    with transaction.atomic():
+    wakes = accepted and _is_to_queue(entry.forge_id)
+    proves = not accepted and secret.state != State.VERIFIED
+    # Most deliveries are one row and nothing else, and so one statement, which is a transaction by itself.
+    with transaction.atomic() if wakes or proves else nullcontext():
         if not insert(row):
             return Answer(OUTCOMES["known"], "it came before")
-        if accepted:
+        if wakes:
             _queue(entry.forge_id)
-        elif secret.state != State.VERIFIED:
+        elif proves:
             prove(secret.hook_id, row.received_at)
     return answer
 
@@ -360,12 +364,15 @@ def _repository(entry: Known, heard: Heard) -> int | None:
     return entry.repositories[heard.repo_id]
 
 
+def _is_to_queue(forge_id: int) -> bool:
+    """Whether no task was queued this very moment. A sweep finds what that one misses."""
+    return time.monotonic() - _queued.get(forge_id, float("-inf")) >= QUEUED_AGAIN
+
+
 def _queue(forge_id: int) -> None:
-    """Queue the task that takes what waits, unless one was queued this very moment. A sweep finds what that one misses."""
-    now = time.monotonic()
-    if now - _queued.get(forge_id, float("-inf")) >= QUEUED_AGAIN:
-        async_task("enrollment.tasks.take_deliveries", save=False, task_name="take deliveries")
-        _queued[forge_id] = now
+    """Queue the task that takes what waits."""
+    async_task("enrollment.tasks.take_deliveries", save=False, task_name="take deliveries")
+    _queued[forge_id] = time.monotonic()
 
 
 def prove(hook_id: int, received_at: datetime) -> None:
