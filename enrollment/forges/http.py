@@ -202,7 +202,7 @@ def whole(text: str) -> int | None:
 def _message(response: requests.Response) -> str:
     try:
         message = response.json()["message"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return ""
     return f" ({str(message)[:200]})" if message else ""
 
