@@ -29,10 +29,11 @@ Changes = Mapping[str, Mapping[str, str] | str]
 class Recipe:
     """A recipe's repository; its first version is the data's."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, changes: Changes | None = None) -> None:
         self.folder, self.name = folder, name
         shutil.copytree(DATA / name, folder)
         git(folder, "init", "--quiet", "--initial-branch=main")
+        self._change(changes or {})
         self._publish(OLD, "The first version.")
 
     def publish(self, version: str, changes: Changes, notes: str = "Better than before.") -> None:
@@ -40,7 +41,12 @@ class Recipe:
         compose = self.folder / "compose.yml"
         labels = [line for line in compose.read_text().splitlines() if "version=" in line]
         current = labels[0].rpartition("=")[2].strip('"')
-        for name, change in {**changes}.items():
+        self._change(changes)
+        compose.write_text(compose.read_text().replace(f"version={current}", f"version={version}"))
+        self._publish(version, notes)
+
+    def _change(self, changes: Changes) -> None:
+        for name, change in changes.items():
             path = self.folder / name
             if isinstance(change, str):
                 path.write_text(change)
@@ -50,8 +56,6 @@ class Recipe:
                 assert old in text, f"{name} has no {old!r}"
                 text = text.replace(old, new)
             path.write_text(text)
-        compose.write_text(compose.read_text().replace(f"version={current}", f"version={version}"))
-        self._publish(version, notes)
 
     def _publish(self, version: str, notes: str) -> None:
         (self.folder / "release").mkdir(exist_ok=True)

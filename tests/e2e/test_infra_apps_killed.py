@@ -1,0 +1,215 @@
+"""Upgrades on the real Swarm by workers that are real processes: killed in the middle, and of the proxy before all the others."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from django.conf import settings
+from django.db import connection
+
+from controlplane import leases
+from infra import carrying, releases, running, tasks
+from infra.deployers.base import Address, probe
+from infra.models import InfraApp, InfraFile, Upgrade
+from infra.states import UpgradeState
+from infra.upgrades_states import move
+from tests.docker import need_swarm
+from tests.e2e.infra_recipes import NEW, OLD, Recipe, Server, told
+from tests.e2e.test_infra_apps import BREAKS, TWO, data, page
+from tests.e2e.traefik import _image, proxy_network
+from tests.factories import UpgradeFactory
+
+pytestmark = [pytest.mark.docker, pytest.mark.django_db(transaction=True)]
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    need_swarm()
+    one = Server(tmp_path, monkeypatch)
+    yield one
+    one.close()
+
+
+def for_processes(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that are started find the test's database and folder."""
+    values = connection.settings_dict
+    if connection.vendor == "sqlite":
+        url = f"sqlite:///{values['NAME']}"
+    else:
+        port = f":{values['PORT']}" if values["PORT"] else ""
+        login = f"{values['USER']}:{values['PASSWORD']}" if values["PASSWORD"] else values["USER"]
+        options = "&".join(f"{key}={value}" for key, value in (values.get("OPTIONS") or {}).items() if isinstance(value, str))
+        url = f"postgresql://{login}@{values['HOST']}{port}/{values['NAME']}{f'?{options}' if options else ''}"
+    for name, value in {
+        "DATABASE_URL": url,
+        "CC_CI_DATA_DIR": str(server.root / "data"),
+        "CC_CI_ENV_FILE": "",
+        "CC_CI_HOST": settings.CC_CI.host,
+        "DJANGO_SETTINGS_MODULE": "controlplane.settings",
+    }.items():
+        monkeypatch.setenv(name, value)
+
+
+def kill_at(upgrade: Upgrade, words: str) -> None:
+    """Kill the worker once its log says this."""
+    log, until = running.folder_of(upgrade) / "log", time.monotonic() + 60
+    while not (log.exists() and words in log.read_text()):
+        assert time.monotonic() < until, f"{words!r} was never said: {told(upgrade)}"
+        time.sleep(0.02)
+    upgrade.refresh_from_db()
+    pid = leases.living(upgrade.facts["worker"])
+    assert pid
+    os.kill(pid, signal.SIGKILL)
+
+
+def to_the_end(upgrade: Upgrade, seconds: float = 90) -> None:
+    until = time.monotonic() + seconds
+    while not upgrade.final:
+        assert time.monotonic() < until, told(upgrade)
+        time.sleep(0.2)
+        upgrade.refresh_from_db()
+
+
+@pytest.mark.crash
+def test_workers_are_killed_at_the_worst_moments_and_others_go_on(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe(tmp_path / "recipe", "stateful")
+    app = server.app(recipe, stateful=True)
+    before = data(server, app)
+    recipe.publish(NEW, BREAKS)
+    releases.discover(app)
+    for_processes(server, monkeypatch)
+    upgrade = UpgradeFactory(app=app, from_version=OLD, to_version=NEW, trigger="a test")
+    assert move(upgrade, "approve")
+    carrying.start(upgrade)
+    for words in ("Copying its volumes", f"Deploying {NEW}", "Putting back the data"):
+        kill_at(upgrade, words)
+        assert "1 taken up again" in tasks.supervise()
+    to_the_end(upgrade)
+    app.refresh_from_db()
+    assert (upgrade.state, app.state) == (UpgradeState.ROLLED_BACK, "settled"), told(upgrade)
+    after = data(server, app)
+    assert after.text == before.text, before.differences(after)
+    assert page(server, app) == "hello"
+    assert app.taken.count() == 1
+    assert not [p for p in (tmp_path / "store").rglob("*") if p.name.startswith(".")], "no half snapshot is left"
+
+
+def test_the_whole_stack_comes_back_not_only_the_service_that_failed(server: Server, tmp_path: Path) -> None:
+    side = """\
+  side:
+    image: cc-ci-test/busybox:1
+    command: ["sleep", "100000"]
+    stop_grace_period: 100ms
+    deploy:
+      restart_policy:
+        delay: 0s
+"""
+    recipe = Recipe(tmp_path / "recipe", "stateless")
+    compose = (recipe.folder / "compose.yml").read_text()
+    recipe.publish("1.0.1+1.0", {"compose.yml": compose + side})
+    app = server.app(recipe)
+    upgrade = server.upgrade(app, "1.0.1+1.0")
+    assert upgrade.state == UpgradeState.SUCCEEDED, told(upgrade)
+    before = running.see(app)
+    assert set(before.parts) == {"app", "side"}
+    # The next one has another service, does without `side`, and its app is well; but the new service dies again and again.
+    new = side.replace("side", "other").replace('"sleep", "100000"', '"false"')
+    recipe.publish(NEW, {"compose.yml": {"version one": "version two", side: new}})
+    upgrade = server.upgrade(app)
+    assert upgrade.state == UpgradeState.ROLLED_BACK, told(upgrade)
+    after = running.see(app)
+    assert after.fingerprint == before.fingerprint, "every spec is what it was"
+    assert page(server, app) == "version one"
+
+
+def test_a_store_that_is_full_stops_it_before_the_new_version_runs(server: Server, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", small], capture_output=True, timeout=20)
+    if mounted.returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        InfraFile.objects.update(stores={"local": {"folder": str(small)}})
+        recipe = Recipe(tmp_path / "recipe", "stateful")
+        app = server.app(recipe, stateful=True)
+        before = data(server, app)
+        recipe.publish(NEW, BREAKS)
+        upgrade = server.upgrade(app)
+        assert upgrade.state == UpgradeState.ROLLED_BACK, told(upgrade)
+        assert "No space left on device" in upgrade.reason and not upgrade.ran_new
+        assert data(server, app).text == before.text and page(server, app) == "hello"
+        assert app.releases.get(version=NEW).state == "candidate"
+        assert not [path for path in small.rglob("*") if path.is_file()]
+    finally:
+        subprocess.run(["umount", small], timeout=20, check=True)
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def test_the_proxy_itself_is_upgraded_and_then_what_is_behind_it(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    behind = {
+        "compose.yml": {
+            "    deploy:\n": "    networks: [proxy]\n    deploy:\n",
+            "      labels:\n": "      labels:\n        - traefik.enable=true\n"
+            "        - traefik.http.routers.${STACK_NAME}.rule=Host(`${DOMAIN}`)\n",
+            "services:\n": "networks:\n  proxy:\n    external: true\n\nservices:\n",
+        }
+    }
+    with proxy_network():
+        monkeypatch.setattr(settings.CC_CI, "proxy_url", f"http://127.0.0.1:{port}")
+        proxy = Recipe(tmp_path / "proxy", "traefik")
+        env = {"IMAGE": _image(), "PORT": str(port)}
+        traefik = server.app(proxy, env=env, health=[{"http": "/ping", "status": [200]}], position=1)
+        recipe = Recipe(tmp_path / "recipe", "stateless", behind)
+        app = server.app(recipe, domain="page.example.org", position=2, after=["traefik"])
+        assert running.is_proxy(traefik) and not running.is_proxy(app)
+
+        def through() -> str:
+            answer = probe(Address("127.0.0.1", port, proxied=True), app.domain, "/index.html")
+            return answer.body.strip() if answer else ""
+
+        assert through() == "version one"
+        proxy.publish(NEW, {"compose.yml": {"--log.level=ERROR": "--log.level=WARN"}})
+        upgrade = server.upgrade(traefik)
+        assert upgrade.state == UpgradeState.SUCCEEDED, told(upgrade)
+        recipe.publish(NEW, TWO)
+        upgrade = server.upgrade(app)
+        assert upgrade.state == UpgradeState.SUCCEEDED, told(upgrade)
+        assert through() == "version two"
+        # A proxy that does not come up is brought back without its own help.
+        proxy.publish("1.2.0+1.2", {"compose.yml": {"--ping=true": "--pinng=true"}})
+        upgrade = server.upgrade(traefik, "1.2.0+1.2")
+        assert upgrade.state == UpgradeState.ROLLED_BACK, told(upgrade)
+        assert through() == "version two"
+        server.close()
+
+
+@pytest.mark.long
+def test_a_slow_starter_has_the_time_that_its_label_asks_for(server: Server, tmp_path: Path) -> None:
+    recipe = Recipe(tmp_path / "recipe", "stateless")
+    app: InfraApp = server.app(recipe)
+    slow = {"exec httpd": "sleep 40; exec httpd", "timeout=30": "timeout=120", "retries: 3": "retries: 300"}
+    recipe.publish(NEW, {"compose.yml": slow})
+    upgrade = server.upgrade(app)
+    assert upgrade.state == UpgradeState.SUCCEEDED, told(upgrade)
+    assert upgrade.facts["settle_seconds"] == 120 and upgrade.facts["settled_after"] > 30
+    recipe.publish("1.2.0+1.2", {"compose.yml": {"timeout=120": "timeout=20"}})
+    again = server.upgrade(app, "1.2.0+1.2")
+    assert again.facts["settle_seconds"] >= 2 * upgrade.facts["settled_after"] - 1
+    assert again.state == UpgradeState.SUCCEEDED, told(again)
