@@ -278,8 +278,7 @@ def _want_comments(row: Repository, summary: PullSummary, since: datetime, clien
     """Write down that the pull request changed, and from when on its comments are to be read."""
     if row.full_name != summary.repo_full_name:
         log.info("%s is now called %s", row.full_name, summary.repo_full_name)
-        # It may have another owner, too, and owners may ask.
-        refresh_repository(row, client)
+        _rename(row, summary, client)
     pull, _ = PullRequest.objects.update_or_create(
         repository=row,
         number=summary.number,
@@ -294,6 +293,18 @@ def _want_comments(row: Repository, summary: PullSummary, since: datetime, clien
     )
     _wish(pull, max(since, row.enrolled_at))
     return pull
+
+
+def _rename(row: Repository, summary: PullSummary, client: ForgeClient) -> None:
+    """Take over the name under which the search told of a repository. Its owner may be another one, too, and owners may ask:
+    that is asked for, but for one repository of an owner, not for each."""
+    owner, _, name = summary.repo_full_name.partition("/")
+    same = Repository.objects.filter(forge=row.forge_id, owner_id=row.owner_id, owner=owner)
+    if not 0 < len(name) <= 255 or (owner != row.owner and not (row.owner_id is not None and same.exists())):
+        refresh_repository(row, client)
+        return
+    row.owner, row.name = owner, name
+    row.save(update_fields=["owner", "name"])
 
 
 def _wish(pull: PullRequest, since: datetime) -> None:

@@ -392,6 +392,12 @@ def _text(value: Any) -> str:
     return str(value or "").replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
 
 
+def _label(value: Any) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= 255:
+        raise ValueError("no name")
+    return _text(value)
+
+
 def _user(data: Any) -> User:
     return User(id=_id(data["id"]), login=_text(data["login"]))
 
@@ -399,13 +405,13 @@ def _user(data: Any) -> User:
 def _repo(data: Any) -> Repo:
     return Repo(
         id=_id(data["id"]),
-        owner=_text(data["owner"]["login"]),
+        owner=_label(data["owner"]["login"]),
         owner_id=_id(data["owner"]["id"]),
-        name=_text(data["name"]),
+        name=_label(data["name"]),
         private=bool(data["private"]),
-        default_branch=_text(data.get("default_branch")) or "main",
-        clone_url=_text(data.get("clone_url")),
-        html_url=_text(data.get("html_url")),
+        default_branch=_text(data.get("default_branch"))[:255] or "main",
+        clone_url=_text(data.get("clone_url"))[:500],
+        html_url=_text(data.get("html_url"))[:500],
         permissions=frozenset(name for name, allowed in (data.get("permissions") or {}).items() if allowed),
     )
 
