@@ -24,6 +24,7 @@ from django.utils import timezone  # noqa: E402
 from enrollment.models import Repository  # noqa: E402
 from enrollment.sandbox.model import Repo  # noqa: E402
 from tests.bench.harness import whole_runs  # noqa: E402
+from tests.bench.webhooks import idle_hours, receiver_ratio  # noqa: E402
 from tests.chaos.test_crash import Machine  # noqa: E402
 from tests.controlplane.trees import Database, until  # noqa: E402
 from tests.world import WEB, World  # noqa: E402
@@ -157,6 +158,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             settings.CC_CI.data_dir = Path(folder) / "data"
             idle_requests(Path(folder))
+            idle_hours(Path(folder))
+            receiver_ratio()
             reaction(Path(folder))
             whole_runs(Path(folder))
     finally:
