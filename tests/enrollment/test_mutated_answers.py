@@ -4,7 +4,8 @@ The first test holds the client to its word: it gives what it should, or raises 
 from polling to the report, live through such answers: never a second run, never an exception out of a task and, once the forge
 answers well again, never a lost comment.
 
-2,000 mutated answers each; a whole life takes some 100 ms and so has many of them. The long form has 100,000.
+The first has 2,000 mutated answers. A whole life takes some 200 ms, so the second has 60 lives with about 15 of them each. The
+long forms have 100,000 each.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import pytest
 from django.conf import settings
 from django.utils import timezone
 from django_q.models import OrmQ
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
 
@@ -44,6 +45,7 @@ START = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 quick = profile(
     deadline=None,
     database=None,
+    phases=[Phase.generate],  # a life takes too long to be made smaller; what is printed says where it went wrong
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
@@ -284,7 +286,7 @@ def live(liar: Liar, queue: list[tuple[int, Mutation]]) -> None:
         liar.clock.wait(300)
         work(liar)
     liar.be_honest()
-    for minutes in (1, 20, 20, 20, 7 * 60, 20, 20, 60):  # the longest wait, and the listing of whole repositories
+    for minutes in (20, 20, 7 * 60, 20):  # the longest wait, and the listing of whole repositories
         liar.clock.wait(minutes * 60)
         work(liar)
     check(liar, said)
@@ -312,13 +314,13 @@ lives = st.lists(st.tuples(st.integers(0, 6), mutations), min_size=8, max_size=2
 
 def test_mutated_answers_lose_nothing_and_run_nothing_twice(liar: Liar) -> None:
     @given(queue=lives)
-    @profile(quick, max_examples=130)
+    @profile(quick, max_examples=60)
     def lived(queue: list[tuple[int, Mutation]]) -> None:
         live(liar, deepcopy(queue))
 
     lived()
     print(f"{liar.told} mutated answers")
-    assert liar.told > 1000
+    assert liar.told > 600
 
 
 @pytest.mark.long
