@@ -39,7 +39,7 @@ class Recipe:
     def publish(self, version: str, changes: Changes, notes: str = "Better than before.") -> None:
         """A new version: whole files, or texts replaced in files, each of which has to be there."""
         compose = self.folder / "compose.yml"
-        labels = [line for line in compose.read_text().splitlines() if "version=" in line]
+        labels = [line for line in compose.read_text().splitlines() if ".version=" in line]
         current = labels[0].rpartition("=")[2].strip('"')
         self._change(changes)
         compose.write_text(compose.read_text().replace(f"version={current}", f"version={version}"))

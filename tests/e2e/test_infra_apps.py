@@ -82,6 +82,7 @@ def test_a_version_that_migrates_the_data_is_rolled_back_with_the_data(server: S
     assert AlertSent.objects.filter(kind="rolled_back", app=app).count() == 1
 
 
+@pytest.mark.long
 def test_without_the_restore_the_old_version_does_not_come_back(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,6 +101,7 @@ def test_without_the_restore_the_old_version_does_not_come_back(
     assert wanting.plan_of(app).takes is None
 
 
+@pytest.mark.long
 def test_a_stateful_app_goes_on_with_its_data_and_comes_back_by_hand(server: Server, tmp_path: Path) -> None:
     recipe = Recipe(tmp_path / "recipe", "stateful")
     app = server.app(recipe, stateful=True)
@@ -130,7 +132,7 @@ def test_a_silent_rollback_is_named(server: Server, tmp_path: Path) -> None:
 def test_a_version_that_dies_in_the_soak_is_rolled_back(server: Server, tmp_path: Path) -> None:
     recipe = Recipe(tmp_path / "recipe", "stateless")
     app = server.app(recipe, policy={"soak": "60s", "cooldown": "0s"})
-    recipe.publish(NEW, {"compose.yml": {"exec httpd -f -p 8080 -h /www": "httpd -p 8080 -h /www; sleep 7"}})
+    recipe.publish(NEW, {"compose.yml": {"exec httpd -f -p 8080 -h /www": "httpd -p 8080 -h /www; sleep 6"}})
     upgrade = server.upgrade(app)
     assert upgrade.state == UpgradeState.ROLLED_BACK, told(upgrade)
     assert upgrade.facts["failed_in"] == UpgradeState.SOAKING

@@ -16,6 +16,7 @@ from django.db import connection
 
 from controlplane import leases
 from infra import carrying, releases, running, tasks
+from infra.deployers import settling
 from infra.deployers.base import Address, probe
 from infra.models import InfraApp, InfraFile, Upgrade
 from infra.states import UpgradeState
@@ -67,6 +68,9 @@ def kill_at(upgrade: Upgrade, words: str) -> None:
     pid = leases.living(upgrade.facts["worker"])
     assert pid
     os.kill(pid, signal.SIGKILL)
+    while leases.living(upgrade.facts["worker"]):
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def to_the_end(upgrade: Upgrade, seconds: float = 90) -> None:
@@ -103,7 +107,10 @@ def test_workers_are_killed_at_the_worst_moments_and_others_go_on(
     assert not [p for p in (tmp_path / "store").rglob("*") if p.name.startswith(".")], "no half snapshot is left"
 
 
-def test_the_whole_stack_comes_back_not_only_the_service_that_failed(server: Server, tmp_path: Path) -> None:
+def test_the_whole_stack_comes_back_not_only_the_service_that_failed(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settling, "MOST_FAILURES", 2)
     side = """\
   side:
     image: cc-ci-test/busybox:1
@@ -131,6 +138,7 @@ def test_the_whole_stack_comes_back_not_only_the_service_that_failed(server: Ser
     assert page(server, app) == "version one"
 
 
+@pytest.mark.long
 def test_a_store_that_is_full_stops_it_before_the_new_version_runs(server: Server, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()

@@ -169,3 +169,14 @@ def test_each_failure_is_told_once() -> None:
     for _ in range(2):
         judge(look(task(1), task(2, "Ready", "", "Running"), running=0))
     assert said == ["task of app failed: non-zero exit (1)"]
+
+
+def test_an_app_that_lives_on_may_fail_once_and_start_again_after_its_delay() -> None:
+    again = task(2, "Ready", "", "Ready")
+    patient = settler()
+    patient.patient = True
+    assert not patient.judge(look(task(1), again, running=0))
+    with pytest.raises(DeployError, match="fails again and again"):
+        settler().judge(look(task(1), again, running=0))
+    with pytest.raises(DeployError, match="fails again and again"):
+        patient.judge(look(task(1), running=0))  # and nothing comes after it
