@@ -35,7 +35,7 @@ from controlplane.wsgi import application  # noqa: E402
 from enrollment.models import Delivery, Forge, Repository, WebhookConfig  # noqa: E402
 
 #: Deliveries of one turn, and turns of each; the first are for warming up.
-TURN, TURNS, WARM = 200, 30, 4
+TURN, TURNS, WARM = 50, 40, 4
 SECRET = "a-secret-of-the-bench"
 CAPTURED = Path(__file__).parents[1] / "data" / "gitea" / "deliveries" / "pull_comment_created.issue_comment.json"
 
