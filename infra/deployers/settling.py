@@ -249,10 +249,8 @@ class Settler:
             self._judge_failures(service, [_error(task) for task in failed.values()], look)
 
     def _judge_failures(self, service: str, errors: list[str], look: Look) -> None:
-        moving = any(
-            _short(name) == service and update.get("State") in ("updating", "rollback_started")
-            for name, update in look.updates.items()
-        )
+        states = [str(update.get("State", "")) for name, update in look.updates.items() if _short(name) == service]
+        moving = any(state == "updating" or state.startswith("rollback") for state in states)
         # In the middle of an update Swarm has not had its last word yet.
         coming = ("Running", "Ready") if self.patient else ("Running",)
         gone = not moving and not any(_short(t.service) == service and t.desired in coming for t in look.tasks)

@@ -116,7 +116,8 @@ def shared_of_machine() -> dict[str, Any]:
             mirror=config.registry_mirror,
             most_gb=config.image_gb,
             ledger=str(data / "images.json"),
-            keep=list(registry.ask("images_kept", default=[])),
+            # Asked only where images are removed: a run on a laptop has no database.
+            keep=list(registry.ask("images_kept", default=[])) if config.image_gb else [],
         ),
         "oidc": Oidc(url=config.oidc_url, user=config.oidc_user) if config.oidc_url else None,
         "locks": str(data / "locks"),
