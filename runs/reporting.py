@@ -318,9 +318,19 @@ def _carries(comment: RemoteComment, marker: str) -> bool:
 
 
 def _remove_doubles(report: Report, client: ForgeClient, marker: str, since: datetime) -> None:
-    """Delete our other comments with this marker: a worker that was held up for longer than its lease may have posted one."""
-    for comment in _own_comments(report, client, since):
-        if comment.id != report.posted_id and _carries(comment, marker):
+    """Delete our other comments with this marker: a worker that was held up for longer than its lease may have posted one.
+
+    One is always left: where the number that the forge gave for ours is not among them, it is believed no longer.
+    """
+    found = [comment for comment in _own_comments(report, client, since) if _carries(comment, marker)]
+    if report.posted_id not in [comment.id for comment in found]:
+        ours = [comment for comment in found if _carries(comment, report.marker)]
+        if not ours:
+            return
+        report.posted_id = ours[-1].id
+        Report.objects.filter(pk=report.pk).update(posted_id=report.posted_id)
+    for comment in found:
+        if comment.id != report.posted_id:
             _delete(report, client, comment.id)
 
 
