@@ -35,6 +35,8 @@ GROUPS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("Upgrades' trail", "history", "infra.upgradeevent"),
         ("Snapshots", "save", "infra.snapshot"),
         ("infra.yml", "description", "infra.infrafile"),
+        ("Secrets of apps", "key", "infra.appsecret"),
+        ("Alerts sent", "notifications", "infra.alertsent"),
     ),
     "Machinery": (
         ("Machines", "memory", "controlplane.host"),

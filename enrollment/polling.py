@@ -82,6 +82,10 @@ class Look:
     #: Pull requests of which the search has told in this look, and so under which name they are.
     named: set[int] = field(default_factory=set)
 
+    def as_json(self) -> dict[str, Any]:
+        names = ("forge", "requests_wanted", "pulls", "comments", "problems", "skipped")
+        return {name: getattr(self, name) for name in names}
+
     def words(self) -> str:
         if self.skipped:
             return f"{self.forge}: {self.skipped}"

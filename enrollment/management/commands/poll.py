@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser
-from dataclasses import asdict
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
@@ -35,7 +34,7 @@ class Command(BaseCommand):
                 forgive(forge)
             looks.append(polling.look(forge))
         if options["json"]:
-            self.stdout.write(json.dumps([asdict(look) for look in looks], indent=1))
+            self.stdout.write(json.dumps([look.as_json() for look in looks], indent=1))
         else:
             for look in looks:
                 self.stdout.write(look.words())
