@@ -85,6 +85,12 @@ def _namespace() -> str:
     return str(Path("/proc/self/ns/pid").readlink())
 
 
+def is_free(name: str) -> bool:
+    """Whether `take` would get it now. Changes nothing."""
+    row = Lease.objects.filter(name=name).first()
+    return row is None or row.expires_at <= timezone.now() or _is_dead(row.owner)
+
+
 def living(owner: str) -> int:
     """The process of a lease's owner, if it is one of this very machine and container and lives; else 0."""
     process = owner.rpartition("/")[0]

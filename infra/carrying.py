@@ -98,14 +98,7 @@ def forsaken() -> list[Upgrade]:
     """Upgrades of this machine that should be worked on, and that nobody has: their worker died, or was never started."""
     waiting = Upgrade.objects.filter(state__in=[*WORKING, UpgradeState.APPROVED]).select_related("app").order_by("id")
     here = [upgrade for upgrade in waiting if upgrade.asked.get("host", settings.CC_CI.host) == settings.CC_CI.host]
-    return [upgrade for upgrade in here if _is_free(upgrade)]
-
-
-def _is_free(upgrade: Upgrade) -> bool:
-    held = leases.take(lease_name(upgrade), 5)
-    if held:
-        held.release()
-    return held is not None
+    return [upgrade for upgrade in here if leases.is_free(lease_name(upgrade))]
 
 
 def resume() -> int:

@@ -170,6 +170,7 @@ def free_port() -> int:
 def test_the_proxy_itself_is_upgraded_and_then_what_is_behind_it(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(settling, "MOST_FAILURES", 3)
     port = free_port()
     behind = {
         "compose.yml": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -13,6 +14,7 @@ from django.conf import settings
 from django.db import connections
 from django.utils import timezone
 
+from controlplane import leases
 from controlplane.models import Lease
 from infra import carrying, ownership, running, upgrades, worker
 from infra.deployers.base import Context
@@ -113,6 +115,10 @@ class Scene:
         """Workers, one after the other as the supervising task starts them, until the upgrade has ended: how many it took."""
         for number in range(1, most + 1):
             self.worker(upgrade)
+            until = time.monotonic() + 20
+            while not leases.is_free(carrying.lease_name(upgrade)):  # a rival goes on, though who started it is dead
+                assert time.monotonic() < until
+                time.sleep(0.01)
             upgrade.refresh_from_db()
             if upgrade.final:
                 self.app.refresh_from_db()
