@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -32,12 +33,15 @@ def quarantine(upgrade: Upgrade, version: str, why: str) -> None:
     alerts.tell("quarantined", upgrade.app, f"{upgrade.app.name} {version}: {why}", key=f"{version}:{upgrade.pk}")
 
 
-def collect(deployer: LastingDeployer) -> dict[str, Any]:
-    """What the failed version still says for itself: its logs, and Swarm's words. Taken before anything goes."""
+def collect(deployer: LastingDeployer, clean: Callable[[str], str]) -> dict[str, Any]:
+    """What the failed version still says for itself: its logs, and Swarm's words. Taken before anything goes.
+
+    `clean` takes secrets out of a text.
+    """
     try:
         logs = deployer.logs(lines=50)[-8000:]
         parts = {name: asdict(part) for name, part in deployer.parts().items()}
     except (DeployError, OSError) as error:
         logs, parts = f"They cannot be had: {error}", {}
     words = [f"{name}: {p['update']} {p['message']} {p['problem']}".strip() for name, p in parts.items()]
-    return {"logs": logs, "swarm": words}
+    return {"logs": clean(logs), "swarm": [clean(text) for text in words]}

@@ -26,6 +26,8 @@ from infra.states import WORKING
 
 #: Beside the recipe's own label: how long an app may take to settle at least, in seconds.
 SETTLE_SECONDS = 300
+#: Shorter ones stand in any text by chance.
+_SHORTEST_SECRET = 6
 
 
 class NotReachable(Exception):
@@ -178,6 +180,18 @@ def secret_of(app: InfraApp, name: str, key: str, length: int) -> str:
     with suppress(IntegrityError), transaction.atomic():
         AppSecret.objects.create(app=app, name=name, value=random_secret(name, key, length))
     return reveal(AppSecret.objects.get(app=app, name=name).value)
+
+
+def without_secrets(app: InfraApp, text: str) -> str:
+    """A text of the app's, such as its log, without the values of its secrets: it goes onto pages and into alerts."""
+    values = [reveal(secret.value) for secret in app.made_secrets.all()]
+    for reference in app.secrets.values():
+        with suppress(Unresolved):
+            values.append(references.resolve(reference, _folder()))
+    for value in values:
+        if len(value) >= _SHORTEST_SECRET:
+            text = text.replace(value, "***")
+    return text
 
 
 @dataclass(frozen=True)

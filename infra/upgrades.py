@@ -226,7 +226,7 @@ class Machine(Worker):
         old = self._deployer("old", self.upgrade.facts.get("settle_seconds", running.SETTLE_SECONDS))
         self._look(old, missing=True)
         if "logs" not in self.upgrade.facts:
-            self._remember(**evidence.collect(old))
+            self._remember(**evidence.collect(old, lambda text: running.without_secrets(self.app, text)))
         old.name_images(self._recorded())
         snapshot = self.upgrade.snapshot
         if self.upgrade.ran_new and snapshot and not self.upgrade.facts.get("data_back"):
@@ -286,7 +286,7 @@ class Machine(Worker):
 
     def _failed(self, error: Exception) -> None:
         """A step did not do: try it again when that may help, else back, and when that fails, stop."""
-        upgrade, reason = self.upgrade, str(error) or type(error).__name__
+        upgrade, reason = self.upgrade, running.without_secrets(self.app, str(error) or type(error).__name__)
         back = upgrade.state == S.ROLLING_BACK
         pauses = PAUSES_BACK if back else PAUSES
         tries = int(upgrade.step.get("tries", 0))

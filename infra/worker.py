@@ -71,11 +71,11 @@ class Worker:
 
     def log(self, text: str) -> None:
         with (self.folder / "log").open("a") as file:
-            file.write(f"{timezone.now():%H:%M:%S} {text}\n")
+            file.write(f"{timezone.now():%H:%M:%S} {running.without_secrets(self.app, text)}\n")
 
     def report(self, text: str) -> None:
         self.log(text)
-        note(self.upgrade, "step", text)
+        note(self.upgrade, "step", running.without_secrets(self.app, text))
 
     def _move(self, event: str, text: str, **fields: Any) -> None:
         if not move(self.upgrade, event, text, fence=self.held.fence, **fields):

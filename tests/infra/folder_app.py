@@ -33,6 +33,7 @@ class Machine:
     """The machine's state, in a folder."""
 
     root: Path
+    leak: str = ""  #: what the app says in its log
 
     @property
     def data(self) -> Path:
@@ -262,7 +263,7 @@ class FolderDeployer:
         return any(one["mark"].endswith("old") for one in self.machine.services().values())
 
     def logs(self, service: str = "", lines: int = 50) -> str:
-        return "the app's last words"
+        return f"the app's last words{self.machine.leak}"
 
     def close(self) -> None:
         pass

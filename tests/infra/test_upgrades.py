@@ -13,8 +13,9 @@ from django.test import Client
 from django.utils import timezone
 
 from controlplane import leases
-from infra import alerts, carrying, nightly, tasks, upgrades, wanting, worker
-from infra.models import AlertSent, InfraApp, InfraRelease, Snapshot, Upgrade
+from controlplane.registry import registry
+from infra import alerts, carrying, nightly, running, tasks, upgrades, wanting, worker
+from infra.models import AlertSent, AppSecret, InfraApp, InfraRelease, Snapshot, Upgrade
 from infra.ownership import Refused
 from infra.states import UpgradeState
 from tests.factories import InfraAppFactory, InfraReleaseFactory, UpgradeFactory
@@ -92,6 +93,37 @@ def test_data_that_the_new_version_never_saw_is_left_alone(scene: Scene, monkeyp
     assert "No space left" in upgrade.reason
     assert scene.app.releases.get(version=GOOD).state == InfraRelease.State.CANDIDATE, "the version is not to blame"
     assert not list((Path(upgrade.app.snapshots and "/") and scene.machine.root.parent / "store").rglob("*.tar"))
+
+
+def test_no_secret_of_the_app_comes_into_evidence_reasons_or_the_log(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "given").write_text("given-value\n")
+    InfraApp.objects.update(secrets={"token": f"file:{tmp_path / 'given'}"})
+    scene.app.refresh_from_db()
+    made = running.secret_of(scene.app, "app_key_v1", "key", 20)
+    assert running.secret_of(scene.app, "app_key_v1", "key", 20) == made, "the same one, as long as the app lives"
+    assert running.secret_of(scene.app, "app_token_v1", "token", 20) == "given-value"
+    assert len(made) == 20 and made not in str(AppSecret.objects.values_list("value")), "it is encrypted"
+    scene.machine.leak = f" {made} given-value"
+
+    def dies(machine: upgrades.Machine) -> None:
+        raise worker.Failed(f"It said {made} and given-value.")
+
+    monkeypatch.setattr(upgrades.Machine, "_verify", dies)
+    upgrade = scene.upgrade(GOOD)
+    assert scene.carry_out(upgrade) == S.ROLLED_BACK
+    assert upgrade.reason == "It said *** and ***." and upgrade.facts["logs"] == "the app's last words *** ***"
+    told = (
+        f"{log_of(upgrade)}{list(upgrade.events.values())}{list(AlertSent.objects.values())}{list(InfraRelease.objects.values())}"
+    )
+    assert made not in told and "given-value" not in told
+
+
+def test_images_that_a_way_back_may_need_are_kept(scene: Scene) -> None:
+    assert running.images_kept() == [f"image:{OLD}"]
+    scene.carry_out(scene.upgrade(GOOD))
+    assert registry.ask("images_kept") == [f"image:{OLD}", f"image:{GOOD}"]
 
 
 def test_a_stateless_app_keeps_its_volumes_and_takes_no_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
