@@ -38,7 +38,7 @@ from enrollment.forges.base import (
     Unavailable,
     User,
 )
-from enrollment.forges.http import Http, whole
+from enrollment.forges.http import Http, storable, whole
 
 PAGE = 50
 #: Pages of one listing; the forge that goes on for longer is broken, and a task may not be.
@@ -321,7 +321,7 @@ class GiteaClient:
 
 def _json(response: requests.Response) -> Any:
     try:
-        return json.loads(response.content)
+        return storable(json.loads(response.content))
     except (ValueError, RecursionError):
         raise Garbage(f"{urlsplit(response.url).path}: the answer is no JSON") from None
 
@@ -388,8 +388,7 @@ def _sha(value: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    # PostgreSQL holds no NUL, and a text with half a surrogate cannot be stored anywhere.
-    return str(value or "").replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
+    return str(storable(value or ""))
 
 
 def _label(value: Any) -> str:

@@ -199,12 +199,23 @@ def whole(text: str) -> int | None:
     return int(text) if text.isdecimal() and len(text) < 20 else None
 
 
+def storable(value: Any) -> Any:
+    """JSON without what no database holds: NUL, and halves of surrogates, which JSON can say as six plain characters."""
+    if isinstance(value, str):
+        return value.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
+    if isinstance(value, list):
+        return [storable(item) for item in value]
+    if isinstance(value, dict):
+        return {storable(key): storable(item) for key, item in value.items()}
+    return value
+
+
 def _message(response: requests.Response) -> str:
     try:
         message = response.json()["message"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return ""
-    return f" ({str(message)[:200]})" if message else ""
+    return f" ({storable(str(message))[:200]})" if message else ""
 
 
 def _reason(error: BaseException) -> str:

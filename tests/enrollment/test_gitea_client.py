@@ -483,3 +483,10 @@ def test_the_servers_clock_is_kept(place: Place) -> None:
     place.clock.fixed = datetime(2026, 5, 1, 12, 0, 0, tzinfo=UTC)
     client.version()
     assert client.server_time == place.clock.fixed
+
+
+def test_what_no_database_holds_is_replaced() -> None:
+    from enrollment.forges.http import storable
+
+    said = {"a\ud800": ["x\0", {"b": "\udfff"}, 1, None]}
+    assert storable(said) == {"a?": ["x\N{REPLACEMENT CHARACTER}", {"b": "?"}, 1, None]}
