@@ -4,8 +4,8 @@ The first test holds the client to its word: it gives what it should, or raises 
 from polling to the report, live through such answers: never a second run, never an exception out of a task and, once the forge
 answers well again, never a lost comment.
 
-The first has 2,000 mutated answers. A whole life takes some 200 ms, so the second has 60 lives with about 15 of them each. The
-long forms have 100,000 each.
+The first has 2,000 mutated answers. A whole life takes some 200 ms, so the second has 40 lives with about 11 of them each. The
+long forms have some 100,000 each.
 """
 
 from __future__ import annotations
@@ -226,6 +226,7 @@ def test_the_client_raises_nothing_but_its_own_errors(liar: Liar, number: int, m
 
 
 @pytest.mark.long
+@pytest.mark.timeout(7200)
 @given(number=st.integers(0, len(ASK) - 1), mutation=mutations)
 @profile(quick, max_examples=100_000)
 def test_the_client_and_long(liar: Liar, number: int, mutation: Mutation) -> None:
@@ -314,20 +315,20 @@ lives = st.lists(st.tuples(st.integers(0, 6), mutations), min_size=8, max_size=2
 
 def test_mutated_answers_lose_nothing_and_run_nothing_twice(liar: Liar) -> None:
     @given(queue=lives)
-    @profile(quick, max_examples=60)
+    @profile(quick, max_examples=40)
     def lived(queue: list[tuple[int, Mutation]]) -> None:
         live(liar, deepcopy(queue))
 
     lived()
     print(f"{liar.told} mutated answers")
-    assert liar.told > 600
+    assert liar.told > 350
 
 
 @pytest.mark.long
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 def test_mutated_answers_and_long(liar: Liar) -> None:
     @given(queue=lives)
-    @profile(quick, max_examples=7000)
+    @profile(quick, max_examples=9000)
     def lived(queue: list[tuple[int, Mutation]]) -> None:
         live(liar, deepcopy(queue))
 

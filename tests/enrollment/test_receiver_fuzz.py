@@ -53,24 +53,39 @@ name = st.sampled_from(["X-Gitea-Signature", "X-Forgejo-Signature", "X-Hub-Signa
 strange_body = st.one_of(st.binary(max_size=300), st.sampled_from(BODIES), st.just(b"[" * 5000))
 
 
-@given(
-    method=st.sampled_from(["POST"] * 8 + ["GET", "PATCH"]),
-    forge=st.one_of(st.none(), word.filter(lambda text: text and "/" not in text and text not in (".", ".."))),
-    query=st.one_of(st.none(), word, st.just("hook=" + "&hook=" * 1500)),
-    kind=st.sampled_from(["application/json"] * 8 + ["text/plain", "application/json;;", "\xff"]),
-    headers=st.dictionaries(name, word, max_size=5),
-    body=strange_body,
+strangers = st.fixed_dictionaries(
+    {
+        "method": st.sampled_from(["POST"] * 8 + ["GET", "PATCH"]),
+        "forge": st.one_of(st.none(), word.filter(lambda text: text and "/" not in text and text not in (".", ".."))),
+        "query": st.one_of(st.none(), word, st.just("hook=" + "&hook=" * 1500)),
+        "kind": st.sampled_from(["application/json"] * 8 + ["text/plain", "application/json;;", "\xff"]),
+        "headers": st.dictionaries(name, word, max_size=5),
+        "body": strange_body,
+    }
 )
-@quick
-def test_a_stranger_leaves_nothing(
-    hook: WebhookConfig, method: str, forge: str | None, query: str | None, kind: str, headers: dict[str, str], body: bytes
-) -> None:
+
+
+def knock(hook: WebhookConfig, method: str, forge: str | None, query: str | None, kind: str, headers: Any, body: bytes) -> None:
     path = f"/hooks/{hook.forge_id if forge is None else forge}/"
     address = {"PATH_INFO": path, "QUERY_STRING": f"hook={hook.key}" if query is None else query}
     answer = forge_side().generic(method, "/hooks/1/", body or b" ", content_type=kind, headers=headers, **address)
     assert answer.status_code in (401, 405, 413, 415), answer.status_code
     assert not Delivery.objects.exists()
     assert WebhookConfig.objects.get().state == "verified"
+
+
+@given(stranger=strangers)
+@quick
+def test_a_stranger_leaves_nothing(hook: WebhookConfig, stranger: dict[str, Any]) -> None:
+    knock(hook, **stranger)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+@given(stranger=strangers)
+@profile(quick, max_examples=int(os.environ.get("RECEIVER_EXAMPLES_LONG", "100000")))
+def test_a_stranger_and_long(hook: WebhookConfig, stranger: dict[str, Any]) -> None:
+    knock(hook, **stranger)
 
 
 # --- signed
@@ -149,6 +164,7 @@ def test_a_mutated_delivery_brings_at_most_the_comment_that_it_holds(hook: Webho
 
 
 @pytest.mark.long
+@pytest.mark.timeout(7200)
 @given(body=st.one_of(nonsense, mutated()), event=event)
 @profile(quick, max_examples=int(os.environ.get("RECEIVER_EXAMPLES_LONG", "100000")))
 def test_signed_and_long(hook: WebhookConfig, body: bytes, event: str) -> None:
