@@ -163,7 +163,7 @@ class Config(BaseSettings):
     alerts: Annotated[list[str], NoDecode] = Field(
         [],
         alias="CC_CI_ALERTS",
-        description="Where people are told of this server's own apps: Apprise addresses (Matrix, mail, anything), by blanks. Secret.",
+        description="Where people are told of this server's own apps: Apprise addresses (Matrix, mail, anything), by blanks.",
         repr=False,
     )
     topic: str = Field(

@@ -36,6 +36,9 @@ def world(db: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 #: Folders and files whose tests do nothing that differs between databases, and need not run on both.
 NO_DATABASE = (
+    "chaos/test_storm.py",
+    "enrollment/test_mutated_answers.py",
+    "enrollment/test_receiver_fuzz.py",
     "enrollment/sandbox",
     "enrollment/test_abilities.py",
     "enrollment/test_admin.py",

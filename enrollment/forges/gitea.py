@@ -101,7 +101,10 @@ class GiteaClient:
         return self._get(f"/repos/{_part(owner)}/{_part(name)}", _repo)
 
     def repository_by_id(self, repo_id: int) -> Repo:
-        return self._get(f"/repositories/{repo_id}", _repo)
+        repo = self._get(f"/repositories/{repo_id}", _repo)
+        if repo.id != repo_id:
+            raise Garbage(f"/repositories/{repo_id}: the answer is about repository {repo.id}")
+        return repo
 
     def repositories_with_topic(self, owner: str, topic: str) -> Iterator[Repo]:
         """The owner's repositories that carry the topic. The owner is checked here: the search may list everybody's."""
