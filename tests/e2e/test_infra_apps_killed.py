@@ -218,7 +218,7 @@ def test_a_slow_starter_has_the_time_that_its_label_asks_for(server: Server, tmp
     upgrade = server.upgrade(app)
     assert upgrade.state == UpgradeState.SUCCEEDED, told(upgrade)
     assert upgrade.facts["settle_seconds"] == 120 and upgrade.facts["settled_after"] > 30
-    recipe.publish("1.2.0+1.2", {"compose.yml": {"timeout=120": "timeout=20"}})
+    recipe.publish("1.2.0+1.2", {"compose.yml": {"timeout=120": "timeout=20", **TWO["compose.yml"]}})
     again = server.upgrade(app, "1.2.0+1.2")
     assert again.facts["settle_seconds"] >= 2 * upgrade.facts["settled_after"] - 1
     assert again.state == UpgradeState.SUCCEEDED, told(again)
