@@ -168,8 +168,7 @@ class Settler:
 
     `mark` is the number of this deployment, `before` the specs before it, `words` gives a service's last words,
     `out_of_memory` says whether the kernel killed a service's container for its hunger. `version` is the one that has to be
-    read back, `tell` is told of each failure. `patient`: a service that is to be started again after its restart delay is
-    not given up for one failure.
+    read back, `tell` is told of each failure.
     """
 
     mark: str
@@ -178,7 +177,6 @@ class Settler:
     out_of_memory: Callable[[str], bool] = lambda service: False
     version: str = ""
     tell: Callable[[str], None] = lambda text: None
-    patient: bool = False
     clock: Callable[[], float] = time.monotonic
     _failed: dict[str, dict[str, Task]] = field(default_factory=dict)
     _homeless: dict[str, float] = field(default_factory=dict)
@@ -252,8 +250,8 @@ class Settler:
         states = [str(update.get("State", "")) for name, update in look.updates.items() if _short(name) == service]
         moving = any(state == "updating" or state.startswith("rollback") for state in states)
         # In the middle of an update Swarm has not had its last word yet.
-        coming = ("Running", "Ready") if self.patient else ("Running",)
-        gone = not moving and not any(_short(t.service) == service and t.desired in coming for t in look.tasks)
+        # One that is `Ready` is started when the restart delay is over: many apps fail once before their database is up.
+        gone = not moving and not any(_short(t.service) == service and t.desired in ("Running", "Ready") for t in look.tasks)
         spec = next((spec for name, spec in look.inspected.items() if _short(name) == service), {})
         known = [words.failure(service, error, spec) for error in errors]
         understood = next((trouble for trouble in known if trouble), None)

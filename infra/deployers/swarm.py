@@ -211,7 +211,6 @@ class SwarmDeployer(Deployer):
             out_of_memory=self._out_of_memory,
             version=recipe.version() if recipe else "",
             tell=self._watcher.note,
-            patient=not self.context.ephemeral,
         )
         until = time.monotonic() + self.context.settle_seconds
         said, quiet_since, steps = "", 0.0, 0
