@@ -16,7 +16,7 @@ from infra.states import UpgradeState
 from tests.infra.folder_app import BAD, FAULTS, GOOD, OLD
 from tests.infra.machine import Scene, log_of
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.crash]
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.crash, pytest.mark.forks]
 
 FORWARD = ("record", "fetch", "stop", "pack", "prove", "deploy", "settle", "probe")
 BACK = ("stop", "put back", "deploy back", "settle back", "probe back")
