@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -32,11 +33,14 @@ class Checkout:
 
     def make(self) -> str:
         """Fill the target folder. Gives the commit's 40 digits; empty for a working tree that is no commit."""
-        self._target.mkdir(parents=True, mode=0o755)
+        self._target.mkdir(parents=True)
+        self._target.chmod(0o755)  # the sandbox reads it with another uid, whatever our umask is
         if not self._source.sha:
             if self._git.local is None:
                 raise CheckoutError("A clone URL needs the commit that shall be tested.")
-            return self._copy_working_tree(self._git.local)
+            sha = self._copy_working_tree(self._git.local)
+            _let_read(self._target)
+            return sha
         if not _SHA.fullmatch(self._source.sha):
             raise CheckoutError(f"{self._source.sha[:60]!r} is no full commit id of 40 hex digits.")
         if self._source.ref.startswith("-") or ("://" not in self._source.url and self._git.local is None):
@@ -108,6 +112,16 @@ class Checkout:
             return "" if changed else self._git.run("rev-parse", "HEAD", folder=folder).strip()
         except CheckoutError:  # no commit yet
             return ""
+
+
+def _let_read(folder: Path) -> None:
+    """Give files and folders the modes that git would give them: a working tree may be its owner's alone."""
+    folder.chmod(0o755)
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(place, name)
+            if not path.is_symlink():
+                path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
 
 
 def _no_git(_folder: str, names: list[str]) -> list[str]:

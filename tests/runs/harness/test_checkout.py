@@ -197,3 +197,25 @@ def test_names_are_pinned_to_commits(repository: Path, monkeypatch: pytest.Monke
         resolve(str(repository), "nothing")
     with pytest.raises(CheckoutError, match="There is no folder"):
         resolve("/nowhere")
+
+
+@pytest.mark.parametrize("repository", [True, False])
+def test_a_working_tree_that_is_its_owners_alone_can_be_read_in_the_sandbox(repository: bool, tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        recipe = tmp_path / "recipe"
+        (recipe / "tests").mkdir(parents=True)
+        (recipe / "tests" / "test_x.py").write_text("")
+        (recipe / "run.sh").write_text("")
+        (recipe / "run.sh").chmod(0o700)
+        (recipe / "link").symlink_to("run.sh")
+        if repository:
+            git(recipe, "init", "--quiet")
+        Checkout(Source(url=str(recipe)), tmp_path / "checkout").make()
+    finally:
+        os.umask(before)
+    found = {
+        str(path.relative_to(tmp_path / "checkout")): path.lstat().st_mode & 0o777 for path in (tmp_path / "checkout").rglob("*")
+    }
+    assert found == {"tests": 0o755, "tests/test_x.py": 0o644, "run.sh": 0o755, "link": 0o777}
+    assert (tmp_path / "checkout").stat().st_mode & 0o777 == 0o755
