@@ -84,7 +84,7 @@ def main() -> int:
                 part("tests, SQLite", lambda: pytest(marks, "", COVERAGE if last and not options.quick else []))
                 if url:
                     told(times)
-                    part("tests, PostgreSQL", lambda: pytest(ALL, url, []))
+                    part("tests, PostgreSQL", lambda: pytest(ALL, url, COVERAGE))
     except (Failed, NoPostgres) as error:
         print(f"make test: {error}", file=sys.stderr)
         return 1
