@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import os
 import signal
@@ -13,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+
+from infra import gitrules
 
 FETCH_SECONDS = 50.0
 LOCAL_SECONDS = 15.0
@@ -54,51 +54,14 @@ def run(folder: Path, *arguments: str, env: Mapping[str, str], seconds: float = 
         output.seek(0)
         errors.seek(0)
         if code:
-            raise GitError(f"git {arguments[0]}: {_reason(errors.read(4000)) or f'it ended with {code}'}")
+            raise GitError(f"git {arguments[0]}: {gitrules.reason(errors.read(4000)) or f'it ended with {code}'}")
         return output.read(_MOST_OUTPUT)
-
-
-def _reason(errors: bytes) -> str:
-    """The line in which git says why; what follows it is general advice."""
-    lines = errors.decode(errors="replace").strip().splitlines()
-    fatal = [line for line in lines if line.startswith(("fatal:", "error:", "remote:"))]
-    return (fatal or lines or [""])[0].strip()
 
 
 def environment(url: str, token: str = "") -> dict[str, str]:
     """What git is given to read a repository of others. A token is sent to that server only, and is on no command line."""
-    settings = {
-        "core.hooksPath": "/dev/null",
-        "credential.helper": "",
-        "fetch.recurseSubmodules": "false",
-        "gc.auto": "0",
-        "protocol.allow": "never",
-        "protocol.https.allow": "always",
-        "protocol.ssh.allow": "always",
-        "protocol.file.allow": "always" if url.startswith(("/", "file://")) else "never",
-        "safe.directory": "*",
-        "transfer.fsckObjects": "true",
-    }
-    if token:
-        parts = urlsplit(url)
-        basic = base64.b64encode(f"git:{token}".encode()).decode()
-        settings[f"http.{parts.scheme}://{parts.netloc}/.extraHeader"] = f"Authorization: Basic {basic}"
-        settings["http.followRedirects"] = "false"
-    env = {
-        "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
-        "HOME": "/nonexistent",
-        "LC_ALL": "C",
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_CONFIG_GLOBAL": "/dev/null",
-        "GIT_TERMINAL_PROMPT": "0",
-        "GIT_ASKPASS": "true",
-        "GIT_SSH_COMMAND": "ssh -oBatchMode=yes -oConnectTimeout=10",
-        "GIT_CONFIG_COUNT": str(len(settings)),
-    }
-    for number, (key, value) in enumerate(settings.items()):
-        env[f"GIT_CONFIG_KEY_{number}"] = key
-        env[f"GIT_CONFIG_VALUE_{number}"] = value
-    return env
+    local = ("file",) if url.startswith(("/", "file://")) else ()
+    return gitrules.environment(url, ("https", "ssh", *local), token)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import os
 import re
 import subprocess
 import tempfile
@@ -11,6 +9,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from infra import gitrules
 
 
 class CheckoutError(Exception):
@@ -64,7 +64,7 @@ class Git:
             output.seek(0)
             errors.seek(0)
             if process.returncode:
-                raise CheckoutError(f"git {arguments[0]}: {_reason(errors.read(4000)) or process.returncode}")
+                raise CheckoutError(f"git {arguments[0]}: {gitrules.reason(errors.read(4000)) or process.returncode}")
             return output.read().decode(errors="surrogateescape")
 
     def _refuse_size(self) -> None:
@@ -78,51 +78,10 @@ class Git:
             raise CheckoutError(f"The recipe's repository is bigger than {self.disk >> 20} MB.", True)
 
     def environment(self) -> dict[str, str]:
-        """All that git gets. Configuration in the environment ends with the process and is written nowhere."""
-        settings = {
-            "core.hooksPath": "/dev/null",
-            "core.fsmonitor": "false",
-            "credential.helper": "",
-            "fetch.recurseSubmodules": "false",
-            "gc.auto": "0",
-            "init.defaultBranch": "main",
-            "protocol.allow": "never",
-            "protocol.http.allow": "always",
-            "protocol.https.allow": "always",
-            "protocol.file.allow": "always" if self.local else "never",
-            "safe.directory": "*",
-            "submodule.recurse": "false",
-            "transfer.fsckObjects": "true",
-        }
-        if token := self._credential.get("git_token"):
-            user = self._credential.get("git_username") or "git"
-            parts = urlsplit(self.url)
-            header = base64.b64encode(f"{user}:{token}".encode()).decode()
-            # Only for this server, and not for one that it sends us to.
-            settings[f"http.{parts.scheme}://{parts.netloc}/.extraHeader"] = f"Authorization: Basic {header}"
-            settings["http.followRedirects"] = "false"
-        env = {
-            "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
-            "HOME": "/nonexistent",
-            "LC_ALL": "C",
-            "GIT_CONFIG_NOSYSTEM": "1",
-            "GIT_CONFIG_GLOBAL": "/dev/null",
-            "GIT_TERMINAL_PROMPT": "0",
-            "GIT_ASKPASS": "true",
-            "GIT_LFS_SKIP_SMUDGE": "1",
-            "GIT_CONFIG_COUNT": str(len(settings)),
-        }
-        for number, (key, value) in enumerate(settings.items()):
-            env[f"GIT_CONFIG_KEY_{number}"] = key
-            env[f"GIT_CONFIG_VALUE_{number}"] = value
-        return env
-
-
-def _reason(errors: bytes) -> str:
-    """The line in which git says why; what follows it is general advice."""
-    lines = errors.decode(errors="replace").strip().splitlines()
-    fatal = [line for line in lines if line.startswith(("fatal:", "error:", "remote:"))]
-    return (fatal or lines or [""])[0].strip()
+        """All that git gets."""
+        protocols = ("http", "https", "file") if self.local else ("http", "https")
+        user = self._credential.get("git_username") or "git"
+        return gitrules.environment(self.url, protocols, self._credential.get("git_token", ""), user)
 
 
 def secrets_of(credential: Mapping[str, str]) -> list[str]:
@@ -131,7 +90,7 @@ def secrets_of(credential: Mapping[str, str]) -> list[str]:
     if not token:
         return []
     user = credential.get("git_username") or "git"
-    return [token, base64.b64encode(f"{user}:{token}".encode()).decode()]
+    return [token, gitrules.basic(token, user)]
 
 
 def local_path(url: str) -> Path | None:

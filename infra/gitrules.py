@@ -1,0 +1,64 @@
+"""What git may do with repositories of others: no hook, no helper, no prompt, no protocol that was not named. Pure.
+
+The one place for these rules; the harness and the mirrors of the server's own apps both go by them.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+
+def environment(url: str, protocols: Collection[str], token: str = "", user: str = "git") -> dict[str, str]:
+    """All that git gets. Configuration in the environment ends with the process and is written nowhere.
+
+    `protocols` are git's names for the ways to fetch, such as https and file. A token goes to the server of `url` only.
+    """
+    settings = {
+        "core.hooksPath": "/dev/null",
+        "core.fsmonitor": "false",
+        "credential.helper": "",
+        "fetch.recurseSubmodules": "false",
+        "gc.auto": "0",
+        "init.defaultBranch": "main",
+        "protocol.allow": "never",
+        "safe.directory": "*",
+        "submodule.recurse": "false",
+        "transfer.fsckObjects": "true",
+    }
+    settings |= {f"protocol.{name}.allow": "always" for name in protocols}
+    if token:
+        parts = urlsplit(url)
+        # Only for this server, and not for one that it sends us to.
+        settings[f"http.{parts.scheme}://{parts.netloc}/.extraHeader"] = f"Authorization: Basic {basic(token, user)}"
+        settings["http.followRedirects"] = "false"
+    env = {
+        "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
+        "HOME": "/nonexistent",
+        "LC_ALL": "C",
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_GLOBAL": "/dev/null",
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_ASKPASS": "true",
+        "GIT_LFS_SKIP_SMUDGE": "1",
+        "GIT_SSH_COMMAND": "ssh -oBatchMode=yes -oConnectTimeout=10",
+        "GIT_CONFIG_COUNT": str(len(settings)),
+    }
+    for number, (key, value) in enumerate(settings.items()):
+        env[f"GIT_CONFIG_KEY_{number}"] = key
+        env[f"GIT_CONFIG_VALUE_{number}"] = value
+    return env
+
+
+def basic(token: str, user: str) -> str:
+    """Name and token as basic authentication writes them."""
+    return base64.b64encode(f"{user}:{token}".encode()).decode()
+
+
+def reason(errors: bytes) -> str:
+    """The line in which git says why; what follows it is general advice."""
+    lines = errors.decode(errors="replace").strip().splitlines()
+    fatal = [line for line in lines if line.startswith(("fatal:", "error:", "remote:"))]
+    return (fatal or lines or [""])[0].strip()
