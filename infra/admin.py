@@ -14,10 +14,10 @@ from django.http import HttpRequest
 from django.template.defaultfilters import filesizeformat
 from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
-from unfold.admin import ModelAdmin, TabularInline
+from unfold.admin import ModelAdmin
 from unfold.decorators import action, display
 
-from controlplane.adminsite import ReadOnlyAdmin
+from controlplane.adminsite import ReadOnlyAdmin, ReadOnlyInline
 from infra import ownership, wanting
 from infra.looking import NotApproved, approve
 from infra.models import AlertSent, AppSecret, InfraApp, InfraFile, InfraRelease, Snapshot, Upgrade, UpgradeEvent
@@ -32,17 +32,6 @@ UPGRADE_LABELS = {
     "failed before anything was changed": "warning",
     "held": "info",
 }
-
-
-class ReadOnlyInline(TabularInline):
-    extra = 0
-    can_delete = False
-
-    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
 
 
 class UpgradeInline(ReadOnlyInline):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
@@ -12,10 +10,10 @@ from django.template.defaultfilters import filesizeformat
 from django.utils import timezone
 from django.utils.html import format_html
 from django_q.tasks import async_task
-from unfold.admin import ModelAdmin, TabularInline
+from unfold.admin import ModelAdmin
 from unfold.decorators import action, display
 
-from controlplane.adminsite import ReadOnlyAdmin
+from controlplane.adminsite import ReadOnlyAdmin, ReadOnlyInline
 from controlplane.secrets import SecretUnreadable
 from enrollment.forges.base import ForgeError
 from enrollment.models import Repository
@@ -32,17 +30,6 @@ STATE_LABELS = {
     "running": "primary",
     "starting": "primary",
 }
-
-
-class ReadOnlyInline(TabularInline):
-    extra = 0
-    can_delete = False
-
-    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
 
 
 class StageInline(ReadOnlyInline):
