@@ -15,7 +15,7 @@ from infra.deployers.choose import choose
 from runs.harness import artefacts, level, lint, oidc, prepare, stages
 from runs.harness.events import Journal
 from runs.harness.git import CheckoutError, secrets_of
-from runs.harness.owntests import Outcome
+from runs.harness.owntests import Outcome, concluded
 from runs.harness.prepare import Prepared
 from runs.harness.protocol import STAGES, Extras, Oidc, Results, RunFolder, StageResult, Teardown, Verdict
 from runs.harness.settings import SettingsError
@@ -234,31 +234,8 @@ class Engine:
     def _end(self, name: str, outcome: Outcome, seconds: float) -> None:
         if name not in self._results:
             return
-        clean = self._journal.clean
-        cases = [
-            case.model_copy(update={key: clean(getattr(case, key)) for key in ("name", "file", "message", "output")})
-            for case in outcome.cases
-        ]
-        self._results[name] = StageResult.model_validate(
-            {
-                "name": name,
-                "status": outcome.status,
-                "reason": clean(outcome.reason),
-                "proven": outcome.proven,
-                "seconds": round(seconds, 3),
-                "started": self._results[name].started,
-                "finished": datetime.now(UTC) if self._results[name].started else None,
-                "cases": cases,
-            }
-        )
-        self._journal.stage = name
-        self._journal.event(
-            "stage_finished",
-            f"Stage {name}: {outcome.status}" + (f". {outcome.reason}" if outcome.reason else ""),
-            status=outcome.status,
-            seconds=round(seconds, 3),
-        )
-        self._journal.stage = ""
+        started = self._results[name].started
+        self._results[name] = concluded(name, outcome, seconds, started, self._journal)
 
     def _take_picture(self, run: stages.Run) -> None:
         if not (self._request.picture and self._answered) or run.settings.picture.off or self.watch.cancelled:

@@ -20,7 +20,7 @@ from runs.harness import owntests
 from runs.harness.checkout import Checkout
 from runs.harness.events import Journal
 from runs.harness.git import CheckoutError
-from runs.harness.owntests import Outcome
+from runs.harness.owntests import Outcome, concluded
 from runs.harness.protocol import STAGES, Request, Results, RunFolder, StageResult, Verdict
 from runs.harness.watch import Cancelled, TimedOut, Watch
 
@@ -156,18 +156,7 @@ def _one(name: str, stages: dict[str, StageResult], deployer: GivenApp, journal:
         outcome = Outcome("failed" if isinstance(error, TimedOut) else "errored", str(error))
         raise
     finally:
-        seconds = round(time.monotonic() - begun, 3)
-        text = {key: journal.clean(getattr(outcome, key)) for key in ("reason", "status")}
-        cases = [
-            case.model_copy(update={key: journal.clean(getattr(case, key)) for key in ("name", "file", "message", "output")})
-            for case in outcome.cases
-        ]
-        stages[name] = StageResult.model_validate(
-            {"name": name, **text, "seconds": seconds, "started": started, "finished": datetime.now(UTC), "cases": cases}
-        )
-        said = f"Stage {name}: {outcome.status}" + (f". {outcome.reason}" if outcome.reason else "")
-        journal.event("stage_finished", said, status=outcome.status, seconds=seconds)
-        journal.stage = ""
+        stages[name] = concluded(name, outcome, time.monotonic() - begun, started, journal)
 
 
 def _tests(name: str, deployer: GivenApp, journal: Journal, watch: Watch, folder: Path) -> Outcome:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from infra.deployers import sandbox
@@ -20,7 +21,7 @@ from infra.deployers.base import Context, Deployer
 from runs.harness import extras, junit
 from runs.harness.events import Journal
 from runs.harness.gate import Gate
-from runs.harness.protocol import STAGES, CaseResult
+from runs.harness.protocol import STAGES, CaseResult, StageResult
 from runs.harness.watch import Watch
 
 PLUGINS = Path(__file__).parent / "inside"
@@ -43,6 +44,32 @@ class Outcome:
     reason: str = ""
     cases: Sequence[CaseResult] = ()
     proven: bool = True  #: False: it passed, and nothing shows that it did what it is for
+
+
+def concluded(name: str, outcome: Outcome, seconds: float, started: datetime | None, journal: Journal) -> StageResult:
+    """The result of a stage, with nothing in it that may not be told, and the event that says so. Leaves the stage."""
+    clean = journal.clean
+    cases = [
+        case.model_copy(update={key: clean(getattr(case, key)) for key in ("name", "file", "message", "output")})
+        for case in outcome.cases
+    ]
+    result = StageResult.model_validate(
+        {
+            "name": name,
+            "status": outcome.status,
+            "reason": clean(outcome.reason),
+            "proven": outcome.proven,
+            "seconds": round(seconds, 3),
+            "started": started,
+            "finished": datetime.now(UTC) if started else None,
+            "cases": cases,
+        }
+    )
+    said = f"Stage {name}: {outcome.status}" + (f". {outcome.reason}" if outcome.reason else "")
+    journal.stage = name
+    journal.event("stage_finished", said, status=outcome.status, seconds=result.seconds)
+    journal.stage = ""
+    return result
 
 
 @dataclass(frozen=True)
