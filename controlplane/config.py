@@ -166,6 +166,12 @@ class Config(BaseSettings):
         description="Where people are told of this server's own apps: Apprise addresses (Matrix, mail, anything), by blanks.",
         repr=False,
     )
+    infra_file: Path | None = Field(
+        None,
+        alias="CC_CI_INFRA_FILE",
+        description="Where `infra.yml` lies that declares this server's own apps, until it was applied from somewhere. "
+        "A relative path starts at the project. Empty: `infra.yml` in the data folder.",
+    )
     topic: str = Field(
         "cc-ci", alias="CC_CI_TOPIC", description="Repositories of a watched owner that carry this topic are enrolled."
     )
@@ -261,6 +267,11 @@ class Config(BaseSettings):
             raise ValueError("must be at least 60, or 0 for no limit: with fewer, work is begun that cannot end")
         return value
 
+    @field_validator("infra_file", mode="before")
+    @classmethod
+    def _no_file(cls, value: Any) -> Any:
+        return None if value == "" else value
+
     @field_validator("registry_auth")
     @classmethod
     def _readable_logins(cls, path: Path | None) -> Path | None:
@@ -334,6 +345,8 @@ def load(**values: Any) -> Config:
         raise ConfigurationError("\n".join(lines)) from None
     if not config.data_dir.is_absolute():
         config.data_dir = BASE_DIR / config.data_dir
+    if config.infra_file is not None:
+        config.infra_file = BASE_DIR / config.infra_file
     return config
 
 

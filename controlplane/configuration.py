@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
@@ -77,7 +78,8 @@ def document() -> str:
 
 
 def _type(field: FieldInfo) -> str:
-    kind = field.annotation
+    kind: Any = field.annotation
+    kind = next((part for part in get_args(kind) if part is Path), kind)  # a path that may be left out
     if options := [option for option in get_args(kind) if kind is not None and isinstance(option, str)]:
         return ", ".join(f"`{option}`" for option in options)
     name = {"bool": "flag", "int": "number", "float": "number", "str": "text", "Path": "path"}.get(
@@ -94,7 +96,7 @@ def _type(field: FieldInfo) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    value = field.default
+    value = "" if field.default is None else field.default
     if value is PydanticUndefined:
         return "the host name"
     if isinstance(value, bool):

@@ -22,9 +22,9 @@ class NotApplied(Exception):
 
 
 def place() -> Path:
-    """Where the file is: where it was applied from last, else `infra.yml` in the data folder."""
+    """Where the file is: where it was applied from last, else CC_CI_INFRA_FILE, else `infra.yml` in the data folder."""
     row = InfraFile.objects.first()
-    return Path(row.path) if row else Path(settings.CC_CI.data_dir) / FILE
+    return Path(row.path) if row else Path(settings.CC_CI.infra_file or Path(settings.CC_CI.data_dir) / FILE)
 
 
 def read(path: Path) -> Declaration:
