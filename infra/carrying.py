@@ -7,12 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
 from django.conf import settings
 
 from controlplane import leases
+from infra.bringing_up import KIND, BringUp
 from infra.models import Upgrade
 from infra.running import folder_of
 from infra.states import WORKING, UpgradeState
@@ -23,6 +25,7 @@ from infra.worker import LEASE_SECONDS, Lost
 log = logging.getLogger(__name__)
 #: Programs that a worker starts, and that may outlive it by a moment when it is killed.
 _PROGRAMS = frozenset({"docker", "restic", "abra"})
+_DEATH_SECONDS = 10.0
 
 
 def lease_name(upgrade: Upgrade) -> str:
@@ -56,7 +59,8 @@ def carry_out(upgrade: Upgrade) -> str:
         _end_former(str(upgrade.facts.get("worker", "")), int(upgrade.facts.get("session", 0)))
         upgrade.facts = {**upgrade.facts, "worker": held.owner, "session": os.getsid(0)}
         Upgrade.objects.filter(pk=upgrade.pk, fence=held.fence).update(facts=upgrade.facts)
-        Machine(upgrade, held).run()
+        machine = BringUp if upgrade.asked.get("kind") == KIND else Machine
+        machine(upgrade, held).run()
     except Lost:
         return "another worker has it"
     finally:
@@ -75,6 +79,9 @@ def _end_former(owner: str, session: int) -> None:
     if owner and (pid := leases.living(owner)) and pid != os.getpid():
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+        until = time.monotonic() + _DEATH_SECONDS
+        while leases.living(owner) and time.monotonic() < until:  # one that is in the kernel dies when it comes out
+            time.sleep(0.02)
     if not session or session == os.getsid(0) or _state(session) not in "ZX":
         return  # the leader of a session that still lives may be a stranger's, or serves others, too
     for process in Path("/proc").iterdir():

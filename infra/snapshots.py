@@ -7,22 +7,19 @@ import shutil
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from django.conf import settings
 from django.utils import timezone
 
+from infra import bundles
 from infra.deployers.docker_cli import call
 from infra.deployers.manifest import Manifest, joined, of_file
 from infra.deployers.volumes import Volume
-from infra.models import InfraApp, InfraFile, Snapshot, Upgrade
+from infra.models import InfraApp, Snapshot, Upgrade
 from infra.schema import Snapshots
-from infra.schema import Store as Declared
 from infra.states import WORKING, UpgradeState
-from infra.stores import Store, StoreError, open_store
+from infra.stores import Store, StoreError
 
-BUNDLE = "bundle.json"
-FORMAT = 1
 #: A snapshot may be so much bigger than the last one, and the disk must not be full afterwards.
 _ROOM = 1.2
 _REST = 256 << 20
@@ -52,33 +49,22 @@ def is_stateful(app: InfraApp) -> bool:
     return wanted(app).of == "volumes"
 
 
-def store_of(name: str) -> Store:
-    """A store of the infra.yml that was applied last. Raises StoreError."""
-    file = InfraFile.objects.first()
-    declared = (file.stores if file else {}).get(name)
-    if file is None or declared is None:
-        raise StoreError(f"There is no store {name!r} in infra.yml any more.")
-    scratch = Path(settings.CC_CI.data_dir) / "infra" / "restic"
-    return open_store(Declared.model_validate(declared), Path(file.path).parent, scratch)
-
-
 def take(
     app: InfraApp,
     upgrade: Upgrade,
     volumes: Sequence[Volume],
     copier: Copier,
     check: Callable[[], None],
-    more: Callable[[Path], None] = lambda folder: None,
 ) -> Snapshot:
     """Copy the volumes of an app that is stopped into its store, and prove the copy. May be repeated.
 
-    `more` adds files to the bundle. Raises StoreError, NotProved, DeployError and OSError; then nothing is left behind but what
-    the next attempt replaces.
+    The secrets that cc-ci made go with it, encrypted. Raises StoreError, NotProved, DeployError and OSError; then nothing is
+    left behind but what the next attempt replaces.
     """
     if done := app.taken.filter(upgrade=upgrade, proved=True).first():
         return done
     name = wanted(app).store
-    store = store_of(name)
+    store = bundles.store_of(name)
     manifests: dict[str, Manifest] = {}
 
     def fill(folder: Path) -> None:
@@ -86,11 +72,11 @@ def take(
         for number, volume in enumerate(volumes):
             manifest = manifests[volume.name] = copier.pack(volume.name, folder / f"{number}.tar")
             (folder / f"{number}.manifest").write_text(manifest.text)
-        more(folder)
-        (folder / BUNDLE).write_text(json.dumps(_bundle(app, upgrade, volumes, manifests), indent=1))
+        (folder / bundles.SECRETS).write_text(json.dumps(bundles.secrets(), indent=1))
+        (folder / bundles.BUNDLE).write_text(json.dumps(bundles.describe(app, upgrade, volumes, manifests), indent=1))
 
     copier.sweep()
-    location = store.put(f"{app.name}/{upgrade.pk}-{upgrade.from_version.replace('/', '_')}", fill, check)
+    location = store.put(_name(app, upgrade), fill, check)
     try:
         _prove(store, location, manifests, copier, check)
     except NotProved:
@@ -103,53 +89,25 @@ def take(
         store=name,
         location=location,
         proved=True,
-        bytes=sum(manifest.size for manifest in manifests.values()),
+        bytes=bundles.size_of(manifests),
         manifest=joined(manifests.items()),
         taken_at=timezone.now(),
     )
 
 
-def _bundle(app: InfraApp, upgrade: Upgrade, volumes: Sequence[Volume], manifests: dict[str, Manifest]) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "app": app.name,
-        "recipe": app.recipe,
-        "domain": app.domain,
-        "stack": app.stack,
-        "version": upgrade.from_version,
-        "commit": upgrade.facts.get("commits", {}).get("old", ""),
-        "taken_at": timezone.now().isoformat(),
-        "volumes": [
-            {
-                **volume.as_dict(),
-                "tar": f"{number}.tar",
-                "manifest": f"{number}.manifest",
-                "sha256": manifests[volume.name].sha256,
-            }
-            for number, volume in enumerate(volumes)
-        ],
-    }
+def _name(app: InfraApp, upgrade: Upgrade) -> str:
+    """The same each time it is asked for, and another one after the database was lost, when numbers begin anew."""
+    return f"{app.name}/{upgrade.created_at:%Y%m%dT%H%M%SZ}-{upgrade.pk}-{upgrade.from_version.replace('/', '_')}"
 
 
 def _prove(store: Store, location: str, manifests: dict[str, Manifest], copier: Copier, check: Callable[[], None]) -> None:
     """Read the snapshot back from its store into a volume of its own, and compare paths, modes, owners and SHA-256."""
     with store.get(location, check) as folder:
-        for entry in read_bundle(folder)["volumes"]:
+        for entry in bundles.read(folder)["volumes"]:
             check()
             found = copier.extracted(folder / entry["tar"])
             if differences := manifests[entry["name"]].differences(found):
                 raise NotProved(f"The snapshot of {entry['name']} is not what was in it: {'; '.join(differences)}.")
-
-
-def read_bundle(folder: Path) -> dict[str, Any]:
-    """What a snapshot's folder says of itself. Raises StoreError."""
-    try:
-        bundle = json.loads((folder / BUNDLE).read_text())
-        if bundle["format"] != FORMAT:
-            raise StoreError(f"The snapshot in {folder} has the format {bundle['format']}, and this cc-ci reads {FORMAT}.")
-        return dict(bundle)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"The snapshot in {folder} cannot be read: {error}") from error
 
 
 def put_back(snapshot: Snapshot, copier: Copier, check: Callable[[], None]) -> None:
@@ -158,9 +116,9 @@ def put_back(snapshot: Snapshot, copier: Copier, check: Callable[[], None]) -> N
     Raises StoreError, NotProved, DeployError and OSError.
     """
     copier.sweep()
-    store = store_of(snapshot.store)
+    store = bundles.store_of(snapshot.store)
     with store.get(snapshot.location, check) as folder:
-        entries = read_bundle(folder)["volumes"]
+        entries = bundles.read(folder)["volumes"]
         known = [(entry, Manifest.parse((folder / entry["manifest"]).read_text())) for entry in entries]
         if snapshot.manifest != joined((entry["name"], manifest) for entry, manifest in known):
             raise NotProved(f"The list of what is in the snapshot {snapshot.location} was changed since it was taken.")
@@ -209,7 +167,7 @@ def prune(app: InfraApp) -> list[str]:
                 Snapshot.objects.filter(pk=snapshot.pk).update(kept_because=reason)
             continue
         try:
-            store_of(snapshot.store).drop(snapshot.location)
+            bundles.store_of(snapshot.store).drop(snapshot.location)
         except (StoreError, OSError) as error:
             left.append(f"{snapshot}: {error}")
             continue
@@ -222,7 +180,7 @@ def no_room(app: InfraApp) -> str:
     if not is_stateful(app):
         return ""
     try:
-        free = store_of(wanted(app).store).free()
+        free = bundles.store_of(wanted(app).store).free()
     except StoreError as error:
         return str(error)
     if free is None:

@@ -9,8 +9,9 @@ import subprocess
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 
 from infra import references
@@ -37,6 +38,14 @@ class Store(ABC):
         """A folder with what was put there, to read from. Raises StoreError."""
 
     @abstractmethod
+    def locations(self, app: str = "*") -> list[str]:
+        """Where all lies that was put there under names that begin with `app/`, or with any app's. Raises StoreError."""
+
+    @abstractmethod
+    def peek(self, location: str, names: Collection[str], check: Callable[[], None]) -> dict[str, bytes]:
+        """Some small files of what was put there, those that it has; the others are not read. Raises StoreError."""
+
+    @abstractmethod
     def drop(self, location: str) -> None:
         """Remove it; what is not there is no error. Raises StoreError."""
 
@@ -51,7 +60,7 @@ class FolderStore(Store):
 
     def put(self, name: str, fill: Callable[[Path], None], check: Callable[[], None]) -> str:
         if not self.root.is_dir():
-            raise StoreError(f"The store's folder {self.root} is not there. Is its disk mounted? install -d -m 700 {self.root}")
+            raise StoreError(_no_folder(self.root))
         target = self.root / name
         partial = target.with_name(f"{_PARTIAL}{target.name}")
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -76,6 +85,16 @@ class FolderStore(Store):
             raise StoreError(f"The snapshot {location} is not in {self.root}.")
         yield folder
 
+    def locations(self, app: str = "*") -> list[str]:
+        if not self.root.is_dir():
+            raise StoreError(_no_folder(self.root))
+        found = [path for path in self.root.glob(f"{app}/*") if path.is_dir() and not path.name.startswith(_PARTIAL)]
+        return sorted(str(path.relative_to(self.root)) for path in found)
+
+    def peek(self, location: str, names: Collection[str], check: Callable[[], None]) -> dict[str, bytes]:
+        with self.get(location, check) as folder:
+            return _files(folder, names)
+
     def drop(self, location: str) -> None:
         path = (self.root / location).resolve()
         if path.is_relative_to(self.root.resolve()) and path != self.root.resolve():
@@ -86,6 +105,17 @@ class FolderStore(Store):
             return shutil.disk_usage(self.root).free
         except OSError:
             return 0
+
+
+def _no_folder(root: Path) -> str:
+    return f"The store's folder {root} is not there. Is its disk mounted? install -d -m 700 {root}"
+
+
+def _files(folder: Path, names: Collection[str]) -> dict[str, bytes]:
+    try:
+        return {name: (folder / name).read_bytes() for name in names if (folder / name).exists()}
+    except OSError as error:
+        raise StoreError(f"The snapshot in {folder} cannot be read: {error}") from error
 
 
 def _sync(path: Path) -> None:
@@ -116,15 +146,30 @@ class ResticStore(Store):
                     return str(row["snapshot_id"])
         raise StoreError("restic said nothing of a snapshot that it made.")
 
+    def get(self, location: str, check: Callable[[], None]) -> AbstractContextManager[Path]:
+        return self._restored(location, check)
+
     @contextmanager
-    def get(self, location: str, check: Callable[[], None]) -> Iterator[Path]:
+    def _restored(self, location: str, check: Callable[[], None], *options: str) -> Iterator[Path]:
         self.scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=self.scratch, prefix="get-") as folder:
-            self._restic(check, "restore", location, f"--target={folder}")
+            self._restic(check, "restore", location, f"--target={folder}", *options)
             found = next(Path(folder).rglob("bundle.json"), None)  # restic keeps the path that it was saved from
             if found is None:
                 raise StoreError(f"restic's snapshot {location} holds none of cc-ci's bundles.")
             yield found.parent
+
+    def locations(self, app: str = "*") -> list[str]:
+        said = self._restic(lambda: None, "snapshots", "--json", "--host=cc-ci")
+        try:
+            rows = json.loads(said) or []
+            return [str(row["id"]) for row in rows if any(fnmatch(tag, f"{app}/*") for tag in row.get("tags") or ())]
+        except (ValueError, TypeError, KeyError) as error:
+            raise StoreError(f"restic's list of snapshots cannot be read: {error}") from error
+
+    def peek(self, location: str, names: Collection[str], check: Callable[[], None]) -> dict[str, bytes]:
+        with self._restored(location, check, *(f"--include={name}" for name in names)) as folder:
+            return _files(folder, names)
 
     def drop(self, location: str) -> None:
         self._restic(lambda: None, "forget", location)

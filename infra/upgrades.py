@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any
 
 from django.db import DatabaseError, transaction
@@ -25,7 +26,7 @@ from infra.snapshots import NotProved
 from infra.states import UpgradeState
 from infra.stores import StoreError
 from infra.upgrades_states import note
-from infra.worker import Contested, Failed, Lost, WantedBack, Worker
+from infra.worker import Contested, Failed, Lost, WantedBack, Worker, differences
 
 S = UpgradeState
 #: Pauses before what failed through no fault of the recipe is tried again: Docker may be starting anew.
@@ -36,6 +37,8 @@ PAUSES_BACK = (*PAUSES, *[120.0] * 30)
 SAMPLE_SECONDS = (0.5, 15.0)
 #: So many good samples in a row make a new version well, so many bad ones make it ill.
 GOOD, BAD = 3, 3
+#: So often may Docker be started anew in one soak.
+DOCKER_STARTS = 3
 #: What Docker, the disk or the network did, which may go by. All else is the version's own doing.
 OURS = frozenset({"tool_failed", "tool_missing", "pull_failed"})
 _ERRORS = (DeployError, NotReachable, StoreError, NotProved, OSError)
@@ -100,7 +103,7 @@ class Machine(Worker):
         new = self._deployer("new")
         self.report(f"Having the images of {self.upgrade.to_version} here")
         new.fetch(self.folder / "new")
-        settle = _settle_seconds(app, max(old.timeout(self.folder / "old"), new.timeout(self.folder / "new")))
+        settle = settle_seconds(app, max(old.timeout(self.folder / "old"), new.timeout(self.folder / "new")))
         baseline = {"parts": running.parts_as_rows(parts), "probes": {s.name: s.ok for s in samples}}
         digests = {name: {"name": recorded.names[name], "id": recorded.images.get(name, "")} for name in recorded.names}
         volumes = [volume.as_dict() for volume in recorded.volumes]
@@ -116,7 +119,13 @@ class Machine(Worker):
                 specs=recorded.specs,
                 digests=digests,
                 baseline=baseline,
-                facts={**self.upgrade.facts, "volumes": volumes, "settle_seconds": settle},
+                facts={
+                    **self.upgrade.facts,
+                    "volumes": volumes,
+                    "networks": dict(recorded.networks),
+                    "docker_began": self._docker_began(),
+                    "settle_seconds": settle,
+                },
                 step={"name": "recorded"},
             )
         app.refresh_from_db()
@@ -157,7 +166,13 @@ class Machine(Worker):
 
     def _verify(self) -> None:
         self._guard("verify")
-        new = self._deployer("new")
+        parts = self._until_well(self._deployer("new"))
+        self._move(
+            "soak", f"{len(parts)} services and {len(running.checks_of(self.app))} probes are well, {GOOD} times in a row."
+        )
+
+    def _until_well(self, new: LastingDeployer) -> dict[str, Part]:
+        """Wait for good looks in a row, and note the tasks that run then. Raises Failed."""
         until = time.monotonic() + self.upgrade.facts["settle_seconds"]
         good = 0
         while good < GOOD:
@@ -168,9 +183,7 @@ class Machine(Worker):
             if good < GOOD:
                 self._pause(SAMPLE_SECONDS[0])
         self._remember(tasks={name: list(part.tasks) for name, part in parts.items()})
-        self._move(
-            "soak", f"{len(parts)} services and {len(running.checks_of(self.app))} probes are well, {GOOD} times in a row."
-        )
+        return parts
 
     def _sample(self, new: LastingDeployer) -> tuple[dict[str, Part], list[str]]:
         """Look once. Raises Failed for what never becomes well again, and Contested."""
@@ -193,15 +206,19 @@ class Machine(Worker):
     def _soak(self) -> None:
         self._guard("soak")
         new = self._deployer("new")
-        soak = seconds(Policy.model_validate(self.app.policy).soak)
+        soak = int(self.upgrade.asked.get("soak", seconds(Policy.model_validate(self.app.policy).soak)))
         pause = min(max(soak / 30, SAMPLE_SECONDS[0]), SAMPLE_SECONDS[1])
         bad = 0
         parts: dict[str, Part] = {}
         while True:
-            assert self.upgrade.state_at
-            left = soak - (timezone.now() - self.upgrade.state_at).total_seconds()
+            left = soak - (timezone.now() - self._soaking_since()).total_seconds()
             parts, problems = self._sample(new)
-            if died := health.restarted(parts, self.upgrade.facts["tasks"]):
+            died = health.restarted(parts, self.upgrade.facts["tasks"])
+            if (died or problems) and self._docker_anew():
+                self._look_again(new)
+                bad = 0
+                continue
+            if died:
                 raise Failed(f"In the soak: {'; '.join(died)}")
             bad = bad + 1 if problems else 0
             if bad >= BAD:
@@ -215,8 +232,22 @@ class Machine(Worker):
         self._finish("succeed", new, self.upgrade.to_version, f"Well for {soak} s.")
         if self.upgrade.asked.get("kind") == "rollback":
             evidence.quarantine(self.upgrade, self.upgrade.from_version, str(self.upgrade.trigger))
-        for left_over in snapshots.prune(self.app):
+        for left_over in snapshots.prune(self.app) if self.upgrade.from_version else ():
             self.report(f"Not dropped: {left_over}")
+
+    def _soaking_since(self) -> datetime:
+        assert self.upgrade.state_at
+        again = self.upgrade.facts.get("soaking_since")
+        return datetime.fromisoformat(again) if again else self.upgrade.state_at
+
+    def _look_again(self, new: LastingDeployer) -> None:
+        """Docker was started anew, and all tasks with it: that is not the version's doing, and the soak begins again."""
+        began, times = self._docker_began(), int(self.upgrade.facts.get("docker_starts", 0)) + 1
+        if times > DOCKER_STARTS:
+            raise NotReachable(f"Docker was started anew {times} times while {self.upgrade.to_version} was watched.")
+        self.report("Docker was started anew, and all tasks with it: looking again from now on")
+        self._until_well(new)
+        self._remember(docker_began=began, docker_starts=times, soaking_since=timezone.now().isoformat())
 
     # -- the way back -----------------------------------------------------------------------------------------------------------
 
@@ -261,6 +292,7 @@ class Machine(Worker):
                 *health.wrong(parts, self.upgrade.from_version, old.context.mark, self.upgrade.specs),
                 *health.ill(parts),
                 *health.worse(samples, self.upgrade.baseline.get("probes", {})),
+                *differences(parts, self._before()),
             ]
             good = 0 if problems else good + 1
             if problems and time.monotonic() > until:
@@ -305,7 +337,10 @@ class Machine(Worker):
         elif back:
             self._give_up(reason)
         else:
-            blame = reason if upgrade.state != S.SNAPSHOTTING and not _ours(error) else ""
+            another = upgrade.to_version != upgrade.from_version
+            # Swarm itself takes a Docker that is started anew in mid-update for the version's failure.
+            innocent = upgrade.state == S.SNAPSHOTTING or _ours(error) or self._docker_anew()
+            blame = reason if another and not innocent else ""
             facts = {**upgrade.facts, "blame": blame, "failed_in": upgrade.state}
             self._move("roll_back", reason, reason=reason, facts=facts, step={})
 
@@ -371,7 +406,7 @@ def _commits(upgrade: Upgrade) -> dict[str, str]:
     return found
 
 
-def _settle_seconds(app: InfraApp, asked: int) -> int:
+def settle_seconds(app: InfraApp, asked: int) -> int:
     """The larger of what the recipe asks for and twice its slowest success so far."""
     rows = app.upgrades.filter(state=S.SUCCEEDED).values_list("facts", flat=True)[:20]
     slowest = max((float(facts.get("settled_after", 0)) for facts in rows), default=0.0)

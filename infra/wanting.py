@@ -6,6 +6,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import transaction
+from django.db.models import F
 
 from infra import carrying, looking, releases, running
 from infra.deployers.base import DeployError
@@ -15,6 +16,7 @@ from infra.looking import command, readable
 from infra.models import InfraApp, InfraRelease, Snapshot, Upgrade
 from infra.ownership import Refused
 from infra.running import NotReachable
+from infra.snapshots import is_stateful
 from infra.states import CHANGING, WAITING, WORKING, UpgradeState
 from infra.upgrades_states import move, note
 
@@ -51,8 +53,11 @@ def upgrade(app: InfraApp, version: str, who: str, *, now: bool = False) -> Upgr
     return begin(app, str(target), who)
 
 
-def begin(app: InfraApp, version: str, trigger: str, **asked: Any) -> Upgrade:
-    """Write an upgrade down and start the process that carries it out. Raises Refused while another one is there."""
+def begin(app: InfraApp, version: str, trigger: str, *, from_version: str | None = None, **asked: Any) -> Upgrade:
+    """Write an upgrade down and start the process that carries it out. Raises Refused while another one is there.
+
+    `from_version`: what runs, unless it is what was seen last.
+    """
     with transaction.atomic():
         InfraApp.objects.select_for_update().get(pk=app.pk)
         at_work = app.upgrades.filter(state__in=[*WORKING, UpgradeState.APPROVED]).first()
@@ -62,7 +67,7 @@ def begin(app: InfraApp, version: str, trigger: str, **asked: Any) -> Upgrade:
             move(old, "fail", "Another one came in its place.")
         row = Upgrade.objects.create(
             app=app,
-            from_version=app.running_version,
+            from_version=app.running_version if from_version is None else from_version,
             to_version=version,
             trigger=trigger[:300],
             asked={**asked, "host": settings.CC_CI.host},
@@ -86,7 +91,8 @@ def roll_back(app: InfraApp, who: str, *, data: bool = False) -> Upgrade:
         note(at_work, "asked", f"{who} wants {at_work.from_version} back.")
         return at_work
     _is_ours(app)
-    last = app.upgrades.filter(state=UpgradeState.SUCCEEDED, to_version=app.running_version).first()
+    done = app.upgrades.filter(state=UpgradeState.SUCCEEDED, to_version=app.running_version)
+    last = done.exclude(from_version=F("to_version")).first()
     if last is None or not last.from_version:
         raise Refused(f"cc-ci did not bring {app.name} to {app.running_version or 'what runs'}, so it knows no version before.")
     asked: dict[str, Any] = {"kind": "rollback", "sick": True}
@@ -95,6 +101,16 @@ def roll_back(app: InfraApp, who: str, *, data: bool = False) -> Upgrade:
             raise Refused(f"There is no snapshot of {last.from_version}. See: {command('snapshots', app.name)}")
         asked["data"] = last.snapshot.pk
     return begin(app, last.from_version, f"{who}, by rollback", **asked)
+
+
+def snapshot(app: InfraApp, who: str) -> Upgrade:
+    """Take a snapshot now: the app is stopped for it, and comes back as it was. Raises Refused."""
+    _is_ours(app)
+    if not is_stateful(app):
+        raise Refused(f"infra.yml says `snapshots: none` for {app.name}.")
+    if not app.running_version:
+        raise Refused(f"{app.name} does not run, as far as is known. To bring it up: {command('deploy', app.name)}")
+    return begin(app, app.running_version, f"{who}, by snapshot", kind="snapshot", soak=0)
 
 
 def restore(app: InfraApp, snapshot: Snapshot, who: str) -> Upgrade:
@@ -120,7 +136,7 @@ def restore_ours(app: InfraApp, who: str) -> Upgrade:
         )
         raise Refused(f"It was changed again since: {seen.version or 'nothing'} runs now. Look at it, then say it again.")
     if not seen.parts:
-        raise Refused("Nothing of it runs any more. Bring it back from its snapshot: cc-ci infra apply --restore")
+        raise Refused(f"Nothing of it runs any more. Bring it back from its snapshot: cc-ci infra deploy {app.name}")
     ours = app.running_version
     row = begin(app, ours, f"{who}, by restore-ours", kind="restore-ours", accept=seen.fingerprint, sick=True)
     if seen.version and seen.version != ours:

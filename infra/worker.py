@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from django.utils import timezone
 
 from controlplane.leases import Held
 from infra import ownership, running, snapshots
+from infra.deployers.base import DeployError
 from infra.deployers.lasting import LastingDeployer, Part, Recorded
 from infra.deployers.volumes import Volume
 from infra.models import InfraApp, Upgrade
@@ -70,7 +72,8 @@ class Worker:
             raise WantedBack(f"{row[1]['back']} wanted it back.")
 
     def log(self, text: str) -> None:
-        with (self.folder / "log").open("a") as file:
+        """A line for people. A disk that is full costs the line, and never the way back."""
+        with suppress(OSError), (self.folder / "log").open("a") as file:
             file.write(f"{timezone.now():%H:%M:%S} {running.without_secrets(self.app, text)}\n")
 
     def report(self, text: str) -> None:
@@ -149,16 +152,33 @@ class Worker:
         return parts
 
     def _put(self, deployer: LastingDeployer, which: str, version: str) -> None:
-        """Deploy a version: announced before, and known by its fingerprints as soon as it stands there."""
+        """Deploy a version: announced before, and known by its fingerprints as soon as it stands there.
+
+        The old one comes back as it was recorded, spec by spec: its files may say less than what ran.
+        """
         mark = self._mark(which)
         announced = [one for one in self.upgrade.facts.get("announced", []) if one != mark]
         facts = {**self.upgrade.facts, "announced": [*announced, mark]}
         self._guard("deploy", facts=facts, ran_new=self.upgrade.ran_new or which == "new")
         self.report(f"Deploying {version}")
-        deployer.deploy(self.folder / which)
+        if which == "old":
+            deployer.restore_specs(self.folder / which, self._recorded())
+        else:
+            deployer.deploy(self.folder / which)
         parts = {name: part.fingerprint for name, part in deployer.parts().items()}
         self._remember(deployed={**self.upgrade.facts.get("deployed", {}), mark: parts})
         deployer.settle()
+
+    def _docker_anew(self) -> bool:
+        """Whether Docker was started anew since the upgrade began, or since it was looked at again."""
+        before, now = self.upgrade.facts.get("docker_began", ""), self._docker_began()
+        return bool(before and now and before != now)
+
+    def _docker_began(self) -> str:
+        """When Docker was started; empty when that cannot be told."""
+        with suppress(DeployError):
+            return next((deployer.docker_began() for deployer in self._open[-1:]), "")
+        return ""
 
     def _before(self) -> dict[str, Part]:
         return running.known_parts(self.upgrade.baseline.get("parts", {}))
@@ -170,6 +190,7 @@ class Worker:
             {name: image["id"] for name, image in digests.items() if image["id"]},
             {name: image["name"] for name, image in digests.items()},
             [Volume(**volume) for volume in self.upgrade.facts.get("volumes", [])],
+            self.upgrade.facts.get("networks", {}),
         )
 
     @property
@@ -177,10 +198,21 @@ class Worker:
         return snapshots.is_stateful(self.app)
 
     def _copier(self, deployer: LastingDeployer) -> snapshots.Copier:
-        return deployer.copier([*self._recorded().images.values(), *self._recorded().names.values()])
+        return deployer.copier(self._copy_images())
+
+    def _copy_images(self) -> Sequence[str]:
+        """Images of this machine that volumes may be copied with."""
+        return [*self._recorded().images.values(), *self._recorded().names.values()]
 
     def _pause(self, length: float) -> None:
         until = time.monotonic() + length
         while (left := until - time.monotonic()) > 0:
             self.check()
             self.sleep(min(left, 0.5))
+
+
+def differences(parts: Mapping[str, Part], before: Mapping[str, Part]) -> list[str]:
+    """Where services are not what they were before, by their specs. (What is missing is for others to say.)"""
+    found = [f"{name} was not there before" for name in sorted(set(parts) - set(before))]
+    changed = [name for name, part in sorted(parts.items()) if name in before and part.fingerprint != before[name].fingerprint]
+    return found + [f"the spec of {name} is not the one that was recorded" for name in changed]

@@ -11,15 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from infra.deployers import compose, ports, settling, stacks, volumes
+from infra.deployers import compose, engine, ports, settling, specs, stacks, volumes
 from infra.deployers.base import DeployError
-from infra.deployers.docker_cli import LABEL_DEPLOYMENT, call, docker, inspect
+from infra.deployers.docker_cli import LABEL_DEPLOYMENT, away, began, call, docker, inspect
 from infra.deployers.stackfile import stackfiles
 from infra.deployers.stacks import LABEL_STACK, Owned
 from infra.deployers.swarm import SwarmDeployer
 from infra.deployers.volumes import Volume, Volumes
 
 _STOP_SECONDS = 60.0
+#: An update that Swarm stopped goes on with the next one only.
+_STUCK = ("paused", "rollback_paused")
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Recorded:
     images: Mapping[str, str]  #: service -> id of the image that its newest container runs
     names: Mapping[str, str]  #: service -> the image as its spec names it
     volumes: Sequence[Volume] = field(default_factory=tuple)
+    networks: Mapping[str, Any] = field(default_factory=dict)  #: id -> how it was made: a body for `/networks/create`
 
 
 class LastingDeployer(SwarmDeployer):
@@ -99,6 +102,17 @@ class LastingDeployer(SwarmDeployer):
         found = [value for name in recipe.services if (value := recipe.labels(name).get(key, "")).isdigit()]
         return max(map(int, found), default=0)
 
+    def volumes_there(self) -> list[str]:
+        """The volumes of the stack that are on this machine, whether it runs or not."""
+        listed = docker("volume", "ls", "--quiet").split()
+        return sorted({*self.owned.ids("volume"), *(name for name in listed if name.startswith(f"{self.stack}_"))})
+
+    def secrets_missing(self) -> dict[str, str]:
+        """The secrets that the recipe expects and the Swarm does not have: their names, each with its key in the recipe."""
+        there = self._secrets_there()
+        recipe = self._recipe or self._load()
+        return {secret.name: secret.key for secret in recipe.secrets() if secret.name not in there}
+
     def parts(self) -> dict[str, Part]:
         """Every service of the stack now, by its short name; empty when nothing runs."""
         services = self.owned.services()
@@ -129,6 +143,10 @@ class LastingDeployer(SwarmDeployer):
             )
         return found
 
+    def docker_began(self) -> str:
+        """When Docker itself was started: each of its starts starts all tasks anew. Empty when that cannot be told."""
+        return began()
+
     def published(self) -> dict[str, list[int]]:
         """The ports that each service publishes on this machine."""
         found = {}
@@ -142,13 +160,78 @@ class LastingDeployer(SwarmDeployer):
     def record(self) -> Recorded:
         """What runs now, in full."""
         services = self.owned.services()
-        specs = {str(s["Spec"]["Name"]).removeprefix(f"{self.stack}_"): s["Spec"] for s in services}
+        found = {str(s["Spec"]["Name"]).removeprefix(f"{self.stack}_"): s["Spec"] for s in services}
         images = {}
-        for name in specs:
+        for name in found:
             if newest := self.owned.containers(name)[:1]:
                 images[name] = str(newest[0]["Image"])
-        names = {name: str(spec["TaskTemplate"]["ContainerSpec"]["Image"]) for name, spec in specs.items()}
-        return Recorded(specs, images, names, volumes.described(mounted(specs)))
+        names = {name: str(spec["TaskTemplate"]["ContainerSpec"]["Image"]) for name, spec in found.items()}
+        used = sorted(set().union(*(specs.networks_of(spec) for spec in found.values())))
+        networks = {str(one["Id"]): specs.network(one) for one in inspect("network", used)}
+        return Recorded(found, images, names, volumes.described(mounted(found)), networks)
+
+    def deploy(self, checkout: Path | None = None) -> None:
+        try:
+            super().deploy(checkout)
+        except DeployError as error:
+            if away(str(error)):  # it says nothing against the recipe
+                raise DeployError("tool_failed", error.message, "See Docker's log.") from error
+            raise
+
+    def restore_specs(self, checkout: Path, recorded: Recorded) -> None:
+        """Put every service back as it was recorded, whatever the version's files say; services that were not there go.
+
+        `settle` then says whether it came about. `checkout` are the files of the version that ran: they make what a spec needs
+        and nobody has any more (a config that was removed). May be called again. Raises DeployError.
+        """
+        if not engine.socket_path():
+            self.context.log("No unix socket leads to this Docker: the version's files are deployed, not the specs recorded.")
+            self.deploy(checkout)
+            return
+        names = {key: str(network["Name"]) for key, network in recorded.networks.items()}
+        self._networks_again(recorded.networks)
+        now = self._ids()
+        if any(specs.missing(spec, names, now) for spec in recorded.specs.values()):
+            self.deploy(checkout)
+        now = self._ids()
+        if lost := sorted({one for spec in recorded.specs.values() for one in specs.missing(spec, names, now)}):
+            raise DeployError("tool_failed", f"What ran of {self.stack} needs what is gone: {', '.join(lost)}.", "Make it again.")
+        self._begin()
+        self.know(checkout)
+        there = self.owned.services()
+        self._before = settling.specs(there)
+        self._count += 1
+        by_name = {str(service["Spec"]["Name"]): service for service in there}
+        wanted = {str(spec["Name"]): specs.of_now(spec, names, now, self._mark()) for spec in recorded.specs.values()}
+        for name in sorted(set(by_name) - set(wanted)):
+            docker("service", "rm", name)
+        for name, spec in wanted.items():
+            self.context.check()
+            self._write(spec, by_name.get(name))
+
+    def _write(self, spec: Mapping[str, Any], service: Mapping[str, Any] | None) -> None:
+        if service is None:
+            engine.post("/services/create", spec)
+        elif service["Spec"] != spec or (service.get("UpdateStatus") or {}).get("State", "") in _STUCK:
+            engine.post(f"/services/{service['ID']}/update", spec, version=str(service["Version"]["Index"]))
+
+    def _networks_again(self, recorded: Mapping[str, Any]) -> None:
+        """Make the stack's own networks that went with it."""
+        there = self._ids().networks
+        for network in recorded.values():
+            if network["Name"] in there or network["Labels"].get(LABEL_STACK) != self.stack:
+                continue
+            try:
+                engine.post("/networks/create", network)
+            except DeployError:  # its addresses are another's by now
+                engine.post("/networks/create", {**network, "IPAM": {"Driver": network["IPAM"]["Driver"]}})
+
+    def _ids(self) -> specs.Ids:
+        def listed(kind: str, *options: str) -> dict[str, str]:
+            lines = docker(kind, "ls", *options, "--format={{.ID}} {{.Name}}").splitlines()
+            return {name: key for key, _, name in (line.partition(" ") for line in lines)}
+
+        return specs.Ids(listed("network", "--no-trunc"), listed("config"), listed("secret"))
 
     def missing_images(self, recorded: Recorded) -> list[str]:
         """The images of what ran that are not on this machine any more, by name. Changes nothing."""
@@ -186,12 +269,12 @@ class LastingDeployer(SwarmDeployer):
         self._leases.release()
 
 
-def mounted(specs: Mapping[str, Any]) -> list[str]:
+def mounted(services: Mapping[str, Any]) -> list[str]:
     """The named volumes that services' specs mount."""
     return sorted(
         {
             str(mount["Source"])
-            for spec in specs.values()
+            for spec in services.values()
             for mount in spec["TaskTemplate"]["ContainerSpec"].get("Mounts") or []
             if mount.get("Type") == "volume" and mount.get("Source")
         }

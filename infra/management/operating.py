@@ -13,12 +13,14 @@ from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
 from controlplane.cli import NO, OURS, Exit
-from infra import carrying, nightly, ownership, snapshots, wanting
-from infra.models import InfraApp, Upgrade
+from infra import carrying, nightly, ownership, rebuilding, snapshots, wanting
+from infra.models import InfraApp, Snapshot, Upgrade
 from infra.ownership import Refused
+from infra.rebuilding import Outcome
 from infra.states import UpgradeState
 
 _POLL_SECONDS = 0.3
+_RESUME_SECONDS = 10.0
 _SHOWN = ("sample",)
 
 
@@ -37,6 +39,13 @@ def add_actions(add: Callable[..., Any]) -> None:
     action.add_argument("--no-wait", action="store_true", help="do not wait for its end")
     action = with_app("rollback", "back to the version before; an upgrade that is under way turns round")
     action.add_argument("--data", action="store_true", help="with the data of the snapshot taken before that upgrade")
+    action.add_argument("--no-wait", action="store_true", help="do not wait for its end")
+    action = with_app("deploy", "bring up an app that does not run: its pinned version, with the data of its newest snapshot")
+    action.add_argument("--snapshot", type=int, metavar="SNAPSHOT", help="another one, from: cc-ci infra snapshots APP")
+    action.add_argument("--fresh", action="store_true", help="with no data")
+    action.add_argument("--volumes", choices=["keep", "replace"], default="", help="what to do with volumes that are still there")
+    action.add_argument("--no-wait", action="store_true", help="do not wait for its end")
+    action = with_app("snapshot", "stop an app, copy its data into its store, and bring it back as it was")
     action.add_argument("--no-wait", action="store_true", help="do not wait for its end")
     with_app("snapshots", "the snapshots of an app, and why each is kept")
     action = with_app("restore", "the data of a snapshot, with the version that it was taken of")
@@ -85,10 +94,43 @@ class Operating(BaseCommand):
 
     def _restore(self, options: dict[str, Any]) -> None:
         app = self._named(options)
-        snapshot = app.taken.filter(pk=options["snapshot"]).first()
-        if snapshot is None:
-            raise CommandError(f"{app.name} has no snapshot {options['snapshot']}. See: cc-ci infra snapshots {app.name}")
+        snapshot = _snapshot(app, options["snapshot"])
         self._begin(options, lambda who: wanting.restore(app, snapshot, who))
+
+    def _snapshot(self, options: dict[str, Any]) -> None:
+        app = self._named(options)
+        self._begin(options, lambda who: wanting.snapshot(app, who))
+
+    def _deploy(self, options: dict[str, Any]) -> None:
+        app = self._named(options)
+
+        def begin(who: str) -> Upgrade:
+            if not options["fresh"] and (problems := rebuilding.recover(_reconciled())):
+                raise Refused(" ".join(problems))
+            snapshot = _snapshot(app, options["snapshot"]) if options["snapshot"] else None
+            return rebuilding.bring_up(app, who, snapshot=snapshot, fresh=options["fresh"], volumes=options["volumes"])
+
+        self._begin(options, begin)
+
+    def _rebuild(self, options: dict[str, Any]) -> list[Outcome]:
+        """Bring up what does not run, level by level: what came of each app."""
+        apps = list(InfraApp.objects.filter(declared=True))
+        if problems := rebuilding.recover(_reconciled()):
+            raise CommandError(" ".join([*problems, "Nothing was begun."]))
+        outcomes: list[Outcome] = []
+        bad: set[str] = set()
+        quiet = options["json"]
+        for level in rebuilding.levels(apps):
+            begun = list(rebuilding.begin_level(level, getpass.getuser(), bad))
+            for outcome in begun:
+                if outcome.upgrade:
+                    self._follow(outcome.upgrade, quiet=quiet, name=outcome.app.name)
+                outcome = rebuilding.ended(outcome)
+                if not quiet:
+                    self.stdout.write(outcome.text)
+                outcomes.append(outcome)
+                bad |= set() if outcome.good else {outcome.app.name}
+        return outcomes
 
     def _restore_ours(self, options: dict[str, Any]) -> None:
         app = self._named(options)
@@ -113,17 +155,20 @@ class Operating(BaseCommand):
         if not wanted:
             raise Exit(NO)
 
-    def _follow(self, upgrade: Upgrade, quiet: bool) -> None:
+    def _follow(self, upgrade: Upgrade, quiet: bool, name: str = "") -> None:
         """Print its trail until it ends. Whoever interrupts this ends the looking, not the upgrade."""
-        seen = 0
+        seen, looked = 0, time.monotonic()
         while True:
+            if time.monotonic() - looked > _RESUME_SECONDS:  # on a machine that was just set up, nobody else may look after it
+                looked = time.monotonic()
+                carrying.resume()
             upgrade.refresh_from_db()
             final = upgrade.final
             for event in upgrade.events.filter(pk__gt=seen).exclude(kind__in=_SHOWN):
                 seen = event.pk
                 if not quiet:
                     at: datetime = timezone.localtime(event.at)
-                    self.stdout.write(f"{at:%H:%M:%S} {event.kind}: {event.text}".rstrip(": "))
+                    self.stdout.write(f"{at:%H:%M:%S} {name} {event.kind}: {event.text}".replace("  ", " ").rstrip(": "))
             if final:
                 return
             time.sleep(_POLL_SECONDS)
@@ -205,6 +250,17 @@ class Operating(BaseCommand):
         finally:  # a test runs this within a process that goes on
             os.umask(before)
         self._say(options, {"state": word}, [word])
+
+
+def _reconciled() -> list[InfraApp]:
+    return list(InfraApp.objects.filter(declared=True, owner=InfraApp.Owner.RECONCILED))
+
+
+def _snapshot(app: InfraApp, number: int) -> Snapshot:
+    found = app.taken.filter(pk=number).first()
+    if found is None:
+        raise CommandError(f"{app.name} has no snapshot {number}. See: cc-ci infra snapshots {app.name}")
+    return found
 
 
 def _upgrade(upgrade: Upgrade) -> dict[str, Any]:

@@ -176,6 +176,12 @@ class FolderDeployer:
     def timeout(self, files: Path) -> int:
         return 1
 
+    def volumes_there(self) -> list[str]:
+        return ["data"] if self.machine.data.exists() else []
+
+    def secrets_missing(self) -> dict[str, str]:
+        return {"app_password_v1": "password"}
+
     def parts(self) -> dict[str, Part]:
         return {
             name: Part(
@@ -190,6 +196,10 @@ class FolderDeployer:
             )
             for name, one in self.machine.services().items()
         }
+
+    def docker_began(self) -> str:
+        file = self.machine.root / "docker-began"
+        return file.read_text() if file.exists() else "at first"
 
     def published(self) -> dict[str, list[int]]:
         return {}
@@ -228,6 +238,13 @@ class FolderDeployer:
         one = {**self._service(version, services.get("app")), "up": not said}
         self.machine.write({"db": self.machine.services()["db"], "app": one})
         self.machine.point(name, "after")
+
+    def restore_specs(self, files: Path, recorded: Recorded) -> None:
+        """As `deploy`, with what a hand had added when it was recorded."""
+        self.deploy(files)
+        hands = {name: spec["hand"] for name, spec in recorded.specs.items() if "hand" in spec}
+        services = self.machine.services()
+        self.machine.write({name: {**one, **({"hand": hands[name]} if name in hands else {})} for name, one in services.items()})
 
     def _service(self, version: str, before: dict[str, Any] | None) -> dict[str, Any]:
         return service(version, self.context.mark)

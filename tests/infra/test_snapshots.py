@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -15,11 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra import snapshots
+from infra import bundles, snapshots
 from infra.deployers.manifest import Line, Manifest, of_file
 from infra.models import InfraFile, Snapshot
 from infra.states import UpgradeState
-from infra.stores import FolderStore, ResticStore, StoreError
+from infra.stores import FolderStore, ResticStore, Store, StoreError
 from tests.factories import SnapshotFactory, UpgradeFactory
 from tests.infra.folder_app import GOOD, OLD, FolderCopier
 from tests.infra.machine import Scene, log_of
@@ -97,8 +98,19 @@ def restic(tmp_path: Path) -> ResticStore:
     return ResticStore(repository, "geheim", tmp_path / "scratch")
 
 
+SAYS = {"format": 1, "taken_at": "2026-11-24T01:02:03+00:00"}
+
+
+def store_holds(store: Store, location: str) -> bool:
+    """Found by the app's name, or by none; and some of its files can be had alone."""
+    assert store.locations("another") == []
+    assert [one.startswith(location) for one in store.locations("app")] == [True] and store.locations("app") == store.locations()
+    files = store.peek(store.locations("app")[0], ("bundle.json", "secrets.json"), go_on)
+    return files == {"bundle.json": json.dumps(SAYS).encode()}
+
+
 def fill(folder: Path) -> None:
-    (folder / "bundle.json").write_text('{"format": 1}')
+    (folder / "bundle.json").write_text(json.dumps(SAYS))
     (folder / "0.tar").write_bytes(os.urandom(1000))
 
 
@@ -106,7 +118,8 @@ def test_a_restic_repository_keeps_a_bundle(restic: ResticStore, tmp_path: Path)
     location = restic.put("app/1-1.0.0", fill, go_on)
     with restic.get(location, go_on) as folder:
         assert sorted(path.name for path in folder.iterdir()) == ["0.tar", "bundle.json"]
-        assert snapshots.read_bundle(folder) == {"format": 1}
+        assert bundles.read(folder) == SAYS
+    assert store_holds(restic, location)
     assert not list((tmp_path / "scratch").iterdir()), "nothing is left of what went in and came out"
     restic.drop(location)
     with pytest.raises(StoreError, match="restic restore: "), restic.get(location, go_on):
@@ -132,8 +145,11 @@ def test_a_folder_has_whole_bundles_only(tmp_path: Path) -> None:
     (tmp_path / "store" / "app" / ".partial-1").mkdir()  # of a worker that was killed
     assert store.put("app/1", fill, go_on) == store.put("app/1", fill, go_on) == "app/1"
     assert [path.name for path in (tmp_path / "store" / "app").iterdir()] == ["1"]
+    (tmp_path / "store" / "app" / ".partial-2").mkdir()
+    assert store_holds(store, "app/1")
     store.drop("../..")
     store.drop("app/1")
+    (tmp_path / "store" / "app" / ".partial-2").rmdir()
     assert (tmp_path / "store").is_dir() and not list((tmp_path / "store" / "app").iterdir())
 
 

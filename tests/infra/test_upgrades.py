@@ -287,12 +287,12 @@ def test_two_are_never_begun_for_one_app(scene: Scene, unstarted: list[Upgrade])
 
 
 def test_the_time_to_settle_grows_with_what_was_seen(scene: Scene) -> None:
-    assert upgrades._settle_seconds(scene.app, 0) == 300
-    assert upgrades._settle_seconds(scene.app, 20) == 20
+    assert upgrades.settle_seconds(scene.app, 0) == 300
+    assert upgrades.settle_seconds(scene.app, 20) == 20
     UpgradeFactory(app=scene.app, state=S.SUCCEEDED, facts={"settled_after": 70.5})
     UpgradeFactory(app=scene.app, state=S.ROLLED_BACK, facts={"settled_after": 500})
-    assert upgrades._settle_seconds(scene.app, 20) == 141
-    assert upgrades._settle_seconds(scene.app, 600) == 600
+    assert upgrades.settle_seconds(scene.app, 20) == 141
+    assert upgrades.settle_seconds(scene.app, 600) == 600
 
 
 # -- nights ----

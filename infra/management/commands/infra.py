@@ -40,7 +40,12 @@ class Command(Operating):
             return action
 
         add("diff", "compare infra.yml with what is known and what runs; 1 when they differ", file=True)
-        add("apply", "take over what infra.yml says; never lowers a version, deploys nothing", file=True)
+        action = add("apply", "take over what infra.yml says; never lowers a version, deploys nothing", file=True)
+        action.add_argument(
+            "--restore",
+            action="store_true",
+            help="then bring up all that does not run, in order, with the data of the newest snapshots",
+        )
         add("export", "print the infra.yml that the database amounts to")
         add("check", "see whether infra.yml can be used, and its secrets and stores are within reach", file=True)
         add("status", "how each app stands, what is held, and what lifts it", app=True)
@@ -80,10 +85,18 @@ class Command(Operating):
         changes = applying.apply(applying.read(path), path)
         done = sum(change.kind in APPLIED for change in changes)
         words = f"{done} changes applied." if done else "Nothing to apply."
-        self._say(
-            options, [asdict(change) | {"applied": change.kind in APPLIED} for change in changes], [*_lines(changes), words]
-        )
-        if any(change.kind in ("behind", "refused") for change in changes):
+        data: Any = [asdict(change) | {"applied": change.kind in APPLIED} for change in changes]
+        good = not any(change.kind in ("behind", "refused") for change in changes)
+        if not options["restore"]:
+            self._say(options, data, [*_lines(changes), words])
+        else:
+            if not options["json"]:
+                self._say(options, data, [words])
+            outcomes = self._rebuild(options)
+            rows = [{"app": one.app.name, "word": one.word, "text": one.text} for one in outcomes]
+            self._say(options, {"changes": data, "apps": rows}, [])
+            good = all(one.good for one in outcomes)
+        if not good:
             raise Exit(NO)
 
     def _export(self, options: dict[str, Any]) -> None:
