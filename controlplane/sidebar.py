@@ -52,6 +52,15 @@ GROUPS: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
 }
 
+#: Pages beside the tables, which stand first in their group: for all who may come here.
+PAGES: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "Own apps": (
+        ("How they stand", "monitor_heart", "infra"),
+        ("The night", "bedtime", "infra-night"),
+        ("infra.yml and what differs", "difference", "infra-file"),
+    ),
+}
+
 
 def _may_see(app: str, name: str) -> Callable[[HttpRequest], bool]:
     def permitted(request: HttpRequest) -> bool:
@@ -64,7 +73,9 @@ def navigation() -> list[dict[str, Any]]:
     """The groups as the admin theme wants them. A link that leads nowhere for somebody is not shown to them."""
     groups = []
     for title, entries in GROUPS.items():
-        items = []
+        items: list[dict[str, Any]] = [
+            {"title": label, "icon": icon, "link": reverse_lazy(page)} for label, icon, page in PAGES.get(title, ())
+        ]
         for label, icon, model in entries:
             app, name = model.split(".")
             items.append(

@@ -1,6 +1,6 @@
 """The server's own apps in the admin. All of it is a trail or comes from infra.yml: nothing is changed here by hand.
 
-Its actions are those of `cc-ci infra`, under the same names.
+Its actions are the buttons of `infra.buttons`, which are those of the pages at /infra/, too.
 """
 
 from __future__ import annotations
@@ -10,20 +10,22 @@ from typing import Any
 
 from django.contrib import admin, messages
 from django.db.models import QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
 from django.template.defaultfilters import filesizeformat
-from django.utils.html import format_html_join
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from unfold.admin import ModelAdmin
 from unfold.decorators import action, display
 
 from controlplane.adminsite import ReadOnlyAdmin, ReadOnlyInline
-from infra import ownership, wanting
-from infra.looking import NotApproved, approve
+from infra import wanting
+from infra.buttons import BUTTONS, On
 from infra.models import AlertSent, AppSecret, InfraApp, InfraFile, InfraRelease, Snapshot, Upgrade, UpgradeEvent
 from infra.ownership import Refused
 from infra.states import UpgradeState
 
+NO_RIGHT = "This needs the right {}."
 UPGRADE_LABELS = {
     "succeeded": "success",
     "rollback failed": "danger",
@@ -34,10 +36,59 @@ UPGRADE_LABELS = {
 }
 
 
+def buttons_of(on: On) -> Callable[[type[ModelAdmin]], type[ModelAdmin]]:
+    """Give an admin class the buttons of `infra.buttons` for its rows, as its actions."""
+
+    def add(page: type[ModelAdmin]) -> type[ModelAdmin]:
+        for name, button in BUTTONS.items():
+            if button.on == on:
+                setattr(page, name, _action(name))
+        return page
+
+    return add
+
+
+def _action(name: str) -> Any:
+    def press(page: ModelAdmin, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse | None:
+        """Do it with each row and say what came of it, for those who may; what is asked first is asked."""
+        button = BUTTONS[name]
+        if not request.user.has_perm(button.right):
+            page.message_user(request, NO_RIGHT.format(button.right), messages.ERROR)
+            return None
+        rows = list(queryset if button.on == "app" else queryset.select_related("app"))
+        if button.asks and request.POST.get("sure") != "yes":
+            what = [(row, button.says(row), button.typed(row)) for row in rows]
+            context = {**page.admin_site.each_context(request), "opts": page.model._meta, "title": button.label}
+            return render(request, "infra/admin_ask.html", {**context, "name": name, "button": button, "rows": what})
+        for row in rows:
+            try:
+                done = button.press(row, request.user.get_username())
+            except Refused as error:
+                page.message_user(request, str(error), messages.ERROR)
+            else:
+                page.message_user(request, _begun(done) if isinstance(done, Upgrade) else done, messages.SUCCESS)
+        return None
+
+    press.__name__ = name
+    return action(description=f"{BUTTONS[name].label}{' …' if BUTTONS[name].asks else ''}")(press)
+
+
+def _begun(upgrade: Upgrade) -> SafeString:
+    return format_html('{} has begun: <a href="{}">follow it</a>.', str(upgrade), upgrade.get_absolute_url())
+
+
+def _link(upgrade: Upgrade | None) -> SafeString | str:
+    return format_html('<a href="{}">{}</a>', upgrade.get_absolute_url(), str(upgrade)) if upgrade else "–"
+
+
 class UpgradeInline(ReadOnlyInline):
     model = Upgrade
-    fields = ("from_version", "to_version", "state", "trigger", "created_at", "finished_at", "reason")
+    fields = ("live_page", "state", "trigger", "created_at", "finished_at", "reason")
     readonly_fields = fields  # the form has no place for a time that is set by itself
+
+    @display(description="upgrade")
+    def live_page(self, upgrade: Upgrade) -> SafeString | str:
+        return _link(upgrade)
 
 
 class EventInline(ReadOnlyInline):
@@ -51,6 +102,7 @@ class InfraFileAdmin(ReadOnlyAdmin):
 
 
 @admin.register(InfraApp)
+@buttons_of("app")
 class InfraAppAdmin(ReadOnlyAdmin):
     list_display = (
         "name",
@@ -66,40 +118,25 @@ class InfraAppAdmin(ReadOnlyAdmin):
     list_filter = ("owner", "state", "server", "deployer", "declared")
     search_fields = ("name", "recipe", "domain", "stack")
     inlines = [UpgradeInline]
-    actions = ["upgrade", "upgrade_now", "show_plan", "rollback", "rollback_with_data", "adopt", "restore_ours", "hand_over"]
-
-    @action(description="Upgrade, if its window is open")
-    def upgrade(self, request: HttpRequest, queryset: QuerySet[InfraApp]) -> None:
-        _each(self, request, queryset, lambda app, who: _begun(wanting.upgrade(app, "", f"{who}, by button")))
-
-    @action(description="Upgrade now, outside its window as well")
-    def upgrade_now(self, request: HttpRequest, queryset: QuerySet[InfraApp]) -> None:
-        _each(self, request, queryset, lambda app, who: _begun(wanting.upgrade(app, "", f"{who}, by button", now=True)))
+    actions = [
+        "upgrade",
+        "upgrade_now",
+        "show_plan",
+        "rollback",
+        "rollback_with_data",
+        "snapshot",
+        "deploy",
+        "deploy_fresh",
+        "releases",
+        "adopt",
+        "restore_ours",
+        "hand_over",
+    ]
 
     @action(description="Show what an upgrade would do, and why not more")
     def show_plan(self, request: HttpRequest, queryset: QuerySet[InfraApp]) -> None:
         for app in queryset:
             self.message_user(request, str(wanting.plan_of(app)), messages.INFO)
-
-    @action(description="Roll back to the version before")
-    def rollback(self, request: HttpRequest, queryset: QuerySet[InfraApp]) -> None:
-        _each(self, request, queryset, lambda app, who: _begun(wanting.roll_back(app, who)))
-
-    @action(description="Roll back, with the data of the snapshot taken then")
-    def rollback_with_data(self, request: HttpRequest, queryset: QuerySet[InfraApp]) -> None:
-        _each(self, request, queryset, lambda app, who: _begun(wanting.roll_back(app, who, data=True)))
-
-    @action(description="Adopt: what runs is cc-ci's now")
-    def adopt(self, request: HttpRequest, queryset: QuerySet[InfraApp]) -> None:
-        _each(self, request, queryset, lambda app, who: " ".join([f"{app} is cc-ci's.", *ownership.adopt(app, who)]))
-
-    @action(description="Put back what cc-ci had left there (restore-ours)")
-    def restore_ours(self, request: HttpRequest, queryset: QuerySet[InfraApp]) -> None:
-        _each(self, request, queryset, lambda app, who: _begun(wanting.restore_ours(app, who)))
-
-    @action(description="Hand over to its maintainers")
-    def hand_over(self, request: HttpRequest, queryset: QuerySet[InfraApp]) -> None:
-        _each(self, request, queryset, lambda app, who: " ".join([f"{app} is handed over.", *ownership.hand_over(app, who)]))
 
     @display(description="owner", label={"reconciled by cc-ci": "primary", "its maintainers": "info"})
     def owned(self, app: InfraApp) -> str:
@@ -111,6 +148,7 @@ class InfraAppAdmin(ReadOnlyAdmin):
 
 
 @admin.register(InfraRelease)
+@buttons_of("release")
 class InfraReleaseAdmin(ReadOnlyAdmin):
     list_display = ("version", "app", "stands", "why", "annotated", "tagged_at", "approved_by", "gone")
     list_filter = ("state", "app", "annotated", "gone")
@@ -132,57 +170,6 @@ class InfraReleaseAdmin(ReadOnlyAdmin):
     def explained(self, release: InfraRelease) -> SafeString:
         return format_html_join("", "<p>{} {}{}</p>", ((r["text"], r["lift"], _passages(r)) for r in release.reasons))
 
-    @action(description="Upgrade to this version, if the gate lets it through")
-    def upgrade_to(self, request: HttpRequest, queryset: QuerySet[InfraRelease]) -> None:
-        def begin(release: InfraRelease, who: str) -> str:
-            return _begun(wanting.upgrade(release.app, release.version, f"{who}, by button", now=True))
-
-        _each(self, request, queryset.select_related("app"), begin)
-
-    @action(description="Lift its quarantine")
-    def lift(self, request: HttpRequest, queryset: QuerySet[InfraRelease]) -> None:
-        def lifted(release: InfraRelease, who: str) -> str:
-            return f"{wanting.lift(release.app, release.version, who)} may be tried again."
-
-        _each(self, request, queryset.select_related("app"), lifted)
-
-    @action(description="Approve this version")
-    def approve(self, request: HttpRequest, queryset: QuerySet[InfraRelease]) -> None:
-        if not request.user.has_perm("infra.change_infrarelease"):
-            self.message_user(request, "Approving needs the right to change releases.", messages.ERROR)
-            return
-        for release in queryset.select_related("app"):
-            try:
-                approve(release.app, release.version, request.user.get_username())
-            except NotApproved as error:
-                self.message_user(request, str(error), messages.ERROR)
-            else:
-                self.message_user(request, f"{release} is approved.", messages.SUCCESS)
-
-
-def _begun(upgrade: Upgrade) -> str:
-    return f"{upgrade} has begun: {upgrade.get_absolute_url()}"
-
-
-def _each(
-    page: ModelAdmin,
-    request: HttpRequest,
-    rows: QuerySet[Any],
-    act: Callable[[Any, str], str],
-    right: str = "infra.change_infraapp",
-) -> None:
-    """Do it with each row and say what came of it, for those who may change apps."""
-    if not request.user.has_perm(right):
-        page.message_user(request, "This needs the right to change infra apps.", messages.ERROR)
-        return
-    for row in rows:
-        try:
-            said = act(row, request.user.get_username())
-        except Refused as error:
-            page.message_user(request, str(error), messages.ERROR)
-        else:
-            page.message_user(request, said, messages.SUCCESS)
-
 
 def _passages(reason: dict[str, Any]) -> SafeString:
     cut = [
@@ -193,12 +180,17 @@ def _passages(reason: dict[str, Any]) -> SafeString:
 
 @admin.register(Upgrade)
 class UpgradeAdmin(ReadOnlyAdmin):
-    list_display = ("id", "app", "from_version", "to_version", "stands", "trigger", "created_at", "finished_at")
+    list_display = ("id", "live_page", "stands", "trigger", "created_at", "finished_at")
+    readonly_fields = ("live_page",)
     list_filter = ("state", "app")
     search_fields = ("app__name", "to_version", "from_version", "reason")
     list_select_related = ("app",)
     date_hierarchy = "created_at"
     inlines = [EventInline]
+
+    @display(description="upgrade", ordering="app")
+    def live_page(self, upgrade: Upgrade) -> SafeString | str:
+        return _link(upgrade)
 
     @display(description="state", label=UPGRADE_LABELS)
     def stands(self, upgrade: Upgrade) -> str:
@@ -207,28 +199,32 @@ class UpgradeAdmin(ReadOnlyAdmin):
 
 @admin.register(UpgradeEvent)
 class UpgradeEventAdmin(ReadOnlyAdmin):
-    list_display = ("at", "upgrade", "kind", "text")
+    list_display = ("at", "live_page", "kind", "text")
     list_filter = ("kind", "upgrade__app")
     search_fields = ("text", "upgrade__app__name")
     list_select_related = ("upgrade__app",)
 
+    @display(description="upgrade", ordering="upgrade")
+    def live_page(self, event: UpgradeEvent) -> SafeString | str:
+        return _link(event.upgrade)
+
 
 @admin.register(Snapshot)
+@buttons_of("snapshot")
 class SnapshotAdmin(ReadOnlyAdmin):
-    list_display = ("taken_at", "app", "version", "store", "size", "proved", "kept_because")
+    list_display = ("taken_at", "app", "version", "live_page", "store", "size", "proved", "kept_because")
     actions = ["restore"]
     list_filter = ("app", "store", "proved")
     search_fields = ("app__name", "version", "location")
-    list_select_related = ("app",)
+    list_select_related = ("app", "upgrade__app")
+
+    @display(description="taken by", ordering="upgrade")
+    def live_page(self, snapshot: Snapshot) -> SafeString | str:
+        return _link(snapshot.upgrade)
 
     @display(description="size", ordering="bytes")
     def size(self, snapshot: Snapshot) -> str:
         return filesizeformat(snapshot.bytes)
-
-    @action(description="Restore: its data, with the version that it was taken of")
-    def restore(self, request: HttpRequest, queryset: QuerySet[Snapshot]) -> None:
-        rows = queryset.select_related("app")
-        _each(self, request, rows, lambda row, who: _begun(wanting.restore(row.app, row, who)))
 
 
 @admin.register(AppSecret)

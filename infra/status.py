@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.db.models import F
+
 from infra.gate import Blocker, Plan, Verdict
-from infra.looking import by_hand, look
-from infra.models import InfraApp
+from infra.looking import MENDED, by_hand, look
+from infra.models import InfraApp, Upgrade
 from infra.ownership import contested_words
+from infra.states import WORKING, UpgradeState
 
 
 def describe(app: InfraApp, plan: Plan | None = None) -> dict[str, Any]:
@@ -42,6 +45,24 @@ def describe(app: InfraApp, plan: Plan | None = None) -> dict[str, Any]:
     }
 
 
+def under_way(app: InfraApp) -> Upgrade | None:
+    """The upgrade of the app that works on it, or is about to."""
+    return app.upgrades.filter(state__in=[*WORKING, UpgradeState.APPROVED]).first()
+
+
+def rollback_failed(app: InfraApp) -> Upgrade | None:
+    """The upgrade whose way back failed, as long as nobody has mended it."""
+    last = app.upgrades.filter(state__in=[*WORKING, UpgradeState.ROLLBACK_FAILED, UpgradeState.SUCCEEDED]).first()
+    failed = last is not None and last.state == UpgradeState.ROLLBACK_FAILED and not last.step.get(MENDED)
+    return last if failed else None
+
+
+def last_success(app: InfraApp) -> Upgrade | None:
+    """The upgrade that brought what runs, if cc-ci did."""
+    done = app.upgrades.filter(state=UpgradeState.SUCCEEDED, to_version=app.running_version).exclude(from_version="")
+    return done.exclude(from_version=F("to_version")).first()  # a snapshot ends at the version that it began with
+
+
 def _verdict(verdict: Verdict) -> dict[str, Any]:
     return {
         "version": str(verdict.version),
@@ -57,6 +78,23 @@ def _shown(blocker: Blocker) -> dict[str, Any]:
         text, start, end = passage["text"], passage["start"], passage["end"]
         passage |= {"before": text[:start], "word": text[start:end], "after": text[end:]}
     return value
+
+
+def marked_notes(notes: str | None, plan: Plan, version: str) -> list[tuple[str, str, str]]:
+    """The lines of a version's notes, each as what stands before a word that holds it, that word, and what comes after."""
+    verdict = next((one for one in plan.verdicts if str(one.version) == version), None)
+    blockers = (*verdict.blockers, *verdict.lifted) if verdict else ()
+    passages = {p.line: p for blocker in blockers if blocker.version == version for p in blocker.passages}
+    found = []
+    for number, line in enumerate((notes or "").splitlines(), 1):
+        passage = passages.get(number)
+        place = line.find(passage.text) if passage else -1
+        if passage is None or place < 0:
+            found.append((line, "", ""))
+        else:
+            start, end = place + passage.start, place + passage.end
+            found.append((line[:start], line[start:end], line[end:]))
+    return found
 
 
 def in_words(status: dict[str, Any]) -> list[str]:

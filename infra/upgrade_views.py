@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -10,12 +11,14 @@ from django.contrib.admin.views.decorators import staff_member_required
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import get_object_or_404, render
 from django.templatetags.static import static
+from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.http import require_safe
 
-from infra.looking import command
-from infra.models import Upgrade
-from infra.running import folder_of
+from infra.buttons import BUTTONS
+from infra.looking import MENDED, command
+from infra.models import InfraApp, InfraRelease, Upgrade
+from infra.running import folder_of, without_secrets
 from infra.states import CHANGING, UpgradeState
 
 S = UpgradeState
@@ -46,9 +49,12 @@ def _log(upgrade: Upgrade) -> tuple[str, bool]:
         with (folder_of(upgrade) / "log").open("rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - LOG_CHARS))
-            return file.read().decode(errors="replace"), size > LOG_CHARS
+            text, cut = file.read().decode(errors="replace"), size > LOG_CHARS
     except OSError:
         return "", False
+    if cut:
+        text = text.partition("\n")[2]  # a secret that was cut in two would not be found
+    return without_secrets(upgrade.app, text), cut
 
 
 def _steps(upgrade: Upgrade, moves: list[tuple[str, datetime, str]]) -> list[dict[str, Any]]:
@@ -73,23 +79,60 @@ def _steps(upgrade: Upgrade, moves: list[tuple[str, datetime, str]]) -> list[dic
     return found
 
 
-def _next(upgrade: Upgrade) -> list[tuple[str, str]]:
-    """What a person may do now: a sentence and a command."""
-    app, version = upgrade.app.name, upgrade.to_version
+@dataclass(frozen=True)
+class Next:
+    """What a person may do now: a sentence, the command to type, and the button that does the same."""
+
+    text: str
+    typed: str = ""
+    label: str = ""
+    url: str = ""
+    danger: bool = False
+
+
+def _pressed(name: str, row: InfraApp | InfraRelease, text: str) -> Next:
+    button = BUTTONS[name]
+    return Next(text, button.typed(row), button.named(row), reverse("infra-do", args=[name, row.pk]), button.danger)
+
+
+def _next(upgrade: Upgrade) -> list[Next]:
+    app = upgrade.app
+    later = app.upgrades.filter(pk__gt=upgrade.pk).first()
+    if later:
+        return [Next(f"A later one came since: {later}.", label="See the last one", url=later.get_absolute_url())]
+    if app.state == InfraApp.State.CONTESTED and upgrade.final:
+        texts = {
+            "adopt": "It is contested, and nothing is touched. If what runs is right:",
+            "restore_ours": "To have back what cc-ci had left there:",
+            "hand_over": "To leave it to its maintainers:",
+        }
+        return [_pressed(name, app, text) for name, text in texts.items()]
     if upgrade.state in CHANGING:
-        return [("To have the old version back, type:", command("rollback", app))]
+        if upgrade.asked.get("back"):
+            return [Next("The old version is asked for: it turns round at the next look.")]
+        return [_pressed("rollback", app, "To have the old version back:")]
     if upgrade.state == S.SUCCEEDED:
-        return [("Nothing. To go back all the same, type:", command("rollback", app))]
+        return [_pressed("rollback", app, "Nothing. To go back all the same:")]
     if upgrade.state == S.ROLLED_BACK:
-        return [("Wait for a newer version. To try this one again, type:", command("lift", app, version))]
+        return _after_the_way_back(upgrade)
     if upgrade.state == S.ROLLBACK_FAILED:
+        if mender := upgrade.step.get(MENDED):
+            return [Next(f"Nothing: {mender} has mended it.")]
         return [
-            ("Look at the log, mend it by hand, and then type:", command("adopt", app)),
-            ("The data as it was before:", command("snapshots", app)),
+            _pressed("adopt", app, "Look at the log, mend it by hand, and when it is well:"),
+            Next("The data as it was before:", command("snapshots", app.name), "See the snapshots", app.get_absolute_url()),
         ]
     if upgrade.state == S.FAILED:
-        return [("Nothing was changed. What stands in its way:", command("status", app))]
+        words = "Nothing was changed. What stands in its way:"
+        return [Next(words, command("status", app.name), "See how it stands", app.get_absolute_url())]
     return []
+
+
+def _after_the_way_back(upgrade: Upgrade) -> list[Next]:
+    release = upgrade.app.releases.filter(version=upgrade.to_version).first()
+    if release and release.state == InfraRelease.State.QUARANTINED:
+        return [_pressed("lift", release, "Wait for a newer version. To try this one again:")]
+    return [Next("The version is not to blame: it comes again when the gate lets it through.")]
 
 
 def _context(upgrade: Upgrade) -> dict[str, Any]:

@@ -17,8 +17,6 @@ from tests.factories import (
     CommentFactory,
     DeferredItemFactory,
     ForgeFactory,
-    InfraAppFactory,
-    InfraReleaseFactory,
     PullRequestFactory,
     RepositoryFactory,
     RunEventFactory,
@@ -181,16 +179,6 @@ def registry() -> None:
         closed_at=timezone.now(),
         ticked=True,
     )
-
-
-def own_apps() -> None:
-    """The server's own apps: one settled, one whose next major waits, one left to its maintainers."""
-    InfraAppFactory(name="traefik", domain="traefik.example.org")
-    keycloak = InfraAppFactory(name="keycloak", domain="id.example.org")
-    InfraAppFactory(name="drone", domain="drone.example.org", maintained=True)
-    notes = "Keycloak 26 changes the database. Take a backup, and run the migration by hand before you upgrade."
-    InfraReleaseFactory(app=keycloak, version="2.0.0+3.0", notes=notes)
-    InfraReleaseFactory(app=keycloak, version="1.0.1+2.0")
 
 
 def _kept(run: TestRun) -> None:

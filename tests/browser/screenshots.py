@@ -56,7 +56,10 @@ def main() -> None:
         from django.contrib.auth.models import User
 
         from enrollment.models import Repository
-        from tests.browser.examples import examples, own_apps, registry, worker
+        from infra import wanting
+        from infra.looking import Live
+        from tests.browser.examples import examples, registry, worker
+        from tests.browser.own_apps import own_apps
 
         with chromium() as browser:
             worker()
@@ -75,7 +78,8 @@ def main() -> None:
                 },
             )
             registry()
-            own_apps()
+            wanting.live = lambda app: Live()  # type: ignore[assignment]  # there is no such stack to look at
+            apps = own_apps()
             _take(browser, url, {"deferred": "/deferred/"})
             User.objects.create_superuser("operator", password="operator")
             recipe = Repository.objects.get(name="nextcloud")
@@ -84,6 +88,12 @@ def main() -> None:
                 "admin-runs": "/admin/runs/testrun/",
                 "webhook-by-hand": f"/repositories/{recipe.pk}/webhook/",
                 "infra": "/infra/",
+                "infra-night": "/infra/night/",
+                "infra-file": "/infra/file/",
+                "infra-ask": f"/infra/do/hand_over/{apps.held.pk}/",
+                "upgrade-running": apps.running.get_absolute_url(),
+                "upgrade-rolled-back": apps.rolled_back.get_absolute_url(),
+                "upgrade-rollback-failed": apps.lost.get_absolute_url(),
             }
             _take(browser, url, pages, login=True)
 

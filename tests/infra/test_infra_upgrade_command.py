@@ -173,7 +173,7 @@ def test_every_command_has_a_button() -> None:
 
 
 def press(client: Client, model: str, button: str, *rows: Any) -> str:
-    data = {"action": button, "_selected_action": [row.pk for row in rows]}
+    data = {"action": button, "_selected_action": [row.pk for row in rows], "sure": "yes"}
     return client.post(reverse(f"admin:infra_{model}_changelist"), data, follow=True).content.decode()
 
 

@@ -1,5 +1,5 @@
-/* The page of a run while it runs: asks for what changed, and puts it in its place. Without this script the page stays as
-   it was served, and a refresh shows the rest. */
+/* The page of a run, or of an upgrade of an app, while it runs: asks for what changed, and puts it in its place. Without this
+   script the page stays as it was served, and a refresh shows the rest. */
 "use strict";
 
 (function () {
@@ -17,6 +17,7 @@
   const lampText = document.getElementById("live-text");
   const still = document.getElementById("still");
   const announce = document.getElementById("announce");
+  const what = root.dataset.what || "run";
   const shown = new Map();
   let mark = root.dataset.mark;
   let state = root.dataset.state;
@@ -46,7 +47,7 @@
         signal: AbortSignal.timeout(15000),
       });
       if (response.status === 403) return stop("Log in again to go on watching.");
-      if (response.status === 404) return stop("This run is gone.");
+      if (response.status === 404) return stop("This " + what + " is gone.");
       if (!response.ok) throw new Error(String(response.status));
       show(await response.json());
       failures = 0;
@@ -68,7 +69,7 @@
     }
     mark = news.log_mark;
     if (news.state !== state) {
-      announce.textContent = "The run " + news.headline + ".";
+      announce.textContent = "The " + what + " " + news.headline + ".";
       state = news.state;
       document.title = news.title;
       document.querySelector("link[rel=icon]").href = news.favicon;

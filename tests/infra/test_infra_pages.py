@@ -1,0 +1,539 @@
+"""The pages at /infra/: every reason stands there with what lifts it, every command has its counterpart, and no button does
+anything unasked, for the wrong person, or in the wrong state."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, _SubParsersAction
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.conf import settings
+from django.contrib.auth.models import Permission, User
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.html import escape
+
+from controlplane.registry import registry
+from infra import admin, applying, carrying, releases
+from infra.buttons import BUTTONS, PAGES, WITHOUT
+from infra.gate import Kind
+from infra.looking import Live
+from infra.management.commands.infra import Command
+from infra.models import InfraApp, InfraFile, InfraRelease, Upgrade
+from infra.states import UpgradeState
+from tests.factories import InfraAppFactory, InfraReleaseFactory, SnapshotFactory, UpgradeFactory
+
+pytestmark = pytest.mark.django_db
+
+RUNNING, PATCH, MINOR, MAJOR = "1.0.0+2.0", "1.0.1+2.0", "1.1.0+2.0", "2.0.0+2.0"
+
+
+@pytest.fixture
+def app() -> InfraApp:
+    row: InfraApp = InfraAppFactory(name="web")
+    return row
+
+
+@pytest.fixture(autouse=True)
+def no_machine(monkeypatch: pytest.MonkeyPatch) -> list[Upgrade]:
+    """There is no stack to look at and no repository to read; upgrades that begin are kept here."""
+    begun: list[Upgrade] = []
+    monkeypatch.setattr("infra.wanting.live", lambda app: Live())
+    monkeypatch.setattr(releases, "discover", lambda app: [])
+    monkeypatch.setattr(carrying, "start", begun.append)
+    return begun
+
+
+def text_of(client: Client, address: str = "/infra/") -> str:
+    answer = client.get(address)
+    assert answer.status_code == 200
+    return answer.content.decode()
+
+
+# --- every blocker, with what lifts it
+
+
+def _policy(app: InfraApp, **policy: Any) -> None:
+    InfraApp.objects.filter(pk=app.pk).update(policy=policy)
+
+
+def _release(app: InfraApp, version: str = PATCH, **fields: Any) -> None:
+    InfraReleaseFactory(app=app, version=version, **fields)
+
+
+def _beyond_auto(app: InfraApp) -> None:
+    _policy(app, auto="patch")
+    _release(app, MINOR)
+
+
+def _missing_notes(app: InfraApp) -> None:
+    _policy(app, missing_notes="hold")
+    _release(app, notes=None)
+
+
+def _not_tested(app: InfraApp) -> None:
+    _policy(app, need_test_run=True)
+    _release(app)
+
+
+def _set(**values: Any) -> Callable[[InfraApp], None]:
+    def change(app: InfraApp) -> None:
+        InfraApp.objects.filter(pk=app.pk).update(**values)
+
+    return change
+
+
+#: How each blocker comes about, a word of its text, and one of what lifts it.
+ON_THE_PAGE: dict[Kind, tuple[Callable[[InfraApp], Any], str, str]] = {
+    Kind.LEFT_MAJOR: (
+        lambda app: _release(app, MAJOR),
+        "The recipe's major goes from 1 to 2",
+        "cc-ci infra approve web 2.0.0+2.0",
+    ),
+    Kind.RIGHT_MAJOR: (
+        lambda app: _release(app, "1.1.0+3.0"),
+        "The app's own major goes from 2 to 3",
+        "infra approve web 1.1.0+3.0",
+    ),
+    Kind.BEYOND_AUTO: (_beyond_auto, "more than a patch", "The policy says `auto: patch`."),
+    Kind.MANUAL_WORK: (
+        lambda app: _release(app, notes="Migrate by hand."),
+        "speak of work by hand",
+        "cc-ci infra approve web 1.0.1+2.0",
+    ),
+    Kind.MISSING_NOTES: (_missing_notes, "There are no release notes.", "cc-ci infra approve web 1.0.1+2.0"),
+    Kind.COOLDOWN: (lambda app: _release(app, tagged_at=timezone.now()), "It is younger than 2d.", "By itself on "),
+    Kind.QUARANTINED: (
+        lambda app: _release(app, state="quarantined", evidence={"quarantined": "it died."}),
+        "It is quarantined: it died.",
+        "cc-ci infra lift web 1.0.1+2.0",
+    ),
+    Kind.LINT_FAILED: (lambda app: _release(app), "Its lint failed: no image is pinned", "A version that mends it."),
+    Kind.NOT_TESTED: (_not_tested, "It has passed no test run on this server.", "need_test_run: false"),
+    Kind.NOT_ANNOTATED: (lambda app: _release(app, annotated=False), "Its tag is lightweight", "git tag -a -f 1.0.1+2.0"),
+    Kind.MAINTAINERS: (_set(owner="maintainers"), "It is its maintainers', and cc-ci changes nothing.", "cc-ci infra adopt web"),
+    Kind.CONTESTED: (_set(state="contested"), "without cc-ci.", "restore-ours web"),
+    Kind.UNKNOWN_VERSION: (_set(running_version=""), "No version can be read from what runs", "Deploy a tagged version"),
+    Kind.UNDER_WAY: (
+        lambda app: UpgradeFactory(app=app, state=UpgradeState.SOAKING),
+        "An upgrade is under way: 1.0.0+2.0 → 1.0.1+2.0, soaking.",
+        "Follow it",
+    ),
+    Kind.ROLLBACK_FAILED: (
+        lambda app: UpgradeFactory(app=app, state=UpgradeState.ROLLBACK_FAILED, reason="the disk was full."),
+        "A rollback failed, and nothing was touched since: the disk was full.",
+        "Mend it by hand, then: cc-ci infra adopt web",
+    ),
+    Kind.WINDOW: (
+        _set(window=f"{timezone.now() + timedelta(hours=5):%H:%M}-{timezone.now() + timedelta(hours=6):%H:%M}"),
+        "It is outside the window",
+        "or at once with --now.",
+    ),
+}
+#: What only a look at the machine finds, which the plan of the night takes.
+OF_THE_MACHINE: dict[Kind, tuple[str, str]] = {
+    Kind.SICK: ("It is not well as it is: app: 0/1.", "Mend it first"),
+    Kind.BUSY: ("The machine is busy: its load is 9.", "By itself once it is not, or with --now."),
+    Kind.DISK: ("There is no room for a snapshot: 3 MB are free.", "Free some, or another store."),
+    Kind.OLD_IMAGE: ("The way back is not sure: app:1 is gone.", "docker pull of that image."),
+}
+
+
+def test_no_blocker_is_left_out() -> None:
+    assert {*ON_THE_PAGE, *OF_THE_MACHINE} == set(Kind)
+
+
+@pytest.mark.parametrize("kind", ON_THE_PAGE)
+def test_each_blocker_with_what_lifts_it(
+    kind: Kind, app: InfraApp, admin_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare, text, lift = ON_THE_PAGE[kind]
+    if kind == Kind.LINT_FAILED:
+        monkeypatch.setitem(registry.answers, "version_evidence", lambda *args: {"passed": True, "lint": ["no image is pinned"]})
+    before = text_of(admin_client)
+    assert escape(text) not in before
+    prepare(app)
+    page = text_of(admin_client)
+    assert escape(text) in page and escape(lift) in page
+    night = text_of(admin_client, "/infra/night/")
+    assert escape(text) in night
+
+
+def test_what_only_the_machine_tells(app: InfraApp, admin_client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    live = Live(sick="app: 0/1.", busy="its load is 9.", disk="3 MB are free.", old_image="app:1 is gone.")
+    monkeypatch.setattr("infra.wanting.live", lambda app: live)
+    page = text_of(admin_client, "/infra/night/")
+    for text, lift in OF_THE_MACHINE.values():
+        assert escape(text) in page and escape(lift) in page
+
+
+def test_the_notes_are_shown_whole_with_the_word_that_holds_them(app: InfraApp, admin_client: Client) -> None:
+    _release(app, notes="<i>First</i> this.\nThen a migration by hand.\nThe end.")
+    page = text_of(admin_client)
+    assert "&lt;i&gt;First&lt;/i&gt; this.\nThen a migration <mark>by hand</mark>.\nThe end.\n" in page
+
+
+# --- commands and buttons
+
+
+def _typed() -> set[str]:
+    """Every sub-command, and each of its options that makes it do something else."""
+    parser: ArgumentParser = Command().create_parser("cc-ci", "infra")
+    (actions,) = [one for one in parser._actions if isinstance(one, _SubParsersAction)]
+    found = set()
+    for name, command in actions.choices.items():
+        found.add(name)
+        options = {word for one in command._actions for word in one.option_strings if word.startswith("--")}
+        found |= {f"{name} {option}" for option in options - HOW}
+    return found
+
+
+#: Options that say how something is told, where a file is, or what lies there.
+HOW = {"--help", "--json", "--file", "--no-wait", "--snapshot", "--volumes"}
+
+
+def _counterparts() -> set[str]:
+    words = [button.command.replace("{app} ", "").replace("{version}", "").replace("{number}", "") for button in BUTTONS.values()]
+    return {" ".join(word.replace("{app}", "").split()) for word in words} | set(PAGES) | set(WITHOUT)
+
+
+def test_every_command_has_its_counterpart_and_every_button_its_command() -> None:
+    assert _typed() == _counterparts()
+    for reason in WITHOUT.values():
+        assert reason.endswith(".")
+
+
+def test_the_admin_has_the_same_buttons() -> None:
+    for on, page in (("app", admin.InfraAppAdmin), ("release", admin.InfraReleaseAdmin), ("snapshot", admin.SnapshotAdmin)):
+        names = {name for name, button in BUTTONS.items() if button.on == on}
+        assert names == set(page.actions) - {"show_plan"}
+
+
+def test_every_page_of_a_command_is_there(app: InfraApp, admin_client: Client) -> None:
+    for name in set(PAGES.values()):
+        assert admin_client.get(reverse(name)).status_code == 200
+        assert Client().get(reverse(name)).status_code == 302
+
+
+@pytest.fixture
+def row(app: InfraApp) -> Callable[[str], Any]:
+    """A row for a button."""
+    made = {
+        "app": app,
+        "release": InfraReleaseFactory(app=app, version=PATCH),
+        "snapshot": SnapshotFactory(app=app),
+        "server": None,
+    }
+    return lambda name: made[BUTTONS[name].on]
+
+
+def address(name: str, row: Any) -> str:
+    return reverse("infra-do", args=[name, row.pk] if row else [name])
+
+
+@pytest.fixture
+def pressed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Buttons that do nothing but tell that they were pressed."""
+    found: list[tuple[str, str]] = []
+
+    def spy(name: str) -> Callable[[Any, str], str]:
+        def act(row: Any, who: str) -> str:
+            found.append((name, who))
+            return "It was done."
+
+        return act
+
+    for name, button in BUTTONS.items():
+        monkeypatch.setitem(BUTTONS, name, replace(button, act=spy(name)))
+    return found
+
+
+@pytest.mark.parametrize("name", BUTTONS)
+def test_a_button_says_what_it_does_and_is_for_those_who_may(
+    name: str, row: Callable[[str], Any], pressed: list[tuple[str, str]], admin_client: Client
+) -> None:
+    target, button = address(name, row(name)), BUTTONS[name]
+    page = text_of(admin_client, target)
+    assert escape(button.says(row(name))) in page and escape(button.typed(row(name))) in page
+    assert "{" not in button.says(row(name)) + button.typed(row(name))
+    assert 'name="csrfmiddlewaretoken"' in page
+
+    stranger, member, reader = Client(), Client(), Client()
+    member.force_login(User.objects.create_user("member"))
+    person = User.objects.create_user("reader", is_staff=True)
+    person.user_permissions.set(Permission.objects.filter(codename__startswith="view_"))
+    reader.force_login(person)
+    for client, status in ((stranger, 302), (member, 302), (reader, 403)):
+        assert client.post(target).status_code == status
+    assert "This needs the right infra.change_" in reader.post(target).content.decode()
+    careless = Client(enforce_csrf_checks=True)
+    careless.force_login(User.objects.get(username="admin"))
+    assert careless.post(target).status_code == 403
+    assert pressed == [], "neither a look, nor a stranger, nor another site presses it"
+
+    answer = admin_client.post(target, follow=True)
+    assert pressed == [(name, "admin")]
+    assert "It was done." in answer.content.decode()
+
+
+def test_no_button_is_offered_to_who_may_only_look(app: InfraApp, client: Client) -> None:
+    person = User.objects.create_user("reader", is_staff=True)
+    client.force_login(person)
+    page = text_of(client)
+    assert "/infra/do/" not in page
+
+
+#: Each button in a state in which it must refuse: how the state comes about, and a word of the refusal.
+WRONG: dict[str, tuple[Callable[[InfraApp], Any], str]] = {
+    "upgrade": (_set(owner="maintainers"), "It is its maintainers', and cc-ci changes nothing."),
+    "upgrade_now": (_set(state="contested"), "It is contested"),
+    "upgrade_to": (lambda app: _policy(app, auto="none"), "The policy takes no version without asking."),
+    "rollback": (_set(), "so it knows no version before."),
+    "rollback_with_data": (
+        lambda app: UpgradeFactory(app=app, from_version="0.9.0+2.0", to_version=RUNNING, state="succeeded"),
+        "There is no snapshot of 0.9.0+2.0.",
+    ),
+    "releases": (_set(), "cannot be read: gone"),
+    "adopt": (lambda app: UpgradeFactory(app=app, state="soaking"), "adopt it when it has ended."),
+    "restore_ours": (_set(), "is not contested"),
+    "hand_over": (lambda app: UpgradeFactory(app=app, state="deploying"), "hand it over when it has ended."),
+    "approve": (_set(), "needs no approval"),
+    "lift": (_set(), "is not quarantined."),
+    "restore": (_set(state="contested"), "is contested."),
+    "snapshot": (_set(), "infra.yml says `snapshots: none` for web."),
+    "deploy": (_set(owner="maintainers"), "is its maintainers'"),
+    "deploy_fresh": (_set(owner="maintainers"), "is its maintainers'"),
+    "apply": (_set(), "Name another with --file"),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in BUTTONS if name != "nightly"])
+def test_the_wrong_state_is_refused_in_words(
+    name: str,
+    app: InfraApp,
+    row: Callable[[str], Any],
+    admin_client: Client,
+    no_machine: list[Upgrade],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    prepare, words = WRONG[name]
+    monkeypatch.setattr(settings.CC_CI, "data_dir", tmp_path)
+    if name == "releases":
+
+        def gone(app: InfraApp) -> list[Any]:
+            raise releases.NotDiscovered("The releases of web cannot be read: gone")
+
+        monkeypatch.setattr(releases, "discover", gone)
+    prepare(app)
+    upgrades, owner = Upgrade.objects.count(), InfraApp.objects.get().owner
+    answer = admin_client.post(address(name, row(name)))
+    page = answer.content.decode()
+    assert answer.status_code == 409
+    assert "Not done." in page and escape(words) in page
+    assert (Upgrade.objects.count(), InfraApp.objects.get().owner) == (upgrades, owner) and no_machine == []
+
+
+def test_there_is_no_button_of_another_name(app: InfraApp, admin_client: Client) -> None:
+    for target in ("/infra/do/explode/", f"/infra/do/upgrade/{app.pk + 1}/", "/infra/do/upgrade/", f"/infra/do/apply/{app.pk}/"):
+        assert admin_client.post(target).status_code == 404
+
+
+def test_buttons_that_do(app: InfraApp, admin_client: Client, no_machine: list[Upgrade]) -> None:
+    _release(app, MAJOR, state="held")
+    major = InfraRelease.objects.get()
+    assert address("approve", major) in text_of(admin_client)
+    said = admin_client.post(address("approve", major), follow=True).content.decode()
+    assert "web 2.0.0+2.0 is approved." in said and "approved by <bdi>admin</bdi>" in said
+    answer = admin_client.post(address("upgrade_now", app))
+    (begun,) = no_machine
+    assert answer.headers["Location"] == begun.get_absolute_url() and begun.to_version == MAJOR
+    assert begun.trigger == "admin, by button"
+    said = admin_client.post(address("upgrade", app)).content.decode()
+    assert "Not done." in said
+    assert "1 releases of web are known" in admin_client.post(address("releases", app), follow=True).content.decode()
+
+
+def _offered(page: str) -> set[str]:
+    return {name for name in BUTTONS if f'"/infra/do/{name}/' in page}
+
+
+@pytest.mark.parametrize(
+    ("prepare", "offered"),
+    [
+        (_set(), {"upgrade", "upgrade_now", "hand_over", "releases"}),
+        (_set(state="contested"), {"adopt", "restore_ours", "hand_over", "releases"}),
+        (_set(owner="maintainers"), {"adopt", "releases"}),
+        (_set(declared=False), set()),
+        (_set(running_version=""), {"deploy", "deploy_fresh", "hand_over", "releases"}),
+        (
+            _set(snapshots={"of": "volumes", "store": "", "keep": 3}),
+            {"upgrade", "upgrade_now", "snapshot", "hand_over", "releases"},
+        ),
+        (
+            lambda app: (_set(state="upgrading")(app), UpgradeFactory(app=app, state=UpgradeState.SOAKING)),
+            {"rollback", "releases"},
+        ),
+        (
+            lambda app: UpgradeFactory(app=app, state=UpgradeState.ROLLBACK_FAILED),
+            {"upgrade", "upgrade_now", "adopt", "hand_over", "releases"},
+        ),
+        (
+            lambda app: UpgradeFactory(
+                app=app, from_version="0.9.0+1", to_version=RUNNING, state="succeeded", snapshot=SnapshotFactory(app=app)
+            ),
+            {"upgrade", "upgrade_now", "rollback", "rollback_with_data", "restore", "hand_over", "releases"},
+        ),
+        (lambda app: _release(app), {"upgrade", "upgrade_now", "upgrade_to", "hand_over", "releases"}),
+        (
+            lambda app: _release(app, state="quarantined", evidence={"quarantined": "x"}),
+            {"upgrade", "upgrade_now", "lift", "hand_over", "releases"},
+        ),
+    ],
+    ids=[
+        "settled",
+        "contested",
+        "theirs",
+        "undeclared",
+        "gone",
+        "stateful",
+        "upgrading",
+        "way back failed",
+        "went back",
+        "newer",
+        "quarantined",
+    ],
+)
+def test_the_buttons_that_fit_are_offered(
+    prepare: Callable[[InfraApp], Any], offered: set[str], app: InfraApp, admin_client: Client
+) -> None:
+    prepare(app)
+    assert _offered(text_of(admin_client)) == offered
+
+
+@pytest.mark.parametrize("name", [name for name, button in BUTTONS.items() if button.asks and button.on != "server"])
+def test_the_admin_asks_first(name: str, row: Callable[[str], Any], pressed: list[tuple[str, str]], admin_client: Client) -> None:
+    button, one = BUTTONS[name], row(name)
+    target = reverse(f"admin:infra_{one._meta.model_name}_changelist")
+    data = {"action": name, "_selected_action": [one.pk]}
+    page = admin_client.post(target, data).content.decode()
+    assert escape(button.says(one)) in page and 'name="sure"' in page and pressed == []
+    admin_client.post(target, {**data, "sure": "yes"}, follow=True)
+    assert pressed == [(name, "admin")]
+
+
+# --- infra.yml
+
+
+FILE = """\
+apps:
+  web:
+    recipe: web
+    source: https://git.example.org/recipes/web.git
+    domain: web.example.org
+    owner: reconciled
+    version: 1.0.0+2.0
+    snapshots: none
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(settings.CC_CI, "data_dir", tmp_path)
+    path = tmp_path / "infra.yml"
+    path.write_text(FILE)
+    return path
+
+
+def test_the_page_of_the_file(file: Path, admin_client: Client) -> None:
+    page = text_of(admin_client, "/infra/file/")
+    assert "+ web (infra.yml:2)" in page and "not applied yet" in page and '"/infra/do/apply/"' in page
+    assert not InfraApp.objects.exists(), "looking writes nothing"
+    said = admin_client.post("/infra/do/apply/", follow=True).content.decode()
+    assert "1 changes applied." in said and InfraApp.objects.get().name == "web"
+    InfraApp.objects.update(running_version=RUNNING)
+    page = text_of(admin_client, "/infra/file/")
+    assert "The file, the database and what runs agree." in page and "/infra/do/apply/" not in page
+    assert "1 apps in" in text_of(admin_client, "/infra/file/?check=1")
+    answer = admin_client.get("/infra/infra.yml")
+    assert answer.headers["Content-Type"].startswith("text/yaml") and "recipe: web" in answer.content.decode()
+    InfraApp.objects.update(running_version=PATCH)
+    page = text_of(admin_client, "/infra/file/")
+    assert "The file is behind: 1.0.1+2.0 runs" in page and "version: 1.0.1+2.0" in page
+
+
+def test_a_file_with_errors(file: Path, admin_client: Client) -> None:
+    file.write_text(FILE.replace("owner:", "onwer:"))
+    assert "there is no key onwer; did you mean owner?" in text_of(admin_client, "/infra/file/")
+    answer = admin_client.post("/infra/do/apply/")
+    assert answer.status_code == 409 and "did you mean owner?" in answer.content.decode()
+    file.unlink()
+    assert "Name another with --file" in text_of(admin_client, "/infra/file/?check=1")
+
+
+def test_where_the_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings.CC_CI, "data_dir", tmp_path)
+    assert applying.place() == tmp_path / "infra.yml"
+    monkeypatch.setattr(settings.CC_CI, "infra_file", Path("/srv/infra/infra.yml"))
+    assert applying.place() == Path("/srv/infra/infra.yml")
+    InfraFile.objects.create(path="/where/it/was/applied/infra.yml")
+    assert applying.place() == Path("/where/it/was/applied/infra.yml")
+
+
+# --- ways there
+
+
+def test_the_menus_lead_there(app: InfraApp, admin_client: Client) -> None:
+    assert '<a href="/infra/">Apps</a>' in text_of(admin_client, "/runs/")
+    assert '<a href="/infra/">Apps</a>' not in Client().get("/runs/").content.decode()
+    index = text_of(admin_client, "/admin/")
+    assert all(f'href="{reverse(name)}"' in index for name in ("infra", "infra-night", "infra-file"))
+
+
+def test_an_upgrade_that_is_named_is_a_link(app: InfraApp, admin_client: Client) -> None:
+    upgrade = UpgradeFactory(app=app, state=UpgradeState.SOAKING, started_at=timezone.now())
+    InfraApp.objects.update(state="upgrading")
+    SnapshotFactory(app=app, upgrade=upgrade)
+    upgrade.events.create(at=timezone.now(), kind="step", text="x")
+    link = f'href="{upgrade.get_absolute_url()}"'
+    for page in (
+        "/",
+        "/infra/",
+        "/admin/infra/upgrade/",
+        "/admin/infra/upgradeevent/",
+        "/admin/infra/snapshot/",
+        f"/admin/infra/infraapp/{app.pk}/change/",
+        f"/admin/infra/upgrade/{upgrade.pk}/change/",
+    ):
+        assert link in text_of(admin_client, page), page
+    said = text_of(admin_client, upgrade.get_absolute_url())
+    assert address("rollback", app) in said
+
+
+@pytest.mark.parametrize(
+    ("state", "change", "offered"),
+    [
+        (UpgradeState.SOAKING, {}, {"rollback"}),
+        (UpgradeState.SUCCEEDED, {}, {"rollback"}),
+        (UpgradeState.ROLLED_BACK, {}, {"lift"}),
+        (UpgradeState.ROLLBACK_FAILED, {}, {"adopt"}),
+        (UpgradeState.ROLLBACK_FAILED, {"state": "contested"}, {"adopt", "restore_ours", "hand_over"}),
+        (UpgradeState.FAILED, {}, set()),
+        (UpgradeState.APPROVED, {}, set()),
+    ],
+)
+def test_the_page_of_an_upgrade_says_what_next(
+    state: UpgradeState, change: dict[str, str], offered: set[str], app: InfraApp, admin_client: Client
+) -> None:
+    InfraApp.objects.update(**change) if change else None
+    _release(app, state="quarantined")
+    upgrade = UpgradeFactory(app=app, state=state)
+    assert _offered(text_of(admin_client, upgrade.get_absolute_url())) == offered
+    UpgradeFactory(app=app, state=UpgradeState.FAILED)
+    page = text_of(admin_client, upgrade.get_absolute_url())
+    assert _offered(page) == set() and "A later one came since" in page
