@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,15 @@ LABEL_RUN = "cc-ci.run"
 LABEL_APP = "cc-ci.app"
 LABEL_KEEP = "cc-ci.keep"
 LABEL_DEPLOYMENT = "cc-ci.deployment"
+
+#: What docker says when Docker itself, or the manager of its Swarm, does not answer.
+_AWAY = re.compile(
+    r"Cannot connect to the Docker daemon|error during connect|context deadline exceeded|context canceled|connection refused"
+    r"|connection reset|broken pipe|\bEOF\b|does not have a leader|is not a swarm manager|code = Unavailable|Docker's socket",
+    re.IGNORECASE,
+)
+#: What it says of a thing that is not there.
+_NO_SUCH = re.compile(r"no such|not found", re.IGNORECASE)
 
 #: What can carry our labels, in the order in which it is removed.
 KINDS = ("service", "container", "network", "volume", "config", "secret")
@@ -81,6 +91,11 @@ def docker(*arguments: str, timeout: float = 30.0, given: str | None = None) -> 
     return done.stdout
 
 
+def away(said: str) -> bool:
+    """Whether docker's words mean that Docker is away, and nothing else: it says nothing of what was asked for."""
+    return bool(_AWAY.search(said))
+
+
 def last_line(text: str) -> str:
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no word of why")
 
@@ -92,11 +107,15 @@ def ids(kind: str, *labels: str) -> list[str]:
 
 
 def inspect(kind: str, names: Sequence[str]) -> list[dict[str, Any]]:
-    """The full truth about things; those that have gone meanwhile are left out."""
+    """The full truth about things; those that have gone meanwhile are left out. Raises DeployError when docker cannot tell."""
     if not names:
         return []
     command = ["inspect", "--type=container"] if kind == "container" else [kind, "inspect"]
     done = call(*command, *names)
+    said = done.stderr.strip()
+    # Else a Docker that is away looks like an empty one. (Of an image a registry may say anything.)
+    if done.returncode and (away(said) or (kind != "image" and not _NO_SUCH.search(said))):
+        raise DeployError("tool_failed", f"docker {kind} inspect: {last_line(said)}")
     try:
         found = json.loads(done.stdout or "[]")
     except ValueError as error:
@@ -111,6 +130,14 @@ def labels_of(kind: str, item: dict[str, Any]) -> dict[str, str]:
     elif kind in ("service", "config", "secret"):
         item = item.get("Spec") or {}
     return item.get("Labels") or {}
+
+
+def began() -> str:
+    """When this Docker was started; empty when that cannot be told. Raises DeployError when it does not answer.
+
+    Docker tells nobody. But it makes its network `bridge` anew each time that it starts, unless it is told to have none.
+    """
+    return next((str(network.get("Created", "")) for network in inspect("network", ["bridge"])), "")
 
 
 def swarm_problem() -> str:

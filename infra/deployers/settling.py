@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from infra.deployers import words
 from infra.deployers.base import DeployError, Service
-from infra.deployers.docker_cli import LABEL_DEPLOYMENT, call
+from infra.deployers.docker_cli import LABEL_DEPLOYMENT, away, call, last_line
 
 #: So often may a service's tasks fail before it is given up. Apps that start before their database fail a few times.
 MOST_FAILURES = 5
@@ -110,6 +110,8 @@ def look(stack: str, services: list[dict[str, Any]]) -> Look:
 
 def _tasks(stack: str) -> list[Task]:
     done = call("stack", "ps", "--no-trunc", "--format", "{{json .}}", stack)
+    if done.returncode and away(done.stderr):  # else no task would seem to run
+        raise DeployError("tool_failed", f"docker stack ps: {last_line(done.stderr)}")
     tasks = []
     for line in done.stdout.splitlines():
         row = json.loads(line)
@@ -123,6 +125,8 @@ def _health(stack: str) -> dict[str, str]:
     """The health of each running task by its id, from docker's own status line."""
     form = '{{.Label "com.docker.swarm.task.id"}} {{.Status}}'
     done = call("ps", "--no-trunc", f"--filter=label=com.docker.stack.namespace={stack}", "--format", form)
+    if done.returncode:
+        raise DeployError("tool_failed", f"docker ps: {last_line(done.stderr)}")
     health = {}
     for line in done.stdout.splitlines():
         task, _, status = line.partition(" ")

@@ -11,7 +11,7 @@ from typing import Any
 
 from django.conf import settings
 
-from infra import carrying, ownership, releases, running
+from infra import carrying, ownership, releases, running, upgrades
 from infra.deployers.docker_cli import KINDS, call, docker, ids
 from infra.deployers.lasting import LastingDeployer
 from infra.deployers.stacks import LABEL_STACK
@@ -71,6 +71,7 @@ class Server:
     def __init__(self, root: Path, monkeypatch: Any) -> None:
         self.root = root
         monkeypatch.setattr(settings.CC_CI, "data_dir", root / "data")
+        monkeypatch.setattr(upgrades, "SAMPLE_SECONDS", (0.1, 0.5))
         (root / "store").mkdir()
         InfraFile.objects.create(path=str(root / "infra.yml"), stores={"local": {"folder": str(root / "store")}})
         self.apps: list[InfraApp] = []

@@ -82,7 +82,6 @@ def test_a_version_that_migrates_the_data_is_rolled_back_with_the_data(server: S
     assert AlertSent.objects.filter(kind="rolled_back", app=app).count() == 1
 
 
-@pytest.mark.long
 def test_without_the_restore_the_old_version_does_not_come_back(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,6 +90,7 @@ def test_without_the_restore_the_old_version_does_not_come_back(
     app = server.app(recipe, stateful=True)
     recipe.publish(NEW, BREAKS)
     monkeypatch.setattr(settling, "MOST_FAILURES", 2)
+    monkeypatch.setattr(upgrades, "PAUSES_BACK", (0.0,))
     monkeypatch.setattr(upgrades.Machine, "_put_back", lambda machine, deployer, snapshot: deployer.undeploy())
     upgrade = server.upgrade(app)
     assert upgrade.state == UpgradeState.ROLLBACK_FAILED, told(upgrade)
@@ -129,10 +129,33 @@ def test_a_silent_rollback_is_named(server: Server, tmp_path: Path) -> None:
     assert app.releases.get(version=NEW).evidence["quarantined"] == upgrade.reason
 
 
+def test_what_a_hand_had_set_and_was_adopted_comes_back_with_the_old_version(server: Server, tmp_path: Path) -> None:
+    recipe = Recipe(tmp_path / "recipe", "stateful")
+    app = server.app(recipe, stateful=True)
+    docker("service", "update", "--quiet", "--env-add=HAND=1", "--label-add=by=hand", f"{app.stack}_app", timeout=60)
+    assert tasks.supervise() == f"{app.name} is contested"
+    app.refresh_from_db()
+    ownership.adopt(app, "alice")
+    before, kept = running.see(app), data(server, app)
+    networks = docker("network", "ls", "--quiet", f"--filter=label=com.docker.stack.namespace={app.stack}")
+    recipe.publish(NEW, BREAKS)
+    upgrade = server.upgrade(app)
+    assert upgrade.state == UpgradeState.ROLLED_BACK, told(upgrade)
+    after = running.see(app)
+    spec = docker("service", "inspect", "--format={{json .Spec}}", f"{app.stack}_app")
+    assert '"HAND=1"' in spec and '"by":"hand"' in spec
+    assert docker("network", "ls", "--quiet", f"--filter=label=com.docker.stack.namespace={app.stack}") != networks, "made anew"
+    recorded = {name: part["fingerprint"] for name, part in upgrade.baseline["parts"].items()}
+    assert {name: part.fingerprint for name, part in after.parts.items()} == recorded
+    assert after.fingerprint == before.fingerprint == app.fingerprint
+    assert data(server, app).text == kept.text and page(server, app) == "hello"
+    assert tasks.supervise() == "all as it was", "cc-ci never contests itself"
+
+
 def test_a_version_that_dies_in_the_soak_is_rolled_back(server: Server, tmp_path: Path) -> None:
     recipe = Recipe(tmp_path / "recipe", "stateless")
     app = server.app(recipe, policy={"soak": "60s", "cooldown": "0s"})
-    recipe.publish(NEW, {"compose.yml": {"exec httpd -f -p 8080 -h /www": "httpd -p 8080 -h /www; sleep 6"}})
+    recipe.publish(NEW, {"compose.yml": {"exec httpd -f -p 8080 -h /www": "httpd -p 8080 -h /www; sleep 4"}})
     upgrade = server.upgrade(app)
     assert upgrade.state == UpgradeState.ROLLED_BACK, told(upgrade)
     assert upgrade.facts["failed_in"] == UpgradeState.SOAKING

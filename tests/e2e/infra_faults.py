@@ -1,0 +1,181 @@
+"""Faults for upgrades on a real Swarm: at any point of any step a worker is killed, loses its lease, or meets a full disk or a
+Docker that starts anew. A fault is a file, and is met once, whichever worker comes by.
+
+Points are the methods of the real deployer that act; `during` is when the docker command that does the work has just begun.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from infra import ownership, worker
+from infra.deployers import engine
+from infra.deployers.lasting import LastingDeployer
+from infra.deployers.volumes import Volumes
+from infra.models import InfraApp, Upgrade
+from infra.states import UpgradeState
+from infra.upgrades_states import move
+
+FAULTS = ("killed", "lost lease", "full disk", "docker restart")
+WHEN = ("before", "during", "after")
+#: Each step's docker command, whose beginning is its middle. (None: the first request to Docker's socket has just been answered.)
+FORWARD: dict[str, tuple[str, ...] | None] = {
+    "record": ("service", "inspect"),
+    "fetch": ("image", "inspect"),
+    "stop": ("service", "rm"),
+    "pack": ("cp",),
+    "prove": ("cp",),
+    "deploy": ("stack", "deploy"),
+    "settle": ("stack", "ps"),
+    "probe": ("exec",),
+}
+BACK: dict[str, tuple[str, ...] | None] = {
+    "stop back": ("service", "rm"),
+    "put back": ("cp",),
+    "deploy back": None,
+    "settle back": ("stack", "ps"),
+    "probe back": ("exec",),
+}
+_METHODS: tuple[tuple[type, str, str], ...] = (
+    (LastingDeployer, "record", "record"),
+    (LastingDeployer, "fetch", "fetch"),
+    (LastingDeployer, "undeploy", "stop"),
+    (LastingDeployer, "deploy", "deploy"),
+    (LastingDeployer, "restore_specs", "deploy back"),
+    (LastingDeployer, "settle", "settle"),
+    (LastingDeployer, "execute", "probe"),
+    (Volumes, "pack", "pack"),
+    (Volumes, "extracted", "prove"),
+    (Volumes, "replace", "put back"),
+)
+
+
+@dataclass
+class Faults:
+    """`folder` holds the fault that waits; `disk` is the small file system that is filled; `restart` starts Docker anew."""
+
+    folder: Path
+    disk: Path
+    restart: Callable[[], None]
+    rival: Callable[[], None] = lambda: None  #: carries the upgrade out by another worker, to its end
+    upgrade: int = 0
+    _inside: list[str] = field(default_factory=list)
+
+    def plan(self, point: str, when: str, fault: str) -> None:
+        for name in ("fault.json", "fault-met.json"):
+            (self.folder / name).unlink(missing_ok=True)
+        (self.folder / "fault.json").write_text(json.dumps([point, when, fault]))
+
+    @property
+    def met(self) -> bool:
+        return (self.folder / "fault-met.json").exists()
+
+    @property
+    def ballast(self) -> Path:
+        return self.disk / "ballast"
+
+    def make_room(self) -> None:
+        """Somebody sees that the disk is full, and mends it after a second."""
+        with suppress(FileNotFoundError):
+            if time.time() - self.ballast.stat().st_mtime > 1:
+                self.ballast.unlink()
+
+    def install(self) -> None:
+        """In this process, for good: it is a worker that was forked."""
+        for owner, name, point in _METHODS:
+            setattr(owner, name, self._around(getattr(owner, name), point))
+        worker.move = self._moved  # type: ignore[assignment]
+        ownership.write_pin = self._pinned
+        begin, post = subprocess.Popen.__init__, engine.post
+
+        def popen(process: Any, command: Any, *args: Any, **more: Any) -> None:
+            begin(process, command, *args, **more)
+            self._while(command)
+
+        def posted(*args: Any, **more: Any) -> Any:
+            answer = post(*args, **more)
+            if self._inside == ["deploy back"]:
+                self._point("deploy back", "during")
+            return answer
+
+        subprocess.Popen.__init__ = popen  # type: ignore[method-assign]
+        engine.post = posted
+
+    def _around(self, method: Callable[..., Any], point: str) -> Callable[..., Any]:
+        def inside(this: Any, *args: Any, **more: Any) -> Any:
+            name = f"{point} back" if point in ("stop", "settle", "probe") and self._is_back() else point
+            if self._inside:  # a step within a step is no step
+                return method(this, *args, **more)
+            self._point(name, "before")
+            self._inside.append(name)
+            try:
+                done = method(this, *args, **more)
+            finally:
+                self._inside.clear()
+            self._point(name, "after")
+            return done
+
+        return inside
+
+    def _is_back(self) -> bool:
+        return Upgrade.objects.filter(pk=self.upgrade, state=UpgradeState.ROLLING_BACK).exists()
+
+    def _while(self, command: Any) -> None:
+        if not self._inside or not isinstance(command, list) or command[:1] != ["docker"]:
+            return
+        point = self._inside[0]
+        words = {**FORWARD, **BACK}[point]
+        if words and tuple(command[1 : 1 + len(words)]) == words:
+            self._point(point, "during")
+
+    def _moved(self, upgrade: Upgrade, event: str, *args: Any, **more: Any) -> bool:
+        self._point(f"move {event}", "before")
+        done = move(upgrade, event, *args, **more)
+        self._point(f"move {event}", "after")
+        return done
+
+    def _pinned(self, app: InfraApp, version: str) -> list[str]:
+        self._point("pin", "before")
+        return []
+
+    def _point(self, name: str, when: str) -> None:
+        file = self.folder / "fault.json"
+        if not file.exists() or json.loads(file.read_text())[:2] != [name, when]:
+            return
+        fault = json.loads(file.read_text())[2]
+        file.rename(self.folder / "fault-met.json")
+        if when == "during":
+            time.sleep(0.05)  # the command is in the middle of it
+        {"killed": _die, "lost lease": self.rival, "full disk": self._fill, "docker restart": self.restart}[fault]()
+
+    def _fill(self) -> None:
+        with suppress(OSError), self.ballast.open("wb") as file:
+            while True:
+                file.write(b"\0" * 65536)
+                file.flush()
+        with suppress(OSError), self.ballast.open("ab", buffering=0) as file:  # to the last byte
+            while file.write(b"\0"):
+                pass
+        assert _is_full(self.disk)
+
+
+def _is_full(disk: Path) -> bool:
+    try:
+        (disk / "more").write_bytes(b"more")
+    except OSError as error:
+        return error.errno == errno.ENOSPC
+    return False
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)

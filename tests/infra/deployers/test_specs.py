@@ -1,0 +1,179 @@
+"""A recorded spec as it is given back: ids of now by the names of then; and the socket it is given to."""
+
+from __future__ import annotations
+
+import copy
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from socketserver import ThreadingUnixStreamServer
+from typing import Any
+
+import pytest
+
+from infra.deployers import engine, settling, specs
+from infra.deployers.base import DeployError
+from infra.deployers.docker_cli import LABEL_DEPLOYMENT, away, inspect
+
+SPEC: dict[str, Any] = {
+    "Name": "s_app",
+    "Labels": {"com.docker.stack.namespace": "s", LABEL_DEPLOYMENT: "u1-new"},
+    "TaskTemplate": {
+        "ContainerSpec": {
+            "Image": "app:1",
+            "Env": ["HAND=1"],
+            "Configs": [{"ConfigID": "old-config", "ConfigName": "s_conf_v1", "File": {"Name": "/conf"}}],
+            "Secrets": [{"SecretID": "old-secret", "SecretName": "s_key_v1", "File": {"Name": "key"}}],
+        },
+        "Networks": [{"Target": "old-net", "Aliases": ["app"]}, {"Target": "proxy-id"}],
+        "ForceUpdate": 2,
+    },
+    "Mode": {"Replicated": {"Replicas": 1}},
+}
+THEN = {"old-net": "s_default", "proxy-id": "proxy"}
+NOW = specs.Ids({"s_default": "new-net", "proxy": "proxy-id"}, {"s_conf_v1": "new-config"}, {"s_key_v1": "new-secret"})
+
+
+def test_names_stay_and_ids_are_those_of_now() -> None:
+    given = copy.deepcopy(SPEC)
+    found = specs.of_now(given, THEN, NOW, "u2-old")
+    assert given == SPEC, "what was recorded is left as it is"
+    assert [network["Target"] for network in found["TaskTemplate"]["Networks"]] == ["new-net", "proxy-id"]
+    assert found["TaskTemplate"]["Networks"][0]["Aliases"] == ["app"]
+    container = found["TaskTemplate"]["ContainerSpec"]
+    assert (container["Configs"][0]["ConfigID"], container["Secrets"][0]["SecretID"]) == ("new-config", "new-secret")
+    assert container["Env"] == ["HAND=1"]
+    assert found["Labels"] == {"com.docker.stack.namespace": "s", LABEL_DEPLOYMENT: "u2-old"}
+    assert LABEL_DEPLOYMENT not in specs.of_now(SPEC, THEN, NOW, "")["Labels"]
+
+
+def test_the_fingerprint_is_the_one_of_then() -> None:
+    found = specs.of_now(SPEC, THEN, NOW, "u2-old")
+    names = {"new-net": "s_default", "proxy-id": "proxy"}
+    assert settling.fingerprint([{"Spec": found}], names) == settling.fingerprint([{"Spec": SPEC}], THEN)
+    other = specs.of_now({**SPEC, "Mode": {"Replicated": {"Replicas": 2}}}, THEN, NOW, "")
+    assert settling.fingerprint([{"Spec": other}], names) != settling.fingerprint([{"Spec": SPEC}], THEN)
+
+
+def test_what_is_gone_is_named() -> None:
+    assert specs.missing(SPEC, THEN, NOW) == []
+    assert specs.missing(SPEC, THEN, specs.Ids()) == [
+        "network proxy",
+        "network s_default",
+        "config s_conf_v1",
+        "secret s_key_v1",
+    ]
+    assert specs.missing({"Name": "bare"}, {}, specs.Ids()) == []
+
+
+def test_a_network_is_made_again_as_it_was_but_for_its_number() -> None:
+    inspected = {
+        "Name": "s_default",
+        "Id": "old-net",
+        "Driver": "overlay",
+        "Attachable": True,
+        "Options": {"encrypted": "", "com.docker.network.driver.overlay.vxlanid_list": "4097"},
+        "Labels": {"com.docker.stack.namespace": "s"},
+        "IPAM": {"Driver": "default", "Config": [{"Subnet": "10.0.7.0/24", "Gateway": "10.0.7.1"}]},
+    }
+    found = specs.network(inspected)
+    assert found["Options"] == {"encrypted": ""} and found["Attachable"] and not found["Internal"]
+    assert found["IPAM"]["Config"] == [{"Subnet": "10.0.7.0/24", "Gateway": "10.0.7.1"}]
+    assert specs.network({"Name": "n", "Options": None, "Labels": None, "IPAM": None})["IPAM"] == {
+        "Driver": "default",
+        "Config": [],
+    }
+
+
+@pytest.mark.parametrize(
+    ("said", "is_away"),
+    [
+        ("Cannot connect to the Docker daemon at unix:///x. Is the docker daemon running?", True),
+        ('error during connect: Get "http://x/v1.41/services": EOF', True),
+        ("Error response from daemon: rpc error: code = Unknown desc = The swarm does not have a leader.", True),
+        ("Error response from daemon: This node is not a swarm manager.", True),
+        ("Error: no such service: app", False),
+        ("services.app.image must be a string", False),
+    ],
+)
+def test_a_docker_that_is_away_is_told_from_one_that_says_no(said: str, is_away: bool) -> None:
+    assert away(said) is is_away
+
+
+# -- the socket ----
+
+
+class Daemon(BaseHTTPRequestHandler):
+    asked: list[tuple[str, Any]] = []
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append((self.path, body))
+        refused = body.get("Name") == "refused"
+        answer = json.dumps({"message": "update out of sequence"} if refused else {"ID": "new"}).encode()
+        self.send_response(500 if refused else 201)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def address_string(self) -> str:
+        return "here"
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    path = tmp_path / "docker.sock"
+    Daemon.asked = []
+    with ThreadingUnixStreamServer(str(path), Daemon) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(engine, "docker", lambda *arguments: f"unix://{path}\n")
+        yield path
+        server.shutdown()
+
+
+def test_a_request_goes_over_the_socket(daemon: Path) -> None:
+    assert engine.post("/services/x/update", {"Name": "a"}, version="12 3") == {"ID": "new"}
+    assert Daemon.asked == [("/services/x/update?version=12%203", {"Name": "a"})]
+    with pytest.raises(DeployError, match="500: update out of sequence") as refused:
+        engine.post("/services/create", {"Name": "refused"})
+    assert refused.value.kind == "tool_failed"
+
+
+def test_a_socket_that_nobody_listens_on_says_so(daemon: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "docker", lambda *arguments: f"unix://{daemon}-gone\n")
+    with pytest.raises(DeployError, match=r"Docker's socket .*gone") as error:
+        engine.post("/services/create", {})
+    assert error.value.kind == "tool_failed" and away(str(error.value))
+    monkeypatch.setattr(engine, "docker", lambda *arguments: "ssh://host\n")
+    assert engine.socket_path() == ""
+    with pytest.raises(DeployError, match="no unix socket"):
+        engine.post("/services/create", {})
+
+
+def test_a_daemon_that_is_silent_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    path = tmp_path / "docker.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        monkeypatch.setattr(engine, "docker", lambda *arguments: f"unix://{path}\n")
+        with pytest.raises(DeployError):
+            engine.post("/services/create", {}, seconds=0.2)
+
+
+def test_a_docker_that_is_away_is_not_an_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "docker"
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    program.write_text("#!/bin/sh\necho '[]'\necho 'Cannot connect to the Docker daemon at unix:///x.' >&2\nexit 1\n")
+    program.chmod(0o755)
+    for kind in ("service", "volume", "image", "container"):
+        with pytest.raises(DeployError, match="Cannot connect"):
+            inspect(kind, ["one"])
+    program.write_text("#!/bin/sh\necho '[]'\necho 'Error: no such service: one' >&2\nexit 1\n")
+    assert inspect("service", ["one"]) == []
