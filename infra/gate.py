@@ -133,7 +133,7 @@ class GateFacts:
     policy: Policy = _POLICY
     window: Window = _ALWAYS
     ours: bool = True  #: the owner is cc-ci
-    any_time: bool = False  #: a person asked for it now, so the window does not count
+    any_time: bool = False  #: a person asked for it now: neither the window nor a busy machine counts
     by_hand: str = ""  #: what its maintainers type, without the version
     contested: str = ""
     under_way: str = ""
@@ -299,8 +299,8 @@ def _of_app(facts: GateFacts, target: Version | None) -> Iterator[Blocker]:
         yield Blocker(Kind.ROLLBACK_FAILED, f"A rollback failed, and nothing was touched since: {facts.rollback_failed}", lift)
     if facts.sick:
         yield Blocker(Kind.SICK, f"It is not well as it is: {facts.sick}", "Mend it first: an upgrade would be blamed for it.")
-    if facts.busy:
-        yield Blocker(Kind.BUSY, f"The machine is busy: {facts.busy}", "By itself once it is not.")
+    if facts.busy and not facts.any_time:
+        yield Blocker(Kind.BUSY, f"The machine is busy: {facts.busy}", "By itself once it is not, or with --now.")
     if facts.disk:
         yield Blocker(Kind.DISK, f"There is no room for a snapshot: {facts.disk}", "Free some, or another store.")
     if facts.old_image:

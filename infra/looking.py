@@ -40,7 +40,7 @@ _UNSEEN = Live()
 
 
 def look(app: InfraApp, live: Live = _UNSEEN, *, any_time: bool = False, now: datetime | None = None) -> Plan:
-    """What may be done with the app now. `any_time`: a person asked, so the window does not count."""
+    """What may be done with the app now. `any_time`: a person asked: neither the window nor a busy machine counts."""
     return decide(facts_of(app, live, any_time=any_time, now=now or timezone.now()))
 
 

@@ -22,7 +22,7 @@ from infra.upgrades_states import move, note
 
 
 def plan_of(app: InfraApp, *, now: bool = False) -> Plan:
-    """What the gate says with a fresh look at the machine; `now`: the window does not count."""
+    """What the gate says with a fresh look at the machine; `now`: neither the window nor a busy machine counts."""
     plan = looking.look(app, live(app), any_time=now)
     looking.record(app, plan)
     return plan

@@ -34,7 +34,7 @@ def add_actions(add: Callable[..., Any]) -> None:
 
     action = with_app("upgrade", "upgrade one app now, to the highest version that the gate lets through, and follow it")
     action.add_argument("version", nargs="?", default="", metavar="VERSION")
-    action.add_argument("--now", action="store_true", help="outside its window as well")
+    action.add_argument("--now", action="store_true", help="outside its window and on a busy machine as well")
     action.add_argument("--dry-run", action="store_true", help="only say what would be done, and why not more")
     action.add_argument("--no-wait", action="store_true", help="do not wait for its end")
     action = with_app("rollback", "back to the version before; an upgrade that is under way turns round")

@@ -271,6 +271,7 @@ def test_a_version_that_cannot_be_read() -> None:
 def test_now_means_outside_the_window_only() -> None:
     window = Window.parse("Sat 02:00-05:00")
     assert decide(facts(release("1.0.1+2.0"), window=window, any_time=True)).takes
+    assert decide(facts(release("1.0.1+2.0"), any_time=True, busy="2 runs.")).takes
     assert not decide(facts(release("1.0.1+2.0"), window=window, any_time=True, sick="x")).takes
 
 
