@@ -69,12 +69,18 @@ def _may_see(app: str, name: str) -> Callable[[HttpRequest], bool]:
     return permitted
 
 
+def _never(request: HttpRequest) -> bool:
+    """Whether the entry is where one is: these pages are outside the admin, though /admin/infra/ holds the address of one."""
+    return False
+
+
 def navigation() -> list[dict[str, Any]]:
     """The groups as the admin theme wants them. A link that leads nowhere for somebody is not shown to them."""
     groups = []
     for title, entries in GROUPS.items():
         items: list[dict[str, Any]] = [
-            {"title": label, "icon": icon, "link": reverse_lazy(page)} for label, icon, page in PAGES.get(title, ())
+            {"title": label, "icon": icon, "link": reverse_lazy(page), "active": _never}
+            for label, icon, page in PAGES.get(title, ())
         ]
         for label, icon, model in entries:
             app, name = model.split(".")

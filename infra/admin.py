@@ -24,11 +24,14 @@ from infra.buttons import BUTTONS, On
 from infra.models import AlertSent, AppSecret, InfraApp, InfraFile, InfraRelease, Snapshot, Upgrade, UpgradeEvent
 from infra.ownership import Refused
 from infra.states import UpgradeState
+from infra.status import rollback_failed
 
 NO_RIGHT = "This needs the right {}."
+ROLLBACK_FAILED = "rollback failed"
+APP_LABELS = {"settled": "success", "upgrading": "primary", "contested": "danger", ROLLBACK_FAILED: "danger"}
 UPGRADE_LABELS = {
     "succeeded": "success",
-    "rollback failed": "danger",
+    ROLLBACK_FAILED: "danger",
     "rolled back": "warning",
     "rolling back": "warning",
     "failed before anything was changed": "warning",
@@ -78,7 +81,10 @@ def _begun(upgrade: Upgrade) -> SafeString:
 
 
 def _link(upgrade: Upgrade | None) -> SafeString | str:
-    return format_html('<a href="{}">{}</a>', upgrade.get_absolute_url(), str(upgrade)) if upgrade else "–"
+    if upgrade is None:
+        return "–"
+    style = "text-primary-600 dark:text-primary-500 underline"
+    return format_html('<a href="{}" class="{}">{}</a>', upgrade.get_absolute_url(), style, str(upgrade))
 
 
 class UpgradeInline(ReadOnlyInline):
@@ -127,6 +133,8 @@ class InfraAppAdmin(ReadOnlyAdmin):
         "snapshot",
         "deploy",
         "deploy_fresh",
+        "deploy_keep",
+        "deploy_replace",
         "releases",
         "adopt",
         "restore_ours",
@@ -142,9 +150,9 @@ class InfraAppAdmin(ReadOnlyAdmin):
     def owned(self, app: InfraApp) -> str:
         return InfraApp.Owner(app.owner).label
 
-    @display(description="state", label={"settled": "success", "upgrading": "primary", "contested": "danger"})
+    @display(description="state", label=APP_LABELS)
     def stands(self, app: InfraApp) -> str:
-        return InfraApp.State(app.state).label
+        return ROLLBACK_FAILED if rollback_failed(app) else str(InfraApp.State(app.state).label)
 
 
 @admin.register(InfraRelease)
@@ -213,7 +221,7 @@ class UpgradeEventAdmin(ReadOnlyAdmin):
 @buttons_of("snapshot")
 class SnapshotAdmin(ReadOnlyAdmin):
     list_display = ("taken_at", "app", "version", "live_page", "store", "size", "proved", "kept_because")
-    actions = ["restore"]
+    actions = ["restore", "deploy_from"]
     list_filter = ("app", "store", "proved")
     search_fields = ("app__name", "version", "location")
     list_select_related = ("app", "upgrade__app")

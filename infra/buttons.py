@@ -106,14 +106,26 @@ def _snapshot(app: InfraApp, who: str) -> Upgrade:
     return wanting.snapshot(app, who)
 
 
-def _deploy(app: InfraApp, who: str) -> Upgrade:
-    if problems := rebuilding.recover([app]):
+def _deploy(app: InfraApp, who: str, **how: Any) -> Upgrade:
+    if not how.get("fresh") and (problems := rebuilding.recover([app])):
         raise Refused(" ".join(problems))
-    return rebuilding.bring_up(app, who)
+    return rebuilding.bring_up(app, who, **how)
 
 
 def _deploy_fresh(app: InfraApp, who: str) -> Upgrade:
-    return rebuilding.bring_up(app, who, fresh=True)
+    return _deploy(app, who, fresh=True)
+
+
+def _deploy_keep(app: InfraApp, who: str) -> Upgrade:
+    return _deploy(app, who, volumes="keep")
+
+
+def _deploy_replace(app: InfraApp, who: str) -> Upgrade:
+    return _deploy(app, who, volumes="replace")
+
+
+def _deploy_from(snapshot: Snapshot, who: str) -> Upgrade:
+    return _deploy(snapshot.app, who, snapshot=snapshot)
 
 
 def _restore(snapshot: Snapshot, who: str) -> Upgrade:
@@ -174,6 +186,10 @@ def _runs(app: InfraApp) -> bool:
     return _at_rest(app) and bool(app.running_version)
 
 
+def _may_upgrade(app: InfraApp) -> bool:
+    return _runs(app) and rollback_failed(app) is None
+
+
 def _is_gone(app: InfraApp) -> bool:
     return _at_rest(app) and not app.running_version
 
@@ -201,28 +217,28 @@ def _held(release: InfraRelease) -> bool:
 
 
 def _may_come(release: InfraRelease) -> bool:
-    return _at_rest(release.app) and release.state == InfraRelease.State.CANDIDATE and not release.reasons
+    return _may_upgrade(release.app) and release.state == InfraRelease.State.CANDIDATE and not release.reasons
 
 
 BUTTONS: dict[str, Button] = {
     "upgrade": Button(
         "upgrade {app}",
         "app",
-        "Upgrade, if its window is open",
+        "Upgrade",
         "Upgrades {app} from {running} to the highest version that the gate lets through, if its window is open. If it "
         "keeps data, it is stopped while its volumes are copied. What does not become well is rolled back.",
         _upgrade,
-        _runs,
+        _may_upgrade,
         asks=True,
     ),
     "upgrade_now": Button(
         "upgrade {app} --now",
         "app",
-        "Upgrade now, outside its window as well",
+        "Upgrade now, window or not",
         "Upgrades {app} from {running} to the highest version that the gate lets through, at once. If it keeps data, it "
         "is stopped while its volumes are copied. What does not become well is rolled back.",
         _upgrade_now,
-        _runs,
+        _may_upgrade,
         asks=True,
     ),
     "rollback": Button(
@@ -271,6 +287,26 @@ BUTTONS: dict[str, Button] = {
         "Bring it up with no data",
         "Brings up {pinned} of {app}, which does not run as far as is known, as new: with no data from a snapshot.",
         _deploy_fresh,
+        _is_gone,
+        asks=True,
+        danger=True,
+    ),
+    "deploy_keep": Button(
+        "deploy {app} --volumes keep",
+        "app",
+        "Bring it up with the volumes that are there",
+        "Brings up {pinned} of {app}, which does not run as far as is known, on the volumes that are still there.",
+        _deploy_keep,
+        _is_gone,
+        asks=True,
+    ),
+    "deploy_replace": Button(
+        "deploy {app} --volumes replace",
+        "app",
+        "Bring it up, its volumes replaced",
+        "Brings up {pinned} of {app}, which does not run as far as is known, with the data of its newest snapshot in the "
+        "place of what is in its volumes. What is in them now is lost.",
+        _deploy_replace,
         _is_gone,
         asks=True,
         danger=True,
@@ -351,6 +387,15 @@ BUTTONS: dict[str, Button] = {
         lambda snapshot: _at_rest(snapshot.app),
         asks=True,
         danger=True,
+    ),
+    "deploy_from": Button(
+        "deploy {app} --snapshot {number}",
+        "snapshot",
+        "Bring it up with this one",
+        "Brings up {pinned} of {app}, which does not run as far as is known, with its data of {at}.",
+        _deploy_from,
+        lambda snapshot: _is_gone(snapshot.app),
+        asks=True,
     ),
     "apply": Button(
         "apply",

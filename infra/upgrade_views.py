@@ -15,11 +15,13 @@ from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.http import require_safe
 
+from infra import bringing_up
 from infra.buttons import BUTTONS
 from infra.looking import MENDED, command
 from infra.models import InfraApp, InfraRelease, Upgrade
 from infra.running import folder_of, without_secrets
 from infra.states import CHANGING, UpgradeState
+from infra.status import last_success
 
 S = UpgradeState
 PARTS = ("summary", "facts", "steps", "probes", "trail")
@@ -112,7 +114,11 @@ def _next(upgrade: Upgrade) -> list[Next]:
             return [Next("The old version is asked for: it turns round at the next look.")]
         return [_pressed("rollback", app, "To have the old version back:")]
     if upgrade.state == S.SUCCEEDED:
+        if last_success(app) != upgrade:  # there is no version before
+            return [Next("Nothing.")]
         return [_pressed("rollback", app, "Nothing. To go back all the same:")]
+    if upgrade.asked.get("kind") == bringing_up.KIND and upgrade.state in (S.FAILED, S.ROLLED_BACK):
+        return _bring_up_again(upgrade)
     if upgrade.state == S.ROLLED_BACK:
         return _after_the_way_back(upgrade)
     if upgrade.state == S.ROLLBACK_FAILED:
@@ -128,6 +134,16 @@ def _next(upgrade: Upgrade) -> list[Next]:
     return []
 
 
+def _bring_up_again(upgrade: Upgrade) -> list[Next]:
+    app = upgrade.app
+    if "--volumes" in upgrade.reason:
+        return [
+            _pressed("deploy_keep", app, "Nothing was changed. To go on with the volumes that are there:"),
+            _pressed("deploy_replace", app, "To put the snapshot in their place:"),
+        ]
+    return [_pressed("deploy", app, "It does not run. Mend what the reason says, and then:")]
+
+
 def _after_the_way_back(upgrade: Upgrade) -> list[Next]:
     release = upgrade.app.releases.filter(version=upgrade.to_version).first()
     if release and release.state == InfraRelease.State.QUARANTINED:
@@ -141,7 +157,9 @@ def _context(upgrade: Upgrade) -> dict[str, Any]:
     moves = [(event.kind, event.at, event.text) for event in events if event.kind in states]
     samples = [event for event in events if event.kind == "sample"]
     log, cut = _log(upgrade)
-    headline = f"{upgrade.from_version or '?'} → {upgrade.to_version}: {upgrade.get_state_display()}"
+    moved = upgrade.from_version and upgrade.from_version != upgrade.to_version
+    versions = f"{upgrade.from_version} → {upgrade.to_version}" if moved else upgrade.to_version
+    headline = f"{versions}: {upgrade.get_state_display()}"
     return {
         "upgrade": upgrade,
         "final": upgrade.final,

@@ -11,14 +11,15 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.views.decorators.http import require_http_methods, require_safe
 
-from infra import applying, buttons, doctor, nightly, snapshots
-from infra.buttons import BUTTONS, Button
+from infra import applying, doctor, nightly, snapshots
+from infra.buttons import BUTTONS, Button, On, that_fit
 from infra.declaration import DeclarationError, dump
 from infra.gate import Plan
 from infra.looking import look
 from infra.models import InfraApp, InfraFile, InfraRelease, Snapshot, Upgrade
 from infra.ownership import Refused
 from infra.plan import to_apply
+from infra.states import WORKING, UpgradeState
 from infra.status import describe, marked_notes, rollback_failed, under_way
 
 #: Blockers that have a place of their own on the page.
@@ -66,6 +67,7 @@ def _app(app: InfraApp, user: Any) -> dict[str, Any]:
     plan = look(app)
     status = describe(app, plan)
     reasons = snapshots.kept(app)
+    shown, first = _shown("app", app, user), _first(app, plan)
     return {
         **status,
         **_standing(app, held=any(verdict.held for verdict in plan.verdicts)),
@@ -74,13 +76,27 @@ def _app(app: InfraApp, user: Any) -> dict[str, Any]:
         "at_work": under_way(app),
         "failed": rollback_failed(app),
         "keeps": [blocker for blocker in status["blockers"] if blocker["kind"] not in _LOUD],
-        "buttons": _shown("app", app, user),
+        "buttons": [one for one in shown if one["name"] in first],
+        "more": [one for one in shown if one["name"] not in first],
         "versions": _versions(app, plan, status, user),
         "taken": [
             {"row": row, "why": reasons.get(row.pk, ""), "buttons": _shown("snapshot", row, user)}
             for row in app.taken.select_related("app")
         ],
     }
+
+
+def _first(app: InfraApp, plan: Plan) -> set[str]:
+    """The buttons that an app in its state asks for; the others are folded away."""
+    if app.state == InfraApp.State.CONTESTED:
+        return {"adopt", "restore_ours", "hand_over"}
+    if rollback_failed(app):
+        return {"adopt"}
+    if under_way(app):
+        return {"rollback"}
+    if not app.running_version:
+        return {"deploy"}
+    return {"upgrade"} if plan.target else set()
 
 
 def _versions(app: InfraApp, plan: Plan, status: dict[str, Any], user: Any) -> list[dict[str, Any]]:
@@ -107,10 +123,10 @@ def _versions(app: InfraApp, plan: Plan, status: dict[str, Any], user: Any) -> l
     return found
 
 
-def _shown(on: buttons.On, row: Any, user: Any) -> list[dict[str, Any]]:
+def _shown(on: On, row: Any, user: Any) -> list[dict[str, Any]]:
     return [
         {"name": name, "button": one, "label": one.named(row), "says": one.says(row), "url": _address(name, row)}
-        for name, one in buttons.that_fit(on, row, user)
+        for name, one in that_fit(on, row, user)
     ]
 
 
@@ -152,7 +168,9 @@ def export(request: HttpRequest) -> HttpResponse:
 def night(request: HttpRequest) -> HttpResponse:
     """`cc-ci infra nightly --dry-run`: the whole plan with all reasons, after a fresh look at the machine."""
     plan = nightly.whole_plan()
-    return render(request, "infra/night.html", {"plan": plan, "buttons": _shown_of_server("nightly", request.user)})
+    at_work = Upgrade.objects.filter(state__in=[*WORKING, UpgradeState.APPROVED]).select_related("app")
+    buttons = _shown_of_server("nightly", request.user)
+    return render(request, "infra/night.html", {"plan": plan, "at_work": at_work, "buttons": buttons})
 
 
 def _shown_of_server(name: str, user: Any) -> list[dict[str, Any]]:

@@ -8,6 +8,8 @@ from typing import Any
 
 from django.utils import timezone
 
+from infra import applying
+from infra.declaration import dump
 from infra.models import InfraApp, InfraFile, Snapshot, Upgrade, UpgradeEvent
 from infra.running import folder_of
 from infra.states import UpgradeState as S
@@ -46,8 +48,10 @@ class OwnApps:
 
 def own_apps() -> OwnApps:
     """One app for each state that an operator may find."""
-    InfraFile.objects.create(path="/srv/infra/infra.yml", host="ci-1", applied_at=timezone.now() - timedelta(days=3))
-    stateful = {"snapshots": {"of": "volumes", "store": "", "keep": 3}, "discovered_at": timezone.now() - timedelta(hours=7)}
+    stores = {"disk": {"folder": "/srv/snapshots"}}
+    applied = timezone.now() - timedelta(days=3)
+    InfraFile.objects.create(path="/srv/infra/infra.yml", host="ci-1", stores=stores, applied_at=applied)
+    stateful = {"snapshots": {"of": "volumes", "store": "disk", "keep": 3}, "discovered_at": timezone.now() - timedelta(hours=7)}
     settled = InfraAppFactory(name="traefik", window="Mon-Fri 02:00-05:00 UTC", discovered_at=stateful["discovered_at"])
     _ended(settled, S.SUCCEEDED, "0.9.0+2.0", "1.0.0+2.0")
     held = InfraAppFactory(name="keycloak", domain="id.example.org", **stateful)
@@ -69,6 +73,15 @@ def own_apps() -> OwnApps:
     theirs = InfraAppFactory(name="drone", domain="drone.example.org", maintained=True)
     InfraReleaseFactory(app=theirs, version="1.0.1+2.0")
     return OwnApps(settled, held, upgrading, contested, quarantined, failed, theirs, running, rolled_back, lost)
+
+
+def file_of() -> str:
+    """An infra.yml that differs from the apps in three ways: one is new, one has another window, one is behind."""
+    text = dump(applying.export()).replace("Mon-Fri 02:00-05:00 UTC", "Sat,Sun 02:00-05:00 UTC")
+    text = text.replace("version: 1.0.0+10.2", "version: 0.9.0+10.1")
+    source = "https://git.example.org/recipes/hedgedoc.git"
+    more = {"recipe": "hedgedoc", "source": source, "domain": "pad.example.org", "owner": "maintainers"}
+    return text + "  hedgedoc:\n" + "".join(f"    {key}: {value}\n" for key, value in more.items())
 
 
 def _ended(app: InfraApp, state: S, before: str, after: str, **fields: Any) -> Upgrade:
@@ -101,7 +114,12 @@ def sample(upgrade: Upgrade, after: float, problem: str = "") -> None:
 
 def _upgrading(stateful: dict[str, Any]) -> tuple[InfraApp, Upgrade]:
     app: InfraApp = InfraAppFactory(
-        name="forgejo", domain="git.example.org", state="upgrading", running_version="1.0.0+10.2", **stateful
+        name="forgejo",
+        domain="git.example.org",
+        state="upgrading",
+        running_version="1.0.0+10.2",
+        pinned_version="1.0.0+10.2",
+        **stateful,
     )
     InfraReleaseFactory(app=app, version="1.1.0+10.3")
     begun = timezone.now() - timedelta(seconds=95)

@@ -56,10 +56,11 @@ def main() -> None:
         from django.contrib.auth.models import User
 
         from enrollment.models import Repository
-        from infra import wanting
+        from infra import applying, wanting
+        from infra.declaration import parse
         from infra.looking import Live
         from tests.browser.examples import examples, registry, worker
-        from tests.browser.own_apps import own_apps
+        from tests.browser.own_apps import file_of, own_apps
 
         with chromium() as browser:
             worker()
@@ -80,6 +81,8 @@ def main() -> None:
             registry()
             wanting.live = lambda app: Live()  # type: ignore[assignment]  # there is no such stack to look at
             apps = own_apps()
+            declared = parse(file_of())
+            applying.read = lambda path: declared
             _take(browser, url, {"deferred": "/deferred/"})
             User.objects.create_superuser("operator", password="operator")
             recipe = Repository.objects.get(name="nextcloud")

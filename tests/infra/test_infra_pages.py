@@ -3,6 +3,7 @@ anything unasked, for the wrong person, or in the wrong state."""
 
 from __future__ import annotations
 
+import re
 from argparse import ArgumentParser, _SubParsersAction
 from collections.abc import Callable
 from dataclasses import replace
@@ -193,13 +194,13 @@ def _typed() -> set[str]:
     return found
 
 
-#: Options that say how something is told, where a file is, or what lies there.
-HOW = {"--help", "--json", "--file", "--no-wait", "--snapshot", "--volumes"}
+#: Options that say how something is told, or where a file is.
+HOW = {"--help", "--json", "--file", "--no-wait"}
 
 
 def _counterparts() -> set[str]:
-    words = [button.command.replace("{app} ", "").replace("{version}", "").replace("{number}", "") for button in BUTTONS.values()]
-    return {" ".join(word.replace("{app}", "").split()) for word in words} | set(PAGES) | set(WITHOUT)
+    words = (re.sub(r"\{\w+\}|keep|replace", "", button.command) for button in BUTTONS.values())
+    return {" ".join(word.split()) for word in words} | set(PAGES) | set(WITHOUT)
 
 
 def test_every_command_has_its_counterpart_and_every_button_its_command() -> None:
@@ -308,6 +309,9 @@ WRONG: dict[str, tuple[Callable[[InfraApp], Any], str]] = {
     "snapshot": (_set(), "infra.yml says `snapshots: none` for web."),
     "deploy": (_set(owner="maintainers"), "is its maintainers'"),
     "deploy_fresh": (_set(owner="maintainers"), "is its maintainers'"),
+    "deploy_keep": (_set(declared=False), "is not in infra.yml any more."),
+    "deploy_replace": (_set(declared=False), "is not in infra.yml any more."),
+    "deploy_from": (_set(owner="maintainers"), "is its maintainers'"),
     "apply": (_set(), "Name another with --file"),
 }
 
@@ -370,7 +374,7 @@ def _offered(page: str) -> set[str]:
         (_set(state="contested"), {"adopt", "restore_ours", "hand_over", "releases"}),
         (_set(owner="maintainers"), {"adopt", "releases"}),
         (_set(declared=False), set()),
-        (_set(running_version=""), {"deploy", "deploy_fresh", "hand_over", "releases"}),
+        (_set(running_version=""), {"deploy", "deploy_fresh", "deploy_keep", "deploy_replace", "hand_over", "releases"}),
         (
             _set(snapshots={"of": "volumes", "store": "", "keep": 3}),
             {"upgrade", "upgrade_now", "snapshot", "hand_over", "releases"},
@@ -381,7 +385,7 @@ def _offered(page: str) -> set[str]:
         ),
         (
             lambda app: UpgradeFactory(app=app, state=UpgradeState.ROLLBACK_FAILED),
-            {"upgrade", "upgrade_now", "adopt", "hand_over", "releases"},
+            {"adopt", "hand_over", "releases"},
         ),
         (
             lambda app: UpgradeFactory(
@@ -485,6 +489,25 @@ def test_where_the_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert applying.place() == Path("/where/it/was/applied/infra.yml")
 
 
+@pytest.mark.parametrize(
+    ("state", "reason", "offered"),
+    [
+        (
+            UpgradeState.FAILED,
+            "Its volumes are still there; --volumes keep, or --volumes replace",
+            {"deploy_keep", "deploy_replace"},
+        ),
+        (UpgradeState.ROLLED_BACK, "It never settled.", {"deploy"}),
+    ],
+)
+def test_bringing_up_is_tried_again(
+    state: UpgradeState, reason: str, offered: set[str], app: InfraApp, admin_client: Client
+) -> None:
+    upgrade = UpgradeFactory(app=app, from_version="", to_version=RUNNING, state=state, reason=reason, asked={"kind": "deploy"})
+    page = text_of(admin_client, upgrade.get_absolute_url())
+    assert _offered(page) == offered and f"<bdi>web</bdi> {RUNNING}: " in page
+
+
 # --- ways there
 
 
@@ -519,7 +542,8 @@ def test_an_upgrade_that_is_named_is_a_link(app: InfraApp, admin_client: Client)
     ("state", "change", "offered"),
     [
         (UpgradeState.SOAKING, {}, {"rollback"}),
-        (UpgradeState.SUCCEEDED, {}, {"rollback"}),
+        (UpgradeState.SUCCEEDED, {"running_version": PATCH}, {"rollback"}),
+        (UpgradeState.SUCCEEDED, {}, set()),
         (UpgradeState.ROLLED_BACK, {}, {"lift"}),
         (UpgradeState.ROLLBACK_FAILED, {}, {"adopt"}),
         (UpgradeState.ROLLBACK_FAILED, {"state": "contested"}, {"adopt", "restore_ours", "hand_over"}),
