@@ -5,7 +5,7 @@ What is needed: `infra.yml`, the stores, and the key that the secrets in the sna
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC
 from typing import Any, Literal
@@ -20,10 +20,11 @@ from infra.looking import command, readable
 from infra.models import AppSecret, InfraApp, Snapshot, Upgrade
 from infra.ownership import Refused
 from infra.running import NotReachable
-from infra.states import UpgradeState
+from infra.states import WORKING, UpgradeState
 from infra.stores import StoreError
 
 Volumes = Literal["", "keep", "replace"]
+Start = Callable[[Upgrade], object]
 
 
 def levels(apps: Iterable[InfraApp]) -> list[list[InfraApp]]:
@@ -88,7 +89,15 @@ def _know_secrets(found: Mapping[tuple[str, str], Mapping[str, str]]) -> None:
                 AppSecret.objects.get_or_create(app=apps[app], name=name, defaults={"value": decrypt(secret["value"])})
 
 
-def bring_up(app: InfraApp, who: str, *, snapshot: Snapshot | None = None, fresh: bool = False, volumes: Volumes = "") -> Upgrade:
+def bring_up(
+    app: InfraApp,
+    who: str,
+    *,
+    snapshot: Snapshot | None = None,
+    fresh: bool = False,
+    volumes: Volumes = "",
+    start: Start | None = None,
+) -> Upgrade:
     """Begin to bring up an app that does not run, at its pinned version: with its newest snapshot, or with `snapshot`; `fresh`:
     with no data. Raises Refused, and changes nothing then.
     """
@@ -109,7 +118,7 @@ def bring_up(app: InfraApp, who: str, *, snapshot: Snapshot | None = None, fresh
         _fits(app, data)
     asked: dict[str, Any] = {"kind": KIND, "volumes": volumes, "secrets": _secrets(app, data), "data": data.pk if data else None}
     asked["soak"] = 0  # there is nothing to go back to
-    return wanting.begin(app, app.pinned_version, f"{who}, by deploy", from_version="", **asked)
+    return wanting.begin(app, app.pinned_version, f"{who}, by deploy", from_version="", start=start, **asked)
 
 
 def _wanted(app: InfraApp) -> Snapshot | None:
@@ -158,22 +167,26 @@ class Outcome:
         return self.word in ("runs", "up", "maintainers")
 
 
-def begin_level(apps: Iterable[InfraApp], who: str, bad: set[str]) -> Iterator[Outcome]:
-    """Begin each app of a level that does not run. `bad`: the names of those that did not come up."""
+def begin_level(apps: Iterable[InfraApp], who: str, bad: set[str], start: Start | None = None) -> Iterator[Outcome]:
+    """Begin each app of a level that does not run; one that was begun before goes on. `bad`: the names of those that did not
+    come up. `start`: how each is carried out, unless by a process of its own.
+    """
     for app in apps:
         if app.owner != InfraApp.Owner.RECONCILED:
             yield Outcome(app, "maintainers", f"{app.name} is its maintainers'. They type: abra app deploy {app.domain}")
         elif missing := sorted(bad & set(app.after)):
             yield Outcome(app, "waits", f"{app.name} comes after {', '.join(missing)}, and was not begun.")
         else:
-            yield _begin(app, who)
+            yield _begin(app, who, start)
 
 
-def _begin(app: InfraApp, who: str) -> Outcome:
+def _begin(app: InfraApp, who: str, start: Start | None) -> Outcome:
+    if at_work := app.upgrades.filter(state__in=[*WORKING, UpgradeState.APPROVED]).first():
+        return Outcome(app, "begun", f"{app.name} {at_work.to_version}: goes on.", at_work)
     try:
         if runs(app):
             return Outcome(app, "runs", f"{app.name} runs, and is left alone.")
-        upgrade = bring_up(app, who)
+        upgrade = bring_up(app, who, start=start)
     except Refused as error:
         return Outcome(app, "refused", f"{app.name}: {error}")
     return Outcome(app, "begun", f"{app.name} {upgrade.to_version}: begun.", upgrade)
@@ -187,7 +200,7 @@ def ended(outcome: Outcome) -> Outcome:
     upgrade.refresh_from_db()
     app = outcome.app
     if upgrade.state == UpgradeState.SUCCEEDED:
-        data = Snapshot.objects.filter(pk=upgrade.asked["data"]).first() if upgrade.asked["data"] else None
+        data = Snapshot.objects.filter(pk=upgrade.asked.get("data")).first()
         words = f" with the data of {data.version}, {data.taken_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if data else ""
         return Outcome(app, "up", f"{app.name} {upgrade.to_version} is up{words}.", upgrade)
     return Outcome(app, "failed", f"{app.name} did not come up: {upgrade.reason}", upgrade)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import getpass
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
+from django.db import connection
 from django.utils import timezone
 
 from controlplane.cli import NO, OURS, Exit
@@ -21,6 +24,8 @@ from infra.states import UpgradeState
 
 _POLL_SECONDS = 0.3
 _RESUME_SECONDS = 10.0
+#: So many apps are brought up at once.
+_AT_ONCE = 4
 _SHOWN = ("sample",)
 
 
@@ -118,18 +123,17 @@ class Operating(BaseCommand):
         if problems := rebuilding.recover(_reconciled()):
             raise CommandError(" ".join([*problems, "Nothing was begun."]))
         outcomes: list[Outcome] = []
-        bad: set[str] = set()
         quiet = options["json"]
-        for level in rebuilding.levels(apps):
-            begun = list(rebuilding.begin_level(level, getpass.getuser(), bad))
-            for outcome in begun:
-                if outcome.upgrade:
-                    self._follow(outcome.upgrade, quiet=quiet, name=outcome.app.name)
-                outcome = rebuilding.ended(outcome)
-                if not quiet:
-                    self.stdout.write(outcome.text)
-                outcomes.append(outcome)
-                bad |= set() if outcome.good else {outcome.app.name}
+        with _private(), ThreadPoolExecutor(_AT_ONCE) as pool:  # a process for each would cost more time than Docker takes
+            for level in rebuilding.levels(apps):
+                bad = {outcome.app.name for outcome in outcomes if not outcome.good}
+                begun = list(rebuilding.begin_level(level, getpass.getuser(), bad, lambda row: pool.submit(_carry, row.pk)))
+                for outcome in begun:
+                    if outcome.upgrade:
+                        self._follow(outcome.upgrade, quiet=quiet, name=outcome.app.name)
+                    outcomes.append(rebuilding.ended(outcome))
+                    if not quiet:
+                        self.stdout.write(outcomes[-1].text)
         return outcomes
 
     def _restore_ours(self, options: dict[str, Any]) -> None:
@@ -244,12 +248,27 @@ class Operating(BaseCommand):
         upgrade = Upgrade.objects.select_related("app").filter(pk=options["upgrade"]).first()
         if upgrade is None:
             raise CommandError(f"there is no upgrade {options['upgrade']}")
-        before = os.umask(0o077)
-        try:
+        with _private():
             word = carrying.carry_out(upgrade)
-        finally:  # a test runs this within a process that goes on
-            os.umask(before)
         self._say(options, {"state": word}, [word])
+
+
+@contextmanager
+def _private() -> Iterator[None]:
+    """What is written meanwhile is its owner's alone."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:  # a test runs this within a process that goes on
+        os.umask(before)
+
+
+def _carry(number: int) -> None:
+    """In a thread, with a database connection of its own."""
+    try:
+        carrying.carry_out(Upgrade.objects.select_related("app").get(pk=number))
+    finally:
+        connection.close()
 
 
 def _reconciled() -> list[InfraApp]:

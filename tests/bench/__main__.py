@@ -24,6 +24,7 @@ from django.utils import timezone  # noqa: E402
 from enrollment.models import Repository  # noqa: E402
 from enrollment.sandbox.model import Repo  # noqa: E402
 from tests.bench.harness import whole_runs  # noqa: E402
+from tests.bench.infra import rebuild  # noqa: E402
 from tests.bench.webhooks import idle_hours, receiver_ratio  # noqa: E402
 from tests.chaos.test_crash import Machine  # noqa: E402
 from tests.controlplane.trees import Database, until  # noqa: E402
@@ -162,6 +163,7 @@ def main() -> None:
             receiver_ratio()
             reaction(Path(folder))
             whole_runs(Path(folder))
+            rebuild(Path(folder))
     finally:
         teardown_databases(databases, verbosity=0)
 

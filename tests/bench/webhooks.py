@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ OWNERS = 5
 
 
 def idle_hours(folder: Path) -> None:
-    """Requests of an idle hour at 1,000 repositories of 5 owners: polling alone, and with a verified hook for each."""
+    """Requests of an idle hour at 1,000 repositories of 5 owners: polling alone, and with a verified hook for each.
+
+    All of them: searches, and what comes round every six hours for each repository, its full listing and the look at its hook.
+    """
     from django.conf import settings
 
-    from enrollment import polling
     from enrollment.hook_reconcile import reconcile
     from enrollment.models import WebhookConfig
     from tests.chaos.air import Air, VirtualTime
@@ -29,33 +32,63 @@ def idle_hours(folder: Path) -> None:
             world = a_thousand(folder / f"hour-{version}", version)
             air = Air(world.remote, clock.wait)
             with air.carrying():
-                counts = {}
-                for hooks in (False, True):
-                    settings.CC_CI.webhook_autoregister = hooks
-                    if hooks:
-                        made = reconcile(world.forge, apply=True)
-                        own = WebhookConfig.objects.filter(repository__isnull=False)  # the organisations' were refused
-                        own.update(state="verified", state_at=datetime.now(UTC))
-                        again = reconcile(world.forge, apply=True)
-                        print(f"  as Gitea {version}: registering took {made.writes} writes;", end=" ")
-                        print(f"a second pass over {len(again.actions)} hooks in sync: {again.writes} writes")
-                    polling.look(world.forge)
-                    before = sum(air.counts.values())
-                    for second in range(0, 3600, 30):
-                        clock.wait(30)
-                        world.forge.refresh_from_db()
-                        polling.look(world.forge)
-                        if second % 60 == 0:
-                            reconcile(world.forge, apply=True, due_only=True, seconds=20)
-                    counts[hooks] = sum(air.counts.values()) - before
+                alone = an_hour(world, clock, air)
+                settings.CC_CI.webhook_autoregister = True
+                made = reconcile(world.forge, apply=True)
+                own = WebhookConfig.objects.filter(repository__isnull=False)  # the organisations' were refused
+                own.update(state="verified", state_at=datetime.now(UTC))
+                again = reconcile(world.forge, apply=True)
+                hooked = an_hour(world, clock, air)
                 settings.CC_CI.webhook_autoregister = False
-            print(f"  as Gitea {version}: {counts[False]} by polling alone, {counts[True]} with verified hooks")
+            print(f"  as Gitea {version}: registering took {made.writes} writes;", end=" ")
+            print(f"a second pass over {len(again.actions)} hooks in sync: {again.writes} writes")
+            print(f"  as Gitea {version}, polling only:        {words(alone)}")
+            print(f"  as Gitea {version}, with verified hooks: {words(hooked)}")
             world.close()
             world.forge.delete()
 
 
+def an_hour(world: Any, clock: Any, air: Any) -> Counter[str]:
+    """Requests of an hour in which nothing happens, by their kind."""
+    from enrollment import polling
+    from enrollment.forges.http import ask_of
+    from enrollment.hook_reconcile import reconcile
+    from enrollment.models import Repository, WebhookConfig
+    from tests.chaos.air import FAIR
+
+    counts: Counter[str] = Counter()
+
+    def heard(request: Any) -> Any:
+        counts[ask_of(request.method, request.path.removeprefix("/api/v1")).kind] += 1
+        return FAIR
+
+    # As it is after some days: what each repository needs every six hours is spread over them.
+    now = datetime.now(UTC)
+    for rows, name in ((Repository.objects.all(), "net_due_at"), (WebhookConfig.objects.all(), "next_check_at")):
+        spread = list(rows.order_by("pk"))
+        for number, row in enumerate(spread):
+            setattr(row, name, now + timedelta(hours=6) * number / len(spread))
+        rows.bulk_update(spread, [name], batch_size=200)
+    world.forge.refresh_from_db()
+    polling.look(world.forge)
+    air.strike = heard
+    for second in range(0, 3600, 30):
+        clock.wait(30)
+        world.forge.refresh_from_db()
+        look = polling.look(world.forge)
+        assert not look.problems and not look.skipped, look.words()
+        if second % 60 == 0:
+            reconcile(world.forge, apply=True, due_only=True, seconds=20)
+    air.strike = lambda request: FAIR
+    return counts
+
+
+def words(counts: Counter[str]) -> str:
+    return f"{counts.total():5} ({', '.join(f'{count} {kind}' for kind, count in counts.most_common())})"
+
+
 def a_thousand(folder: Path, version: str) -> Any:
-    """A world whose bot administers all of 1,000 repositories, none of which is due for its full listing."""
+    """A world whose bot administers all of 1,000 repositories."""
     from enrollment.models import Repository
     from enrollment.sandbox.model import Repo
     from tests.world import World
@@ -74,8 +107,7 @@ def a_thousand(folder: Path, version: str) -> Any:
             repo = Repo(key, owner.id, owner.login, f"r{number}", first.created, first.updated)
             world.remote.tables.repos[key] = repo
         names = {"owner": repo.owner, "owner_id": repo.owner_id, "name": repo.name, "forge_repo_id": repo.id}
-        due = {"enrolled_at": now, "net_cursor": now, "net_due_at": now + timedelta(days=1)}
-        rows.append(Repository(forge=world.forge, **names, **due))
+        rows.append(Repository(forge=world.forge, **names, enrolled_at=now, net_cursor=now))
     Repository.objects.bulk_create(rows)
     return world
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -100,19 +101,27 @@ class Machine:
         assert not docker("service", "ls", "--quiet") and not docker("secret", "ls", "--quiet")
 
 
-@pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+@contextmanager
+def new_machine(root: Path) -> Iterator[Machine]:
+    """With a Docker of its own, which DOCKER_HOST leads to meanwhile."""
     need_second_docker()
     place = tempfile.mkdtemp(prefix="cc-ci-")  # a socket's path may not be long
     second = SecondDocker(Path(place) / "d")
-    monkeypatch.setenv("DOCKER_HOST", second.host)
-    try:
-        second.start()
-        second.make_swarm()
-        yield Machine(tmp_path, second.enter)
-    finally:
-        second.close()
-        shutil.rmtree(place, ignore_errors=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DOCKER_HOST", second.host)
+        try:
+            second.start()
+            second.make_swarm()
+            yield Machine(root, second.enter)
+        finally:
+            second.close()
+            shutil.rmtree(place, ignore_errors=True)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    with new_machine(tmp_path) as one:
+        yield one
 
 
 def data_of(stack: str) -> Manifest:

@@ -283,7 +283,6 @@ def _file(scene: Scene) -> Path:
 def test_the_command_says_what_came_of_each_app(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(carrying, "start", lambda upgrade: carrying.carry_out(upgrade))
     upgraded(scene)
     app = lose(scene)
     InfraAppFactory(name="after-it", after=["app"], owner="reconciled", pinned_version="9.9.9+9", snapshots={"of": "none"})
