@@ -93,7 +93,6 @@ def main() -> None:
                 "infra": "/infra/",
                 "infra-night": "/infra/night/",
                 "infra-file": "/infra/file/",
-                "infra-ask": f"/infra/do/hand_over/{apps.held.pk}/",
                 "upgrade-running": apps.running.get_absolute_url(),
                 "upgrade-rolled-back": apps.rolled_back.get_absolute_url(),
                 "upgrade-rollback-failed": apps.lost.get_absolute_url(),
