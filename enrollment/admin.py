@@ -18,7 +18,8 @@ from controlplane.secrets import SecretUnreadable
 from enrollment import polling
 from enrollment.budget import forgive
 from enrollment.clients import client_for
-from enrollment.enrolling import bare, enroll, refresh_identity, server_now
+from enrollment.clocks import server_now
+from enrollment.enrolling import bare, enroll, refresh_identity
 from enrollment.forges.base import ForgeError
 from enrollment.hook_admin import look_soon, webhook_of
 from enrollment.models import Comment, Forge, PullRequest, Repository

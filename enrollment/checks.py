@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from controlplane.registry import Finding
 from controlplane.secrets import SecretUnreadable
-from enrollment import abilities, budget, rights
+from enrollment import abilities, budget, clocks, rights
 from enrollment.clients import client_for
 from enrollment.forges.base import Forbidden, ForgeClient, ForgeError, NotFound, Unauthorized
 from enrollment.hook_reconcile import is_wanted
@@ -45,6 +45,8 @@ def check_forge(forge: Forge) -> Iterator[Finding]:
         yield Finding(name, "error", f"{error}. {error.advice}", f"curl {forge.url}/api/v1/version")
         return
     yield Finding(name, "ok", f"answers at {forge.url}, version {version}")
+    if away := clocks.words_on(client):
+        yield Finding(f"{name} clock", "warning", away, "timedatectl")
     try:
         me = client.whoami()
     except Unauthorized:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from datetime import datetime, timedelta
+from datetime import timedelta
 from urllib.parse import urlsplit
 
 from django.conf import settings
@@ -11,6 +11,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from enrollment.clients import client_for
+from enrollment.clocks import server_now
 from enrollment.forges.base import ForgeClient, NotFound, Repo
 from enrollment.models import Forge, Repository
 
@@ -80,17 +81,19 @@ def enroll(forge: Forge, remote: Repo, source: str, client: ForgeClient) -> tupl
     return row, changed
 
 
-def server_now(client: ForgeClient) -> datetime:
-    """The forge's clock at its last answer; ours where it tells none."""
-    return client.server_time or timezone.now()
-
-
 def copy_facts(row: Repository, remote: Repo) -> bool:
     """Take over what may change at the forge: names, privacy, addresses. Returns whether something did; saves nothing."""
     changed = [field for field in FACTS if getattr(row, field) != getattr(remote, field)]
     for field in changed:
         setattr(row, field, getattr(remote, field))
     return bool(changed)
+
+
+def update_facts(row: Repository, client: ForgeClient) -> None:
+    """Ask for a repository by its id and take over what the forge says of it now: names are others' by tomorrow. Raises
+    ForgeError."""
+    if copy_facts(row, client.repository_by_id(row.forge_repo_id)):
+        row.save(update_fields=FACTS)
 
 
 def refresh_repository(row: Repository, client: ForgeClient) -> bool:

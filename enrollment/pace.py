@@ -15,6 +15,7 @@ from typing import Any
 from django.conf import settings
 from django.utils import timezone
 
+from enrollment.clocks import believed
 from enrollment.hook_states import State, move
 from enrollment.models import Comment, Delivery, Forge, Repository, WebhookConfig
 from enrollment.webhooks import wanted
@@ -109,20 +110,22 @@ def turns(forge: Forge, repositories: Sequence[Repository], owners: Iterable[str
     names = {row.owner for row in loud}
     keys = {row.owner: str(row.owner_id or row.owner) for row in repositories}
     owners = list(owners)
+    earliest = min(row.enrolled_at for row in repositories)
     return Turns(
         keys={owner: ALL if owner is None else keys[owner] for owner in owners},
         calm=frozenset(owner for owner in owners if (not loud if owner is None else owner not in names)),
-        entries=_read(forge.rarely),
-        forge_cursor=forge.cursor,
-        earliest=min(row.enrolled_at for row in repositories),
+        entries=_read(forge.rarely, earliest),
+        forge_cursor=believed(forge.cursor),
+        earliest=earliest,
         alike=forge.search != Forge.OwnerFilter.WORKS,
         now=timezone.now(),
         every=timedelta(seconds=settings.CC_CI.poll_rarely_seconds),
     )
 
 
-def _read(kept: dict[str, list[str]]) -> dict[str, tuple[datetime, datetime]]:
-    return {name: (datetime.fromisoformat(seen), datetime.fromisoformat(at)) for name, (seen, at) in kept.items()}
+def _read(kept: dict[str, list[str]], earliest: datetime) -> dict[str, tuple[datetime, datetime]]:
+    times = {name: (datetime.fromisoformat(seen), datetime.fromisoformat(at)) for name, (seen, at) in kept.items()}
+    return {name: (believed(seen) or earliest, at) for name, (seen, at) in times.items()}
 
 
 def to_list(forge: Forge, repositories: Iterable[Repository]) -> list[Repository]:

@@ -26,6 +26,7 @@ from django.utils import timezone
 from django_q.tasks import async_task
 
 from controlplane.secrets import Sealed, SecretUnreadable, decrypt
+from enrollment.clocks import AHEAD
 from enrollment.forges.base import Garbage, RemoteComment
 from enrollment.forges.gitea import delivered_comment, delivered_repository
 from enrollment.hook_models import Delivery
@@ -388,8 +389,6 @@ def prove(hook_id: int, received_at: datetime) -> None:
 
 #: A comment older than this only wakes the poller: somebody may be sending old deliveries again.
 OLD = timedelta(days=1)
-#: How far the forge's clock may be ahead of ours.
-AHEAD = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ class Http:
     def _note_time(self, response: requests.Response) -> None:
         try:
             self.server_time = parsedate_to_datetime(response.headers["Date"]).astimezone(UTC)
-        except (KeyError, ValueError, TypeError):
+        except (KeyError, ValueError, TypeError, OverflowError):
             pass
 
 

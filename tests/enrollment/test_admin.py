@@ -213,9 +213,9 @@ def test_watched_no_longer_and_again(world: World, admin_client: Client) -> None
     row.refresh_from_db()
     assert (row.active, row.source) == (False, "hand")
     assert row.enrolled_at == before
-    world.clock.move(hours=1)
+    world.clock.move(minutes=4)
     between = world.say("recipes/web")
-    world.clock.move(hours=1)
+    world.clock.move(minutes=4)
     change(admin_client, row, active="on", allow="[17]")
     row.refresh_from_db()
     assert row.active

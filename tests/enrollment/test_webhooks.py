@@ -998,8 +998,8 @@ def test_a_renamed_owner_is_asked_from_its_own_time_on(world: World) -> None:
     bridge.carry()
     entry = Forge.objects.get().rarely
     assert list(entry) == [str(world.org.id)]
-    Forge.objects.update(cursor=world.clock() + timedelta(minutes=30))
-    world.clock.move(minutes=30)
+    Forge.objects.update(cursor=world.clock() + timedelta(minutes=5))
+    world.clock.move(minutes=5)
     Repository.objects.update(owner="cookbook")
     world.remote.rename_user("recipes", "cookbook")
     WebhookConfig.objects.update(state="unhealthy")
