@@ -89,7 +89,8 @@ def _do(delivery: Delivery) -> tuple[Outcome, str, Comment | None]:
         new = polling.store(row, [heard.comment], Comment.Via.DELIVERY, pull)
         return (Outcome.STORED if new else Outcome.KNOWN), decision.reason, known.first()
     polling.wake(pull, heard.comment.updated_at)
-    return Outcome.WOKE, f"{decision.reason}; {_look(pull)}", known.first()
+    there, found = _look(pull)
+    return (Outcome.WOKE if there else Outcome.IGNORED), f"{decision.reason}; {found}", known.first()
 
 
 def _pull_request(row: Repository, number: int, heard: Heard) -> PullRequest:
@@ -97,13 +98,14 @@ def _pull_request(row: Repository, number: int, heard: Heard) -> PullRequest:
     return PullRequest.objects.get_or_create(repository=row, number=number, defaults=defaults)[0]
 
 
-def _look(pull: PullRequest) -> str:
-    """Look at a pull request now. When that fails, its wish stands, and the next look at the forge reads it."""
+def _look(pull: PullRequest) -> tuple[bool, str]:
+    """Look at a pull request now. When that fails, its wish stands, and the next look at the forge reads it. Returns whether
+    there may be such a pull request, and what was found."""
     try:
         result = polling.look_at(pull)
     except (ForgeError, SecretUnreadable) as error:
-        return f"it could not be read now: {error}"
-    return result.skipped or "; ".join(result.problems) or f"{result.comments} new comments"
+        return True, f"it could not be read now: {error}"
+    return not result.unknown, result.skipped or "; ".join(result.problems) or f"{result.comments} new comments"
 
 
 def replay(delivery: Delivery) -> str:

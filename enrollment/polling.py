@@ -27,9 +27,10 @@ from django_q.exceptions import TimeoutException
 from controlplane import backoff
 from controlplane.leases import Held, lease
 from controlplane.secrets import SecretUnreadable
-from enrollment import pace
+from enrollment import clocks, pace
 from enrollment.budget import Purpose
 from enrollment.clients import client_for
+from enrollment.clocks import server_now
 from enrollment.enrolling import (
     FACTS,
     NET_HOURS,
@@ -37,7 +38,7 @@ from enrollment.enrolling import (
     enroll_by_topic,
     refresh_identity,
     refresh_repository,
-    server_now,
+    update_facts,
 )
 from enrollment.forges.base import (
     CircuitOpen,
@@ -54,7 +55,7 @@ from enrollment.forges.base import (
     Unauthorized,
     Unavailable,
 )
-from enrollment.models import Comment, Forge, PullRequest, Repository
+from enrollment.models import Comment, Delivery, Forge, PullRequest, Repository
 from enrollment.signals import comment_received
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,8 @@ OVERLAP = timedelta(seconds=120)
 #: Seconds of one look; what is left waits for the next. A task has to end well before the queue's limit.
 LOOK_SECONDS = 20
 NETS_A_LOOK = 10
+#: The net reaches back over the one before it: what one odd answer hid, a later one shows.
+NET_OVERLAP = timedelta(hours=NET_HOURS)
 #: How often a server whose search ignores the owner, or refuses, is asked again whether it still does.
 PROBE_AGAIN = timedelta(days=1)
 #: What a comment must hold to be worth a row. `runs.chatops` decides what it means.
@@ -81,6 +84,8 @@ class Look:
     skipped: str = ""
     #: Pull requests of which the search has told in this look, and so under which name they are.
     named: set[int] = field(default_factory=set)
+    #: Pull requests that were to be read, and that the forge does not know.
+    unknown: set[int] = field(default_factory=set)
 
     def as_json(self) -> dict[str, Any]:
         names = ("forge", "requests_wanted", "pulls", "comments", "problems", "skipped")
@@ -175,6 +180,8 @@ def _look(forge: Forge, client: ForgeClient, held: Held, result: Look) -> None:
         Forge.objects.filter(pk=forge.pk).update(**seen)
     _read_wanted(forge, client, result, deadline)
     _nets(forge, client, result, deadline)
+    if away := clocks.words_on(client):
+        result.problems.append(away)
 
 
 # --- which pull requests changed
@@ -320,7 +327,8 @@ def _wish(pull: PullRequest, since: datetime) -> None:
 
 def wake(pull: PullRequest, since: datetime) -> None:
     """Somebody says that a comment was written or edited there at `since`: have it read, at the next look or by `look_at`."""
-    _wish(pull, max(since, pull.repository.enrolled_at + OVERLAP) - OVERLAP)
+    # A time that is still to come would have nothing read.
+    _wish(pull, max(min(since, timezone.now()), pull.repository.enrolled_at + OVERLAP) - OVERLAP)
     PullRequest.objects.filter(pk=pull.pk).update(comments_next_try_at=None)
 
 
@@ -373,8 +381,7 @@ def read_pull_request(pull: PullRequest, client: ForgeClient, result: Look) -> N
         if pull.pk not in result.named:
             # Wanted since some time ago. It may have been renamed meanwhile, and another may have taken its name.
             result.requests_wanted += 1
-            if copy_facts(row, client.repository_by_id(row.forge_repo_id)):
-                row.save(update_fields=FACTS)
+            update_facts(row, client)
         remote = client.pull_comments(row.owner, row.name, pull.number, since)
         result.comments += store(row, remote, Comment.Via.POLL, pull)
     except OverBudget as error:
@@ -386,8 +393,13 @@ def read_pull_request(pull: PullRequest, client: ForgeClient, result: Look) -> N
     except (Unauthorized, RateLimited, CircuitOpen):
         raise
     except ForgeError as error:
-        if isinstance(error, NotFound) and _moved(row, client):
-            return  # under its new name at the next look
+        if isinstance(error, NotFound):
+            place = _place(row, client)
+            if place == "moved":
+                return  # under its new name at the next look
+            if place == "there" and _is_unknown(pull, client):
+                _give_up(pull, since, result)
+                return
         failures = pull.comments_failures + 1
         wait = backoff.wait(failures - 1, timedelta(seconds=settings.CC_CI.poll_seconds))
         PullRequest.objects.filter(pk=pull.pk).update(
@@ -402,13 +414,41 @@ def read_pull_request(pull: PullRequest, client: ForgeClient, result: Look) -> N
     )
 
 
-def _moved(row: Repository, client: ForgeClient) -> bool:
-    """Whether the repository has another name than the one that was just not found."""
+def _place(row: Repository, client: ForgeClient) -> str:
+    """What is with a repository under whose name something was not found: "moved", "there" as it is called, or "unseen"."""
     before = row.full_name
     try:
-        return refresh_repository(row, client) and row.full_name != before
+        if not refresh_repository(row, client):
+            return "unseen"
     except ForgeError:
-        return False
+        return "unseen"
+    return "there" if row.full_name == before else "moved"
+
+
+def _is_unknown(pull: PullRequest, client: ForgeClient) -> bool:
+    """Whether the forge, asked for the pull request itself, does not know it either."""
+    try:
+        client.pull(pull.repository.owner, pull.repository.name, pull.number)
+    except NotFound:
+        return True
+    except ForgeError:
+        pass
+    return False
+
+
+def _give_up(pull: PullRequest, since: datetime | None, result: Look) -> None:
+    """Somebody wished to look at what is not there. Should the forge be wrong, the net finds what was said."""
+    text = f"the forge knows no pull request {pull.number} of {pull.repository.full_name}"
+    log.info("%s; it is not looked at again", text)
+    result.unknown.add(pull.pk)
+    result.problems.append(text)
+    with transaction.atomic():
+        PullRequest.objects.filter(pk=pull.pk, comments_wanted_since=since).update(
+            comments_wanted_since=None, comments_failures=0, comments_next_try_at=None
+        )
+        Repository.objects.filter(pk=pull.repository_id).update(net_due_at=timezone.now())
+        woke = Delivery.objects.filter(repository=pull.repository, number=pull.number, outcome=Delivery.Outcome.WOKE)
+        woke.filter(comment=None).update(outcome=Delivery.Outcome.IGNORED, reason=text)
 
 
 def store(row: Repository, comments: Iterable[RemoteComment], via: Comment.Via, pull: PullRequest | None = None) -> int:
@@ -481,8 +521,11 @@ def _list_all(repositories: list[Repository], client: ForgeClient, result: Look,
 
 
 def list_repository(row: Repository, client: ForgeClient, result: Look) -> None:
-    """List a repository's comments since its last listing. Refreshes what the forge says of it, too."""
-    since = max((row.net_cursor or row.enrolled_at) - OVERLAP, row.enrolled_at)
+    """List a repository's comments since its last listing, or since the one before where it is due as a net. Refreshes what
+    the forge says of it, too."""
+    is_net = row.net_due_at is None or row.net_due_at <= timezone.now()
+    overlap = NET_OVERLAP if is_net else OVERLAP
+    since = max((clocks.believed(row.net_cursor) or row.enrolled_at) - overlap, row.enrolled_at)
     result.requests_wanted += 2
     try:
         remote = client.repository_by_id(row.forge_repo_id)
@@ -499,7 +542,8 @@ def list_repository(row: Repository, client: ForgeClient, result: Look) -> None:
         return
     row.last_error = ""
     row.net_cursor = started_at
-    row.net_due_at = timezone.now() + timedelta(hours=NET_HOURS * random.uniform(0.9, 1.1))  # noqa: S311
+    if is_net:
+        row.net_due_at = timezone.now() + timedelta(hours=NET_HOURS * random.uniform(0.9, 1.1))  # noqa: S311
     # These alone: a person may unenrol it, or change who is allowed, at this very moment.
     row.save(update_fields=[*FACTS, "last_error", "net_cursor", "net_due_at"])
 

@@ -24,10 +24,11 @@ from enrollment import polling, tasks
 from enrollment.enrolling import NET_HOURS
 from enrollment.forges import gitea
 from enrollment.models import Comment, Forge, PullRequest, Repository, Traffic
-from enrollment.sandbox.faults import Fault, Request
+from enrollment.sandbox.faults import Fault, Request, Response
 from enrollment.sandbox.features import VERSIONS
 from enrollment.sandbox.server import serve
 from enrollment.signals import comment_received
+from tests.chaos.air import FAIR, Air, Strike
 from tests.world import World
 
 pytestmark = pytest.mark.django_db
@@ -175,7 +176,7 @@ def test_comments_nobody_told_of_come_by_the_net(world: World) -> None:
     """An edit does not move the pull request, so the search never tells of it."""
     said = world.say("recipes/web", "Looks good")
     world.poll()
-    world.clock.move(hours=1)
+    world.clock.move(minutes=9)
     world.poll()
     world.remote.edit_comment(said, "Looks good\n!testme")
     world.poll()
@@ -186,6 +187,37 @@ def test_comments_nobody_told_of_come_by_the_net(world: World) -> None:
     assert row.via == "net"
     assert row.edited
     assert Repository.objects.get().net_due_at > timezone.now() + timedelta(hours=NET_HOURS * 0.89)
+
+
+@pytest.mark.parametrize("search", ["works", "refused"])
+def test_what_two_odd_answers_hid_is_in_the_next_net(world: World, search: str) -> None:
+    """The comment's text was missing when it was read, and once more when the repository was listed."""
+    if search == "refused":
+        fail(world, Fault(status=404), SEARCH)
+    world.poll()
+    said = world.say("recipes/web")
+    air = Air(world.remote, lambda seconds: None)
+    air.strike = lambda request: Strike("hides", change=hide) if "/comments" in request.path else FAIR
+    if search == "refused":
+        air.strike = lambda request: Strike("no", status=404) if "search" in request.path else Strike("hides", change=hide)
+    with air.carrying():
+        world.poll()
+        Repository.objects.update(net_due_at=None)
+        world.poll()
+    assert stored() == []
+    world.clock.move(minutes=9)
+    Repository.objects.update(net_due_at=None)
+    world.poll()
+    assert stored() == [said.id]
+
+
+def hide(answer: Response) -> Response:
+    """An answer in which every text is empty."""
+    data = json.loads(answer.body)
+    for row in data if isinstance(data, list) else []:
+        row["body"] = ""
+    answer.body = json.dumps(data).encode()
+    return answer
 
 
 def test_the_nets_are_spread_out(world: World) -> None:
@@ -216,7 +248,7 @@ def test_an_idle_tick_is_one_request_for_each_owner(world: World, owners: int) -
         world.remote.add_repo(name, "app")
     world.enroll(*[f"{name}/app" for name in names])
     nets_later()
-    world.clock.move(hours=1)
+    world.clock.move(minutes=9)
     world.poll()
     # Where the owner is ignored, and that was seen, one answer holds all.
     searches = owners if world.remote.features.owner_filter else 1
@@ -227,7 +259,7 @@ def test_an_idle_tick_costs_the_same_for_many_repositories(world: World) -> None
     names = [world.remote.add_repo("recipes", f"r{number}").full_name for number in range(40)]
     world.enroll(*names)
     nets_later()
-    world.clock.move(hours=1)
+    world.clock.move(minutes=9)
     world.poll()
     assert len(requests_of(world, world.poll)) == 1
 
@@ -302,7 +334,7 @@ def test_an_owner_that_is_unknown_shows_and_is_found_under_the_new_name(world: W
     world.poll()
     said = world.say("recipes/web")
     world.remote.rename_user("recipes", "cookbook")
-    world.clock.move(minutes=30)
+    world.clock.move(minutes=9)
     cursor = Forge.objects.get().cursor
     look = world.poll()
     assert any("recipes" in problem and "400" in problem for problem in look.problems)

@@ -21,6 +21,7 @@ from django_q.models import OrmQ
 from enrollment import deliveries, polling, receiver, tasks
 from enrollment.models import Comment, Delivery, Forge, PullRequest, Repository, WebhookConfig
 from enrollment.receiver import OUTCOMES, SIGNATURES
+from enrollment.sandbox.faults import Fault
 from enrollment.signals import comment_received
 from tests.enrollment.hooks import SECRET, Bridge, captured, forge_side, fresh, send, sign, signed
 from tests.factories import DeliveryFactory, ForgeFactory, RepositoryFactory, WebhookConfigFactory
@@ -398,8 +399,6 @@ def test_an_edited_comment_wakes_the_poller_and_counts_as_edited(world: World) -
 
 
 def test_woken_while_the_forge_fails_the_wish_stands(world: World) -> None:
-    from enrollment.sandbox.faults import Fault
-
     hook = WebhookConfigFactory(repository=Repository.objects.get(), secret="s3cret")
     world.remote.tables.hooks[1] = _remote_hook(world, hook)
     bridge = Bridge(world)
@@ -415,6 +414,86 @@ def test_woken_while_the_forge_fails_the_wish_stands(world: World) -> None:
     Forge.objects.update(backoff_until=None)
     world.poll()
     assert Comment.objects.get().forge_comment_id == said.id
+
+
+def of_no_pull_request(world: World, number: int = 99) -> WebhookConfig:
+    """An edited comment on a pull request that is not there, as it came."""
+    row = Repository.objects.get()
+    Repository.objects.update(enrolled_at=THEN - timedelta(days=30), net_due_at=timezone.now() + timedelta(hours=3))
+    hook = WebhookConfigFactory(repository=row)
+    body = fresh(
+        captured(CREATED)[1],
+        action="edited",
+        repository={"id": row.forge_repo_id},
+        issue={"number": number},
+        comment={
+            "body": "!testme",
+            "user": {"id": world.alice.id, "login": "alice"},
+            "pull_request_url": f"{world.server.url}/recipes/web/pulls/{number}",
+        },
+    )
+    assert send(hook, body, signed(body)).status_code == 202
+    return hook
+
+
+@pytest.mark.parametrize("version", ["1.15", "1.22", FORGEJO])
+def test_a_pull_request_that_is_not_there_is_given_up(
+    db: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    monkeypatch.setattr(settings.CC_CI, "data_dir", tmp_path / "data")
+    world = World(tmp_path, version)
+    world.connect()
+    world.add_recipe("web")
+    world.enroll("recipes/web")
+    of_no_pull_request(world)
+    deliveries.take_waiting()
+    row = Delivery.objects.get()
+    assert row.outcome == "ignored"
+    assert "the forge knows no pull request 99 of recipes/web" in row.reason
+    assert not PullRequest.objects.exclude(comments_wanted_since=None).exists()
+    before = len(world.own_requests())
+    for _ in range(3):
+        world.poll()
+    assert not [request for request in world.own_requests()[before:] if "/99" in request.path]
+    world.close()
+
+
+def test_one_that_waited_is_given_up_by_the_next_look(world: World) -> None:
+    of_no_pull_request(world)
+    Forge.objects.update(backoff_until=timezone.now() + timedelta(minutes=1))
+    deliveries.take_waiting()
+    assert Delivery.objects.get().outcome == "woke"
+    Forge.objects.update(backoff_until=None)
+    world.poll()
+    row = Delivery.objects.get()
+    assert (row.outcome, row.reason) == ("ignored", "the forge knows no pull request 99 of recipes/web")
+    assert not PullRequest.objects.exclude(comments_wanted_since=None).exists()
+
+
+@pytest.mark.parametrize("lies", ["the comments alone", "all of the pull request"])
+def test_a_forge_that_says_404_by_mistake_loses_nothing(world: World, lies: str) -> None:
+    world.poll()
+    said = world.say("recipes/web")
+    pull = PullRequest.objects.get_or_create(repository=Repository.objects.get(), number=1)[0]
+    polling.wake(pull, said.created)
+    parts = ("/issues/1/comments", "/pulls/1" if lies == "all of the pull request" else "/issues/1/comments")
+    world.remote.faults = lambda request: Fault(status=404) if request.path.endswith(parts) else None
+    polling.look_at(pull)
+    pull.refresh_from_db()
+    assert (pull.comments_wanted_since is None) is (lies == "all of the pull request")
+    world.remote.faults = None
+    Forge.objects.update(cursor=timezone.now() + timedelta(minutes=5))  # the search tells nothing of it
+    PullRequest.objects.update(comments_next_try_at=None)
+    world.poll()
+    assert Comment.objects.get().forge_comment_id == said.id
+
+
+def test_a_repository_that_is_not_to_be_seen_gives_up_nothing(world: World) -> None:
+    of_no_pull_request(world)
+    world.remote.faults = lambda request: Fault(status=404)
+    deliveries.take_waiting()
+    assert Delivery.objects.get().outcome == "woke"
+    assert PullRequest.objects.exclude(comments_wanted_since=None).count() == 1
 
 
 @pytest.mark.parametrize("version", ["1.15", "1.22", FORGEJO])
