@@ -7,9 +7,11 @@ is pushed meanwhile needs an approval of its own. The decision is `enrollment.tr
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from datetime import datetime, timedelta
 
 from django.conf import settings
+from django.contrib.auth import get_user_model
 from django.db import transaction
 from django.utils import timezone
 from django_q.tasks import async_task
@@ -18,8 +20,10 @@ from controlplane.secrets import SecretUnreadable
 from enrollment import trust
 from enrollment.budget import Purpose
 from enrollment.clients import client_for
-from enrollment.forges.base import ForgeClient, ForgeError, Pull, User
+from enrollment.enrolling import update_facts
+from enrollment.forges.base import ForgeClient, ForgeError, Garbage, NotFound, Pull, User
 from enrollment.models import Comment, PullRequest
+from enrollment.policies import policy_of
 from runs import intake, lifecycle, render, reporting
 from runs.chatops import Command
 from runs.models import ACTIVE, HOLDING, RunEvent, State, TestRun
@@ -139,23 +143,35 @@ def let_go_by_hand(run: TestRun, who: str) -> str:
     """Approve in the admin. Returns why not, or nothing when it is done. Raises ForgeError: then the head is not known."""
     if run.pull_request is None or run.state != State.AWAITING_APPROVAL:
         return f"{run} does not wait for approval."
-    row = run.repository
-    head = client_for(row.forge).pull(row.owner, row.name, run.pull_request.number).head_sha
+    if refusal := _refused_here(run):
+        return f"{run}: {refusal}"
+    row, client = run.repository, client_for(run.repository.forge)
+    update_facts(row, client)
+    head = client.pull(row.owner, row.name, run.pull_request.number).head_sha
     if head != run.sha:
         return f"{run}: something was pushed since {run.short_sha}; the newest commit is {head[:10]}, and needs a run of its own."
     return "" if let_go(run, who, f"approved in the admin by {who}") else f"{run} waits no longer."
 
 
+def may_approve(login: str) -> bool:
+    """Whether a person of this server's admin may let runs go: with the right to ask for runs, and not switched off."""
+    people = get_user_model()
+    found = people.objects.filter(**{people.USERNAME_FIELD: login}).first()
+    return found is not None and found.has_perm("runs.add_testrun")
+
+
 def approved_commits(pull: PullRequest, client: ForgeClient) -> tuple[str, ...]:
-    """The commits of a pull request that were approved, by people who still may (or in the admin)."""
+    """The commits of a pull request that were approved, by people who still may."""
     approvals = RunEvent.objects.filter(run__pull_request=pull, kind=APPROVED).select_related("run")
-    known: dict[int, bool] = {}
+    known: dict[int | str, bool] = {}
     commits = []
     for event in approvals:
-        number = event.data.get("id")
-        if number is not None and number not in known:
-            known[number] = trust.person(User(number, event.data["login"]), pull.repository, client).trusted
-        if number is None or known[number]:
+        number, login = event.data.get("id"), event.data["login"]
+        name = login if number is None else number
+        if name not in known:
+            by_hand = number is None
+            known[name] = may_approve(login) if by_hand else trust.person(User(number, login), pull.repository, client).trusted
+        if known[name]:
             commits.append(event.run.sha)
     return tuple(dict.fromkeys(commits))
 
@@ -164,10 +180,11 @@ def approved_commits(pull: PullRequest, client: ForgeClient) -> tuple[str, ...]:
 
 
 def ask_again() -> set[TestRun]:
-    """Ask once more about the runs that would start now and were let go a while ago: who left meanwhile starts nothing.
+    """Ask once more about the runs that would start now: who left meanwhile starts nothing.
 
-    Goes through them in the order in which slots are given (`supervision`). Returns those that are not to be started: they
-    were cancelled, or could not be asked about.
+    What is known here is looked at each time, the forge is asked about those that were let go a while ago. Goes through them in
+    the order in which slots are given (`supervision`). Returns those that are not to be started: they were cancelled, or could
+    not be asked about.
     """
     free = settings.CC_CI.slots - TestRun.objects.filter(state__in=HOLDING, host=settings.CC_CI.host).count()
     if free <= 0:
@@ -182,14 +199,14 @@ def ask_again() -> set[TestRun]:
             break
         if run.pull_request_id and run.pull_request_id in busy:
             continue
-        if run.comment is not None and _is_old(run):
+        if run.comment is not None:
             try:
-                if run.repository.forge_id in silent or not _may_still(run):
-                    held_back.add(run)
-                    continue
+                may = _may_still(run, silent)
             except (ForgeError, SecretUnreadable) as error:
                 log.warning("%s waits: whether it may still start could not be asked (%s)", run, error)
                 silent.add(run.repository.forge_id)
+                may = False
+            if not may:
                 held_back.add(run)
                 continue
         free -= 1
@@ -202,20 +219,81 @@ def _is_old(run: TestRun) -> bool:
     return newest is not None and newest.at < timezone.now() - ASK_AGAIN
 
 
-def _may_still(run: TestRun) -> bool:
-    """Ask about one; it is cancelled when it may not. Raises ForgeError."""
+def _may_still(run: TestRun, silent: Collection[int]) -> bool:
+    """Ask about one; it is cancelled when it may not. `silent`: forges that are not asked now. Raises ForgeError."""
+    approval = _approval_of(run)
+    refusal = _refused_here(run, approval)
+    if not refusal and _is_old(run):
+        if run.repository.forge_id in silent:
+            return False
+        try:
+            may, words = _ask_forge(run, approval)
+        except NotFound as error:
+            may, words = False, f"It cannot be read any more where it is from: {error}."
+        if may:
+            lifecycle.note(run, ASKED_AGAIN, words)
+        else:
+            refusal = words
+    if refusal:
+        lifecycle.move(run, "cancel", refusal, reason=refusal)
+    return not refusal
+
+
+def _approval_of(run: TestRun) -> RunEvent | None:
+    return None if run.trusted else run.events.filter(kind=APPROVED).order_by("id").last()
+
+
+def _refused_here(run: TestRun, approval: RunEvent | None = None) -> str:
+    """What is known here against a run of a stranger's code; empty when nothing is."""
+    row, comment = run.repository, run.comment
+    if run.trusted or comment is None:
+        return ""
+    if not (row.active and row.forge.enabled):
+        return f"{row.full_name} is not watched any more."
+    policy = policy_of(row)
+    if comment.author_id in policy.block:
+        return f"{comment.author_login}, who asked for it, is blocked by now."
+    if approval is None:
+        return ""
+    if not policy.approval:
+        return f"runs of strangers are not approved at {row.full_name} any more."
+    if approval.data.get("id") is None and not may_approve(approval.data["login"]):
+        return f"{approval.data['login']}, who approved it in the admin, may not any more."
+    return ""
+
+
+def _ask_forge(run: TestRun, approval: RunEvent | None) -> tuple[bool, str]:
+    """Whether a run may start by what the forge says now, and on what that stands. Raises ForgeError; NotFound where the
+    repository or the pull request is not to be seen."""
     assert run.comment is not None
-    approval = run.events.filter(kind=APPROVED).order_by("id").last()
+    row, client = run.repository, client_for(run.repository.forge, Purpose.ANSWERS)
+    update_facts(row, client)
     if approval is not None and approval.data.get("id") is None:
-        return True  # in the admin, where who left is taken out by hand
-    user = User(run.comment.author_id, run.comment.author_login)
-    if approval is not None:
-        user = User(approval.data["id"], approval.data["login"])
-    client = client_for(run.repository.forge, Purpose.ANSWERS)
-    asked = trust.person(user, run.repository, client)
-    if asked.trusted or (run.pull_request and approval is None and run.sha in approved_commits(run.pull_request, client)):
-        lifecycle.note(run, ASKED_AGAIN, f"{asked.login} {asked.standing()}")
-        return True
-    reason = f"{asked.login}, who {'approved' if approval else 'asked for'} it, {asked.standing()} by now."
-    lifecycle.move(run, "cancel", reason, reason=reason)
-    return False
+        words = f"{approval.data['login']} approved it in the admin"
+    else:
+        user = User(run.comment.author_id, run.comment.author_login)
+        if approval is not None:
+            user = User(approval.data["id"], approval.data["login"])
+        asked = trust.person(user, row, client)
+        words = f"{asked.login} {asked.standing()}"
+        again = run.pull_request is not None and approval is None and not asked.unheard
+        if not asked.trusted and not (again and run.sha in approved_commits(run.comment.pull_request, client)):
+            return False, f"{asked.login}, who {'approved' if approval else 'asked for'} it, {asked.standing()} by now."
+        if approval is None and asked.trusted:
+            return True, words
+    trouble = _moved_on(run, client)
+    return not trouble, trouble or words
+
+
+def _moved_on(run: TestRun, client: ForgeClient) -> str:
+    """Why a stranger's commit that was approved is none to run any more; empty while it is one. Raises ForgeError."""
+    assert run.pull_request is not None
+    row = run.repository
+    pull = client.pull(row.owner, row.name, run.pull_request.number)
+    if pull.base.id != row.forge_repo_id:
+        raise Garbage(f"what is called {row.full_name} is another repository since a moment ago")
+    if pull.state != "open":
+        return f"the pull request is {pull.state} by now."
+    if run.sha != pull.head_sha and run.sha not in client.pull_commits(row.owner, row.name, pull.number):
+        return f"{run.short_sha} is no commit of the pull request any more."
+    return ""

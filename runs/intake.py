@@ -21,7 +21,7 @@ from controlplane.secrets import SecretUnreadable
 from enrollment import trust
 from enrollment.budget import Purpose
 from enrollment.clients import client_for
-from enrollment.enrolling import copy_facts, refresh_repository, server_now
+from enrollment.enrolling import copy_facts, refresh_repository, update_facts
 from enrollment.forges.base import ForgeClient, ForgeError, NotFound, Pull, User
 from enrollment.models import Comment, PullRequest, Repository
 from enrollment.policies import policy_of
@@ -63,6 +63,9 @@ def _later(comment: Comment, error: Exception) -> Comment.Outcome | None:
 
 def _answer(comment: Comment, command: Command | Problem, client: ForgeClient) -> Comment.Outcome | None:
     repository = comment.pull_request.repository
+    # Whoever asks, and for whatever: membership is asked by name, and the name that is known may be somebody else's by now.
+    update_facts(repository, client)
+    owner = (repository.owner, repository.owner_id)
     asker = trust.person(User(comment.author_id, comment.author_login), repository, client)
     if not asker.trusted and not _may_wait(asker, comment, command):
         # Who the author is and what was pushed is not asked: it would change nothing.
@@ -82,7 +85,10 @@ def _answer(comment: Comment, command: Command | Problem, client: ForgeClient) -
     if command.verb == "cancel":
         return _cancel(comment)
     pull = _read_pull(comment, client)
-    read_at = server_now(client)
+    if owner != (repository.owner, repository.owner_id):
+        raise NotFound(f"{repository.full_name} has had another owner until this moment; who may ask is asked again")
+    # As it is told: held back to our clock it would let an approval count that was written before this.
+    read_at = client.server_time or timezone.now()
     if pull.state != "open":
         return _reply_to(asker, comment, render.reply_closed(), f"the pull request is {pull.state}")
     if command.verb == "retry":

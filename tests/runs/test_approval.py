@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from enrollment.models import Comment, Forge, Repository
+from enrollment.sandbox import git
 from enrollment.sandbox.faults import Fault, Request
 from enrollment.sandbox.model import Pull
 from runs import approval, lifecycle, supervision
@@ -142,6 +143,12 @@ def test_an_approval_written_before_the_head_was_read_counts_only_with_the_commi
     assert run.state == (State.QUEUED if lets_go else State.AWAITING_APPROVAL)
     if not lets_go:
         assert "was not there yet" in world.own_comments("recipes/web", 2)[-1]
+
+
+@pytest.mark.parametrize("days", [1, 4000])
+def test_so_it_is_at_a_forge_whose_clock_is_far_ahead(world: World, days: int) -> None:
+    world.clock.move(days=days)
+    test_an_approval_written_before_the_head_was_read_counts_only_with_the_commit(world, "!testme approve", False)
 
 
 def test_a_push_while_the_approval_is_handled_starts_what_was_approved(world: World) -> None:
@@ -357,13 +364,163 @@ def test_a_run_that_cannot_be_asked_about_holds_up_no_fresh_one(world: World) ->
     assert old.state == State.QUEUED
 
 
-def test_an_approval_in_the_admin_is_not_asked_about(world: World, admin_client: Client) -> None:
+def approve_by(world: World, way: str, admin_client: Client) -> TestRun:
+    """mallory's run, approved some minutes ago in this way."""
     hear(world)
-    act(admin_client, TestRun.objects.get())
+    if way == "admin":
+        act(admin_client, TestRun.objects.get())
+    else:
+        hear(world, "!testme approve", "alice")
+    run = TestRun.objects.get()
+    assert run.state == State.QUEUED
+    later(run)
+    return run
+
+
+def blocked(world: World) -> None:
+    Forge.objects.update(block=[world.mallory.id])
+
+
+def let_go_of(world: World) -> None:
+    Repository.objects.update(active=False)
+
+
+def forge_off(world: World) -> None:
+    Forge.objects.update(enabled=False)
+
+
+def no_approvals(world: World) -> None:
+    Repository.objects.update(strangers_await_approval="off")
+
+
+def closed(world: World) -> None:
+    world.remote.close_pull(pull_of(world), world.alice)
+
+
+def rewritten(world: World) -> None:
+    """Another commit in the place of the one that was approved, which is none of the branch any more."""
+    fork = next(row for row in world.remote.tables.repos.values() if row.owner == "mallory")
+    folder = world.remote.folder(fork)
+    git.git(folder, "update-ref", "refs/heads/patch", git.text(folder, "rev-parse", "refs/heads/main"))
+    push(world)
+
+
+def gone(world: World) -> None:
+    world.remote.delete_repo("recipes/web")
+
+
+def nothing(world: World) -> None:
+    """All is as it was."""
+
+
+AGAINST = {
+    blocked: "mallory, who asked for it, is blocked by now",
+    let_go_of: "recipes/web is not watched any more",
+    forge_off: "recipes/web is not watched any more",
+    no_approvals: "runs of strangers are not approved at recipes/web any more",
+    closed: "the pull request is closed by now",
+    rewritten: "is no commit of the pull request any more",
+    gone: "cannot be read any more",
+}
+
+
+@pytest.mark.parametrize("way", ["admin", "comment"])
+@pytest.mark.parametrize("change", list(AGAINST), ids=lambda change: change.__name__)
+def test_what_speaks_against_an_approved_run_at_its_start(
+    world: World, admin_client: Client, way: str, change: Callable[[World], None]
+) -> None:
+    run = approve_by(world, way, admin_client)
+    change(world)
+    assert supervision.dispatch() == []
+    run.refresh_from_db()
+    assert run.state == State.CANCELLED
+    assert AGAINST[change] in run.reason
+
+
+@pytest.mark.parametrize("change", [blocked, let_go_of, no_approvals], ids=lambda change: change.__name__)
+def test_what_is_known_here_counts_at_once(world: World, admin_client: Client, change: Callable[[World], None]) -> None:
+    run = approve_by(world, "admin", admin_client)
+    RunEvent.objects.filter(run=run).update(at=timezone.now())
+    world.remote.faults = lambda request: Fault(status=500)  # and the forge is not needed for it
+    change(world)
+    assert supervision.dispatch() == []
+    run.refresh_from_db()
+    assert run.state == State.CANCELLED
+
+
+def test_who_approved_in_the_admin_and_may_not_any_more(world: World, admin_client: Client, admin_user: User) -> None:
+    run = approve_by(world, "admin", admin_client)
+    admin_user.is_superuser = False
+    admin_user.save()
+    assert supervision.dispatch() == []
+    run.refresh_from_db()
+    assert (run.state, run.reason) == (State.CANCELLED, "admin, who approved it in the admin, may not any more.")
+
+
+def test_whose_account_was_switched_off_approved_nothing(world: World, admin_client: Client, admin_user: User) -> None:
+    run = approve_by(world, "admin", admin_client)
+    lifecycle.want_stop(run, State.CANCELLED, "enough")
+    hear(world)  # the commit was approved, and needs no second approval
+    again = TestRun.objects.exclude(pk=run.pk).get()
+    assert again.state == State.QUEUED
+    lifecycle.want_stop(again, State.CANCELLED, "enough")
+    admin_user.is_active = False
+    admin_user.save()
+    hear(world)
+    assert TestRun.objects.order_by("created_at").last().state == State.AWAITING_APPROVAL  # type: ignore[union-attr]
+
+
+def test_who_was_blocked_gets_no_second_run_of_an_approved_commit(world: World) -> None:
+    hear(world)
+    hear(world, "!testme approve", "alice")
+    lifecycle.want_stop(TestRun.objects.get(), State.CANCELLED, "enough")
+    hear(world)
+    again = TestRun.objects.order_by("created_at").last()
+    assert again is not None
+    later(again)
+    blocked(world)
+    assert supervision.dispatch() == []
+    again.refresh_from_db()
+    assert again.state == State.CANCELLED
+
+
+@pytest.mark.parametrize("change", [nothing, push], ids=["nothing changed", "a push behind it"])
+def test_an_approval_in_the_admin_is_held_against_the_forge_before_the_start(
+    world: World, admin_client: Client, change: Callable[[World], object]
+) -> None:
+    run = approve_by(world, "admin", admin_client)
+    change(world)
+    world.remote.faults = lambda request: Fault(status=500)
+    assert supervision.dispatch() == []
+    run.refresh_from_db()
+    assert run.state == State.QUEUED
+    world.remote.faults = None
+    with time_machine.travel(timezone.now() + timedelta(seconds=2)):
+        assert supervision.dispatch() == [run]
+    assert run.events.get(kind="asked_again").text == "admin approved it in the admin"
+
+
+def test_who_took_the_organisations_name_keeps_no_run_alive(world: World) -> None:
+    hear(world)
+    hear(world, "!testme approve", "alice")
     run = TestRun.objects.get()
     later(run)
-    world.remote.faults = lambda request: Fault(status=500)
-    assert supervision.dispatch() == [run]
+    world.remote.remove_member(world.org, world.alice)
+    world.remote.rename_user("recipes", "cookbook")
+    other = world.remote.add_org("recipes", world.alice)
+    world.remote.add_member(other, world.bot, "read")
+    assert supervision.dispatch() == []
+    run.refresh_from_db()
+    assert run.state == State.CANCELLED
+
+
+def test_the_admin_is_told_that_the_author_is_blocked(world: World, admin_client: Client) -> None:
+    hear(world)
+    blocked(world)
+    run = TestRun.objects.get()
+    assert "is blocked by now" in act(admin_client, run)
+    run.refresh_from_db()
+    assert run.state == State.AWAITING_APPROVAL
 
 
 def test_a_push_between_decision_and_start_changes_nothing(world: World) -> None:

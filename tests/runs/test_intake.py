@@ -9,8 +9,9 @@ from django.conf import settings
 from django.db import connection, connections
 from django.utils import timezone
 
-from enrollment.models import Comment
-from enrollment.sandbox.faults import Fault
+from enrollment import polling
+from enrollment.models import Comment, PullRequest, Repository
+from enrollment.sandbox.faults import Fault, Request
 from runs import intake
 from runs.harness.protocol import DEFAULT_STAGES
 from runs.models import Report, State, TestRun
@@ -197,6 +198,72 @@ def test_cancel_ends_a_run_that_waits(world: World) -> None:
     assert TestRun.objects.get().state == State.CANCELLED
     assert outcome(world, said.id).outcome == "acted"
     assert world.reactions(said) == ["eyes"]
+
+
+def squat(world: World) -> None:
+    """The organisation gets another name, and mallory takes the old one, which is the one that we know."""
+    row = Repository.objects.get()
+    world.remote.rename_user("recipes", "cookbook")
+    other = world.remote.add_org("recipes", world.mallory)
+    world.remote.add_member(other, world.bot, "read")  # who is in it shows
+    assert (row.owner, row.owner_id) == ("recipes", world.org.id)
+
+
+def stored_under_the_old_name(world: World, body: str, user: str) -> Comment:
+    """A comment as a delivery brings it: nobody has asked the forge for the repository's name since."""
+    said = world.say("cookbook/web", body, user)
+    pull = PullRequest.objects.get_or_create(repository=Repository.objects.get(), number=1)[0]
+    polling.store(pull.repository, world.client().pull_comments("cookbook", "web", 1, said.created), Comment.Via.DELIVERY, pull)
+    return outcome(world, said.id)
+
+
+@pytest.mark.parametrize("body", ["!testme cancel", "!testme status", "!testme help", "!testme", "!testme retry"])
+def test_who_took_the_organisations_old_name_may_nothing(world: World, body: str) -> None:
+    world.say("recipes/web")
+    world.hear()
+    run = TestRun.objects.get()
+    squat(world)
+    row = stored_under_the_old_name(world, body, "mallory")
+    assert intake.handle(row.pk) == "reply"
+    row.refresh_from_db()
+    assert "is neither owner, member" in row.reason
+    run.refresh_from_db()
+    assert (run.state, TestRun.objects.count()) == (State.QUEUED, 1)
+    assert Repository.objects.get().owner == "cookbook"
+
+
+@pytest.mark.parametrize(
+    ("body", "comes_to"),
+    [("!testme cancel", "acted"), ("!testme status", "reply"), ("!testme help", "reply"), ("!testme", "joined")],
+)
+def test_who_is_in_the_organisation_is_known_under_its_new_name(world: World, body: str, comes_to: str) -> None:
+    world.say("recipes/web")
+    world.hear()
+    squat(world)
+    row = stored_under_the_old_name(world, body, "alice")
+    assert intake.handle(row.pk) == comes_to
+    row.refresh_from_db()
+    assert "neither owner" not in row.reason
+
+
+def test_another_owner_while_it_is_asked_who_asks_is_asked_about_again(world: World) -> None:
+    said = world.say("recipes/web")
+    world.poll()
+    eve = world.remote.add_user("eve")
+
+    def plan(request: Request) -> Fault | None:
+        if request.path.endswith("/pulls/1") and world.remote.tables.repos[1].owner != "eve":
+            world.remote.transfer("recipes/web", eve)
+        return None
+
+    world.remote.faults = plan
+    row = outcome(world, said.id)
+    assert intake.handle(row.pk) is None
+    row.refresh_from_db()
+    assert "another owner" in row.last_error
+    world.remote.faults = None
+    assert intake.handle(row.pk) == "reply"
+    assert not TestRun.objects.exists()
 
 
 def test_cancel_and_retry_without_a_run_say_so(world: World) -> None:
