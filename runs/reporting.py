@@ -28,7 +28,16 @@ from controlplane.secrets import SecretUnreadable
 from enrollment.budget import Purpose
 from enrollment.clients import client_for
 from enrollment.enrolling import FACTS, copy_facts, refresh_repository
-from enrollment.forges.base import Forbidden, ForgeClient, ForgeError, NotFound, Rejected, RemoteComment, StatusState
+from enrollment.forges.base import (
+    Forbidden,
+    ForgeClient,
+    ForgeError,
+    Garbage,
+    NotFound,
+    Rejected,
+    RemoteComment,
+    StatusState,
+)
 from enrollment.models import Comment, Repository
 from runs import render
 from runs.models import Report, State, TestRun
@@ -40,6 +49,8 @@ MARKER = "cc-ci:"
 EDIT_EVERY = timedelta(seconds=5)
 #: A forge that refused a commit status of a repository is not asked again for this long.
 ASK_STATUS_AGAIN = timedelta(days=1)
+#: Tries of a report in which a list of comments without the one that was just posted is not believed.
+ODD_LISTS = 3
 LEASE_SECONDS = 120
 SEND_SECONDS = 30
 STATUS: dict[State, StatusState] = {
@@ -225,7 +236,8 @@ def _send_reply(report: Report, client: ForgeClient) -> None:
     assert report.comment is not None
     if not report.posted_id:
         _post(report, client, report.comment.created_at)
-        _remove_doubles(report, client, report.marker, report.comment.created_at)
+    # Also when an earlier try got this far, and no further.
+    _remove_doubles(report, client, report.marker, report.comment.created_at)
     _done(report)
 
 
@@ -307,7 +319,8 @@ def _post(report: Report, client: ForgeClient, since: datetime) -> None:
 def _own_comments(report: Report, client: ForgeClient, since: datetime) -> list[RemoteComment]:
     assert report.pull_request is not None
     row = report.repository
-    since -= timedelta(minutes=5)  # our clock and the forge's
+    # Our clock and the forge's, which may be far behind.
+    since -= timedelta(minutes=5) + max(timezone.now() - (client.server_time or timezone.now()), timedelta(0))
     comments = client.pull_comments(row.owner, row.name, report.pull_request.number, since)
     return [comment for comment in comments if comment.author.id == row.forge.bot_id]
 
@@ -320,12 +333,15 @@ def _carries(comment: RemoteComment, marker: str) -> bool:
 def _remove_doubles(report: Report, client: ForgeClient, marker: str, since: datetime) -> None:
     """Delete our other comments with this marker: a worker that was held up for longer than its lease may have posted one.
 
-    One is always left: where the number that the forge gave for ours is not among them, it is believed no longer.
+    One is always left: where the number that the forge gave for ours is not among them, it is believed no longer. A list without
+    any of ours is asked for again a few times, unless somebody has deleted it in this very moment; doubles would stay.
     """
     found = [comment for comment in _own_comments(report, client, since) if _carries(comment, marker)]
     if report.posted_id not in [comment.id for comment in found]:
         ours = [comment for comment in found if _carries(comment, report.marker)]
         if not ours:
+            if report.tries < ODD_LISTS:
+                raise Garbage("the list of comments is without the one that was just posted")
             return
         report.posted_id = ours[-1].id
         Report.objects.filter(pk=report.pk).update(posted_id=report.posted_id)

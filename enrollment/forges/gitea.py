@@ -178,7 +178,7 @@ class GiteaClient:
             return None
         if found is None:
             return None
-        number = _read(lambda item: _id(item["id"]), found)
+        number = _read(lambda item: _key(item["id"]), found)
         try:
             self._call("GET", f"/teams/{number}")
         except (NotFound, Forbidden):
@@ -378,6 +378,13 @@ def _id(value: Any) -> int:
     return value
 
 
+def _key(value: Any) -> int:
+    """The id of anything but a person or an owner: never of a ghost."""
+    if _id(value) <= 0:
+        raise ValueError("no id")
+    return int(value)
+
+
 def _number(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
         raise ValueError("no number of a pull request")
@@ -406,7 +413,7 @@ def _user(data: Any) -> User:
 
 def _repo(data: Any) -> Repo:
     return Repo(
-        id=_id(data["id"]),
+        id=_key(data["id"]),
         owner=_label(data["owner"]["login"]),
         owner_id=_id(data["owner"]["id"]),
         name=_label(data["name"]),
@@ -429,7 +436,7 @@ def _file(path: str, data: Any) -> RemoteFile:
 def _summary(data: Any) -> PullSummary:
     repository = data["repository"]
     return PullSummary(
-        repo_id=_id(repository["id"]),
+        repo_id=_key(repository["id"]),
         repo_full_name=_text(repository["full_name"]),
         number=_number(data["number"]),
         title=_text(data.get("title")),
@@ -452,7 +459,7 @@ def _pull(data: Any) -> Pull:
         created_at=_time(data["created_at"]),
         updated_at=_time(data["updated_at"]),
         head_sha=_sha(data["head"]["sha"]),
-        head_repo_id=_id(head_repo["id"]) if head_repo else None,
+        head_repo_id=_key(head_repo["id"]) if head_repo else None,
         base=_repo(data["base"]["repo"]),
         base_ref=_text(data["base"]["ref"]),
     )
@@ -464,7 +471,7 @@ def _comment(data: Any, pull_number: int | None = None) -> RemoteComment:
         tail = _text(data.get("pull_request_url")).rstrip("/").rpartition("/")[2]
         pull_number = _number(int(tail)) if tail.isdecimal() else None
     return RemoteComment(
-        id=_id(data["id"]),
+        id=_key(data["id"]),
         pull_number=pull_number,
         author=_user(data["user"]),
         body=_text(data["body"]),
@@ -481,7 +488,7 @@ def delivered_comment(payload: Any) -> RemoteComment:
 
 def delivered_repository(payload: Any) -> tuple[int, str]:
     """Id and full name of the repository in a webhook's delivery. Raises Garbage."""
-    return _read(lambda data: (_id(data["repository"]["id"]), _text(data["repository"].get("full_name"))), payload)
+    return _read(lambda data: (_key(data["repository"]["id"]), _text(data["repository"].get("full_name"))), payload)
 
 
 def _hooks_of(owner: str, name: str) -> str:
@@ -503,7 +510,7 @@ def _hook_body(hook: Hook) -> dict[str, Any]:
 def _hook(data: Any) -> Hook:
     config = data["config"]
     return Hook(
-        id=_id(data["id"]),
+        id=_key(data["id"]),
         url=_text(config.get("url")),
         events=frozenset(_text(name) for name in data.get("events") or []),
         active=bool(data["active"]),

@@ -11,9 +11,10 @@ from django.utils import timezone
 
 from enrollment import budget
 from enrollment.models import Repository
-from enrollment.sandbox.faults import Fault, Request
+from enrollment.sandbox.faults import Fault, Request, Response
 from runs import lifecycle, reporting
 from runs.models import Report, State, TestRun
+from tests.chaos.air import FAIR, Air, Strike
 from tests.world import World
 
 pytestmark = pytest.mark.django_db
@@ -136,6 +137,38 @@ def test_a_double_of_a_worker_that_was_held_up_goes(world: World, run: TestRun) 
     finish(world, run)
     (text,) = world.own_comments("recipes/web")
     assert "from a worker" not in text
+
+
+@pytest.mark.parametrize("kind", ["reply", "run"])
+@pytest.mark.parametrize("last", [b"oops", b"[]"])
+def test_a_double_that_odd_answers_led_to_goes(world: World, run: TestRun, kind: str, last: bytes) -> None:
+    """Posted, and the answer lost; not found in lists that hold nothing, and posted again; the list of doubles is odd, too."""
+    air = Air(world.remote, lambda seconds: None)
+    lost = [Strike("lost", hang=True)]
+    lists = [b"[]"] * (1 if kind == "reply" else 2) + [last]
+
+    def strike(request: Request) -> Strike:
+        if request.path.endswith("/issues/1/comments"):
+            if request.method == "POST" and lost:
+                return lost.pop()
+            if request.method == "GET" and not lost and lists:
+                body = lists.pop(0)
+                return Strike("odd", change=lambda answer: Response(200, body))
+        return FAIR
+
+    if kind == "reply":
+        world.say("recipes/web", "!testme help")
+        world.poll()
+    air.strike = strike
+    with air.carrying():
+        if kind == "reply":
+            world.settle()
+        else:
+            finish(world, run)
+        world.report()
+    assert not lost and not lists
+    marker = f"{reporting.MARKER}{kind}:"
+    assert len([text for text in world.own_comments("recipes/web") if marker in text]) == 1
 
 
 def test_others_comments_are_never_deleted(world: World, run: TestRun) -> None:
