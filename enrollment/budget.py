@@ -3,6 +3,9 @@
 `Counter` stands before each request of a client (`forges.base.Gate`). What it decides is in pure functions over plain values:
 `may_ask` shares the budget of a minute, `standing` is the circuit. The state is one row for each forge (`Traffic`); what the
 requests were and took is added up in memory and written now and then (`RequestCount`).
+
+A minute is any sixty seconds, not one of the clock's: requests are counted in slices of a few seconds, and those of the last
+minute are added up, so that there is no burst when a new minute begins.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -49,6 +52,8 @@ KEPT: dict[str, float] = {
     Purpose.PEOPLE: 0.1,
     Purpose.UPKEEP: 0.05,
 }
+#: Seconds of a slice, and how many slices a minute has.
+SLICE, SLICES = 5, 12
 #: Requests that a repository always has within a purpose's share, however many others ask: enough for one piece of work.
 ONE_PIECE = 10
 
@@ -70,7 +75,7 @@ _patience: ContextVar[float] = ContextVar("patience", default=0.0)
 
 @contextmanager
 def patient(seconds: float = 600) -> Iterator[None]:
-    """Within this block requests wait for the budget's next minute, for so long in all at most."""
+    """Within this block requests wait until the budget has room again, for so long in all at most."""
     token = _patience.set(seconds)
     try:
         yield
@@ -81,12 +86,12 @@ def patient(seconds: float = 600) -> Iterator[None]:
 # --- decisions
 
 
-def may_ask(used: Used, before: Used, budget: int, purpose: str, repository: str = "") -> bool:
-    """Whether a request fits into this minute. Pure.
+def may_ask(used: Used, budget: int, purpose: str, repository: str = "") -> bool:
+    """Whether a request fits into the last minute. Pure.
 
-    `used` is what was asked in this minute, `before` in the one before it: {purpose: {repository: requests}}. A purpose may
-    take what is left when the unused shares of the others are set aside; a repository no more than its part of that, where
-    there is always a part for one more who has not asked yet.
+    `used` is what was asked in it: {purpose: {repository: requests}}. A purpose may take what is left when the unused shares of
+    the others are set aside; a repository no more than its part of that, where there is always a part for one more who has not
+    asked yet.
     """
     spent = {name: sum(used.get(name, {}).values()) for name in {*KEPT, *used}}
     aside = sum(max(0, int(budget * KEPT.get(name, 0)) - count) for name, count in spent.items() if name != purpose)
@@ -96,9 +101,29 @@ def may_ask(used: Used, before: Used, budget: int, purpose: str, repository: str
     if not repository:
         return True
     mine = used.get(purpose, {})
-    others = {name for name in {*mine, *before.get(purpose, {})} if name and name != repository}
+    others = {name for name in mine if name and name != repository}
     part = (left + spent.get(purpose, 0)) // (len(others) + 2)
     return mine.get(repository, 0) < max(ONE_PIECE, part)
+
+
+def last_minute(slices: Mapping[str, Used], moment: int) -> dict[int, Used]:
+    """The slices that reach into the minute before the slice `moment`, that one included. Pure.
+
+    The oldest is counted whole, so it is never less than a minute. What lies behind `moment` was counted before our clock was
+    set back, and is forgotten.
+    """
+    return {int(key): used for key, used in slices.items() if moment - SLICES <= int(key) <= moment}
+
+
+def add_up(slices: Iterable[Used]) -> dict[str, dict[str, int]]:
+    """What was asked in all of them. Pure."""
+    total: dict[str, dict[str, int]] = {}
+    for used in slices:
+        for purpose, rows in used.items():
+            mine = total.setdefault(purpose, {})
+            for repository, count in rows.items():
+                mine[repository] = mine.get(repository, 0) + count
+    return total
 
 
 @dataclass(frozen=True)
@@ -189,20 +214,19 @@ class Counter:
             return self._count(row, ask, budget, now) if budget else None
 
     def _count(self, row: Traffic, ask: Ask, budget: int, now: datetime) -> ForgeError | None:
-        minute = int(now.timestamp()) // 60
-        used, before = row.used, row.before
-        if row.minute != minute:
-            before = used if row.minute == minute - 1 else {}
-            used = {}
+        moment = int(now.timestamp()) // SLICE
+        slices = last_minute(row.used, moment)
         rows = Traffic.objects.filter(pk=row.pk)
-        if not may_ask(used, before, budget, self.purpose, ask.repository):
+        if not may_ask(add_up(slices.values()), budget, self.purpose, ask.repository):
             if row.refused_at is None or now - row.refused_at > timedelta(seconds=10):
                 rows.update(refused_at=now)
-            wait = 60 - now.timestamp() % 60
+            # Until the oldest slice is out; there is one, or the budget is none at all.
+            wait = (min(slices, default=moment) + SLICES + 1) * SLICE - now.timestamp()
             return OverBudget(f"the budget of {budget} requests a minute for {self.purpose} is used up", retry_after=wait)
-        mine = used.setdefault(self.purpose.value, {})
+        now_used = {purpose: dict(counts) for purpose, counts in slices.get(moment, {}).items()}
+        mine = now_used.setdefault(self.purpose.value, {})
         mine[ask.repository] = mine.get(ask.repository, 0) + 1
-        rows.update(minute=minute, used=used, before=before)
+        rows.update(used={str(key): counts for key, counts in {**slices, moment: now_used}.items()})
         return None
 
     def leave(self, ask: Ask, seconds: float, error: ForgeError | None) -> None:

@@ -44,13 +44,11 @@ class Right(models.Model):
 
 
 class Traffic(models.Model):
-    """How a forge is treated by all processes together: the budget of this minute, the circuit, and what it asked for."""
+    """How a forge is treated by all processes together: the budget of the last minute, the circuit, and what it asked for."""
 
     forge = models.OneToOneField(Forge, on_delete=models.CASCADE, related_name="traffic")
-    minute = models.BigIntegerField(default=0, help_text="Which minute `used` is about, counted from 1970.")
-    #: {purpose: {repository or "": requests}} of this minute, and who asked in the one before.
+    #: {slice: {purpose: {repository or "": requests}}} of the last minute; slices of a few seconds, counted from 1970.
     used = models.JSONField(default=dict, blank=True)
-    before = models.JSONField(default=dict, blank=True)
     refused_at = models.DateTimeField(null=True, blank=True, help_text="When the budget last held something back.")
 
     failures = models.PositiveIntegerField(default=0, help_text="Failed requests in a row.")

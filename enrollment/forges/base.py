@@ -49,9 +49,9 @@ class RateLimited(ForgeError):
 
 
 class OverBudget(RateLimited):
-    """Not asked at all: our own budget of this minute is used up, or this purpose's or repository's share of it."""
+    """Not asked at all: our own budget of a minute is used up, or this purpose's or repository's share of it."""
 
-    advice = "cc-ci goes on in the next minute. If it goes on for long, raise CC_CI_REQUESTS_PER_MINUTE."
+    advice = "cc-ci goes on within a minute. If it goes on for long, raise CC_CI_REQUESTS_PER_MINUTE."
 
 
 class Unavailable(ForgeError):
