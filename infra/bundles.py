@@ -55,7 +55,7 @@ def describe(app: InfraApp, upgrade: Upgrade, volumes: Sequence[Volume], manifes
         "taken_at": timezone.now().isoformat(),
         "bytes": size_of(manifests),
         "manifest": joined(manifests.items()),
-        "secrets": _used_secrets(upgrade.specs),
+        "secrets": used_secrets(upgrade.specs),
         "volumes": [
             {
                 **volume.as_dict(),
@@ -87,7 +87,7 @@ def _bundle_of(text: bytes, where: str) -> dict[str, Any]:
         raise StoreError(f"The snapshot in {where} cannot be read: {error}") from error
 
 
-def _used_secrets(specs: Mapping[str, Any]) -> list[str]:
+def used_secrets(specs: Mapping[str, Any]) -> list[str]:
     """The Swarm's secrets that services use, by name."""
     containers = [spec.get("TaskTemplate", {}).get("ContainerSpec", {}) for spec in specs.values()]
     return sorted({str(secret["SecretName"]) for one in containers for secret in one.get("Secrets") or []})

@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from controlplane.registry import Finding
-from infra import applying, references
+from infra import applying, bundles, references, running, snapshots
 from infra.declaration import FILE, Declaration, DeclarationError
+from infra.deployers.base import DeployError
+from infra.deployers.docker_cli import ids, inspect
+from infra.deployers.stacks import LABEL_STACK
 from infra.models import InfraApp, InfraFile
 from infra.references import Unresolved
 from infra.schema import Store
@@ -39,7 +42,7 @@ def examine(path: Path) -> Iterator[Finding]:
     except applying.NotApplied as error:
         yield Finding(NAME, "error", str(error), f"cc-ci infra export > {path}")
         return
-    problems = [*_secrets(declared, path.parent), *_stores(declared, path.parent), *_unread()]
+    problems = [*_secrets(declared, path.parent), *_stores(declared, path.parent), *_unread(), *_not_held()]
     yield from problems
     if not problems:
         stores = len(declared.document.stores)
@@ -57,6 +60,27 @@ def _secrets(declared: Declaration, folder: Path) -> Iterator[Finding]:
                 references.resolve(reference, folder)
             except Unresolved as error:
                 yield Finding(NAME, "error", f"{name}, {key}: {error}", _provide(reference))
+
+
+def _not_held() -> Iterator[Finding]:
+    """Secrets in use that would be lost with the machine: the Swarm gives none back."""
+    for app in InfraApp.objects.filter(declared=True, owner=InfraApp.Owner.RECONCILED):
+        if not running.are_here() or not snapshots.is_stateful(app):
+            continue
+        made = set(app.made_secrets.values_list("name", flat=True))
+        given = tuple(f"{app.stack}_{key}_" for key in app.secrets)
+        if lost := [name for name in _in_use(app) if name not in made and not name.startswith(given)]:
+            text = f"{app.name} uses secrets that cc-ci did not make: {', '.join(lost)}. They would be lost with this machine"
+            yield Finding(NAME, "warning", text, f"give them in {FILE}: apps.{app.name}.secrets")
+
+
+def _in_use(app: InfraApp) -> list[str]:
+    """The Swarm's secrets that an app's services use; none when Docker cannot be asked, which another line tells."""
+    try:
+        services = inspect("service", ids("service", f"{LABEL_STACK}={app.stack}"))
+    except DeployError:
+        return []
+    return bundles.used_secrets({service["ID"]: service["Spec"] for service in services})
 
 
 def _provide(reference: str) -> str:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 from django.conf import settings
 
+from tests import shares
+
 if TYPE_CHECKING:
     from tests.world import World
 
@@ -77,3 +79,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for heavy in ("chaos", "browser", "controlplane/test_work.py", "runs/harness/test_processes.py"):
             if item.path.is_relative_to(here / heavy):
                 item.add_marker(pytest.mark.xdist_group(heavy))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """How much of the time each part of cc-ci took."""
+    workers = int(getattr(config.option, "numprocesses", None) or 1)
+    reports = [report for found in terminalreporter.stats.values() for report in found]
+    for line in shares.lines(reports, workers):
+        terminalreporter.write_line(line)

@@ -162,6 +162,7 @@ def test_a_lost_machine_comes_back(machine: Machine) -> None:
     before = {app: data_of(stacks[app]) for app in ("accounts", "wiki")}
     keys = {app: in_app(stacks[app], "sh", "-c", "cat /run/secrets/*") for app in before}
     assert len(set(keys.values())) == 2 and f"version: {NEW}" in machine.file.read_text(), "the new pin is in the file"
+    assert "warning" not in machine.cc_ci("infra", "check")
     stored = "".join(path.read_text() for path in (root / "store").rglob("*.json"))
     assert all(key not in stored for key in keys.values()), "no secret lies there in clear text"
 

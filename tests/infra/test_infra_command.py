@@ -16,8 +16,9 @@ from django.utils import timezone
 from controlplane.cli import DONE, MISUSE, NO, OURS, execute
 from infra import doctor
 from infra.declaration import parse
+from infra.deployers.base import DeployError
 from infra.looking import NotApproved, approve, look, record
-from infra.models import InfraApp, InfraFile, InfraRelease
+from infra.models import AppSecret, InfraApp, InfraFile, InfraRelease
 from infra.states import UpgradeState
 from tests.factories import InfraAppFactory, InfraReleaseFactory, UpgradeFactory
 from tests.infra.declared import TEXT
@@ -355,6 +356,32 @@ def test_doctor(data_dir: Path, shell: Shell) -> None:
 def test_doctor_tells_of_releases_that_cannot_be_read(web: InfraApp) -> None:
     InfraApp.objects.update(discovery_error="The releases of web cannot be read: x")
     assert [(finding.level, finding.fix) for finding in doctor.check_infra()] == [("warning", "cc-ci infra releases web")]
+
+
+@pytest.mark.django_db
+def test_doctor_names_secrets_that_would_be_lost_with_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = InfraAppFactory(name="web", stack="web", owner="reconciled", snapshots={"of": "volumes", "store": "local", "keep": 2})
+    AppSecret.objects.create(app=app, name="web_made_v1", value="x")
+    names = ["web_made_v1", "web_given_v2", "web_old_v1"]
+    spec = {"TaskTemplate": {"ContainerSpec": {"Secrets": [{"SecretName": name} for name in names]}}}
+    monkeypatch.setattr(doctor, "ids", lambda *words: ["1"])
+    monkeypatch.setattr(doctor, "inspect", lambda kind, found: [{"ID": "1", "Spec": spec}])
+    app.secrets = {"given": "env:GIVEN"}
+    app.save()
+    [finding] = doctor._not_held()
+    assert finding.level == "warning" and "web_old_v1." in finding.text and "made_v1" not in finding.text
+    assert finding.fix == "give them in infra.yml: apps.web.secrets"
+    app.snapshots = {"of": "none", "store": "", "keep": 3}
+    app.save()
+    assert not list(doctor._not_held()), "what keeps no data may have new ones"
+
+    def away(*words: str) -> list[str]:
+        raise DeployError("tool_failed", "Docker is away.")
+
+    monkeypatch.setattr(doctor, "ids", away)
+    app.snapshots = {"of": "volumes", "store": "local", "keep": 2}
+    app.save()
+    assert not list(doctor._not_held())
 
 
 def test_a_restic_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,7 +165,7 @@ def test_volumes_that_are_still_there_are_not_overwritten_unasked(scene: Scene) 
 
 
 def test_a_secret_that_the_data_needs_and_nobody_has_is_asked_for(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundles, "_used_secrets", lambda specs: ["app_password_v1", "app_other_v1"])
+    monkeypatch.setattr(bundles, "used_secrets", lambda specs: ["app_password_v1", "app_other_v1"])
     upgraded(scene)
     app = lose(scene)
     rebuilding.recover([app])
