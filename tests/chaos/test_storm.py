@@ -18,7 +18,7 @@ WHOLE = Size(minutes=120, repositories=1000, comments=2000, renames=40, forks=20
 
 
 @pytest.mark.django_db
-@pytest.mark.timeout(3000)
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize(
     ("size", "version"),
     [(QUICK, "1.22"), pytest.param(WHOLE, "1.22", marks=pytest.mark.long), pytest.param(WHOLE, "1.15", marks=pytest.mark.long)],

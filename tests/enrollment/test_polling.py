@@ -202,10 +202,11 @@ def test_what_two_odd_answers_hid_is_in_the_next_net(world: World, search: str) 
         air.strike = lambda request: Strike("no", status=404) if "search" in request.path else Strike("hides", change=hide)
     with air.carrying():
         world.poll()
+        world.clock.move(minutes=4)
         Repository.objects.update(net_due_at=None)
         world.poll()
     assert stored() == []
-    world.clock.move(minutes=9)
+    world.clock.move(minutes=4)
     Repository.objects.update(net_due_at=None)
     world.poll()
     assert stored() == [said.id]
