@@ -66,7 +66,7 @@ class Button:
 
 def _words(row: Any) -> dict[str, Any]:
     app = row if isinstance(row, InfraApp) else getattr(row, "app", None)
-    last = (under_way(app) or last_success(app)) if app else None
+    last = (under_way(row) or last_success(row)) if isinstance(row, InfraApp) else None
     return {
         "app": app.name if app else "",
         "running": (app.running_version if app else "") or "what runs",
@@ -106,26 +106,24 @@ def _snapshot(app: InfraApp, who: str) -> Upgrade:
     return wanting.snapshot(app, who)
 
 
-def _deploy(app: InfraApp, who: str, **how: Any) -> Upgrade:
-    if not how.get("fresh") and (problems := rebuilding.recover([app])):
-        raise Refused(" ".join(problems))
-    return rebuilding.bring_up(app, who, **how)
+def _deploy(app: InfraApp, who: str) -> Upgrade:
+    return rebuilding.deploy(app, who)
 
 
 def _deploy_fresh(app: InfraApp, who: str) -> Upgrade:
-    return _deploy(app, who, fresh=True)
+    return rebuilding.deploy(app, who, fresh=True)
 
 
 def _deploy_keep(app: InfraApp, who: str) -> Upgrade:
-    return _deploy(app, who, volumes="keep")
+    return rebuilding.deploy(app, who, volumes="keep")
 
 
 def _deploy_replace(app: InfraApp, who: str) -> Upgrade:
-    return _deploy(app, who, volumes="replace")
+    return rebuilding.deploy(app, who, volumes="replace")
 
 
 def _deploy_from(snapshot: Snapshot, who: str) -> Upgrade:
-    return _deploy(snapshot.app, who, snapshot=snapshot)
+    return rebuilding.deploy(snapshot.app, who, snapshot=snapshot.pk)
 
 
 def _restore(snapshot: Snapshot, who: str) -> Upgrade:
@@ -217,7 +215,7 @@ def _held(release: InfraRelease) -> bool:
 
 
 def _may_come(release: InfraRelease) -> bool:
-    return _may_upgrade(release.app) and release.state == InfraRelease.State.CANDIDATE and not release.reasons
+    return release.state == InfraRelease.State.CANDIDATE and not release.reasons and _may_upgrade(release.app)
 
 
 BUTTONS: dict[str, Button] = {

@@ -89,6 +89,16 @@ def _know_secrets(found: Mapping[tuple[str, str], Mapping[str, str]]) -> None:
                 AppSecret.objects.get_or_create(app=apps[app], name=name, defaults={"value": decrypt(secret["value"])})
 
 
+def deploy(app: InfraApp, who: str, *, snapshot: int | None = None, fresh: bool = False, volumes: Volumes = "") -> Upgrade:
+    """What the stores hold is known first, unless it is not asked for; then `bring_up`. Raises Refused."""
+    if not fresh and (problems := recover(InfraApp.objects.filter(declared=True, owner=InfraApp.Owner.RECONCILED))):
+        raise Refused(" ".join(problems))
+    found = app.taken.filter(pk=snapshot).first() if snapshot else None
+    if snapshot and found is None:
+        raise Refused(f"{app.name} has no snapshot {snapshot}. See: {command('snapshots', app.name)}")
+    return bring_up(app, who, snapshot=found, fresh=fresh, volumes=volumes)
+
+
 def bring_up(
     app: InfraApp,
     who: str,

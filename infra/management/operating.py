@@ -17,7 +17,7 @@ from django.utils import timezone
 
 from controlplane.cli import NO, OURS, Exit
 from infra import carrying, nightly, ownership, rebuilding, snapshots, wanting
-from infra.models import InfraApp, Snapshot, Upgrade
+from infra.models import InfraApp, Upgrade
 from infra.ownership import Refused
 from infra.rebuilding import Outcome
 from infra.states import UpgradeState
@@ -99,7 +99,9 @@ class Operating(BaseCommand):
 
     def _restore(self, options: dict[str, Any]) -> None:
         app = self._named(options)
-        snapshot = _snapshot(app, options["snapshot"])
+        snapshot = app.taken.filter(pk=options["snapshot"]).first()
+        if snapshot is None:
+            raise CommandError(f"{app.name} has no snapshot {options['snapshot']}. See: cc-ci infra snapshots {app.name}")
         self._begin(options, lambda who: wanting.restore(app, snapshot, who))
 
     def _snapshot(self, options: dict[str, Any]) -> None:
@@ -108,19 +110,13 @@ class Operating(BaseCommand):
 
     def _deploy(self, options: dict[str, Any]) -> None:
         app = self._named(options)
-
-        def begin(who: str) -> Upgrade:
-            if not options["fresh"] and (problems := rebuilding.recover(_reconciled())):
-                raise Refused(" ".join(problems))
-            snapshot = _snapshot(app, options["snapshot"]) if options["snapshot"] else None
-            return rebuilding.bring_up(app, who, snapshot=snapshot, fresh=options["fresh"], volumes=options["volumes"])
-
-        self._begin(options, begin)
+        how = {name: options[name] for name in ("snapshot", "fresh", "volumes")}
+        self._begin(options, lambda who: rebuilding.deploy(app, who, **how))
 
     def _rebuild(self, options: dict[str, Any]) -> list[Outcome]:
         """Bring up what does not run, level by level: what came of each app."""
         apps = list(InfraApp.objects.filter(declared=True))
-        if problems := rebuilding.recover(_reconciled()):
+        if problems := rebuilding.recover(app for app in apps if app.ours):
             raise CommandError(" ".join([*problems, "Nothing was begun."]))
         outcomes: list[Outcome] = []
         quiet = options["json"]
@@ -269,17 +265,6 @@ def _carry(number: int) -> None:
         carrying.carry_out(Upgrade.objects.select_related("app").get(pk=number))
     finally:
         connection.close()
-
-
-def _reconciled() -> list[InfraApp]:
-    return list(InfraApp.objects.filter(declared=True, owner=InfraApp.Owner.RECONCILED))
-
-
-def _snapshot(app: InfraApp, number: int) -> Snapshot:
-    found = app.taken.filter(pk=number).first()
-    if found is None:
-        raise CommandError(f"{app.name} has no snapshot {number}. See: cc-ci infra snapshots {app.name}")
-    return found
 
 
 def _upgrade(upgrade: Upgrade) -> dict[str, Any]:

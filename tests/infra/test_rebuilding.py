@@ -306,4 +306,7 @@ def test_the_command_says_what_came_of_each_app(
     with pytest.raises(Exit):
         call_command("infra", "deploy", app.name)
     assert "app runs already." in capsys.readouterr().err
+    with pytest.raises(Exit):
+        call_command("infra", "deploy", app.name, "--snapshot=99")
+    assert "app has no snapshot 99. See: cc-ci infra snapshots app" in capsys.readouterr().err
     assert snapshots.is_stateful(app)
