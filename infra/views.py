@@ -14,7 +14,7 @@ from django.views.decorators.http import require_http_methods, require_safe
 from infra import applying, doctor, nightly, snapshots
 from infra.buttons import BUTTONS, Button, On, that_fit
 from infra.declaration import DeclarationError, dump
-from infra.gate import Plan
+from infra.gate import Plan, Verdict
 from infra.looking import look
 from infra.models import InfraApp, InfraFile, InfraRelease, Snapshot, Upgrade
 from infra.ownership import Refused
@@ -22,6 +22,7 @@ from infra.plan import to_apply
 from infra.states import WORKING, UpgradeState
 from infra.status import describe, marked_notes, rollback_failed, under_way
 
+SHOWN_VERSIONS = 10
 #: Blockers that have a place of their own on the page.
 _LOUD = ("contested", "rollback_failed", "under_way", "maintainers")
 _ROWS = {"app": InfraApp, "release": InfraRelease, "snapshot": Snapshot}
@@ -79,6 +80,7 @@ def _app(app: InfraApp, user: Any) -> dict[str, Any]:
         "buttons": [one for one in shown if one["name"] in first],
         "more": [one for one in shown if one["name"] not in first],
         "versions": _versions(app, plan, status, user),
+        "left_out": max(0, len(plan.verdicts) - len(_few(plan))),
         "taken": [
             {"row": row, "why": reasons.get(row.pk, ""), "buttons": _shown("snapshot", row, user)}
             for row in app.taken.select_related("app")
@@ -99,13 +101,19 @@ def _first(app: InfraApp, plan: Plan) -> set[str]:
     return {"upgrade"} if plan.target else set()
 
 
+def _few(plan: Plan) -> list[Verdict]:
+    """The verdicts to show, newest first: the newest ones, and that of the version that comes next."""
+    newest = list(reversed(plan.verdicts))
+    return newest[:SHOWN_VERSIONS] + [one for one in newest[SHOWN_VERSIONS:] if one.version == plan.target]
+
+
 def _versions(app: InfraApp, plan: Plan, status: dict[str, Any], user: Any) -> list[dict[str, Any]]:
-    """Each version above the running one, newest first: what the gate says of it, its notes, and its buttons."""
+    """The versions above the running one, newest first: what the gate says of it, its notes, and its buttons."""
     blocked = {verdict["version"]: verdict["blockers"] for verdict in status["held"]}
     rows = {row.version: row for row in app.releases.filter(gone=False).select_related("app")}
     failed = {upgrade.pk: upgrade for upgrade in app.upgrades.all()[:50]}
     found = []
-    for verdict in reversed(plan.verdicts):
+    for verdict in _few(plan):
         row = rows[str(verdict.version)]
         found.append(
             {

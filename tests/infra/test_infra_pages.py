@@ -179,6 +179,19 @@ def test_the_notes_are_shown_whole_with_the_word_that_holds_them(app: InfraApp, 
     assert "&lt;i&gt;First&lt;/i&gt; this.\nThen a migration <mark>by hand</mark>.\nThe end.\n" in page
 
 
+def test_of_many_versions_the_newest_and_the_next_are_shown(
+    app: InfraApp, admin_client: Client, django_assert_max_num_queries: Any
+) -> None:
+    _release(app, PATCH)
+    for number in range(40):
+        _release(app, f"2.{number}.0+2.0", rank=number + 5)
+    with django_assert_max_num_queries(100):
+        page = text_of(admin_client)
+    assert "<strong>2.39.0+2.0</strong>" in page and f'<strong>{PATCH}</strong>\n    <span class="status good">comes next' in page
+    assert "<strong>2.1.0+2.0</strong>" not in page and "30 more between." in page
+    assert admin_client.get(f"/admin/infra/infrarelease/?app__id__exact={app.pk}").status_code == 200
+
+
 # --- commands and buttons
 
 
