@@ -252,8 +252,20 @@ class LastingDeployer(SwarmDeployer):
             for service in self.owned.services()
         ]
         seconds = _STOP_SECONDS + max(grace, default=0)
-        if left := stacks.remove(self.owned, stacks.RUNNING, ephemeral=False, seconds=seconds, check=self.context.check):
+        if left := stacks.remove(self.owned, stacks.RUNNING, ephemeral=False, seconds=seconds, check=self._clear):
             raise DeployError("tool_failed", f"The stack {self.stack} did not stop: {', '.join(left)}.", "See Docker's log.")
+
+    def _clear(self) -> None:
+        """Remove containers that run no more once their service is gone: Swarm takes seconds for it, and the app is away
+        meanwhile. A Swarm whose Docker was started anew in between has forgotten them, and never would.
+        """
+        self.context.check()
+        if self.owned.ids("service"):
+            return
+        labels = [f"--filter=label={label}" for label in self.owned.labels]
+        states = [f"--filter=status={state}" for state in ("exited", "created", "dead")]
+        if ended := docker("ps", "--all", "--quiet", *states, *labels).split():
+            call("rm", *ended)
 
     def copier(self, images: Sequence[str]) -> Volumes:
         """What copies the app's volumes, with the first of these images that is here. Raises DeployError."""

@@ -12,6 +12,7 @@ from typing import Any
 from django.conf import settings
 
 from infra import carrying, ownership, releases, running, upgrades
+from infra.deployers import settling
 from infra.deployers.docker_cli import KINDS, call, docker, ids
 from infra.deployers.lasting import LastingDeployer
 from infra.deployers.stacks import LABEL_STACK
@@ -72,6 +73,7 @@ class Server:
         self.root = root
         monkeypatch.setattr(settings.CC_CI, "data_dir", root / "data")
         monkeypatch.setattr(upgrades, "SAMPLE_SECONDS", (0.1, 0.5))
+        monkeypatch.setattr(settling, "MOST_FAILURES", 2)
         (root / "store").mkdir()
         InfraFile.objects.create(path=str(root / "infra.yml"), stores={"local": {"folder": str(root / "store")}})
         self.apps: list[InfraApp] = []

@@ -30,9 +30,9 @@ class SecondDocker:
         root.mkdir(mode=0o700)
         (root / "config.json").write_text("{}")
         self.socket = root / "docker.sock"
-        # It ends when this process does, whose end of the pipe is closed then.
+        # It ends when this process does, whose end of the pipe is closed then, and takes the daemon with it.
         self._space = subprocess.Popen(
-            ["unshare", "--net", "sh", "-c", "ip link set lo up && echo up && read _"],
+            ["unshare", "--net", "sh", "-c", 'ip link set lo up && echo up && read _; kill "$(cat "$0")"', root / "docker.pid"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
