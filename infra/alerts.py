@@ -47,7 +47,8 @@ def retry() -> int:
 
 def _send(row: AlertSent) -> bool:
     addresses = settings.CC_CI.alerts
-    problem = _notify(addresses, _title(row), row.text) if addresses else ""
+    page = f"{settings.CC_CI.base_url}{row.app.get_absolute_url()}" if row.app else ""
+    problem = _notify(addresses, _title(row), f"{row.text}\n{page}".strip()) if addresses else ""
     AlertSent.objects.filter(pk=row.pk).update(delivered=bool(addresses) and not problem, problem=problem)
     if problem:
         log.warning("Alert %s: %s", row.key, problem)

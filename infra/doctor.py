@@ -8,6 +8,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from django.conf import settings
+
 from controlplane.registry import Finding
 from infra import applying, bundles, references, running, snapshots
 from infra.declaration import FILE, Declaration, DeclarationError
@@ -25,7 +27,7 @@ NAME = "infra"
 def check_infra() -> Iterator[Finding]:
     """The file that was applied last. Without one, and with no apps, there is nothing to be well or ill."""
     path = applying.place()
-    if not InfraFile.objects.exists() and not path.exists():
+    if not InfraFile.objects.exists() and not path.exists() and not settings.CC_CI.infra_file:
         yield Finding(NAME, "ok", f"no {FILE}: cc-ci looks after no apps of this server")
         return
     yield from examine(path)

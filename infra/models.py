@@ -156,10 +156,16 @@ class Upgrade(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.app_id and self.app.name} {self.from_version or '?'} → {self.to_version}"
+        return f"{self.app_id and self.app.name} {self.versions}"
 
     def get_absolute_url(self) -> str:
         return reverse("infra-upgrade", args=[self.pk])
+
+    @property
+    def versions(self) -> str:
+        """From which to which; one alone, where the app was brought up or kept its version."""
+        moved = self.from_version and self.from_version != self.to_version
+        return f"{self.from_version} → {self.to_version}" if moved else self.to_version
 
     @property
     def final(self) -> bool:

@@ -157,9 +157,7 @@ def _context(upgrade: Upgrade) -> dict[str, Any]:
     moves = [(event.kind, event.at, event.text) for event in events if event.kind in states]
     samples = [event for event in events if event.kind == "sample"]
     log, cut = _log(upgrade)
-    moved = upgrade.from_version and upgrade.from_version != upgrade.to_version
-    versions = f"{upgrade.from_version} → {upgrade.to_version}" if moved else upgrade.to_version
-    headline = f"{versions}: {upgrade.get_state_display()}"
+    headline = f"{upgrade.versions}: {upgrade.get_state_display()}"
     return {
         "upgrade": upgrade,
         "final": upgrade.final,

@@ -14,6 +14,7 @@ from typing import Any
 
 from django.db import DatabaseError, transaction
 from django.db.models import F
+from django.template.defaultfilters import filesizeformat
 from django.utils import timezone
 
 from infra import alerts, evidence, health, ownership, running, snapshots
@@ -145,9 +146,9 @@ class Machine(Worker):
             started = time.monotonic()
             volumes = self._recorded().volumes
             snapshot = snapshots.take(self.app, self.upgrade, volumes, self._copier(old), self.check)
-            words = (
-                f"Snapshot of {len(volumes)} volumes, {snapshot.bytes} bytes, proved after {time.monotonic() - started:.1f} s."
-            )
+            volumes_copied = f"{len(volumes)} volume{'s' if len(volumes) != 1 else ''}"
+            size = filesizeformat(snapshot.bytes)
+            words = f"Snapshot of {volumes_copied}, {size}, proved after {time.monotonic() - started:.1f} s."
         self._move("deploy", words, snapshot=snapshot, step={})
 
     def _deploy(self) -> None:

@@ -48,9 +48,7 @@ def rebuild(folder: Path) -> None:
             _remove_all()
             _forget(machine)
     by_hand, by_us = statistics.median(hand), statistics.median(ours)
-    print(
-        f"A lost machine with {len(APPS)} apps without data (one of them before the others) ÷ their plain stack deploys, waited for"
-    )
+    print(f"A lost machine with {len(APPS)} apps without data (one before all others) ÷ their plain stack deploys, waited for")
     print(f"  {by_us:.1f} s ÷ {by_hand:.1f} s = {by_us / by_hand:.2f}")
 
 

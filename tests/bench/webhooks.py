@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -25,6 +26,7 @@ def idle_hours(folder: Path) -> None:
     from enrollment.models import WebhookConfig
     from tests.chaos.air import Air, VirtualTime
 
+    logging.disable(logging.INFO)  # a line for each of a thousand hooks
     print("Requests of an idle hour at 1,000 repositories of 5 owners, a look each 30 s, hooks looked at each minute")
     for version in ("1.15", "1.22"):
         clock = VirtualTime(datetime(2026, 11, 23, 12, tzinfo=UTC))
@@ -46,6 +48,7 @@ def idle_hours(folder: Path) -> None:
             print(f"  as Gitea {version}, with verified hooks: {words(hooked)}")
             world.close()
             world.forge.delete()
+    logging.disable(logging.NOTSET)
 
 
 def an_hour(world: Any, clock: Any, air: Any) -> Counter[str]:

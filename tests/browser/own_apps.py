@@ -27,7 +27,7 @@ LOG = """\
 02:00:21 snapshotting: 2 services of 1.0.0+10.2, 1 volumes, 2 probes recorded.
 02:00:21 Stopping it
 02:00:27 Copying its volumes
-02:00:41 deploying: Snapshot of 1 volumes, 48234496 bytes, proved after 13.9 s.
+02:00:41 deploying: Snapshot of 1 volume, 46.0 MB, proved after 13.9 s.
 02:00:41 Deploying 1.1.0+10.3
 """
 
@@ -139,7 +139,7 @@ def _upgrading(stateful: dict[str, Any]) -> tuple[InfraApp, Upgrade]:
     )
     tell(upgrade, 0, S.SNAPSHOTTING, "2 services of 1.0.0+10.2, 1 volumes, 2 probes recorded.")
     tell(upgrade, 0.2, "step", "Stopping it")
-    tell(upgrade, 20, S.DEPLOYING, "Snapshot of 1 volumes, 48234496 bytes, proved after 13.9 s.")
+    tell(upgrade, 20, S.DEPLOYING, "Snapshot of 1 volume, 46.0 MB, proved after 13.9 s.")
     tell(upgrade, 71, S.VERIFYING, "Settled after 50.8 s.")
     for number in range(4):
         sample(upgrade, 72 + number, "app does not answer: 502" if number == 0 else "")
@@ -158,7 +158,7 @@ def _quarantined(stateful: dict[str, Any]) -> tuple[InfraApp, Upgrade]:
     upgrade = _ended(app, S.ROLLED_BACK, "1.0.0+2.0", "1.1.0+2.1", reason=reason, facts=facts, ran_new=True)
     steps = (
         (S.SNAPSHOTTING, 0, "1 services recorded."),
-        (S.DEPLOYING, 9, "Snapshot of 1 volumes, proved."),
+        (S.DEPLOYING, 9, "Snapshot of 1 volume, proved."),
         (S.VERIFYING, 31, "Settled after 20.1 s."),
         (S.SOAKING, 34, "1 services and 2 probes are well, 3 times in a row."),
         (S.ROLLING_BACK, 64, reason),
@@ -181,7 +181,7 @@ def _lost(stateful: dict[str, Any]) -> tuple[InfraApp, Upgrade]:
     upgrade = _ended(app, S.ROLLBACK_FAILED, "1.0.0+2.0", "1.0.1+2.0", reason=reason, ran_new=True)
     for state, after, text in (
         (S.SNAPSHOTTING, 0, "2 services recorded."),
-        (S.DEPLOYING, 9, "Snapshot of 1 volumes, proved."),
+        (S.DEPLOYING, 9, "Snapshot of 1 volume, proved."),
         (S.ROLLING_BACK, 39, "The volume db could not be migrated."),
         (S.ROLLBACK_FAILED, 400, reason),
     ):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.conf import settings
 from django.contrib.auth.models import Permission, User
 from django.test import Client
 from django.utils import timezone
@@ -343,6 +344,10 @@ def test_the_card(web: InfraApp, client: Client, admin_client: Client) -> None:
 def test_doctor(data_dir: Path, shell: Shell) -> None:
     [finding] = doctor.check_infra()
     assert (finding.level, finding.text) == ("ok", "no infra.yml: cc-ci looks after no apps of this server")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(settings.CC_CI, "infra_file", data_dir / "elsewhere.yml")
+        [finding] = doctor.check_infra()
+        assert finding.level == "error" and "There is no " in finding.text and "elsewhere.yml" in finding.text
     (data_dir / "infra.yml").write_text("apps: 3\n")
     [finding] = doctor.check_infra()
     assert finding.level == "error" and "infra.yml:1: apps: must be a valid dictionary" in finding.text

@@ -371,7 +371,7 @@ def test_alerts_go_to_every_address_and_hold_no_secret(scene: Scene, tmp_path: P
         monkeypatch.setattr(settings.CC_CI, "alerts", [address])
         assert alerts.tell("contested", scene.app, "Somebody was here.")
         assert not alerts.tell("contested", scene.app, "Somebody was here.")
-        assert len(got) == 1 and b"Somebody was here." in got[0]
+        assert len(got) == 1 and b"Somebody was here." in got[0] and b"/infra/#app" in got[0]
         server.shutdown()
     monkeypatch.setattr(settings.CC_CI, "alerts", ["json://user:geheim@127.0.0.1:9/x"])
     alerts.tell("failed", scene.app, "Nobody listens.")
