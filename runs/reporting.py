@@ -270,6 +270,7 @@ def _find_lost(report: Report, client: ForgeClient) -> None:
         for comment in _own_comments(report, client, since)
         if comment.id not in known and _carries(comment, f"{MARKER}run:") and not _carries(comment, report.marker)
     ]
+    _believe(report, lost)
     if lost:
         report.stale_ids = [*report.stale_ids, *lost]
         Report.objects.filter(pk=report.pk).update(stale_ids=report.stale_ids)
@@ -310,6 +311,7 @@ def _post(report: Report, client: ForgeClient, since: datetime) -> None:
     else:
         _begin(report)
         posted = client.post_comment(row.owner, row.name, report.pull_request.number, report.wanted["body"]).id
+    _believe(report, [posted])
     # The one that stood there before is to go; written down in the same step, so that a crash forgets neither.
     stale = [*report.stale_ids, report.posted_id] if report.posted_id else report.stale_ids
     report.posted_id, report.stale_ids = posted, stale
@@ -343,11 +345,21 @@ def _remove_doubles(report: Report, client: ForgeClient, marker: str, since: dat
             if report.tries < ODD_LISTS:
                 raise Garbage("the list of comments is without the one that was just posted")
             return
+        _believe(report, [ours[-1].id])
         report.posted_id = ours[-1].id
         Report.objects.filter(pk=report.pk).update(posted_id=report.posted_id)
-    for comment in found:
-        if comment.id != report.posted_id:
-            _delete(report, client, comment.id)
+    doubles = [comment.id for comment in found if comment.id != report.posted_id]
+    _believe(report, doubles)
+    for number in doubles:
+        _delete(report, client, number)
+
+
+def _believe(report: Report, numbers: list[int]) -> None:
+    """Raise Garbage where one of these comments is what stands there for another report: an odd answer that gave it the number
+    of this one's would have it edited or deleted."""
+    others = Report.objects.filter(repository__forge=report.repository.forge_id, posted_id__in=numbers).exclude(pk=report.pk)
+    if numbers and others.exists():
+        raise Garbage("the forge gives a comment of ours the number of another")
 
 
 SENDERS: dict[Report.Kind, Callable[[Report, ForgeClient], None]] = {

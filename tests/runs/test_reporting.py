@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from typing import Any
 
@@ -169,6 +170,35 @@ def test_a_double_that_odd_answers_led_to_goes(world: World, run: TestRun, kind:
     assert not lost and not lists
     marker = f"{reporting.MARKER}{kind}:"
     assert len([text for text in world.own_comments("recipes/web") if marker in text]) == 1
+
+
+def test_a_comment_that_an_odd_answer_gives_the_number_of_another_stays(world: World, run: TestRun) -> None:
+    """In the list of comments the run's first one and a reply have changed numbers."""
+    world.say("recipes/web", "!testme help")
+    world.hear()
+    posted = {row.kind: row.posted_id for row in Report.objects.filter(kind__in=("run", "reply"))}
+    swap = {posted["run"]: posted["reply"], posted["reply"]: posted["run"]}
+    odd = []
+
+    def mixed(answer: Response) -> Response:
+        rows = json.loads(answer.body)
+        odd.append([row["id"] for row in rows])
+        return Response(200, json.dumps([{**row, "id": swap.get(row["id"], row["id"])} for row in rows]).encode())
+
+    def strike(request: Request) -> Strike:
+        is_list = request.method == "GET" and request.path.endswith("/issues/1/comments")
+        return Strike("swapped", change=mixed) if is_list and len(odd) < 2 else FAIR
+
+    air = Air(world.remote, lambda seconds: None)
+    air.strike = strike
+    Report.objects.filter(kind="run").update(posted_id=None, attempted_digest="unknown")  # as when the answer was lost
+    with air.carrying():
+        finish(world, run)
+        world.report()
+    assert len(odd) == 2
+    texts = world.own_comments("recipes/web")
+    assert len([text for text in texts if f"{reporting.MARKER}reply:" in text]) == 1
+    assert len([text for text in texts if f"{reporting.MARKER}run:" in text]) == 1
 
 
 def test_others_comments_are_never_deleted(world: World, run: TestRun) -> None:
