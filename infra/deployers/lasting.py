@@ -22,6 +22,8 @@ from infra.deployers.volumes import Volume, Volumes
 _STOP_SECONDS = 60.0
 #: An update that Swarm stopped goes on with the next one only.
 _STUCK = ("paused", "rollback_paused")
+#: So often is a spec written when Swarm itself touched the service in between.
+_WRITES = 5
 
 
 @dataclass(frozen=True)
@@ -212,8 +214,19 @@ class LastingDeployer(SwarmDeployer):
     def _write(self, spec: Mapping[str, Any], service: Mapping[str, Any] | None) -> None:
         if service is None:
             engine.post("/services/create", spec)
-        elif service["Spec"] != spec or (service.get("UpdateStatus") or {}).get("State", "") in _STUCK:
-            engine.post(f"/services/{service['ID']}/update", spec, version=str(service["Version"]["Index"]))
+            return
+        if service["Spec"] == spec and (service.get("UpdateStatus") or {}).get("State", "") not in _STUCK:
+            return
+        for left in reversed(range(_WRITES)):
+            try:
+                engine.post(f"/services/{service['ID']}/update", spec, version=str(service["Version"]["Index"]))
+                return
+            except DeployError as error:
+                # Swarm's own notes on an update raise the number as well; a spec that changed is somebody's hand.
+                now = inspect("service", [service["ID"]]) if "out of sequence" in str(error) and left else []
+                if not now or now[0]["Spec"] != service["Spec"]:
+                    raise
+                service = now[0]
 
     def _networks_again(self, recorded: Mapping[str, Any]) -> None:
         """Make the stack's own networks that went with it."""

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from infra.deployers import engine, settling, specs
+from infra.deployers import engine, lasting, settling, specs
 from infra.deployers.base import DeployError
 from infra.deployers.docker_cli import LABEL_DEPLOYMENT, away, inspect
+from infra.deployers.lasting import LastingDeployer
 
 SPEC: dict[str, Any] = {
     "Name": "s_app",
@@ -177,3 +178,32 @@ def test_a_docker_that_is_away_is_not_an_empty_one(tmp_path: Path, monkeypatch: 
             inspect(kind, ["one"])
     program.write_text("#!/bin/sh\necho '[]'\necho 'Error: no such service: one' >&2\nexit 1\n")
     assert inspect("service", ["one"]) == []
+
+
+# -- a number that Swarm itself raised ----
+
+
+def written(monkeypatch: pytest.MonkeyPatch, now: dict[str, Any], refusals: int) -> list[str]:
+    """The numbers that a write of another spec was tried with, when Swarm refuses the first ones."""
+    tried: list[str] = []
+
+    def post(path: str, body: Any, **query: str) -> None:
+        tried.append(query["version"])
+        if len(tried) <= refusals:
+            raise DeployError("tool_failed", "Docker refused: rpc error: update out of sequence")
+
+    monkeypatch.setattr(engine, "post", post)
+    monkeypatch.setattr(lasting, "inspect", lambda kind, names: [{**now, "Version": {"Index": 7 + len(tried)}}])
+    LastingDeployer._write(None, {"Name": "s_app"}, {"ID": "x", "Spec": SPEC, "Version": {"Index": 7}})  # type: ignore[arg-type]
+    return tried
+
+
+def test_a_number_that_swarm_itself_raised_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert written(monkeypatch, {"ID": "x", "Spec": SPEC}, refusals=2) == ["7", "8", "9"]
+    with pytest.raises(DeployError, match="out of sequence"):
+        written(monkeypatch, {"ID": "x", "Spec": SPEC}, refusals=99)
+
+
+def test_a_spec_that_a_hand_changed_meanwhile_is_not_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DeployError, match="out of sequence"):
+        written(monkeypatch, {"ID": "x", "Spec": {**SPEC, "Labels": {"by": "hand"}}}, refusals=1)
