@@ -135,18 +135,22 @@ def test_what_a_hand_had_set_and_was_adopted_comes_back_with_the_old_version(ser
     recipe = Recipe(tmp_path / "recipe", "stateful")
     app = server.app(recipe, stateful=True)
     docker("service", "update", "--quiet", "--env-add=HAND=1", "--label-add=by=hand", f"{app.stack}_app", timeout=60)
+    label = f"com.docker.stack.namespace={app.stack}"
+    more = ["--detach", "--quiet", "--stop-grace-period=100ms", f"--label={label}", f"--container-label={label}"]
+    docker("service", "create", *more, f"--name={app.stack}_extra", "cc-ci-test/busybox:1", "sleep", "100000")
     assert tasks.supervise() == f"{app.name} is contested"
     app.refresh_from_db()
     ownership.adopt(app, "alice")
     before, kept = running.see(app), data(server, app)
-    networks = docker("network", "ls", "--quiet", f"--filter=label=com.docker.stack.namespace={app.stack}")
+    assert set(before.parts) == {"app", "extra"}
+    networks = docker("network", "ls", "--quiet", f"--filter=label={label}")
     recipe.publish(NEW, BREAKS)
     upgrade = server.upgrade(app)
     assert upgrade.state == UpgradeState.ROLLED_BACK, told(upgrade)
     after = running.see(app)
     spec = docker("service", "inspect", "--format={{json .Spec}}", f"{app.stack}_app")
     assert '"HAND=1"' in spec and '"by":"hand"' in spec
-    assert docker("network", "ls", "--quiet", f"--filter=label=com.docker.stack.namespace={app.stack}") != networks, "made anew"
+    assert docker("network", "ls", "--quiet", f"--filter=label={label}") != networks, "made anew"
     recorded = {name: part["fingerprint"] for name, part in upgrade.baseline["parts"].items()}
     assert {name: part.fingerprint for name, part in after.parts.items()} == recorded
     assert after.fingerprint == before.fingerprint == app.fingerprint
