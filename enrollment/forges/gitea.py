@@ -92,6 +92,8 @@ class GiteaClient:
         return self._get("/user", _user)
 
     def user(self, login: str) -> User | None:
+        if not login:
+            return None
         try:
             return self._get(f"/users/{_part(login)}", _user)
         except NotFound:

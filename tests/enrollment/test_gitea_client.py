@@ -81,6 +81,7 @@ def test_reads_what_polling_and_trust_need(place: Place) -> None:
     assert client.whoami() == User(place.bot.id, "cc-ci")
     assert client.user("mallory") == User(place.mallory.id, "mallory")
     assert client.user("nobody") is None
+    assert client.user("") is None
     repo = client.repository("recipes", "web")
     assert client.repository_by_id(repo.id) == repo
     assert (repo.full_name, repo.owner_id, repo.permissions) == ("recipes/web", place.org.id, {"pull"})
