@@ -305,13 +305,14 @@ def _post(report: Report, client: ForgeClient, since: datetime) -> None:
     if report.attempted_digest:
         found = next((c for c in _own_comments(report, client, since) if _carries(c, report.marker)), None)
     if found is not None:
+        _believe(report, [found.id])
         if found.body.replace("\r\n", "\n").strip() != report.wanted["body"].strip():
             client.edit_comment(row.owner, row.name, found.id, report.wanted["body"])
         posted = found.id
     else:
         _begin(report)
         posted = client.post_comment(row.owner, row.name, report.pull_request.number, report.wanted["body"]).id
-    _believe(report, [posted])
+        _believe(report, [posted])
     # The one that stood there before is to go; written down in the same step, so that a crash forgets neither.
     stale = [*report.stale_ids, report.posted_id] if report.posted_id else report.stale_ids
     report.posted_id, report.stale_ids = posted, stale

@@ -201,6 +201,42 @@ def test_a_comment_that_an_odd_answer_gives_the_number_of_another_stays(world: W
     assert len([text for text in texts if f"{reporting.MARKER}run:" in text]) == 1
 
 
+def test_a_reply_is_not_written_over_another(world: World) -> None:
+    """A reply whose post was not answered is looked for, and the list gives it the number of an earlier one."""
+    world.say("recipes/web", "!testme help")
+    world.hear()
+    first = Report.objects.get(kind="reply")
+    world.say("recipes/web", "!testme status")
+    world.poll()
+    hit: list[Request] = []
+    odd: list[int] = []
+
+    def mixed(answer: Response) -> Response:
+        rows = json.loads(answer.body)
+        newest = max(row["id"] for row in rows)
+        swap = {newest: first.posted_id, first.posted_id: newest}
+        odd.append(newest)
+        rows = [{**row, "id": swap.get(row["id"], row["id"]), "body": row["body"] + "!"} for row in rows]
+        return Response(200, json.dumps(rows).encode())
+
+    def strike(request: Request) -> Strike:
+        if request.path.endswith("/issues/1/comments"):
+            if request.method == "POST" and not hit:
+                hit.append(request)
+                return Strike("lost", hang=True)
+            if request.method == "GET" and hit and not odd:
+                return Strike("swapped", change=mixed)
+        return FAIR
+
+    air = Air(world.remote, lambda seconds: None)
+    air.strike = strike
+    with air.carrying():
+        world.settle()
+    assert odd
+    texts = world.own_comments("recipes/web")
+    assert len(texts) == len({text.splitlines()[0] for text in texts}) == 2
+
+
 def test_others_comments_are_never_deleted(world: World, run: TestRun) -> None:
     theirs = world.say("recipes/web", f"<!-- {reporting.MARKER}run:{run.id}:verdict -->", user="mallory")
     finish(world, run)
