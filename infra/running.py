@@ -14,7 +14,7 @@ from django.conf import settings
 from django.db import IntegrityError, transaction
 
 from controlplane.installation import installation_id
-from controlplane.secrets import reveal
+from controlplane.secrets import SecretUnreadable, reveal
 from infra import applying, gitread, references, releases
 from infra.deployers.base import Context, DeployError, random_secret
 from infra.deployers.lasting import LastingDeployer, Part
@@ -184,7 +184,10 @@ def secret_of(app: InfraApp, name: str, key: str, length: int) -> str:
 
 def without_secrets(app: InfraApp, text: str) -> str:
     """A text of the app's, such as its log, without the values of its secrets: it goes onto pages and into alerts."""
-    values = [reveal(secret.value) for secret in app.made_secrets.all()]
+    try:
+        values = [reveal(secret.value) for secret in app.made_secrets.all()]
+    except SecretUnreadable:
+        return "(What was said is not shown: it may hold secrets, and the key to know them by is missing from CC_CI_SECRET_KEYS.)"
     for reference in app.secrets.values():
         with suppress(Unresolved):
             values.append(references.resolve(reference, _folder()))

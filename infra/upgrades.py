@@ -189,7 +189,7 @@ class Machine(Worker):
     def _sample(self, new: LastingDeployer) -> tuple[dict[str, Part], list[str]]:
         """Look once. Raises Failed for what never becomes well again, and Contested."""
         parts = new.parts()
-        if gone := health.wrong(parts, self.upgrade.to_version, new.context.mark, self.upgrade.facts["services"]):
+        if gone := health.wrong(parts, self.upgrade.to_version, new.mark, self.upgrade.facts["services"]):
             self._look(new, missing=True)  # somebody's hand, or Swarm's own
             raise Failed("; ".join(gone))
         self._look(new)
@@ -290,7 +290,7 @@ class Machine(Worker):
             parts = self._look(old)
             samples = health.ask(old, running.checks_of(self.app), self.app.domain)
             problems = [
-                *health.wrong(parts, self.upgrade.from_version, old.context.mark, self.upgrade.specs),
+                *health.wrong(parts, self.upgrade.from_version, old.mark, self.upgrade.specs),
                 *health.ill(parts),
                 *health.worse(samples, self.upgrade.baseline.get("probes", {})),
                 *differences(parts, self._before()),

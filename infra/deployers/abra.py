@@ -164,8 +164,7 @@ class AbraDeployer(SwarmDeployer):
 class LastingAbra(LastingDeployer, AbraDeployer):
     """An app of the server that abra deploys. Its stack has the name that abra gives it."""
 
-    def _mark(self) -> str:
-        return ""
+    mark = ""
 
 
 def app_stack(domain: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from infra.deployers import compose, engine, ports, settling, specs, stacks, volumes
 from infra.deployers.base import DeployError
-from infra.deployers.docker_cli import LABEL_DEPLOYMENT, away, began, call, docker, inspect
+from infra.deployers.docker_cli import LABEL_DEPLOYMENT, began, call, docker, inspect
 from infra.deployers.stackfile import stackfiles
 from infra.deployers.stacks import LABEL_STACK, Owned
 from infra.deployers.swarm import SwarmDeployer
@@ -76,6 +76,11 @@ class LastingDeployer(SwarmDeployer):
         return stackfiles(recipe, stacks.marks(self.context), True, published, mark, certificates=True)
 
     def _mark(self) -> str:
+        return self.mark
+
+    @property
+    def mark(self) -> str:
+        """What each service of this deployment is marked with; empty where nothing can be marked."""
         return self.context.mark
 
     def _secrets_there(self) -> set[str]:
@@ -171,14 +176,6 @@ class LastingDeployer(SwarmDeployer):
         used = sorted(set().union(*(specs.networks_of(spec) for spec in found.values())))
         networks = {str(one["Id"]): specs.network(one) for one in inspect("network", used)}
         return Recorded(found, images, names, volumes.described(mounted(found)), networks)
-
-    def deploy(self, checkout: Path | None = None) -> None:
-        try:
-            super().deploy(checkout)
-        except DeployError as error:
-            if away(str(error)):  # it says nothing against the recipe
-                raise DeployError("tool_failed", error.message, "See Docker's log.") from error
-            raise
 
     def restore_specs(self, checkout: Path, recorded: Recorded) -> None:
         """Put every service back as it was recorded, whatever the version's files say; services that were not there go.

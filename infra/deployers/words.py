@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from infra.deployers.base import DeployError, Kind
+from infra.deployers.docker_cli import away
 
 _MISSING = ("No such image", "pull access denied", "manifest unknown", "manifest for", "repository does not exist")
 _PORT_TAKEN = re.compile(
@@ -86,8 +87,8 @@ def refused(said: str) -> DeployError:
     if 'network "proxy" is declared as external' in said:
         fix = "Run `docker network create --driver=overlay proxy`, or empty CC_CI_PROXY_URL."
         return DeployError("tool_missing", "The server's proxy has no network here: there is no overlay network proxy.", fix)
-    if "Cannot connect to the Docker daemon" in said or "context deadline" in said:
-        return DeployError("tool_failed", f"docker stack deploy: {said}.")
+    if away(said):  # it says nothing against the recipe
+        return DeployError("tool_failed", f"docker stack deploy: {said}.", "See Docker's log.")
     return DeployError("invalid_recipe", f"Docker refuses the recipe: {said}.", "Check compose.yml.")
 
 

@@ -164,6 +164,10 @@ class FolderDeployer:
     version: str = ""
     lines: list[str] = field(default_factory=list)
 
+    @property
+    def mark(self) -> str:
+        return self.context.mark
+
     def know(self, files: Path) -> None:
         self.version = (files / "version").read_text()
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from cryptography.fernet import Fernet
 from django.conf import settings
 from django.contrib.auth.models import User
 from django.test import Client
@@ -118,6 +119,10 @@ def test_no_secret_of_the_app_comes_into_evidence_reasons_or_the_log(
         f"{log_of(upgrade)}{list(upgrade.events.values())}{list(AlertSent.objects.values())}{list(InfraRelease.objects.values())}"
     )
     assert made not in told and "given-value" not in told
+    monkeypatch.setattr(settings.CC_CI, "secret_keys", (Fernet.generate_key().decode(),))
+    assert made not in running.without_secrets(scene.app, f"It said {made}."), "what cannot be known cannot be taken out"
+    again = scene.upgrade(GOOD)
+    assert scene.carry_out(again) == S.ROLLED_BACK and "CC_CI_SECRET_KEYS" in again.reason
 
 
 def test_images_that_a_way_back_may_need_are_kept(scene: Scene) -> None:
