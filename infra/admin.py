@@ -123,6 +123,7 @@ class InfraAppAdmin(ReadOnlyAdmin):
     )
     list_filter = ("owner", "state", "server", "deployer", "declared")
     search_fields = ("name", "recipe", "domain", "stack")
+    exclude = ("left",)  # specs hold environments, and those may hold secrets
     inlines = [UpgradeInline]
     actions = [
         "upgrade",
@@ -190,6 +191,7 @@ def _passages(reason: dict[str, Any]) -> SafeString:
 class UpgradeAdmin(ReadOnlyAdmin):
     list_display = ("id", "live_page", "stands", "trigger", "created_at", "finished_at")
     readonly_fields = ("live_page",)
+    exclude = ("specs",)  # as above
     list_filter = ("state", "app")
     search_fields = ("app__name", "to_version", "from_version", "reason")
     list_select_related = ("app",)

@@ -58,6 +58,7 @@ class InfraApp(models.Model):
     running_version = models.CharField(max_length=200, blank=True, help_text="As its label was read back last.")
     fingerprint = models.CharField(max_length=200, blank=True, help_text="Of what ran when cc-ci looked or acted last.")
     parts = models.JSONField(default=dict, blank=True, help_text="The same, service by service.")
+    left = models.JSONField(default=dict, blank=True, help_text="What cc-ci had left there, in full: specs, images, networks.")
     contested = models.JSONField(default=dict, blank=True, help_text="What changed it without cc-ci, as it was found.")
     fence = models.PositiveBigIntegerField(default=0, help_text="Grows with each change of owner; a late worker is told by it.")
     after = models.JSONField(default=list, blank=True, help_text="Names of apps that come before it.")

@@ -71,7 +71,7 @@ def look_after(app: InfraApp) -> str:
     seen = running.see(app)
     if not app.ours or not app.fingerprint:  # others' apps may change; what was never seen is taken as it is
         if (app.fingerprint, app.running_version) != (seen.fingerprint, seen.version):
-            _rows(app).update(**_columns(seen))
+            _rows(app).update(**running.see(app, full=app.ours).columns())
         return "looked at"
     changes = foreign(seen.parts, settled(app))
     if not changes:
@@ -84,10 +84,6 @@ def _rows(app: InfraApp) -> Any:
     return InfraApp.objects.filter(
         pk=app.pk, fence=app.fence, owner=app.owner, state=InfraApp.State.SETTLED, fingerprint=app.fingerprint
     )
-
-
-def _columns(seen: Seen) -> dict[str, Any]:
-    return {"running_version": seen.version[:200], "fingerprint": seen.fingerprint, "parts": seen.as_rows()}
 
 
 def contest(app: InfraApp, seen: Seen, changes: list[str], *, rows: Any = None) -> bool:
@@ -132,7 +128,7 @@ def adopt(app: InfraApp, who: str) -> list[str]:
     """
     _at_rest(app, "adopt it")
     try:
-        seen = running.see(app)
+        seen = running.see(app, full=True)
     except (NotReachable, DeployError) as error:
         raise Refused(f"What runs cannot be looked at: {error}") from error
     if not seen.parts:
@@ -150,7 +146,7 @@ def adopt(app: InfraApp, who: str) -> list[str]:
         told += _write(app, "version", seen.version)
     with transaction.atomic():
         moved = InfraApp.objects.filter(pk=app.pk, fence=app.fence, state=app.state).update(
-            **_columns(seen),
+            **seen.columns(),
             owner=InfraApp.Owner.RECONCILED,
             state=InfraApp.State.SETTLED,
             pinned_version=seen.version,

@@ -17,7 +17,8 @@ from controlplane.installation import installation_id
 from controlplane.secrets import SecretUnreadable, reveal
 from infra import applying, gitread, references, releases
 from infra.deployers.base import Context, DeployError, random_secret
-from infra.deployers.lasting import LastingDeployer, Part
+from infra.deployers.lasting import LastingDeployer, Part, Recorded
+from infra.deployers.volumes import Volume
 from infra.gitread import GitError, Mirror
 from infra.models import AppSecret, InfraApp, InfraFile, Snapshot, Upgrade
 from infra.references import Unresolved
@@ -203,6 +204,7 @@ class Seen:
 
     parts: dict[str, Part]
     ports: dict[str, list[int]]
+    recorded: Recorded | None = None  #: in full, where that was asked for
 
     @property
     def version(self) -> str:
@@ -214,8 +216,13 @@ class Seen:
     def fingerprint(self) -> str:
         return fingerprint(part.fingerprint for part in self.parts.values())
 
-    def as_rows(self) -> dict[str, dict[str, Any]]:
-        """For `InfraApp.parts`: what tells each service from another."""
+    def columns(self) -> dict[str, Any]:
+        """What is kept of it in an app's row."""
+        left = {"left": asdict(self.recorded)} if self.recorded else {}
+        return {"running_version": self.version[:200], "fingerprint": self.fingerprint, "parts": self._rows(), **left}
+
+    def _rows(self) -> dict[str, dict[str, Any]]:
+        """What tells each service from another."""
         return {
             name: {
                 "fingerprint": part.fingerprint,
@@ -236,16 +243,23 @@ def fingerprint(parts: Iterable[str]) -> str:
     return sha256(" ".join(found).encode()).hexdigest() if found else ""
 
 
-def seen_by(deployer: LastingDeployer) -> Seen:
-    return Seen(deployer.parts(), deployer.published())
+def seen_by(deployer: LastingDeployer, *, full: bool = False) -> Seen:
+    return Seen(deployer.parts(), deployer.published(), deployer.record() if full else None)
 
 
-def see(app: InfraApp) -> Seen:
+def left(app: InfraApp) -> Recorded | None:
+    """What cc-ci had left there, in full, as far as it was written down."""
+    if not app.left:
+        return None
+    return Recorded(**{**app.left, "volumes": [Volume(**volume) for volume in app.left["volumes"]]})
+
+
+def see(app: InfraApp, *, full: bool = False) -> Seen:
     """Look at an app, whatever recipe it is from. Raises NotReachable and DeployError."""
     work = work_of(app)
     deployer = deployer_for(app, work, work)
     try:
-        return seen_by(deployer)
+        return seen_by(deployer, full=full)
     finally:
         deployer.close()
 

@@ -306,8 +306,7 @@ class Machine(Worker):
     def _finish(self, event: str, deployer: LastingDeployer, version: str, text: str) -> None:
         """The app has come to rest at `version`: all that is known of it, and the upgrade's end, in one transaction."""
         self._look(deployer)
-        seen = running.seen_by(deployer)
-        values: dict[str, Any] = {"running_version": version, "fingerprint": seen.fingerprint, "parts": seen.as_rows()}
+        values = {**running.seen_by(deployer, full=True).columns(), "running_version": version}
         if event == "succeed":
             values["pinned_version"] = version
         with transaction.atomic():
@@ -361,11 +360,10 @@ class Machine(Worker):
     def _last_look(self) -> dict[str, Any]:
         """The app as it is now, so that a hand that mends it shows. Empty when it cannot be seen."""
         try:
-            seen = running.see(self.app)
+            return running.see(self.app).columns()
         except _ERRORS as error:
             self.log(f"A last look: {error}")
             return {}
-        return {"running_version": seen.version[:200], "fingerprint": seen.fingerprint, "parts": seen.as_rows()}
 
     def _stop_contested(self, error: Contested) -> None:
         """Somebody else changed the app: nothing is done any more, not even back."""

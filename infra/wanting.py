@@ -104,7 +104,7 @@ def roll_back(app: InfraApp, who: str, *, data: bool = False) -> Upgrade:
     last = done.exclude(from_version=F("to_version")).first()
     if last is None or not last.from_version:
         raise Refused(f"cc-ci did not bring {app.name} to {app.running_version or 'what runs'}, so it knows no version before.")
-    asked: dict[str, Any] = {"kind": "rollback", "sick": True}
+    asked: dict[str, Any] = {"kind": "rollback", "sick": True, "as_before": last.pk}
     if data:
         if last.snapshot is None:
             raise Refused(f"There is no snapshot of {last.from_version}. See: {command('snapshots', app.name)}")

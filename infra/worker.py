@@ -154,15 +154,15 @@ class Worker:
     def _put(self, deployer: LastingDeployer, which: str, version: str) -> None:
         """Deploy a version: announced before, and known by its fingerprints as soon as it stands there.
 
-        The old one comes back as it was recorded, spec by spec: its files may say less than what ran.
+        What ran before comes back as it was recorded, spec by spec: the version's files may say less than what ran.
         """
         mark = self._mark(which)
         announced = [one for one in self.upgrade.facts.get("announced", []) if one != mark]
         facts = {**self.upgrade.facts, "announced": [*announced, mark]}
         self._guard("deploy", facts=facts, ran_new=self.upgrade.ran_new or which == "new")
         self.report(f"Deploying {version}")
-        if which == "old":
-            deployer.restore_specs(self.folder / which, self._recorded())
+        if recorded := self._recorded() if which == "old" else self._ran_once():
+            deployer.restore_specs(self.folder / which, recorded)
         else:
             deployer.deploy(self.folder / which)
         parts = {name: part.fingerprint for name, part in deployer.parts().items()}
@@ -184,14 +184,15 @@ class Worker:
         return running.known_parts(self.upgrade.baseline.get("parts", {}))
 
     def _recorded(self) -> Recorded:
-        digests = self.upgrade.digests
-        return Recorded(
-            self.upgrade.specs,
-            {name: image["id"] for name, image in digests.items() if image["id"]},
-            {name: image["name"] for name, image in digests.items()},
-            [Volume(**volume) for volume in self.upgrade.facts.get("volumes", [])],
-            self.upgrade.facts.get("networks", {}),
-        )
+        return recorded_by(self.upgrade)
+
+    def _ran_once(self) -> Recorded | None:
+        """How what is to be deployed ran once, where a person wants that back."""
+        asked = self.upgrade.asked
+        if asked.get("kind") == "restore-ours":
+            return running.left(self.app)
+        before = Upgrade.objects.filter(pk=asked.get("as_before")).first()
+        return recorded_by(before) if before and before.specs else None
 
     @property
     def stateful(self) -> bool:
@@ -209,6 +210,18 @@ class Worker:
         while (left := until - time.monotonic()) > 0:
             self.check()
             self.sleep(min(left, 0.5))
+
+
+def recorded_by(upgrade: Upgrade) -> Recorded:
+    """What ran before an upgrade, as it was written down."""
+    digests = upgrade.digests
+    return Recorded(
+        upgrade.specs,
+        {name: image["id"] for name, image in digests.items() if image["id"]},
+        {name: image["name"] for name, image in digests.items()},
+        [Volume(**volume) for volume in upgrade.facts.get("volumes", [])],
+        upgrade.facts.get("networks", {}),
+    )
 
 
 def differences(parts: Mapping[str, Part], before: Mapping[str, Part]) -> list[str]:

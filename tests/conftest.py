@@ -45,6 +45,7 @@ NO_DATABASE = (
     "enrollment/test_abilities.py",
     "enrollment/test_admin.py",
     "enrollment/test_checks.py",
+    "enrollment/test_clocks.py",
     "enrollment/test_gitea_client.py",
     "enrollment/test_rights.py",
     "enrollment/test_trust",
@@ -70,6 +71,20 @@ NO_DATABASE = (
 )
 
 
+#: What takes longest, the longest first.
+LONGEST = (
+    "chaos",
+    "controlplane/test_work.py",
+    "browser",
+    "e2e/test_rebuild.py",
+    "e2e/test_killed_runs.py",
+    "e2e",
+    "infra/test_killed_upgrades.py",
+    "enrollment/test_mutated_answers.py",
+    "runs/harness/test_processes.py",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
@@ -79,6 +94,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for heavy in ("chaos", "browser", "controlplane/test_work.py", "runs/harness/test_processes.py"):
             if item.path.is_relative_to(here / heavy):
                 item.add_marker(pytest.mark.xdist_group(heavy))
+    # What takes long comes first: else one worker is left alone with it at the end.
+    items.sort(key=lambda item: min((n for n, long in enumerate(LONGEST) if item.path.is_relative_to(here / long)), default=99))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

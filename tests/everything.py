@@ -117,7 +117,7 @@ def pytest(marks: str, url: str, more: list[str], workers: int = 3) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-m", marks, *more]
     if workers:
         # Containers, browsers and killed processes share two cores: what fails is tried once more, and told as a rerun.
-        command += ["-n", str(workers), "--dist", "loadgroup", "--reruns", "1"]
+        command += ["-n", str(workers), "--dist", "loadgroup", "--no-loadscope-reorder", "--reruns", "1"]
     environment = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
     if url:
         environment["DATABASE_URL"] = url

@@ -130,15 +130,13 @@ class Stage:
         shutil.rmtree(self.disk / "data" / "infra" / "upgrades", ignore_errors=True)
         if not self.is_as_before():
             self._again()
-        seen = running.see(self.app)
+        seen = running.see(self.app, full=True)
         InfraRelease.objects.update(state=InfraRelease.State.CANDIDATE)
         InfraApp.objects.filter(pk=self.app.pk).update(
             state=InfraApp.State.SETTLED,
-            running_version=OLD,
             pinned_version=OLD,
-            fingerprint=seen.fingerprint,
-            parts=seen.as_rows(),
             contested={},
+            **{**seen.columns(), "running_version": OLD},
         )
         self.app.refresh_from_db()
         upgrade: Upgrade = UpgradeFactory(app=self.app, from_version=OLD, to_version=NEW, trigger="a test")

@@ -56,8 +56,7 @@ class Scene:
         self.app: InfraApp = InfraAppFactory(**values)
         for rank, version in enumerate((OLD, GOOD, BAD), 1):
             InfraReleaseFactory(app=self.app, version=version, rank=rank, commit=version)
-        seen = running.see(self.app)
-        InfraApp.objects.filter(pk=self.app.pk).update(fingerprint=seen.fingerprint, parts=seen.as_rows())
+        InfraApp.objects.filter(pk=self.app.pk).update(**running.see(self.app, full=True).columns())
         self.app.refresh_from_db()
 
     def _deployer(self, name: str, context: Context) -> Any:

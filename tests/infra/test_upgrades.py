@@ -15,7 +15,7 @@ from django.utils import timezone
 
 from controlplane import leases
 from controlplane.registry import registry
-from infra import alerts, carrying, nightly, running, tasks, upgrades, wanting, worker
+from infra import alerts, carrying, nightly, ownership, running, tasks, upgrades, wanting, worker
 from infra.models import AlertSent, AppSecret, InfraApp, InfraRelease, Snapshot, Upgrade
 from infra.ownership import Refused
 from infra.states import UpgradeState
@@ -94,6 +94,30 @@ def test_data_that_the_new_version_never_saw_is_left_alone(scene: Scene, monkeyp
     assert "No space left" in upgrade.reason
     assert scene.app.releases.get(version=GOOD).state == InfraRelease.State.CANDIDATE, "the version is not to blame"
     assert not list((Path(upgrade.app.snapshots and "/") and scene.machine.root.parent / "store").rglob("*.tar"))
+
+
+def a_hand(scene: Scene, what: str) -> None:
+    services = scene.machine.services()
+    scene.machine.write({**services, "app": {**services["app"], "hand": what}})
+
+
+def test_what_a_hand_had_set_and_was_adopted_comes_back_by_restore_ours_and_by_rollback(
+    scene: Scene, unstarted: list[Upgrade]
+) -> None:
+    a_hand(scene, "adopted")
+    assert ownership.look_after(scene.app) == "contested"
+    ownership.adopt(scene.app, "alice")
+    a_hand(scene, "another")
+    assert ownership.look_after(scene.app) == "contested"
+    ours = wanting.restore_ours(scene.app, "alice")
+    assert scene.carry_out(ours) == S.SUCCEEDED, log_of(ours)
+    assert scene.machine.services()["app"]["hand"] == "adopted"
+    upgrade = scene.upgrade(GOOD)
+    assert scene.carry_out(upgrade) == S.SUCCEEDED and "hand" not in scene.machine.services()["app"]
+    back = wanting.roll_back(scene.app, "alice", data=True)
+    assert scene.carry_out(back) == S.SUCCEEDED, log_of(back)
+    assert scene.machine.services()["app"]["hand"] == "adopted" and scene.is_as_before()
+    assert unstarted == [ours, back]
 
 
 def test_no_secret_of_the_app_comes_into_evidence_reasons_or_the_log(
