@@ -58,7 +58,7 @@ def test_nothing_is_foreign_just_when_all_is_as_recorded(before: dict[str, Part]
 def look(monkeypatch: pytest.MonkeyPatch) -> dict[str, Part]:
     """What runs, as the tests change it."""
     runs = {"app": PART}
-    monkeypatch.setattr(running, "see", lambda app: Seen(dict(runs), {}))
+    monkeypatch.setattr(running, "see", lambda app, full=False: Seen(dict(runs), {}))
     return runs
 
 
@@ -120,7 +120,7 @@ def test_adopt_refuses_what_cannot_be_a_beginning(app: InfraApp, look: dict[str,
     with pytest.raises(Refused, match="nothing to adopt"):
         ownership.adopt(app, "alice")
 
-    def away(app: InfraApp) -> Seen:
+    def away(app: InfraApp, full: bool = False) -> Seen:
         raise DeployError("tool_failed", "Docker does not answer.")
 
     monkeypatch.setattr(running, "see", away)
