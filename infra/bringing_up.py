@@ -97,10 +97,11 @@ class BringUp(Machine):
 
 
 def unfinished(app: InfraApp) -> Mapping[str, Any]:
-    """What was asked for when the app was brought up last, if that failed after its data was touched: what is in its volumes
-    is then our own half-done work.
+    """What was asked for when the app was brought up last, if that failed after its data was touched, and nothing of it was
+    seen since: what is in its volumes is then our own half-done work.
     """
     last: Upgrade | None = app.upgrades.exclude(state=UpgradeState.FAILED).first()
-    if last and last.asked.get("kind") == KIND and last.state == UpgradeState.ROLLED_BACK and last.ran_new:
-        return dict(last.asked)
-    return {}
+    if last is None or app.fingerprint:
+        return {}
+    half_done = last.asked.get("kind") == KIND and last.state == UpgradeState.ROLLED_BACK and last.ran_new
+    return dict(last.asked) if half_done else {}
