@@ -60,6 +60,8 @@ class Machine(Tree):
             "CC_CI_QUEUE_TIMEOUT": "20",
             "CC_CI_QUEUE_RETRY": "25",
             "CC_CI_HTTP_TIMEOUT": "5",
+            # Polled every second, what changed lately is read again each time: a budget made for 30 s would hold up all.
+            "CC_CI_REQUESTS_PER_MINUTE": "0",
             "CC_CI_PICTURES": "false",
             "DATABASE_URL": database.url,
             "DJANGO_SETTINGS_MODULE": "controlplane.settings",
