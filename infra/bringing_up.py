@@ -27,6 +27,8 @@ class BringUp(Machine):
     that its data was used with), `volumes` (`keep` or `replace` those that are still there; empty: there must be none).
     """
 
+    looks = 1  # it has just settled, and there is nothing to go back to
+
     def _begin(self) -> None:
         app, asked = self.app, self.upgrade.asked
         if not app.ours:
@@ -76,6 +78,11 @@ class BringUp(Machine):
         data = self.upgrade.asked.get("data")
         words = f"The data of {Snapshot.objects.get(pk=data)} comes first." if data else "It begins with what is there."
         self._move("deploy", words, step={})
+
+    def _soak(self) -> None:
+        """There is nothing to go back to, and the pin is what it was."""
+        self._guard("finish")
+        self._finish("succeed", self._deployer("new"), self.upgrade.to_version, "It is up.")
 
     def _copy_images(self) -> Sequence[str]:
         return list(self.upgrade.facts["images"])

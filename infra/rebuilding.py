@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC
-from typing import Any, Literal
+from typing import Literal
 
 from django.db import transaction
 
@@ -25,6 +25,10 @@ from infra.stores import StoreError
 
 Volumes = Literal["", "keep", "replace"]
 Start = Callable[[Upgrade], object]
+
+
+class Runs(Refused):
+    """There is nothing to bring up."""
 
 
 def levels(apps: Iterable[InfraApp]) -> list[list[InfraApp]]:
@@ -116,7 +120,7 @@ def bring_up(
     if not app.declared:
         raise Refused(f"{app.name} is not in infra.yml any more.")
     if runs(app):
-        raise Refused(f"{app.name} runs already.")
+        raise Runs(f"{app.name} runs already.")
     try:
         releases.discover(app)
     except releases.NotDiscovered as error:
@@ -126,8 +130,7 @@ def bring_up(
     data = None if fresh or volumes == "keep" else snapshot or _wanted(app)
     if data:
         _fits(app, data)
-    asked: dict[str, Any] = {"kind": KIND, "volumes": volumes, "secrets": _secrets(app, data), "data": data.pk if data else None}
-    asked["soak"] = 0  # there is nothing to go back to
+    asked = {"kind": KIND, "volumes": volumes, "secrets": _secrets(app, data), "data": data.pk if data else None}
     return wanting.begin(app, app.pinned_version, f"{who}, by deploy", from_version="", start=start, **asked)
 
 
@@ -194,9 +197,9 @@ def _begin(app: InfraApp, who: str, start: Start | None) -> Outcome:
     if at_work := app.upgrades.filter(state__in=[*WORKING, UpgradeState.APPROVED]).first():
         return Outcome(app, "begun", f"{app.name} {at_work.to_version}: goes on.", at_work)
     try:
-        if runs(app):
-            return Outcome(app, "runs", f"{app.name} runs, and is left alone.")
         upgrade = bring_up(app, who, start=start)
+    except Runs:
+        return Outcome(app, "runs", f"{app.name} runs, and is left alone.")
     except Refused as error:
         return Outcome(app, "refused", f"{app.name}: {error}")
     return Outcome(app, "begun", f"{app.name} {upgrade.to_version}: begun.", upgrade)

@@ -244,7 +244,8 @@ def fingerprint(parts: Iterable[str]) -> str:
 
 
 def seen_by(deployer: LastingDeployer, *, full: bool = False) -> Seen:
-    return Seen(deployer.parts(), deployer.published(), deployer.record() if full else None)
+    services = deployer.services()
+    return Seen(deployer.parts(services), deployer.published(services), deployer.record(services) if full else None)
 
 
 def left(app: InfraApp) -> Recorded | None:

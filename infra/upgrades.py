@@ -48,6 +48,8 @@ _ERRORS = (DeployError, NotReachable, StoreError, NotProved, OSError)
 class Machine(Worker):
     """The steps of one upgrade."""
 
+    looks = GOOD  #: so many good ones in a row make a new version well
+
     def run(self) -> None:
         """Go on until the upgrade has ended. Raises Lost, and DatabaseError, after which somebody else has to go on."""
         steps: Mapping[str, Callable[[], None]] = {
@@ -168,20 +170,19 @@ class Machine(Worker):
     def _verify(self) -> None:
         self._guard("verify")
         parts = self._until_well(self._deployer("new"))
-        self._move(
-            "soak", f"{len(parts)} services and {len(running.checks_of(self.app))} probes are well, {GOOD} times in a row."
-        )
+        probes = len(running.checks_of(self.app))
+        self._move("soak", f"{len(parts)} services and {probes} probes are well, {self.looks} times in a row.")
 
     def _until_well(self, new: LastingDeployer) -> dict[str, Part]:
         """Wait for good looks in a row, and note the tasks that run then. Raises Failed."""
         until = time.monotonic() + self.upgrade.facts["settle_seconds"]
         good = 0
-        while good < GOOD:
+        while good < self.looks:
             parts, problems = self._sample(new)
             good = 0 if problems else good + 1
             if problems and time.monotonic() > until:
                 raise Failed("; ".join(problems))
-            if good < GOOD:
+            if good < self.looks:
                 self._pause(SAMPLE_SECONDS[0])
         self._remember(tasks={name: list(part.tasks) for name, part in parts.items()})
         return parts
@@ -189,10 +190,10 @@ class Machine(Worker):
     def _sample(self, new: LastingDeployer) -> tuple[dict[str, Part], list[str]]:
         """Look once. Raises Failed for what never becomes well again, and Contested."""
         parts = new.parts()
-        if gone := health.wrong(parts, self.upgrade.to_version, new.mark, self.upgrade.facts["services"]):
-            self._look(new, missing=True)  # somebody's hand, or Swarm's own
+        gone = health.wrong(parts, self.upgrade.to_version, new.mark, self.upgrade.facts["services"])
+        self._only_ours(parts, missing=bool(gone))  # somebody's hand, or Swarm's own
+        if gone:
             raise Failed("; ".join(gone))
-        self._look(new)
         samples = health.ask(new, running.checks_of(self.app), self.app.domain)
         problems = [*health.ill(parts), *health.worse(samples, self.upgrade.baseline["probes"])]
         note(
@@ -305,8 +306,9 @@ class Machine(Worker):
 
     def _finish(self, event: str, deployer: LastingDeployer, version: str, text: str) -> None:
         """The app has come to rest at `version`: all that is known of it, and the upgrade's end, in one transaction."""
-        self._look(deployer)
-        values = {**running.seen_by(deployer, full=True).columns(), "running_version": version}
+        seen = running.seen_by(deployer, full=True)
+        self._only_ours(seen.parts)
+        values = {**seen.columns(), "running_version": version}
         if event == "succeed":
             values["pinned_version"] = version
         with transaction.atomic():

@@ -139,6 +139,11 @@ class Worker:
         What cc-ci deployed itself is known by its fingerprint, and as long as that is not written down, by its mark.
         """
         parts = deployer.parts()
+        self._only_ours(parts, missing=missing)
+        return parts
+
+    def _only_ours(self, parts: Mapping[str, Part], *, missing: bool = False) -> None:
+        """Raises Contested, as `_look` does, for what was seen."""
         deployed: dict[str, dict[str, str]] = self.upgrade.facts.get("deployed", {})
         before = {name: part.fingerprint for name, part in self._before().items()}
         known: dict[str, set[str]] = {}
@@ -149,7 +154,6 @@ class Worker:
         last = next((deployed[mark] for mark in reversed(self.upgrade.facts.get("announced", [])) if mark in deployed), before)
         if changes := ownership.foreign(parts, Allowed(known, () if missing else tuple(last), marks)):
             raise Contested(changes)
-        return parts
 
     def _put(self, deployer: LastingDeployer, which: str, version: str) -> None:
         """Deploy a version: announced before, and known by its fingerprints as soon as it stands there.

@@ -25,6 +25,8 @@ _TOLD: Mapping[str, frozenset[str]] = {
     "config": frozenset({"create", "remove"}),
     "secret": frozenset({"create", "remove"}),
 }
+#: Events come in bursts, and each look costs several commands: for so long the rest of a burst is waited for, in seconds.
+_GATHER = 0.05
 #: After these the stack may be another one than before.
 _WAKE = frozenset({"start", "die", "health_status", "update", "remove"})
 
@@ -64,6 +66,8 @@ class Watcher:
     def wait(self, seconds: float) -> bool:
         """Wait for an event that may have changed the stack: whether there was one since the last call."""
         woken = self._woken.wait(seconds)
+        if woken:
+            time.sleep(_GATHER)
         self._woken.clear()
         return woken
 

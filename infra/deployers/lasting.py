@@ -120,9 +120,13 @@ class LastingDeployer(SwarmDeployer):
         recipe = self._recipe or self._load()
         return {secret.name: secret.key for secret in recipe.secrets() if secret.name not in there}
 
-    def parts(self) -> dict[str, Part]:
+    def services(self) -> list[dict[str, Any]]:
+        """What Docker says of the stack's services now. `parts`, `published` and `record` take it, so that it is asked once."""
+        return self.owned.services()
+
+    def parts(self, services: list[dict[str, Any]] | None = None) -> dict[str, Part]:
         """Every service of the stack now, by its short name; empty when nothing runs."""
-        services = self.owned.services()
+        services = self.services() if services is None else services
         if not services:
             return {}
         look = settling.look(self.stack, services)
@@ -154,19 +158,19 @@ class LastingDeployer(SwarmDeployer):
         """When Docker itself was started: each of its starts starts all tasks anew. Empty when that cannot be told."""
         return began()
 
-    def published(self) -> dict[str, list[int]]:
+    def published(self, services: list[dict[str, Any]] | None = None) -> dict[str, list[int]]:
         """The ports that each service publishes on this machine."""
         found = {}
-        for service in self.owned.services():
+        for service in self.services() if services is None else services:
             listed = (service["Spec"].get("EndpointSpec") or {}).get("Ports") or []
             found[str(service["Spec"]["Name"]).removeprefix(f"{self.stack}_")] = [
                 int(port["PublishedPort"]) for port in listed if port.get("PublishedPort")
             ]
         return found
 
-    def record(self) -> Recorded:
+    def record(self, services: list[dict[str, Any]] | None = None) -> Recorded:
         """What runs now, in full."""
-        services = self.owned.services()
+        services = self.services() if services is None else services
         found = {str(s["Spec"]["Name"]).removeprefix(f"{self.stack}_"): s["Spec"] for s in services}
         images = {}
         for name in found:

@@ -22,7 +22,7 @@ from infra.ownership import Refused
 from infra.rebuilding import Outcome
 from infra.states import UpgradeState
 
-_POLL_SECONDS = 0.3
+_POLL_SECONDS = 0.1
 _RESUME_SECONDS = 10.0
 #: So many apps are brought up at once.
 _AT_ONCE = 4

@@ -186,7 +186,10 @@ class FolderDeployer:
     def secrets_missing(self) -> dict[str, str]:
         return {"app_password_v1": "password"}
 
-    def parts(self) -> dict[str, Part]:
+    def services(self) -> list[dict[str, Any]]:
+        return []  # it is asked each time
+
+    def parts(self, services: list[dict[str, Any]] | None = None) -> dict[str, Part]:
         return {
             name: Part(
                 fingerprint=f"{name} {one['version']} {one.get('hand', '')}",
@@ -205,10 +208,10 @@ class FolderDeployer:
         file = self.machine.root / "docker-began"
         return file.read_text() if file.exists() else "at first"
 
-    def published(self) -> dict[str, list[int]]:
+    def published(self, services: list[dict[str, Any]] | None = None) -> dict[str, list[int]]:
         return {}
 
-    def record(self) -> Recorded:
+    def record(self, services: list[dict[str, Any]] | None = None) -> Recorded:
         self.machine.point("record", "before")
         self.machine.point("record", "during")
         services = self.machine.services()
