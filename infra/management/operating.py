@@ -117,7 +117,8 @@ class Operating(BaseCommand):
         """Bring up what does not run, level by level: what came of each app."""
         apps = list(InfraApp.objects.filter(declared=True))
         if problems := rebuilding.recover(app for app in apps if app.ours):
-            raise CommandError(" ".join([*problems, "Nothing was begun."]))
+            self._say(options, {"errors": problems}, [], [*problems, "Nothing was begun."])
+            raise Exit(OURS)
         outcomes: list[Outcome] = []
         quiet = options["json"]
         with _private(), ThreadPoolExecutor(_AT_ONCE) as pool:  # a process for each would cost more time than Docker takes
