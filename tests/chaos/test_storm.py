@@ -13,7 +13,7 @@ from django.conf import settings
 from tests.chaos.storm import Size, Storm
 from tests.world import World
 
-QUICK = Size(minutes=24, repositories=60, comments=90, renames=6, forks=3, hook_troubles=12, pushes=8)
+QUICK = Size(minutes=20, repositories=45, comments=65, renames=5, forks=3, hook_troubles=9, pushes=6)
 WHOLE = Size(minutes=120, repositories=1000, comments=2000, renames=40, forks=20, hook_troubles=150, pushes=100)
 
 
