@@ -13,7 +13,7 @@ from django.conf import settings
 from tests.chaos.storm import Size, Storm
 from tests.world import World
 
-QUICK = Size(minutes=20, repositories=45, comments=65, renames=5, forks=3, hook_troubles=9, pushes=6)
+QUICK = Size(minutes=16, repositories=36, comments=50, renames=4, forks=3, hook_troubles=8, pushes=5)
 WHOLE = Size(minutes=120, repositories=1000, comments=2000, renames=40, forks=20, hook_troubles=150, pushes=100)
 
 
