@@ -313,8 +313,9 @@ def _post(report: Report, client: ForgeClient, since: datetime) -> None:
         _begin(report)
         posted = client.post_comment(row.owner, row.name, report.pull_request.number, report.wanted["body"]).id
         _believe(report, [posted])
-    # The one that stood there before is to go; written down in the same step, so that a crash forgets neither.
-    stale = [*report.stale_ids, report.posted_id] if report.posted_id else report.stale_ids
+    # The one that stood there before is to go; written down in the same step, so that a crash forgets neither. It may be the
+    # very one that was found: under a name that the repository has no more it seemed to be gone.
+    stale = [number for number in (*report.stale_ids, report.posted_id) if number and number != posted]
     report.posted_id, report.stale_ids = posted, stale
     Report.objects.filter(pk=report.pk).update(posted_id=posted, posted_marker=report.marker, stale_ids=stale)
 

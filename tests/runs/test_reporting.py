@@ -312,6 +312,22 @@ def test_a_renamed_repository_is_followed(world: World, run: TestRun) -> None:
     assert Repository.objects.get().name == "website"
 
 
+def test_a_verdict_half_sent_when_the_repository_is_renamed_stays(world: World, run: TestRun) -> None:
+    """It stands there, but under the old name it is not found: what is then found by its mark is no comment that has to go."""
+    assert lifecycle.move(run, "claim", attempt=1, started_at=timezone.now()) and lifecycle.move(run, "pass")
+    report = Report.objects.get(kind="run")
+    hit = crash_after(world, "DELETE", "/issues/comments/")
+    assert not reporting.send(report.pk) and hit
+    report.refresh_from_db()
+    assert report.attempted_digest and report.stale_ids
+    world.remote.rename_repo("recipes/web", "website")
+    world.add_recipe("web")  # another one takes its name, and has a pull request of the same number
+    Report.objects.filter(pk=report.pk).update(next_try_at=timezone.now(), tries=reporting.ODD_LISTS)
+    assert reporting.send(report.pk)
+    (text,) = world.own_comments("recipes/website")
+    assert "passed" in text and Report.objects.get(pk=report.pk).posted_id == report.posted_id
+
+
 def test_edits_of_a_running_comment_are_not_a_storm(world: World, run: TestRun) -> None:
     lifecycle.move(run, "claim", attempt=1, started_at=timezone.now())
     reporting.send_due()
