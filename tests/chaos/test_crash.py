@@ -144,7 +144,9 @@ def open_pulls(remote: SandboxForge, count: int) -> list[tuple[str, int]]:
     return pulls
 
 
-@pytest.mark.parametrize("size", [(30, 10), pytest.param((200, 50), marks=pytest.mark.long)], ids=["quick", "long"])
+@pytest.mark.parametrize(
+    "size", [(30, 10), pytest.param((200, 50), marks=[pytest.mark.long, pytest.mark.timeout(1200)])], ids=["quick", "long"]
+)
 def test_every_comment_is_answered_exactly_once(forge: World, tmp_path: Path, size: tuple[int, int]) -> None:
     count, kills = size
     seed = int(os.environ.get("TEST_SEED") or time.time())
