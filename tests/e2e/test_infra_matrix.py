@@ -38,6 +38,7 @@ from tests.e2e.infra_faults import BACK, FAULTS, FORWARD, WHEN, Faults
 from tests.e2e.infra_recipes import NEW, OLD, Recipe, Server, told
 from tests.e2e.second_docker import SecondDocker, need_second_docker
 from tests.factories import UpgradeFactory
+from tests.infra.machine import fork
 
 pytestmark = [
     pytest.mark.docker,
@@ -200,7 +201,7 @@ class Stage:
             """The lease expired while this worker slept, and another one does all the rest."""
             Lease.objects.filter(name=carrying.lease_name(upgrade)).update(expires_at=timezone.now() - timedelta(seconds=1))
             connections.close_all()
-            os.waitpid(_fork(lambda: self._work(upgrade)), 0)
+            os.waitpid(fork(lambda: self._work(upgrade), leads=True), 0)
 
         def work() -> None:
             self.faults.rival = rival
@@ -208,7 +209,7 @@ class Stage:
             self._work(upgrade)
 
         connections.close_all()  # a connection has one process
-        return _fork(work)
+        return fork(work, leads=True)
 
     def _work(self, upgrade: Upgrade) -> None:
         carrying.carry_out(Upgrade.objects.select_related("app").get(pk=upgrade.pk))
@@ -226,22 +227,6 @@ class Stage:
         self.server.close()
         if self._mounted:
             subprocess.run(["umount", "--lazy", self.disk], timeout=20, check=True)
-
-
-def _fork(work: Any) -> int:
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        os.setsid()
-        work()
-        connections.close_all()
-        os._exit(0)
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-        os._exit(1)
 
 
 def run(stage: Stage, point: str, when: str, fault: str, *, good: bool) -> str:

@@ -98,14 +98,14 @@ class Scene:
             """The lease expired while this worker slept, and another one does all the rest."""
             Lease.objects.filter(name=carrying.lease_name(upgrade)).update(expires_at=timezone.now() - timedelta(seconds=1))
             connections.close_all()
-            _wait(_fork(lambda: self._work(upgrade)))
+            _wait(fork(lambda: self._work(upgrade)))
 
         def work() -> None:
             folder_app.rival = rival
             self._work(upgrade)
 
         connections.close_all()  # a connection has one process
-        return _fork(work)
+        return fork(work)
 
     def _work(self, upgrade: Upgrade) -> None:
         carrying.carry_out(Upgrade.objects.select_related("app").get(pk=upgrade.pk))
@@ -147,11 +147,14 @@ def _checkout(app: InfraApp, commit: str, folder: Path) -> Path:
     return folder
 
 
-def _fork(work: Callable[[], None]) -> int:
+def fork(work: Callable[[], None], *, leads: bool = False) -> int:
+    """Do it in a process of its own, which `leads` a session of its own, if asked to: its number."""
     pid = os.fork()
     if pid:
         return pid
     try:
+        if leads:
+            os.setsid()
         work()
         connections.close_all()
         os._exit(0)
