@@ -22,6 +22,7 @@ from importlib import import_module
 from urllib.parse import urlsplit
 
 from django.conf import settings
+from django.db import connection
 from django.utils import timezone
 from django_q.models import OrmQ
 
@@ -121,11 +122,12 @@ class Storm:
 
     @contextmanager
     def weather(self) -> Iterator[None]:
-        """Virtual time, no sockets, and commits that happen at once."""
+        """Virtual time, no sockets and, within a test's transaction, commits that happen at once."""
         with ExitStack() as stack:
             stack.enter_context(self.clock.running())
             stack.enter_context(self.air.carrying())
-            stack.enter_context(commit_at_once())
+            if connection.in_atomic_block:
+                stack.enter_context(commit_at_once())
             receiver.forget()
             random.seed(self.seed)
             try:
@@ -464,10 +466,17 @@ class Storm:
         for issue in {*newest, *reports}:
             wanted = [f"{newest[issue].id}:verdict"] if issue in newest else []
             if reports[issue] != wanted:
-                yield f"pull request {issue}: reports {reports[issue]}, not {wanted}"
+                yield f"pull request {issue}: reports {reports[issue]}, not {wanted}; {self._story(newest.get(issue))}"
         self.counts["reports"] = len(newest)
         for report in Report.objects.filter(given_up=True).exclude(kind=Report.Kind.STATUS):
             yield f"{report} was given up: {report.last_error}"
+
+    def _story(self, run: TestRun | None) -> str:
+        """What became of the runs of this one's pull request, and of their report."""
+        runs = TestRun.objects.filter(pull_request=run.pull_request_id if run else None).order_by("created_at")
+        reports = Report.objects.filter(pull_request=run.pull_request_id if run else None, kind=Report.Kind.RUN)
+        told = [f"{row.pk} {row.state} {row.created_at:%H:%M:%S.%f}-{row.finished_at:%H:%M:%S.%f}" for row in runs]
+        return f"runs {told}; {list(reports.values())}"
 
     def words(self) -> str:
         """What happened, in figures."""

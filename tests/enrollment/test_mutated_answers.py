@@ -228,7 +228,10 @@ ASK: list[Callable[[ForgeClient], object]] = [
 
 
 def ask_and_hear(liar: Liar, number: int, mutation: Mutation) -> None:
-    liar.world.say("recipes/a") if not liar.told else None
+    comments = liar.world.remote.tables.comments
+    if not 0 < len(comments) < 50:  # each post_comment brings one more, and lists of thousands take their time
+        comments.clear()
+        liar.world.say("recipes/a")
     client = liar.world.client()
     liar.lie([(0, mutation)])
     try:
