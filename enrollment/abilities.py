@@ -1,7 +1,8 @@
 """What each forge can do, as it was found by asking it (`ForgeClient.probe`), and when to ask again.
 
 It is asked when nothing is known, when its version string changes, when an answer contradicts what is known, and every week;
-what nothing was there to try on is tried again a day later. What is found stands on the forge's row.
+what nothing was there to try on is tried again a day later, what was not answered after an hour. What is found stands on the
+forge's row.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from typing import Any
 from django.db.models import Q
 from django.utils import timezone
 
-from enrollment.forges.base import ForgeClient, Sample
+from enrollment.forges.base import ForgeClient, Found, Sample
 from enrollment.models import Comment, Forge, PullRequest, Repository, Right
 
 EVERY = timedelta(days=7)
 #: For what could not be tried: a forge without a comment has one tomorrow.
 UNKNOWN_EVERY = timedelta(days=1)
+#: For what the forge did not answer.
+FAILED_EVERY = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,9 @@ def is_due(forge: Forge) -> bool:
     if forge.abilities_at is None or forge.abilities_version != forge.version or contradicted(forge):
         return True
     unknown = any(found.get("value") is None for name, found in forge.abilities.items() if name != "status_by_reader")
-    return timezone.now() - forge.abilities_at > (UNKNOWN_EVERY if unknown or not forge.abilities else EVERY)
+    failed = any(found.get("failed") for found in forge.abilities.values())
+    every = FAILED_EVERY if failed else UNKNOWN_EVERY if unknown or not forge.abilities else EVERY
+    return timezone.now() - forge.abilities_at > every
 
 
 def contradicted(forge: Forge) -> bool:
@@ -59,16 +64,19 @@ def contradicted(forge: Forge) -> bool:
 
 
 def refresh(forge: Forge, client: ForgeClient, *, force: bool = False) -> str:
-    """Read the version, and find out what it can do if that is due. Returns words. Raises ForgeError; then nothing is changed."""
+    """Read the version, and find out what it can do if that is due. Returns words.
+
+    What the forge does not answer stays as it was. Raises ForgeError for what concerns all of it; then nothing is changed.
+    """
     version = client.version()[:100]
     if version != forge.version:
         forge.version = version
         Forge.objects.filter(pk=forge.pk).update(version=version)
     if not force and not is_due(forge):
         return f"{forge.name}: abilities known"
-    found = {one.name: {"value": one.value, "evidence": one.evidence[:300]} for one in client.probe(sample_of(forge))}
-    found["status_by_reader"] = _status_by_reader(forge)
     before, now = forge.abilities, timezone.now()
+    found = {one.name: _kept(one, before.get(one.name, {})) for one in client.probe(sample_of(forge))}
+    found["status_by_reader"] = _status_by_reader(forge)
     fields: dict[str, Any] = {"abilities": found, "abilities_version": version, "abilities_at": now}
     if contradicted(forge):
         fields["search"] = Forge.OwnerFilter.UNKNOWN  # polling finds out by itself what it believes
@@ -77,6 +85,13 @@ def refresh(forge: Forge, client: ForgeClient, *, force: bool = False) -> str:
         setattr(forge, name, value)
     changed = [name for name in found if before and before.get(name, {}).get("value") != found[name]["value"]]
     return f"{forge.name}: abilities found" + (f", changed: {', '.join(changed)}" if changed else "")
+
+
+def _kept(one: Found, before: dict[str, Any]) -> dict[str, Any]:
+    """What is written down about one of them."""
+    if one.failed:
+        return {"value": before.get("value"), "evidence": one.evidence[:300], "failed": True}
+    return {"value": one.value, "evidence": one.evidence[:300]}
 
 
 def sample_of(forge: Forge) -> Sample:

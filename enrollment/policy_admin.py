@@ -81,7 +81,7 @@ def see_now(model_admin: ModelAdmin, request: HttpRequest, queryset: QuerySet[Fo
     for forge in queryset:
         try:
             client = client_for(forge)
-            words = [abilities.refresh(forge, client, force=True), rights.refresh(forge, client, everything=True)]
+            words = rights.look(forge, client, everything=True)
         except (ForgeError, SecretUnreadable) as error:
             model_admin.message_user(request, f"{forge.name}: {error}", messages.ERROR)
             continue
@@ -93,11 +93,13 @@ def see_rights_now(model_admin: ModelAdmin, request: HttpRequest, queryset: Quer
     for row in queryset.select_related("forge"):
         try:
             client = client_for(row.forge)
-            rights.keep(row.forge, rights.of_repository(row, client), repository=row)
+            seen = rights.keep(row.forge, rights.of_repository(row, client), repository=row)
         except (ForgeError, SecretUnreadable) as error:
             model_admin.message_user(request, f"{row.full_name}: {error}", messages.ERROR)
             continue
-        model_admin.message_user(request, f"{row.full_name}: seen", messages.SUCCESS)
+        silent = [f"{one.name}: {one.evidence}" for one in seen if one.failed]
+        words = "; ".join(silent) or "seen"
+        model_admin.message_user(request, f"{row.full_name}: {words}", messages.WARNING if silent else messages.SUCCESS)
 
 
 @admin.register(Right)

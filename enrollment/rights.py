@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from django.db import IntegrityError, transaction
@@ -18,13 +18,13 @@ from django.db.models import Max, Q, QuerySet
 from django.utils import timezone
 
 from controlplane.registry import Finding, Level
+from enrollment import abilities
 from enrollment.forges.base import (
     CircuitOpen,
     Forbidden,
     ForgeClient,
     ForgeError,
     NotFound,
-    OverBudget,
     RateLimited,
     Unauthorized,
 )
@@ -36,6 +36,11 @@ Held = Right.Held
 #: A repository's rights are looked at again after so long, an organisation's and the forge's after a day.
 REPOSITORY_EVERY = timedelta(days=7)
 FORGE_EVERY = timedelta(days=1)
+#: After so long where something was not answered.
+AGAIN_AFTER = timedelta(hours=1)
+
+#: What concerns the whole forge, or the token as a whole: nothing more is asked then.
+HALTS = (RateLimited, CircuitOpen, Unauthorized)
 
 
 @dataclass(frozen=True)
@@ -93,23 +98,34 @@ OF_OWNER = ("membership", "org_hooks")
 OF_FORGE = ("site_admin",)
 
 
+#: A place is looked at again when this right was seen long ago.
+DUE_BY = ("read", "membership", "site_admin")
+#: How evidence begins where nothing was answered, and how it goes on where something was seen before.
+FAILED, STILL = "no answer: ", "; asked again, no answer: "
+#: Evidence about an owner that is a person, or hidden from us altogether.
+NO_ORGANISATION = "is no organisation that the token can see"
+
+
 @dataclass(frozen=True)
 class Seen:
     name: str
     held: Right.Held
     evidence: str
+    failed: bool = False  #: there was no answer; what was seen before still holds
 
 
-# --- asking
+# --- asking: each right stands alone, and one that fails hides no other. What is in HALTS is raised.
 
 
 def of_repository(row: Repository, client: ForgeClient) -> Iterator[Seen]:
-    """What the token may do at a repository, as far as can be asked. Raises ForgeError where the forge does not tell."""
+    """What the token may do at a repository, as far as can be asked."""
     try:
         remote = client.repository_by_id(row.forge_repo_id)
-    except (NotFound, Forbidden) as error:
+    except HALTS:
+        raise
+    except ForgeError as error:
         for name in ("read", "hooks", "push", "admin"):
-            yield Seen(name, Held.NO, str(error))
+            yield _not_held(name, error)
         return
     yield _asked("read", lambda: list(client.repository_comments(remote.owner, remote.name, timezone.now())))
     for name in ("push", "admin"):
@@ -119,49 +135,81 @@ def of_repository(row: Repository, client: ForgeClient) -> Iterator[Seen]:
 
 
 def of_owner(owner: str, bot_login: str, client: ForgeClient) -> Iterator[Seen]:
-    """What it may see and do at an organisation; nothing about an owner that is none. Raises as `of_repository`."""
+    """What it may see and do at an organisation. About an owner that is none: that this is so."""
     hooks = _asked("org_hooks", lambda: list(client.hooks(owner, "")))
-    member = client.is_member(owner, bot_login)
-    if not member and hooks.evidence.startswith("GET") and ": 404" in hooks.evidence:
-        return  # a person's own repositories, or an organisation that is hidden from us altogether
-    said = "shows itself as a member" if member else "does not show itself as a member"
-    yield Seen("membership", Held.YES if member else Held.NO, f"{bot_login} {said} of {owner}")
+    membership = _asked("membership", lambda: client.is_member(owner, bot_login))
+    if membership.held == Held.YES:
+        yield replace(membership, evidence=f"{bot_login} shows itself as a member of {owner}")
+    elif membership.evidence:
+        yield membership
+    elif hooks.held == Held.NO and ": 404" in hooks.evidence:
+        # A person's own repositories, or an organisation that is hidden from us altogether.
+        yield Seen("membership", Held.UNKNOWN, f"{owner} {NO_ORGANISATION}")
+        return
+    else:
+        yield replace(membership, evidence=f"{bot_login} does not show itself as a member of {owner}")
     yield hooks
 
 
 def of_forge(client: ForgeClient) -> Iterator[Seen]:
-    mighty = client.is_site_admin()
-    held = Held.UNKNOWN if mighty is None else Held.YES if mighty else Held.NO
-    yield Seen("site_admin", held, "the forge does not tell" if mighty is None else f"is_admin of /user is {str(mighty).lower()}")
+    seen = _asked("site_admin", client.is_site_admin)
+    if not seen.failed:
+        words = {Held.YES: "is_admin of /user is true", Held.NO: "is_admin of /user is false"}
+        seen = replace(seen, evidence=seen.evidence or words.get(seen.held, "the forge does not tell"))
+    yield seen
 
 
-def _asked(name: str, ask: object) -> Seen:
-    assert callable(ask)
+def _asked(name: str, ask: Callable[[], object]) -> Seen:
+    """Ask; the answer is yes, no or None for what is not told, or anything else that came with a 200."""
     try:
-        ask()
-    except (Forbidden, NotFound, Unauthorized) as error:
-        return Seen(name, Held.NO, str(error))
+        answer = ask()
+    except HALTS:
+        raise
+    except ForgeError as error:
+        return _not_held(name, error)
+    if answer is None:
+        return Seen(name, Held.UNKNOWN, "")
+    if isinstance(answer, bool):
+        return Seen(name, Held.YES if answer else Held.NO, "")
     return Seen(name, Held.YES, "answered with 200")
+
+
+def _not_held(name: str, error: ForgeError) -> Seen:
+    if isinstance(error, Forbidden | NotFound):
+        return Seen(name, Held.NO, str(error))
+    return Seen(name, Held.UNKNOWN, f"{FAILED}{error}", failed=True)
 
 
 # --- keeping
 
 
+def look(forge: Forge, client: ForgeClient, *, everything: bool = False, seconds: float = 20) -> list[str]:
+    """See what the forge can do and what the token may do there, as far as that is due. Returns words.
+
+    Trouble with the one hides nothing of the other. Raises what is in HALTS.
+    """
+    try:
+        words = abilities.refresh(forge, client, force=everything)
+    except HALTS:
+        raise
+    except ForgeError as error:
+        words = f"{forge.name}: abilities not found: {error}"
+    return [words, refresh(forge, client, everything=everything, seconds=seconds)]
+
+
 def refresh(forge: Forge, client: ForgeClient, *, everything: bool = False, seconds: float = 20) -> str:
     """Look at the rights that are due (or at all of them), oldest first; what is left after `seconds` waits. Returns words.
 
-    Raises ForgeError for what concerns the whole forge.
+    Raises what is in HALTS.
     """
     deadline, now = time.monotonic() + seconds, timezone.now()
-    looked = 0
+    looked, silent = 0, 0
     if everything or _due(Right.objects.filter(forge=forge, repository=None, owner=""), FORGE_EVERY):
-        keep(forge, of_forge(client))
+        silent += _failed(keep(forge, of_forge(client)))
     rows = Repository.objects.watched().filter(forge=forge)
     for owner in sorted(set(rows.values_list("owner", flat=True))):
         if everything or _due(Right.objects.filter(forge=forge, repository=None, owner=owner), FORGE_EVERY):
-            kept = keep(forge, of_owner(owner, forge.bot_login, client), owner=owner)
-            if not kept:
-                keep(forge, [Seen("membership", Held.UNKNOWN, f"{owner} is no organisation that the token can see")], owner=owner)
+            silent += _failed(keep(forge, of_owner(owner, forge.bot_login, client), owner=owner))
     Right.objects.filter(forge=forge, repository=None).exclude(owner="").exclude(owner__in=rows.values("owner")).delete()
     due = rows.annotate(seen=Max("rights__at", filter=Q(rights__name="read")))
     if not everything:
@@ -169,32 +217,44 @@ def refresh(forge: Forge, client: ForgeClient, *, everything: bool = False, seco
     for row in due.order_by("seen"):
         if time.monotonic() > deadline:
             break
-        try:
-            keep(forge, of_repository(row, client), repository=row)
-        except (OverBudget, CircuitOpen, RateLimited):
-            raise
-        except ForgeError:
-            continue  # no answer is no news; it stays due
+        silent += _failed(keep(forge, of_repository(row, client), repository=row))
         looked += 1
-    return f"{forge.name}: rights at {looked} repositories looked at"
+    words = f"{forge.name}: rights at {looked} repositories looked at"
+    return f"{words}, {silent} questions without an answer" if silent else words
 
 
 def _due(rows: QuerySet[Right], every: timedelta) -> bool:
-    newest = rows.aggregate(at=Max("at"))["at"]
+    newest = rows.filter(name__in=DUE_BY).aggregate(at=Max("at"))["at"]
     return newest is None or newest < timezone.now() - every
 
 
-def keep(forge: Forge, seen: Iterable[Seen], *, repository: Repository | None = None, owner: str = "") -> int:
-    """Write down what was seen. A repository's next look is spread out a little, so that a thousand do not come at once."""
-    at = timezone.now()
+def _failed(seen: Iterable[Seen]) -> int:
+    return sum(one.failed for one in seen)
+
+
+def keep(forge: Forge, seen: Iterable[Seen], *, repository: Repository | None = None, owner: str = "") -> list[Seen]:
+    """Write down what was seen, and give it back. A repository's next look is spread out a little, so that a thousand do not
+    come at once. Where something was not answered, it comes sooner, and what was seen before stays."""
+    found = list(seen)
+    at, every = timezone.now(), FORGE_EVERY if repository is None else REPOSITORY_EVERY
     if repository is not None:
-        at -= REPOSITORY_EVERY * random.uniform(0, 0.2)  # noqa: S311
-    count = 0
-    for one in seen:
-        values = {"held": one.held, "evidence": one.evidence[:500], "at": at}
+        at -= every * random.uniform(0, 0.2)  # noqa: S311
+    soon = timezone.now() - every + AGAIN_AFTER
+    known = {row.name: row for row in Right.objects.filter(forge=forge, repository=repository, owner=owner)}
+    for one in found:
+        when = soon if one.name in DUE_BY and _failed(found) else at
+        held, evidence = _joined(one, known.get(one.name))
+        values = {"held": held, "evidence": evidence, "at": when}
         Right.objects.update_or_create(forge=forge, repository=repository, owner=owner, name=one.name, defaults=values)
-        count += 1
-    return count
+    return found
+
+
+def _joined(one: Seen, before: Right | None) -> tuple[str, str]:
+    """What is written down: of what was seen now, and of what was known."""
+    if before is None or before.held == Held.UNKNOWN or not one.failed:
+        return one.held, one.evidence[:500]
+    known = before.evidence.partition(STILL)[0][:250]
+    return before.held, f"{known}{STILL}{one.evidence.removeprefix(FAILED)}"[:500]
 
 
 def note_use(forge_id: int, full_name: str, name: str, allowed: bool, refusal: str) -> None:
@@ -252,9 +312,15 @@ def _line(name: str, spec: Spec, rows: list[Right], counts: dict[str, int], hook
     def evidence(held: str) -> str:
         return next((f"{row.place}: {row.evidence}" for row in rows if row.held == held), "")
 
+    unanswered = [row for row in rows if row.evidence.startswith(FAILED) or STILL in row.evidence]
+    told = f"{unanswered[0].place}: {unanswered[0].evidence}" if unanswered else ""
+    silent = Line(name, spec.text, counts, told, "The forge gives no answer to that.", "warning")
     if spec.beyond:
+        if unanswered and not counts.get(Held.YES):
+            return silent
         if not counts.get(Held.YES):
-            return Line(name, spec.text, counts, evidence(Held.NO), "" if counts else "not seen yet", "ok")
+            seen = evidence(Held.NO) or evidence(Held.UNKNOWN)
+            return Line(name, spec.text, counts, seen, "" if counts.get(Held.NO) else "not seen yet", "ok")
         mine = {row.repository_id for row in rows if row.held == Held.YES}
         if name in ("push", "admin") and hooks_wanted and mine <= admins:
             return Line(name, spec.text, counts, evidence(Held.YES), "needed for the webhooks that cc-ci is to register", "ok")
@@ -263,10 +329,11 @@ def _line(name: str, spec: Spec, rows: list[Right], counts: dict[str, int], hook
         matters = spec.needed or name == "membership" or (name == "hooks" and hooks_wanted)
         level = ("error" if name == "read" else "warning") if matters else "ok"
         return Line(name, spec.text, counts, evidence(Held.NO), spec.without, level)
+    if unanswered:
+        return silent
     if not counts.get(Held.YES):
-        return Line(
-            name, spec.text, counts, "", "not seen yet" + (": the first write shows it" if name in SHOWN_BY else ""), "ok"
-        )
+        seen_by = ": the first write shows it" if name in SHOWN_BY else ""
+        return Line(name, spec.text, counts, evidence(Held.UNKNOWN), f"not seen yet{seen_by}", "ok")
     return Line(name, spec.text, counts, evidence(Held.YES), "", "ok")
 
 

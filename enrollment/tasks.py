@@ -6,7 +6,7 @@ from django.utils import timezone
 from django_q.tasks import async_task
 
 from controlplane.secrets import SecretUnreadable
-from enrollment import abilities, budget, deliveries, pace, polling, rights
+from enrollment import budget, deliveries, pace, polling, rights
 from enrollment.clients import client_for
 from enrollment.forges.base import ForgeError
 from enrollment.hook_reconcile import reconcile
@@ -66,7 +66,7 @@ def see_to_rights() -> str:
             continue
         try:
             client = client_for(forge, budget.Purpose.UPKEEP)
-            lines += [abilities.refresh(forge, client), rights.refresh(forge, client)]
+            lines += rights.look(forge, client)
         except (ForgeError, SecretUnreadable) as error:
             lines.append(f"{forge.name}: {error}")
     return "; ".join(lines) or "no forge"

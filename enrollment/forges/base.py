@@ -195,6 +195,7 @@ class Found:
     name: str
     value: bool | int | str | None
     evidence: str
+    failed: bool = False  #: the forge gave no answer; what was found before still holds
 
 
 StatusState = Literal["pending", "success", "failure", "error"]

@@ -12,23 +12,53 @@ from urllib.parse import quote
 
 import requests
 
-from enrollment.forges.base import CircuitOpen, Forbidden, ForgeError, Found, NotFound, RateLimited, Rejected, Sample, Unavailable
+from enrollment.forges.base import (
+    CircuitOpen,
+    Forbidden,
+    ForgeError,
+    Found,
+    NotFound,
+    RateLimited,
+    Rejected,
+    Sample,
+    Unauthorized,
+    Unavailable,
+)
 
 #: Asks the server: path and query in, answer out; raises ForgeError.
 Ask = Callable[[str, dict[str, Any]], requests.Response]
 
 #: An owner that there is nowhere.
 NOBODY = "cc-ci-asks-for-nobody"
+#: What concerns the whole forge, or the token as a whole, and is raised.
+HALTS = (RateLimited, CircuitOpen, Unauthorized)
 
 
 def probe(ask: Ask, sample: Sample) -> Iterator[Found]:
-    """All of them, one after the other. What says nothing about an ability (no answer, a limit on requests) is raised."""
-    yield _page_limit(ask)
-    yield _owner_filter(ask)
+    """All of them, one after the other; one that fails hides no other. What concerns the whole forge (a limit on requests, a
+    circuit that is open, a token that it does not know) is raised."""
     where = "/repos/" + "/".join(quote(part, safe="") for part in sample.repository) if sample.repository else ""
-    yield _timeline(ask, where, sample.pull)
+    yield from _alone("page_limit", lambda: _page_limit(ask))
+    yield from _alone("owner_filter", lambda: _owner_filter(ask))
+    yield from _alone("timeline", lambda: _timeline(ask, where, sample.pull))
     yield from _comments(ask, where, sample.pull)
-    yield _org_hooks(ask, sample.organisation)
+    yield from _alone("org_hooks", lambda: _org_hooks(ask, sample.organisation))
+
+
+def _alone(name: str, find: Callable[[], Found]) -> Iterator[Found]:
+    """One of them, or why it is not known."""
+    try:
+        yield find()
+    except HALTS:
+        raise
+    except ForgeError as error:
+        yield _unsaid(name, error)
+
+
+def _unsaid(name: str, error: ForgeError) -> Found:
+    if isinstance(error, NotFound | Forbidden | Rejected):
+        return Found(name, None, _short(error))
+    return Found(name, None, f"no answer: {_short(error)}", failed=True)
 
 
 def _page_limit(ask: Ask) -> Found:
@@ -89,8 +119,10 @@ def _comments(ask: Ask, where: str, pull: int | None) -> Iterator[Found]:
                 continue
             comment = comment or rows[0]
             second = _rows(ask(path, {"limit": 1, "page": 2})) if len(rows) == 1 else rows
-        except (NotFound, Forbidden, Rejected) as error:
-            yield Found(name, None, _short(error))
+        except HALTS:
+            raise
+        except ForgeError as error:
+            yield _unsaid(name, error)
             continue
         if len(rows) > 1:
             yield Found(name, False, f"asked for one, {len(rows)} came")
@@ -106,8 +138,9 @@ def _comments(ask: Ask, where: str, pull: int | None) -> Iterator[Found]:
         yield Found("since_inclusive", None, nothing)
         yield Found("reactions", None, nothing)
         return
-    yield _since(ask, f"{where}/issues/comments", comment, updated)
-    yield _reactions(ask, f"{where}/issues/comments/{comment['id']}/reactions")
+    listing, number, at = f"{where}/issues/comments", comment["id"], updated
+    yield from _alone("since_inclusive", lambda: _since(ask, listing, comment, at))
+    yield from _alone("reactions", lambda: _reactions(ask, f"{listing}/{number}/reactions"))
 
 
 def _since(ask: Ask, path: str, comment: Any, updated: datetime) -> Found:

@@ -14,8 +14,9 @@ from enrollment import abilities, tasks
 from enrollment.abilities import ABILITIES
 from enrollment.clients import client_for
 from enrollment.forges import gitea
-from enrollment.forges.base import Sample, Unavailable
-from enrollment.models import Comment, Forge, Repository
+from enrollment.forges.base import Sample
+from enrollment.forges.gitea import GiteaClient
+from enrollment.models import Comment, Forge, Repository, Right
 from enrollment.sandbox import api
 from enrollment.sandbox.faults import Fault
 from enrollment.sandbox.features import VERSIONS, features_of
@@ -48,6 +49,7 @@ TABLE: dict[str, dict[str, bool | int]] = {
         "status_by_reader": False,
     },
 }
+COMMENTS = ("repository_comments_paged", "pull_comments_paged")
 TABLE[FORGEJO] = {**TABLE["1.22"], "pull_comments_paged": True}
 
 
@@ -152,23 +154,53 @@ def test_an_answer_that_contradicts_has_all_found_anew(world: World) -> None:
     assert found(world)["timeline"] is False
 
 
-@pytest.mark.parametrize("fault", [Fault(status=500), Fault(status=429), Fault(close="before")])
-def test_no_answer_changes_nothing(world: World, fault: Fault) -> None:
+def test_a_limit_on_requests_changes_nothing(world: World) -> None:
     world.say("recipes/web")
     world.hear()
     tasks.see_to_rights()
     before, at = found(world), Forge.objects.get().abilities_at
     Forge.objects.update(abilities_version="older")
-    world.remote.faults = lambda request: fault if "/issues/" in request.path else None
+    world.remote.faults = lambda request: Fault(status=429) if "/issues/" in request.path else None
     assert "sandbox" in tasks.see_to_rights()
     forge = Forge.objects.get()
     assert (found(world), forge.abilities_at, forge.abilities_version) == (before, at, "older")
 
 
-def test_a_probe_that_gets_no_answer_raises(world: World) -> None:
+@pytest.mark.parametrize("fault", [Fault(status=500), Fault(close="before")])
+@pytest.mark.parametrize("known", [True, False])
+def test_what_is_not_answered_stays_as_it_was_and_the_others_are_found(world: World, fault: Fault, known: bool) -> None:
+    world.say("recipes/web")
+    world.hear()
+    if known:
+        tasks.see_to_rights()
+        Forge.objects.update(abilities_version="older")
+    world.remote.faults = lambda request: fault if request.path.endswith("/timeline") else None
+    tasks.see_to_rights()
+    forge = Forge.objects.get()
+    expected = {**TABLE["1.15"], "timeline": False if known else None, "status_by_reader": found(world)["status_by_reader"]}
+    assert found(world) == expected
+    assert "no answer" in forge.abilities["timeline"]["evidence"]
+    assert Right.objects.filter(name="read", held="yes").exists(), "the rights are looked at all the same"
+    # It is asked again within the day, and not at once.
+    assert not abilities.is_due(forge)
+    Forge.objects.update(abilities_at=timezone.now() - abilities.FAILED_EVERY - timedelta(minutes=1))
+    world.remote.faults = None
+    tasks.see_to_rights()
+    assert found(world)["timeline"] is False
+
+
+def test_abilities_that_cannot_be_found_keep_no_right_from_being_seen(world: World) -> None:
+    world.remote.faults = lambda request: Fault(status=500) if request.path.endswith("/version") else None
+    assert "abilities not found" in tasks.see_to_rights()
+    assert Right.objects.filter(name="read", held="yes").exists()
+
+
+def test_a_probe_that_gets_no_answer_says_so(world: World) -> None:
     world.remote.faults = lambda request: Fault(status=502)
-    with pytest.raises(Unavailable):
-        list(world.client().probe(Sample(("recipes", "web"), 1, "recipes")))
+    answers = list(
+        GiteaClient(world.server.url, world.token, user_agent="cc-ci/test").probe(Sample(("recipes", "web"), 1, "recipes"))
+    )
+    assert [one.name for one in answers if one.failed] == ["page_limit", "owner_filter", "timeline", *COMMENTS, "org_hooks"]
 
 
 @pytest.mark.parametrize("fault", [Fault(body="<html>"), Fault(body="[null]"), Fault(body="{}"), Fault(body='[{"id": []}]')])

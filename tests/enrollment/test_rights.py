@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from django.conf import settings
 from django.core.management import call_command
+from django.db.models import F
 from django.test import Client
 from django.utils import timezone
 
@@ -231,7 +232,56 @@ def test_a_forge_that_does_not_answer_says_nothing_about_rights(world: World) ->
     world.remote.faults = lambda request: Fault(status=500)
     tasks.see_to_rights()
     assert Right.objects.get(name="read").held == "yes"
-    assert Right.objects.get(name="read").at == LONG_AGO
+
+
+@pytest.mark.parametrize(
+    ("broken", "name", "others"),
+    [
+        ("/orgs/recipes/hooks", "org_hooks", {"read", "push", "admin", "hooks", "membership", "site_admin"}),
+        ("/orgs/recipes/members/cc-ci", "membership", {"read", "push", "admin", "hooks", "org_hooks", "site_admin"}),
+        ("/repos/recipes/web/hooks", "hooks", {"read", "push", "admin", "membership", "org_hooks", "site_admin"}),
+        ("/repos/recipes/web/issues/comments", "read", {"push", "admin", "hooks", "membership", "org_hooks", "site_admin"}),
+        ("/user", "site_admin", {"read", "push", "admin", "hooks", "membership", "org_hooks"}),
+    ],
+)
+def test_one_question_without_an_answer_hides_no_other(world: World, broken: str, name: str, others: set[str]) -> None:
+    world.remote.faults = lambda request: Fault(status=500) if request.path == f"/api/v1{broken}" else None
+    seen = see(world)
+    assert seen.pop(name) == "unknown"
+    assert {name for name, word in seen.items() if word != "unknown"} == others
+    assert "no answer: " in Right.objects.get(name=name).evidence
+    (finding,) = [found for found in rights.findings(Forge.objects.get()) if found.level == "warning"]
+    assert rights.RIGHTS[name].text in finding.text and "no answer" in finding.text
+    world.remote.faults = None
+    asked = len(world.own_requests())
+    tasks.see_to_rights()
+    assert f"/api/v1{broken}" not in [request.path for request in world.own_requests()[asked:] if broken != "/user"]
+    Right.objects.filter(name__in=rights.DUE_BY).update(at=F("at") - rights.AGAIN_AFTER - timedelta(minutes=1))
+    tasks.see_to_rights()
+    assert Right.objects.get(name=name).held != "unknown"
+
+
+def test_one_repository_without_an_answer_hides_no_other(world: World) -> None:
+    world.add_recipe("other")
+    world.enroll("recipes/other")
+    number = Repository.objects.get(name="web").forge_repo_id
+    world.remote.faults = lambda request: Fault(status=500) if request.path.endswith(f"/repositories/{number}") else None
+    tasks.see_to_rights()
+    assert Right.objects.get(name="read", repository__name="web").held == "unknown"
+    assert Right.objects.get(name="read", repository__name="other").held == "yes"
+    assert Right.objects.get(name="membership").held == "yes"
+
+
+def test_what_was_seen_before_stays_where_nothing_is_answered(world: World) -> None:
+    see(world)
+    Right.objects.update(at=LONG_AGO)
+    world.remote.faults = lambda request: Fault(status=500) if request.path.endswith("/issues/comments") else None
+    for _ in range(2):
+        Right.objects.filter(name="read").update(at=LONG_AGO)
+        tasks.see_to_rights()
+    right = Right.objects.get(name="read")
+    assert (right.held, right.evidence.count("no answer")) == ("yes", 1)
+    assert "500" in right.evidence
 
 
 def test_what_was_seen_lately_is_not_asked_again(world: World) -> None:

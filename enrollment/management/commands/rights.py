@@ -53,11 +53,10 @@ class Command(BaseCommand):
         try:
             client = client_for(forge, budget.Purpose.UPKEEP)
             with budget.patient():
-                abilities.refresh(forge, client, force=True)
                 if row is not None:
                     rights.keep(forge, rights.of_repository(row, client), repository=row)
                 else:
-                    rights.refresh(forge, client, everything=True, seconds=3600)
+                    rights.look(forge, client, everything=True, seconds=3600)
         except (ForgeError, SecretUnreadable) as error:
             self.stderr.write(f"{error}. {error.advice}" if isinstance(error, ForgeError) else str(error))
             raise Exit(OURS) from error
