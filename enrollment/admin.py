@@ -15,7 +15,7 @@ from unfold.widgets import UnfoldAdminPasswordWidget, UnfoldAdminTextareaWidget,
 
 from controlplane.adminsite import ReadOnlyAdmin
 from controlplane.secrets import SecretUnreadable
-from enrollment import polling
+from enrollment import polling, rights
 from enrollment.budget import forgive
 from enrollment.clients import client_for
 from enrollment.clocks import server_now
@@ -152,6 +152,8 @@ class ForgeAdmin(ModelAdmin):
         super().save_model(request, obj, form, change)
         if "webhooks" in form.changed_data:
             look_soon(obj)
+        if {"url", "token"} & set(form.changed_data):
+            rights.forget_tried(obj)
 
     @display(description="health", label={"well": "success", "failing": "danger", "not looked at yet": "info", "off": "warning"})
     def health(self, forge: Forge) -> str:

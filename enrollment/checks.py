@@ -15,7 +15,10 @@ from enrollment import abilities, budget, clocks, rights
 from enrollment.clients import client_for
 from enrollment.forges.base import Forbidden, ForgeClient, ForgeError, NotFound, Unauthorized
 from enrollment.hook_reconcile import is_wanted
-from enrollment.models import Forge, Repository, Traffic
+from enrollment.models import Forge, Repository, Right, Traffic
+
+#: The scope of tokens that lets one write to a repository.
+WRITING = rights.RIGHTS["push"].scope
 
 ADD = "cc-ci forge add --url {url} --token-env VARIABLE"
 
@@ -80,7 +83,7 @@ def _check_repositories(forge: Forge, client: ForgeClient, name: str) -> Iterato
     if not rows:
         yield Finding(f"{name} repositories", "warning", "none is enrolled", "cc-ci enroll OWNER/REPO")
         return
-    gone = []
+    gone, lacks = [], rights.lacking(Right.objects.filter(forge=forge, held=Right.Held.NO))
     for row in rows[:20]:
         try:
             remote = client.repository_by_id(row.forge_repo_id)
@@ -90,11 +93,12 @@ def _check_repositories(forge: Forge, client: ForgeClient, name: str) -> Iterato
         except ForgeError as error:
             yield Finding(f"{name} repositories", "error", f"{row.full_name}: {error}", "cc-ci doctor")
             return
-        if ("admin" in remote.permissions or "push" in remote.permissions) and not is_wanted(row):
+        mighty = "admin" in remote.permissions or "push" in remote.permissions
+        if mighty and not is_wanted(row) and WRITING not in lacks:
             yield Finding(
                 f"{name} rights",
                 "warning",
-                f"the token may write to {remote.full_name}; cc-ci needs to read and to comment only",
+                f"the account of the token may write to {remote.full_name}; cc-ci needs to read and to comment only",
                 f"take away the write right of {forge.bot_login or 'the bot'} at {remote.html_url}/settings/collaboration",
             )
     if gone:

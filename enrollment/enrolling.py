@@ -10,6 +10,7 @@ from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
 
+from enrollment import rights
 from enrollment.clients import client_for
 from enrollment.clocks import server_now
 from enrollment.forges.base import ForgeClient, NotFound, Repo
@@ -37,6 +38,8 @@ def add_forge(url: str, token: str, name: str = "") -> tuple[Forge, bool]:
     forge.failures, forge.backoff_until, forge.last_error = 0, None, ""
     forge.search, forge.search_probed_at = Forge.OwnerFilter.UNKNOWN, None
     forge.save()
+    if not made:
+        rights.forget_tried(forge)
     return forge, made
 
 

@@ -11,7 +11,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import groupby
@@ -269,14 +269,16 @@ class _Worker:
             return
         move(row, "drift", action.reason)
         self.result.writes += 1
-        hook = self.client.create_hook(place.owner, place.name, url=row.url, secret=row.reveal_secret(), events=EVENTS)
+        with _noted(place):
+            hook = self.client.create_hook(place.owner, place.name, url=row.url, secret=row.reveal_secret(), events=EVENTS)
         self._registered(row, hook, "made" if not row.remote_id else f"made again: {action.reason}")
 
     def _update(self, place: Place, row: WebhookConfig, action: Action, hook: Hook) -> None:
         move(row, "drift", action.reason)
         whole = replace(hook, url=row.url, events=frozenset(EVENTS), active=True, content_type="json", branch_filter="*")
         self.result.writes += 1
-        answer = self.client.edit_hook(place.owner, place.name, whole)
+        with _noted(place):
+            answer = self.client.edit_hook(place.owner, place.name, whole)
         if left := differences(answer, row.url):
             self.result.problems.append(f"{place}: the forge took the change and still says: {'; '.join(left)}")
             return
@@ -308,11 +310,25 @@ class _Worker:
                 return  # a maintainer asked for its secret, and added it, while this pass went on
             self.result.writes += 1
             try:
-                self.client.delete_hook(place.owner, place.name, action.hook.id)
+                with _noted(place):
+                    self.client.delete_hook(place.owner, place.name, action.hook.id)
             except NotFound:
                 pass  # somebody was faster
         if row is not None:
             row.delete()
+
+
+@contextmanager
+def _noted(place: Place) -> Iterator[None]:
+    """A write within this block shows what the token may do, by success or refusal."""
+    from enrollment import rights  # which asks whether hooks are wanted, and so knows us
+
+    try:
+        yield
+    except Forbidden as error:
+        rights.note_hook_write(place.forge, place.owner, place.repository, str(error))
+        raise
+    rights.note_hook_write(place.forge, place.owner, place.repository)
 
 
 def _drop_refused(rows: list[WebhookConfig]) -> list[WebhookConfig]:

@@ -27,11 +27,20 @@ def rights_table(forge: Forge, repository: Repository | None = None) -> str:
     """What the token may do, for a page."""
     lines = rights.lines_of(forge, repository)
     rows = [
-        {"text": line.text, "seen": rights.counts(line), "meaning": line.meaning, "evidence": line.evidence, "level": line.level}
+        {
+            "text": f"{line.text} ({line.scope})" if line.scope else line.text,
+            "seen": rights.counts(line),
+            "meaning": line.meaning,
+            "evidence": line.evidence,
+            "level": line.level,
+        }
         for line in lines
     ]
-    empty = "" if any(line.counts for line in lines) else "Not looked at yet: the action “See rights and abilities now” does."
-    return render_to_string("enrollment/_lines.html", {"lines": rows, "heading": "right of the token", "empty": empty})
+    not_yet = "Not looked at yet: the action “See rights and abilities now” does."
+    empty = rights.NOT_THE_SCOPES if any(line.counts for line in lines) else not_yet
+    return render_to_string(
+        "enrollment/_lines.html", {"lines": rows, "heading": "right of the token (scope it needs)", "empty": empty}
+    )
 
 
 def abilities_table(forge: Forge) -> str:

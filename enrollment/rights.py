@@ -1,12 +1,16 @@
 """What the token may do, seen and not assumed: at each repository, at each organisation, and at the forge.
 
-Nothing is written to find out. What can be asked is asked; the rest (comments, statuses) shows when cc-ci writes what it has to
-write anyway, and is noted by `note_use`. Each row says when it was seen, and what the forge said.
+Nothing is written to find out. What can be asked is asked; the rest (comments, statuses, webhooks) shows when cc-ci writes what
+it has to write anyway, and is noted by `note_use` and `note_hook_write`. Each row says when it was seen, and what the forge said.
+
+Permissions that the forge tells are the account's. A token that carries scopes may do less, which no forge tells: it shows by
+what is refused.
 """
 
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +28,7 @@ from enrollment.forges.base import (
     Forbidden,
     ForgeClient,
     ForgeError,
+    Hook,
     NotFound,
     RateLimited,
     Unauthorized,
@@ -81,17 +86,24 @@ RIGHTS: dict[str, Spec] = {
         "One webhook for each repository instead of one for all.",
         scope="write:organization",
     ),
-    "push": Spec("push to the repository", beyond="Who gets hold of the token can change the recipe."),
+    "push": Spec("push to the repository", beyond="Who gets hold of the token can change the recipe.", scope="write:repository"),
     "admin": Spec(
-        "administer the repository", beyond="Who gets hold of the token can edit anybody's comments and take the repository."
+        "administer the repository",
+        beyond="Who gets hold of the token can edit anybody's comments and take the repository.",
+        scope="write:repository",
     ),
     "site_admin": Spec(
-        "administer the whole forge", beyond="Who gets hold of the token owns the forge: make a user of its own for cc-ci."
+        "administer the whole forge",
+        beyond="Who gets hold of the token owns the forge: make a user of its own for cc-ci.",
+        scope="write:admin",
     ),
 }
 
 #: Kinds of requests (`forges.http.KINDS`) whose success or refusal shows a right.
 SHOWN_BY = {"comment": "comment", "react": "react", "status": "status"}
+#: Rights to webhooks, of a repository and of an organisation: their lists may be read by a token that may write none.
+OF_HOOKS = ("hooks", "org_hooks")
+SHOWN_BY_WRITING = frozenset({*SHOWN_BY.values(), *OF_HOOKS})
 
 OF_REPOSITORY = ("read", "comment", "react", "status", "hooks", "push", "admin")
 OF_OWNER = ("membership", "org_hooks")
@@ -102,6 +114,14 @@ OF_FORGE = ("site_admin",)
 DUE_BY = ("read", "membership", "site_admin")
 #: How evidence begins where nothing was answered, and how it goes on where something was seen before.
 FAILED, STILL = "no answer: ", "; asked again, no answer: "
+#: How evidence begins where it was written, or not allowed.
+DONE, REFUSED = "done when it was tried", "refused when it was tried: "
+LISTED = "the list is answered; whether the token may write there shows when it does"
+#: What stands below the table.
+NOT_THE_SCOPES = (
+    "Permissions are those of the account. A token with scopes may do less, and no forge tells it: the scope that a right needs "
+    "stands beside it, and that it is missing shows when it is used."
+)
 #: Evidence about an owner that is a person, or hidden from us altogether.
 NO_ORGANISATION = "is no organisation that the token can see"
 
@@ -131,12 +151,12 @@ def of_repository(row: Repository, client: ForgeClient) -> Iterator[Seen]:
     for name in ("push", "admin"):
         held = Held.YES if name in remote.permissions else Held.NO
         yield Seen(name, held, f"permissions of {remote.full_name}: {', '.join(sorted(remote.permissions)) or 'none'}")
-    yield _asked("hooks", lambda: list(client.hooks(remote.owner, remote.name)))
+    yield _listed("hooks", lambda: list(client.hooks(remote.owner, remote.name)))
 
 
 def of_owner(owner: str, bot_login: str, client: ForgeClient) -> Iterator[Seen]:
     """What it may see and do at an organisation. About an owner that is none: that this is so."""
-    hooks = _asked("org_hooks", lambda: list(client.hooks(owner, "")))
+    hooks = _listed("org_hooks", lambda: list(client.hooks(owner, "")))
     membership = _asked("membership", lambda: client.is_member(owner, bot_login))
     if membership.held == Held.YES:
         yield replace(membership, evidence=f"{bot_login} shows itself as a member of {owner}")
@@ -172,6 +192,11 @@ def _asked(name: str, ask: Callable[[], object]) -> Seen:
     if isinstance(answer, bool):
         return Seen(name, Held.YES if answer else Held.NO, "")
     return Seen(name, Held.YES, "answered with 200")
+
+
+def _listed(name: str, ask: Callable[[], list[Hook]]) -> Seen:
+    seen = _asked(name, ask)
+    return seen if seen.held != Held.YES else Seen(name, Held.UNKNOWN, LISTED)
 
 
 def _not_held(name: str, error: ForgeError) -> Seen:
@@ -251,9 +276,11 @@ def keep(forge: Forge, seen: Iterable[Seen], *, repository: Repository | None = 
 
 def _joined(one: Seen, before: Right | None) -> tuple[str, str]:
     """What is written down: of what was seen now, and of what was known."""
+    known = "" if before is None else before.evidence.partition(STILL)[0][:250]
+    if before is not None and one.evidence == LISTED and known.startswith((DONE, REFUSED)):
+        return before.held, before.evidence.partition(STILL)[0]  # what was tried says more
     if before is None or before.held == Held.UNKNOWN or not one.failed:
         return one.held, one.evidence[:500]
-    known = before.evidence.partition(STILL)[0][:250]
     return before.held, f"{known}{STILL}{one.evidence.removeprefix(FAILED)}"[:500]
 
 
@@ -261,24 +288,31 @@ def note_use(forge_id: int, full_name: str, name: str, allowed: bool, refusal: s
     """cc-ci wrote something, or was refused: that shows a right. Called by the client's gate (`enrollment.budget`)."""
     owner, _, repository_name = full_name.partition("/")
     row = Repository.objects.filter(forge=forge_id, owner__iexact=owner, name__iexact=repository_name).first()
-    if row is None:
-        return
-    evidence = "was done" if allowed else refusal
+    if row is not None:
+        _note(forge_id, row, "", name, allowed, refusal)
+
+
+def note_hook_write(forge: Forge, owner: str, repository: Repository | None, refusal: str = "") -> None:
+    """A webhook was written at a repository, or (without one) at an organisation, or was refused in these words."""
+    if repository is None:
+        _note(forge.pk, None, owner, "org_hooks", not refusal, refusal)
+    else:
+        _note(forge.pk, repository, "", "hooks", not refusal, refusal)
+
+
+def _note(forge_id: int, repository: Repository | None, owner: str, name: str, allowed: bool, refusal: str) -> None:
+    held, evidence = (Held.YES, DONE) if allowed else (Held.NO, f"{REFUSED}{refusal}"[:500])
+    values = {"held": held, "evidence": evidence, "at": timezone.now()}
     try:
         with transaction.atomic():
-            Right.objects.update_or_create(
-                forge_id=forge_id,
-                repository=row,
-                owner="",
-                name=name,
-                defaults={
-                    "held": Held.YES if allowed else Held.NO,
-                    "evidence": evidence[:500],
-                    "at": timezone.now(),
-                },
-            )
+            Right.objects.update_or_create(forge_id=forge_id, repository=repository, owner=owner, name=name, defaults=values)
     except IntegrityError:
         pass  # another process saw the same in this very moment
+
+
+def forget_tried(forge: Forge) -> None:
+    """The token is another one: what the old one was refused, or did, says nothing about it."""
+    Right.objects.filter(Q(evidence__startswith=DONE) | Q(evidence__startswith=REFUSED), forge=forge).delete()
 
 
 # --- telling
@@ -294,47 +328,73 @@ class Line:
     evidence: str
     meaning: str
     level: str  #: ok, warning or error
+    scope: str = ""  #: that a token needs for it, where tokens have scopes
 
 
 def table(rows: Iterable[Right], *, hooks_wanted: bool) -> list[Line]:
     """The rights that were seen, as a table. Pure. `hooks_wanted`: then admin is no more than needed."""
     seen = list(rows)
     admins = {row.repository_id for row in seen if row.name == "admin" and row.held == Held.YES}
+    lacks = lacking(seen)
     lines = []
     for name, spec in RIGHTS.items():
         mine = [row for row in seen if row.name == name]
-        counts = Counter(row.held for row in mine)
-        lines.append(_line(name, spec, mine, dict(counts), hooks_wanted, admins))
+        line = _beyond(name, spec, mine, hooks_wanted, admins, lacks) if spec.beyond else _needed(name, spec, mine, hooks_wanted)
+        lines.append(replace(line, scope=spec.scope))
     return lines
 
 
-def _line(name: str, spec: Spec, rows: list[Right], counts: dict[str, int], hooks_wanted: bool, admins: set[int | None]) -> Line:
-    def evidence(held: str) -> str:
-        return next((f"{row.place}: {row.evidence}" for row in rows if row.held == held), "")
+def lacking(rows: Iterable[Right]) -> frozenset[str]:
+    """The scopes that the token is seen to lack: the forge named them when it refused something. Pure."""
+    words = [row.evidence for row in rows if row.held == Held.NO]
+    scopes = {scope for spec in RIGHTS.values() for scope in spec.scope.split(", ")}
+    return frozenset(scope for scope in scopes if any(re.search(rf"scope.*\[[^]]*\b{scope}\b", said) for said in words))
 
-    unanswered = [row for row in rows if row.evidence.startswith(FAILED) or STILL in row.evidence]
-    told = f"{unanswered[0].place}: {unanswered[0].evidence}" if unanswered else ""
-    silent = Line(name, spec.text, counts, told, "The forge gives no answer to that.", "warning")
-    if spec.beyond:
-        if unanswered and not counts.get(Held.YES):
-            return silent
-        if not counts.get(Held.YES):
-            seen = evidence(Held.NO) or evidence(Held.UNKNOWN)
-            return Line(name, spec.text, counts, seen, "" if counts.get(Held.NO) else "not seen yet", "ok")
-        mine = {row.repository_id for row in rows if row.held == Held.YES}
-        if name in ("push", "admin") and hooks_wanted and mine <= admins:
-            return Line(name, spec.text, counts, evidence(Held.YES), "needed for the webhooks that cc-ci is to register", "ok")
-        return Line(name, spec.text, counts, evidence(Held.YES), f"More than cc-ci needs. {spec.beyond}", "warning")
+
+def _evidence(rows: list[Right], held: str) -> str:
+    return next((f"{row.place}: {row.evidence}" for row in rows if row.held == held), "")
+
+
+def _silent(name: str, spec: Spec, rows: list[Right], counts: dict[str, int]) -> Line | None:
+    """Where something got no answer when it was asked last."""
+    for row in rows:
+        if row.evidence.startswith(FAILED) or STILL in row.evidence:
+            told = f"{row.place}: {row.evidence}"
+            return Line(name, spec.text, counts, told, "The forge gives no answer to that.", "warning")
+    return None
+
+
+def _beyond(name: str, spec: Spec, rows: list[Right], hooks_wanted: bool, admins: set[int | None], lacks: frozenset[str]) -> Line:
+    """About a right that is more than cc-ci needs."""
+    counts = dict(Counter(row.held for row in rows))
+    if not counts.get(Held.YES):
+        seen = _evidence(rows, Held.NO) or _evidence(rows, Held.UNKNOWN)
+        line = Line(name, spec.text, counts, seen, "" if counts.get(Held.NO) else "not seen yet", "ok")
+        return _silent(name, spec, rows, counts) or line
+    told = _evidence(rows, Held.YES)
+    if spec.scope in lacks:
+        meaning = f"The account may; the token may not: it was seen to lack the scope {spec.scope}."
+        return Line(name, spec.text, counts, told, meaning, "ok")
+    mine = {row.repository_id for row in rows if row.held == Held.YES}
+    if name in ("push", "admin") and hooks_wanted and mine <= admins:
+        return Line(name, spec.text, counts, told, "needed for the webhooks that cc-ci is to register", "ok")
+    meaning = f"More than cc-ci needs (the account may; a token without the scope {spec.scope} may not). {spec.beyond}"
+    return Line(name, spec.text, counts, told, meaning, "warning")
+
+
+def _needed(name: str, spec: Spec, rows: list[Right], hooks_wanted: bool) -> Line:
+    """About a right that cc-ci can use."""
+    counts = dict(Counter(row.held for row in rows))
     if counts.get(Held.NO):
         matters = spec.needed or name == "membership" or (name == "hooks" and hooks_wanted)
         level = ("error" if name == "read" else "warning") if matters else "ok"
-        return Line(name, spec.text, counts, evidence(Held.NO), spec.without, level)
-    if unanswered:
+        return Line(name, spec.text, counts, _evidence(rows, Held.NO), spec.without, level)
+    if silent := _silent(name, spec, rows, counts):
         return silent
     if not counts.get(Held.YES):
-        seen_by = ": the first write shows it" if name in SHOWN_BY else ""
-        return Line(name, spec.text, counts, evidence(Held.UNKNOWN), f"not seen yet{seen_by}", "ok")
-    return Line(name, spec.text, counts, evidence(Held.YES), "", "ok")
+        seen_by = ": the first write shows it" if name in SHOWN_BY_WRITING else ""
+        return Line(name, spec.text, counts, _evidence(rows, Held.UNKNOWN), f"not seen yet{seen_by}", "ok")
+    return Line(name, spec.text, counts, _evidence(rows, Held.YES), "", "ok")
 
 
 def lines_of(forge: Forge, repository: Repository | None = None) -> list[Line]:
@@ -358,10 +418,19 @@ def findings(forge: Forge) -> Iterator[Finding]:
     for line in lines:
         if line.level != "ok":
             level: Level = "error" if line.level == "error" else "warning"
-            fix = f"see the table: cc-ci rights --forge {forge.url}"
-            yield Finding(name, level, f"{line.text}: {counts(line)}. {line.meaning} ({line.evidence})", fix)
+            yield Finding(name, level, f"{line.text}: {counts(line)}. {line.meaning} ({line.evidence})", _fix(forge, line))
     held = ", ".join(f"{line.name} {counts(line)}" for line in lines if line.counts)
     yield Finding(name, "ok", f"seen: {held}")
+
+
+def _fix(forge: Forge, line: Line) -> str:
+    """What to do about a line that is not well."""
+    if line.counts.get(Held.NO) and "scope" in line.evidence and line.scope:
+        return (
+            f"make a token with the scope {line.scope} at {forge.url}/user/settings/applications, and give it: "
+            f"cc-ci forge add --url {forge.url} --token-env VARIABLE"
+        )
+    return f"see the table: cc-ci rights --forge {forge.url}"
 
 
 def counts(line: Line) -> str:

@@ -16,9 +16,12 @@ from django.utils import timezone
 
 from controlplane.cli import Exit
 from enrollment import checks, rights, tasks
+from enrollment.clients import client_for
+from enrollment.enrolling import add_forge
 from enrollment.forges import gitea
 from enrollment.forges.base import Forbidden, ForgeError, NotFound, Unauthorized
 from enrollment.forges.gitea import GiteaClient
+from enrollment.hook_reconcile import reconcile
 from enrollment.models import Forge, Repository, Right
 from enrollment.sandbox.faults import Fault
 from enrollment.sandbox.features import VERSIONS
@@ -163,18 +166,21 @@ def see(world: World, login: str = "cc-ci", *scopes: str) -> dict[str, str]:
     [
         ("cc-ci", {"read", "membership"}),
         ("wendy", {"read", "membership", "push"}),
-        ("ada", {"read", "membership", "push", "admin", "hooks"}),
-        ("olga", {"read", "membership", "push", "admin", "hooks", "org_hooks"}),
-        ("root", {"read", "membership", "push", "admin", "hooks", "org_hooks", "site_admin"}),
+        ("ada", {"read", "membership", "push", "admin"}),
+        ("olga", {"read", "membership", "push", "admin"}),
+        ("root", {"read", "membership", "push", "admin", "site_admin"}),
         ("mallory", {"read"}),
     ],
 )
 def test_what_a_token_may_do_is_seen(world: World, login: str, held: set[str]) -> None:
     seen = see(world, login)
     assert {name for name, word in seen.items() if word == "yes"} == held
+    # Who may list webhooks may perhaps write them; with a token that has scopes, only writing tells.
+    listed = {"ada": {"hooks"}, "olga": {"hooks", "org_hooks"}, "root": {"hooks", "org_hooks"}}.get(login, set())
+    assert {name for name, word in seen.items() if word == "unknown"} == listed
     assert {name for name, word in seen.items() if word == "no"} == {
         "read", "membership", "push", "admin", "hooks", "org_hooks", "site_admin"
-    } - held  # fmt: skip
+    } - held - listed  # fmt: skip
     right = Right.objects.get(name="read")
     assert right.evidence and right.at > timezone.now() - rights.REPOSITORY_EVERY
 
@@ -185,7 +191,60 @@ def test_scopes_are_seen_by_what_is_refused(world: World) -> None:
     assert (seen["read"], seen["membership"]) == ("no", "yes")
     assert "read:issue" in Right.objects.get(name="read").evidence
     seen = see(world, "olga", "read:repository", "read:user", "read:organization", "read:issue")
-    assert (seen["read"], seen["hooks"]) == ("yes", "yes")
+    assert (seen["read"], seen["hooks"]) == ("yes", "unknown"), "a list that is answered is no right to write"
+
+
+READING = ("read:repository", "read:user", "read:organization", "read:issue")
+
+
+@pytest.mark.parametrize("world", [FORGEJO], indirect=True)
+def test_a_webhook_that_is_refused_shows_that_the_token_may_not(world: World) -> None:
+    see(world, "olga", *READING)
+    world.poll()
+    Repository.objects.update(webhooks="on")
+    assert rights.lacking(Right.objects.all()) == frozenset()
+    reconcile(Forge.objects.get(), apply=True)
+    for _ in range(2):
+        seen = {row.name: row for row in Right.objects.all()}
+        assert (seen["hooks"].held, seen["org_hooks"].held) == ("no", "no")
+        assert seen["hooks"].evidence.startswith("refused when it was tried: POST /repos/recipes/web/hooks: 403")
+        # A list that is answered takes nothing of that back.
+        rights.refresh(Forge.objects.get(), client_for(Forge.objects.get()), everything=True)
+    (finding,) = [found for found in checks.check_forges() if found.name.endswith("rights") and found.level != "ok"]
+    assert "webhooks of the repository: no" in finding.text and "write:repository" in finding.text
+    assert "make a token with the scope write:repository" in finding.fix and "cc-ci forge add" in finding.fix
+    # What the token was seen to lack is no right that is too much, though the account has it.
+    Repository.objects.update(webhooks="off")
+    assert [found.text for found in checks.check_forges() if found.name.endswith("rights") and found.level != "ok"] == []
+    lines = {line.name: line for line in rights.lines_of(Forge.objects.get())}
+    assert lines["admin"].counts == {"yes": 1} and "lack the scope write:repository" in lines["admin"].meaning
+    # With another token all that was tried is to be seen anew.
+    add_forge(world.server.url, world.remote.add_token("olga"))
+    assert not Right.objects.filter(name__in=("hooks", "org_hooks")).exists()
+
+
+@both
+@pytest.mark.parametrize(("login", "name"), [("ada", "hooks"), ("olga", "org_hooks")])
+def test_a_webhook_that_is_written_shows_that_the_token_may(world: World, login: str, name: str) -> None:
+    see(world, login)
+    world.poll()
+    Repository.objects.update(webhooks="on")
+    reconcile(Forge.objects.get(), apply=True)
+    rights.refresh(Forge.objects.get(), client_for(Forge.objects.get()), everything=True)
+    right = Right.objects.get(name=name)
+    assert (right.held, right.evidence) == ("yes", "done when it was tried")
+
+
+def test_the_scope_that_each_right_needs_is_told(world: World, admin_client: Client) -> None:
+    see(world)
+    out = StringIO()
+    call_command("rights", stdout=out)
+    page = admin_client.get(f"/admin/enrollment/forge/{world.forge.pk}/change/").content.decode()
+    for spec in rights.RIGHTS.values():
+        assert spec.scope
+        assert f"[{spec.scope}]" in out.getvalue()
+        assert f"{spec.text} ({spec.scope})" in page
+    assert rights.NOT_THE_SCOPES in out.getvalue() and rights.NOT_THE_SCOPES in page
 
 
 def test_a_repository_that_cannot_be_read(world: World) -> None:

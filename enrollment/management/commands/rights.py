@@ -75,7 +75,9 @@ class Command(BaseCommand):
         for line in facts["rights"]:
             counts = ", ".join(f"{count} {held}" for held, count in sorted(line["counts"].items())) or "not seen yet"
             mark = {"ok": " ", "warning": "!", "error": "x"}[line["level"]]
-            self.stdout.write(f" {mark} {line['text']:45} {counts:20} {line['meaning']}".rstrip())
+            scope = f"[{line['scope']}]" if line["scope"] else ""
+            self.stdout.write(f" {mark} {line['text']:45} {counts:20} {scope:31} {line['meaning']}".rstrip())
+        self.stdout.write(f"   {rights.NOT_THE_SCOPES}")
         if row is None:
             self.stdout.write(f"what the forge can do (version {forge.version or '?'})")
             for line in facts["abilities"]:
