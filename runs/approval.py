@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
+from dataclasses import fields
 from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.db import transaction
+from django.db.models import QuerySet
 from django.utils import timezone
 from django_q.tasks import async_task
 
@@ -160,12 +162,16 @@ def may_approve(login: str) -> bool:
     return found is not None and found.has_perm("runs.add_testrun")
 
 
+def _approvals(pull: PullRequest) -> QuerySet[RunEvent]:
+    """All approvals on a pull request, the oldest first."""
+    return RunEvent.objects.filter(run__pull_request=pull, kind=APPROVED).select_related("run").order_by("id")
+
+
 def approved_commits(pull: PullRequest, client: ForgeClient) -> tuple[str, ...]:
     """The commits of a pull request that were approved, by people who still may."""
-    approvals = RunEvent.objects.filter(run__pull_request=pull, kind=APPROVED).select_related("run")
     known: dict[int | str, bool] = {}
     commits = []
-    for event in approvals:
+    for event in _approvals(pull):
         number, login = event.data.get("id"), event.data["login"]
         name = login if number is None else number
         if name not in known:
@@ -253,13 +259,27 @@ def _refused_here(run: TestRun, approval: RunEvent | None = None) -> str:
     policy = policy_of(row)
     if comment.author_id in policy.block:
         return f"{comment.author_login}, who asked for it, is blocked by now."
-    if approval is None:
+    if not _stands_on_approval(run, comment):
         return ""
     if not policy.approval:
         return f"runs of strangers are not approved at {row.full_name} any more."
-    if approval.data.get("id") is None and not may_approve(approval.data["login"]):
-        return f"{approval.data['login']}, who approved it in the admin, may not any more."
+    if run.state == State.AWAITING_APPROVAL:
+        return ""
+    approvals = [approval] if approval else list(_approvals(comment.pull_request).filter(run__sha=run.sha))
+    if approvals and not any(event.data.get("id") is not None or may_approve(event.data["login"]) for event in approvals):
+        return f"{approvals[-1].data['login']}, who approved it in the admin, may not any more."
     return ""
+
+
+def _stands_on_approval(run: TestRun, comment: Comment) -> bool:
+    """Whether a run is there only because strangers' runs are approved: it waited itself, or who asked for it might not, and
+    got it because the commit had been approved before."""
+    if run.events.filter(kind__in=(State.AWAITING_APPROVAL, APPROVED)).exists():
+        return True
+    known = comment.facts.get("asker")
+    if known is None:  # `!testme retry`, which only who is trusted gets
+        return False
+    return not trust.Person(**{fact.name: known[fact.name] for fact in fields(trust.Person) if fact.name in known}).trusted
 
 
 def _ask_forge(run: TestRun, approval: RunEvent | None) -> tuple[bool, str]:
@@ -276,7 +296,7 @@ def _ask_forge(run: TestRun, approval: RunEvent | None) -> tuple[bool, str]:
             user = User(approval.data["id"], approval.data["login"])
         asked = trust.person(user, row, client)
         words = f"{asked.login} {asked.standing()}"
-        again = run.pull_request is not None and approval is None and not asked.unheard
+        again = run.pull_request is not None and approval is None and not asked.unheard and policy_of(row).approval
         if not asked.trusted and not (again and run.sha in approved_commits(run.comment.pull_request, client)):
             return False, f"{asked.login}, who {'approved' if approval else 'asked for'} it, {asked.standing()} by now."
         if approval is None and asked.trusted:

@@ -484,6 +484,82 @@ def test_who_was_blocked_gets_no_second_run_of_an_approved_commit(world: World) 
     assert again.state == State.CANCELLED
 
 
+def approve_again(world: World, way: str, admin_client: Client) -> TestRun:
+    """mallory's second run of a commit that was approved in this way: queued at once, without an approval of its own."""
+    first = approve_by(world, way, admin_client)
+    lifecycle.want_stop(first, State.CANCELLED, "enough")
+    assert hear(world).outcome == "run"
+    again = TestRun.objects.exclude(pk=first.pk).get()
+    assert again.state == State.QUEUED and not again.events.filter(kind="approved").exists()
+    return again
+
+
+@pytest.mark.parametrize("way", ["admin", "comment"])
+@pytest.mark.parametrize("waits", [True, False], ids=["for minutes", "for a moment"])
+def test_approvals_switched_off_stop_a_second_run_of_an_approved_commit(
+    world: World, admin_client: Client, way: str, waits: bool
+) -> None:
+    again = approve_again(world, way, admin_client)
+    if waits:
+        later(again)
+    else:
+        world.remote.faults = lambda request: Fault(status=500)  # what is known here needs no forge
+    no_approvals(world)
+    assert supervision.dispatch() == []
+    again.refresh_from_db()
+    assert (again.state, again.reason) == (State.CANCELLED, AGAINST[no_approvals] + ".")
+
+
+def test_so_does_who_approved_in_the_admin_and_may_not_any_more(world: World, admin_client: Client, admin_user: User) -> None:
+    again = approve_again(world, "admin", admin_client)
+    admin_user.is_active = False
+    admin_user.save()
+    assert supervision.dispatch() == []
+    again.refresh_from_db()
+    assert (again.state, again.reason) == (State.CANCELLED, "admin, who approved it in the admin, may not any more.")
+
+
+def test_a_second_run_of_an_approved_commit_starts_where_nothing_has_changed(world: World, admin_client: Client) -> None:
+    again = approve_again(world, "comment", admin_client)
+    later(again)
+    assert supervision.dispatch() == [again]
+
+
+def test_who_left_needs_approvals_that_are_still_there(world: World) -> None:
+    """alice named a commit that was approved, too. Once she has left, the run stands on the approval alone."""
+    bea = world.remote.add_user("bea")
+    world.remote.add_member(world.org, bea, "write")
+    hear(world)
+    hear(world, "!testme approve", "bea")
+    lifecycle.want_stop(TestRun.objects.get(), State.CANCELLED, "enough")
+    hear(world, f"!testme {pull_of(world).head_sha[:10]}", "alice")
+    run = TestRun.objects.exclude(state=State.CANCELLED).get()
+    later(run)
+    world.remote.remove_member(world.org, world.alice)
+    no_approvals(world)
+    assert supervision.dispatch() == []
+    run.refresh_from_db()
+    assert run.state == State.CANCELLED and "alice, who asked for it, is neither owner" in run.reason
+
+
+def test_approvals_that_are_off_stop_no_maintainers_run_of_a_strangers_commit(world: World) -> None:
+    no_approvals(world)
+    hear(world, f"!testme {pull_of(world).head_sha[:10]}", "alice")
+    run = TestRun.objects.get()
+    assert not run.trusted
+    later(run)
+    assert supervision.dispatch() == [run]
+
+
+def test_nobody_approves_in_the_admin_where_approvals_are_off(world: World, admin_client: Client) -> None:
+    hear(world)
+    no_approvals(world)
+    run = TestRun.objects.get()
+    assert AGAINST[no_approvals] in act(admin_client, run)
+    run.refresh_from_db()
+    assert run.state == State.AWAITING_APPROVAL
+
+
 @pytest.mark.parametrize("change", [nothing, push], ids=["nothing changed", "a push behind it"])
 def test_an_approval_in_the_admin_is_held_against_the_forge_before_the_start(
     world: World, admin_client: Client, change: Callable[[World], object]
