@@ -261,6 +261,9 @@ def _refused_here(run: TestRun, approval: RunEvent | None = None) -> str:
         return f"{comment.author_login}, who asked for it, is blocked by now."
     if not _stands_on_approval(run, comment):
         return ""
+    # A run that took the place of one that waited has another comment, of who tried to approve that one.
+    if comment.pull_request.author_id in policy.block:
+        return f"{comment.pull_request.author_login}, whose pull request it is, is blocked by now."
     if not policy.approval:
         return f"runs of strangers are not approved at {row.full_name} any more."
     if run.state == State.AWAITING_APPROVAL:

@@ -560,6 +560,19 @@ def test_nobody_approves_in_the_admin_where_approvals_are_off(world: World, admi
     assert run.state == State.AWAITING_APPROVAL
 
 
+def test_who_was_blocked_gets_no_run_that_took_the_place_of_another(world: World) -> None:
+    hear(world)
+    world.clock.move(seconds=3)
+    push(world)
+    hear(world, "!testme approve", "alice")  # too late for the old commit; the new one waits
+    hear(world, "!testme approve", "alice")
+    run = TestRun.objects.get(state=State.QUEUED)
+    blocked(world)
+    assert supervision.dispatch() == []
+    run.refresh_from_db()
+    assert (run.state, run.reason) == (State.CANCELLED, "mallory, whose pull request it is, is blocked by now.")
+
+
 @pytest.mark.parametrize("change", [nothing, push], ids=["nothing changed", "a push behind it"])
 def test_an_approval_in_the_admin_is_held_against_the_forge_before_the_start(
     world: World, admin_client: Client, change: Callable[[World], object]
