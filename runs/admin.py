@@ -95,11 +95,16 @@ class TestRunAdmin(ReadOnlyAdmin):
 
     def _again(self, request: HttpRequest, queryset: QuerySet[TestRun], *, extra: bool) -> None:
         _may_run(request)
-        for run in queryset:
-            new = starting.run_again(run, request.user.get_username(), extra=extra)
-            self.message_user(
-                request, format_html('<a href="{}">{}</a> is queued.', new.get_absolute_url(), new), messages.SUCCESS
-            )
+        for run in queryset.select_related("repository__forge", "pull_request"):
+            try:
+                new = starting.run_again(run, request.user.get_username(), extra=extra)
+            except starting.NotRepeated as refusal:
+                self.message_user(request, str(refusal), messages.ERROR)
+            except (ForgeError, SecretUnreadable) as error:
+                self.message_user(request, f"{run}: {error}", messages.ERROR)
+            else:
+                text = format_html('<a href="{}">{}</a> is queued.', new.get_absolute_url(), new)
+                self.message_user(request, text, messages.SUCCESS)
 
     @action(description="Cancel")
     def cancel(self, request: HttpRequest, queryset: QuerySet[TestRun]) -> None:

@@ -182,6 +182,33 @@ def approved_commits(pull: PullRequest, client: ForgeClient) -> tuple[str, ...]:
     return tuple(dict.fromkeys(commits))
 
 
+def origin(run: TestRun) -> Comment | None:
+    """The comment that asked for a run, or for the one that it repeats; None where nobody's did, or it is not there any more."""
+    while run.comment is None and run.retry_of is not None:
+        run = run.retry_of
+    return run.comment
+
+
+def approval_of(run: TestRun) -> RunEvent | None:
+    """By what a stranger's run was let go; None where it needed no approval of its own."""
+    return None if run.trusted else run.events.filter(kind=APPROVED).order_by("id").last()
+
+
+def refuses_again(run: TestRun) -> str:
+    """Why a run may not be repeated, and what to do; empty when it may. Raises ForgeError: then it is not known.
+
+    A run of a stranger's code is asked about like one that is to start: repeating it is no approval.
+    """
+    if run.trusted:
+        return ""
+    if run.state == State.AWAITING_APPROVAL:
+        return f"{run} waits for approval: choose Approve among the actions to let it go."
+    if not run.events.filter(kind=State.QUEUED).exists():
+        return f"{run} was never approved. Its author may ask again on the pull request; approve the run that waits then."
+    refusal = _refused(run, asks_forge=True)[0]
+    return f"{run} is not repeated: {refusal}" if refusal else ""
+
+
 # --- just before the start
 
 
@@ -205,7 +232,7 @@ def ask_again() -> set[TestRun]:
             break
         if run.pull_request_id and run.pull_request_id in busy:
             continue
-        if run.comment is not None:
+        if run.comment is not None or not run.trusted:
             try:
                 may = _may_still(run, silent)
             except (ForgeError, SecretUnreadable) as error:
@@ -227,33 +254,35 @@ def _is_old(run: TestRun) -> bool:
 
 def _may_still(run: TestRun, silent: Collection[int]) -> bool:
     """Ask about one; it is cancelled when it may not. `silent`: forges that are not asked now. Raises ForgeError."""
-    approval = _approval_of(run)
-    refusal = _refused_here(run, approval)
-    if not refusal and _is_old(run):
-        if run.repository.forge_id in silent:
-            return False
-        try:
-            may, words = _ask_forge(run, approval)
-        except NotFound as error:
-            may, words = False, f"It cannot be read any more where it is from: {error}."
-        if may:
-            lifecycle.note(run, ASKED_AGAIN, words)
-        else:
-            refusal = words
+    old, is_silent = _is_old(run), run.repository.forge_id in silent
+    refusal, words = _refused(run, asks_forge=old and not is_silent)
     if refusal:
         lifecycle.move(run, "cancel", refusal, reason=refusal)
-    return not refusal
+    elif words:
+        lifecycle.note(run, ASKED_AGAIN, words)
+    return not refusal and not (old and is_silent)
 
 
-def _approval_of(run: TestRun) -> RunEvent | None:
-    return None if run.trusted else run.events.filter(kind=APPROVED).order_by("id").last()
+def _refused(run: TestRun, *, asks_forge: bool) -> tuple[str, str]:
+    """What speaks against a run, empty when nothing does; and on what it stands, if the forge was asked. Raises ForgeError."""
+    approval = approval_of(run)
+    refusal = _refused_here(run, approval)
+    if refusal or not asks_forge:
+        return refusal, ""
+    try:
+        may, words = _ask_forge(run, approval)
+    except NotFound as error:
+        may, words = False, f"It cannot be read any more where it is from: {error}."
+    return ("", words) if may else (words, "")
 
 
 def _refused_here(run: TestRun, approval: RunEvent | None = None) -> str:
     """What is known here against a run of a stranger's code; empty when nothing is."""
-    row, comment = run.repository, run.comment
-    if run.trusted or comment is None:
+    row, comment = run.repository, origin(run)
+    if run.trusted:
         return ""
+    if comment is None:
+        return "It is not known any more who asked for it."
     if not (row.active and row.forge.enabled):
         return f"{row.full_name} is not watched any more."
     policy = policy_of(row)
@@ -288,19 +317,20 @@ def _stands_on_approval(run: TestRun, comment: Comment) -> bool:
 def _ask_forge(run: TestRun, approval: RunEvent | None) -> tuple[bool, str]:
     """Whether a run may start by what the forge says now, and on what that stands. Raises ForgeError; NotFound where the
     repository or the pull request is not to be seen."""
-    assert run.comment is not None
+    comment = origin(run)
+    assert comment is not None
     row, client = run.repository, client_for(run.repository.forge, Purpose.ANSWERS)
     update_facts(row, client)
     if approval is not None and approval.data.get("id") is None:
         words = f"{approval.data['login']} approved it in the admin"
     else:
-        user = User(run.comment.author_id, run.comment.author_login)
+        user = User(comment.author_id, comment.author_login)
         if approval is not None:
             user = User(approval.data["id"], approval.data["login"])
         asked = trust.person(user, row, client)
         words = f"{asked.login} {asked.standing()}"
         again = run.pull_request is not None and approval is None and not asked.unheard and policy_of(row).approval
-        if not asked.trusted and not (again and run.sha in approved_commits(run.comment.pull_request, client)):
+        if not asked.trusted and not (again and run.sha in approved_commits(comment.pull_request, client)):
             return False, f"{asked.login}, who {'approved' if approval else 'asked for'} it, {asked.standing()} by now."
         if approval is None and asked.trusted:
             return True, words
