@@ -80,15 +80,20 @@ class Http:
         ask = ask_of(method, path)
         if self.gate:
             self.gate.enter(ask)
-        begun, error = time.monotonic(), None
+        begun = time.monotonic()
         try:
-            return self._once(method, path, params, body)
-        except ForgeError as caught:
-            error = caught
+            response = self._once(method, path, params, body)
+        except ForgeError as error:
+            self._leave(ask, begun, error)
             raise
-        finally:
-            if self.gate:
-                self.gate.leave(ask, time.monotonic() - begun, error)
+        # Any other exception (a task's time is up, somebody stops the program) tells nothing of the forge, and so neither how it
+        # is nor what the token may do there is noted.
+        self._leave(ask, begun, None)
+        return response
+
+    def _leave(self, ask: Ask, begun: float, error: ForgeError | None) -> None:
+        if self.gate:
+            self.gate.leave(ask, time.monotonic() - begun, error)
 
     def _once(self, method: str, path: str, params: dict[str, Any] | None, body: dict[str, Any] | None) -> requests.Response:
         where = f"{method} {path}"

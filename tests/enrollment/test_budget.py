@@ -11,11 +11,13 @@ from email.utils import format_datetime
 from threading import Thread
 
 import pytest
+import requests
 import time_machine
 from django.conf import settings
 from django.db import connections
 from django.test import Client
 from django.utils import timezone
+from django_q.exceptions import TimeoutException
 
 from controlplane.registry import registry
 from enrollment import budget, checks
@@ -23,7 +25,7 @@ from enrollment.budget import FIRST_WAIT, KEPT, ONE_PIECE, OPENS_AFTER, SLICE, S
 from enrollment.clients import client_for
 from enrollment.forges import gitea, http
 from enrollment.forges.base import Ask, CircuitOpen, ForgeError, NotFound, OverBudget, RateLimited, Unavailable
-from enrollment.models import Comment, Forge, RequestCount, Traffic
+from enrollment.models import Comment, Forge, RequestCount, Right, Traffic
 from enrollment.sandbox.faults import Fault, Request
 from enrollment.sandbox.server import serve
 from tests.factories import ForgeFactory
@@ -372,6 +374,37 @@ def test_an_answer_that_refuses_is_an_answer(world: World) -> None:
         with pytest.raises(NotFound):
             world.client().version()
     assert Traffic.objects.get().failures == 0
+
+
+@pytest.mark.parametrize(
+    "error", [TimeoutException("the task's time is up"), KeyboardInterrupt(), SystemExit(), MemoryError()], ids=repr
+)
+def test_an_interrupted_request_is_neither_success_nor_failure(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """Here the one that tries whether the forge is back, by a write: it closes no circuit, and shows no right."""
+    opened_until = timezone.now() - timedelta(seconds=1)
+    Traffic.objects.update_or_create(
+        forge=world.forge, defaults={"failures": 9, "opened": 2, "open_until": opened_until, "last_failure": "500"}
+    )
+    Right.objects.all().delete()
+    with monkeypatch.context() as patch:
+
+        def interrupt(*args: object, **more: object) -> None:
+            raise error
+
+        patch.setattr(requests.Session, "request", interrupt)
+        with pytest.raises(type(error)):
+            world.client().post_comment("recipes", "web", 1, "x")
+    row = Traffic.objects.get()
+    assert (row.failures, row.opened, row.open_until, row.last_failure) == (9, 2, opened_until, "500")
+    assert not Right.objects.exists()
+    # Another tries when this one has had its time.
+    with pytest.raises(CircuitOpen):
+        world.client().version()
+    with time_machine.travel(timezone.now() + budget.TRIAL + timedelta(seconds=1)):
+        assert world.client().version() == "1.15"
+    assert Traffic.objects.get().opened == 0
 
 
 def test_failures_count_in_a_row_only(world: World) -> None:
