@@ -117,6 +117,8 @@ FAILED, STILL = "no answer: ", "; asked again, no answer: "
 #: How evidence begins where it was written, or not allowed.
 DONE, REFUSED = "done when it was tried", "refused when it was tried: "
 LISTED = "the list is answered; whether the token may write there shows when it does"
+#: What a forge says where one conversation is locked, to a comment and to a reaction: no right of the repository is missing.
+OF_ONE_CONVERSATION = re.compile(r"\blocked\b|no permission to change reaction", re.IGNORECASE)
 #: What stands below the table.
 NOT_THE_SCOPES = (
     "Permissions are those of the account. A token with scopes may do less, and no forge tells it: the scope that a right needs "
@@ -286,6 +288,8 @@ def _joined(one: Seen, before: Right | None) -> tuple[str, str]:
 
 def note_use(forge_id: int, full_name: str, name: str, allowed: bool, refusal: str) -> None:
     """cc-ci wrote something, or was refused: that shows a right. Called by the client's gate (`enrollment.budget`)."""
+    if not allowed and OF_ONE_CONVERSATION.search(refusal):
+        return
     owner, _, repository_name = full_name.partition("/")
     row = Repository.objects.filter(forge=forge_id, owner__iexact=owner, name__iexact=repository_name).first()
     if row is not None:

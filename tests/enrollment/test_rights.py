@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from io import StringIO
@@ -23,7 +24,7 @@ from enrollment.forges.base import Forbidden, ForgeError, NotFound, Unauthorized
 from enrollment.forges.gitea import GiteaClient
 from enrollment.hook_reconcile import reconcile
 from enrollment.models import Forge, Repository, Right
-from enrollment.sandbox.faults import Fault
+from enrollment.sandbox.faults import Fault, Request
 from enrollment.sandbox.features import VERSIONS
 from tests.world import World
 
@@ -283,6 +284,40 @@ def test_a_refused_comment_shows_the_scope_that_is_missing(world: World) -> None
     assert (right.held, "write:issue" in right.evidence) == ("no", True)
     (finding,) = [found for found in rights.findings(Forge.objects.get()) if "write comments" in found.text]
     assert "no answer is posted" in finding.text
+
+
+@pytest.mark.parametrize("before", ["yes", ""])
+@pytest.mark.parametrize(
+    ("path", "name", "command", "message"),
+    [
+        ("/issues/1/comments", "comment", "!testme help", "You cannot comment on a locked issue."),
+        ("/reactions", "react", "!testme", "no permission to change reaction"),
+    ],
+)
+def test_a_locked_conversation_is_no_missing_right(
+    world: World, path: str, name: str, command: str, message: str, before: str
+) -> None:
+    if before:
+        world.say("recipes/web", command)
+        world.hear()
+    refused: list[str] = []
+
+    def locked(request: Request) -> Fault | None:
+        if request.method != "POST" or not request.path.endswith(path):
+            return None
+        refused.append(request.path)
+        return Fault(status=403, body=json.dumps({"message": message}))
+
+    world.remote.faults = locked
+    world.say("recipes/web", command)
+    world.hear()
+    assert refused
+    assert [right.held for right in Right.objects.filter(name=name)] == ([before] if before else [])
+    # Another refusal of the same is a right that is missing.
+    world.remote.faults = lambda request: Fault(status=403) if request.path.endswith(path) and request.method == "POST" else None
+    world.say("recipes/web", command)
+    world.hear()
+    assert Right.objects.get(name=name).held == "no"
 
 
 def test_a_forge_that_does_not_answer_says_nothing_about_rights(world: World) -> None:
