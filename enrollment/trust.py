@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from django.conf import settings
 
-from enrollment.forges.base import ForgeClient, Pull, User
+from enrollment.forges.base import ForgeClient, Pull, Push, User
 from enrollment.models import Comment, Forge, Repository
 from enrollment.policies import Policy, policy_of
 
@@ -75,7 +76,7 @@ class Facts:
     head_sha: str
     commits: tuple[str, ...] = ()  #: of the pull request; gathered when a commit was named
     wanted_sha: str = ""
-    pushed_after_comment: bool | None = None  #: None: the server keeps no timeline that would tell
+    pushed_after_comment: bool | None = None  #: None: the forge does not tell when the head came
     policy: Policy = NO_POLICY
     approved: tuple[str, ...] = ()  #: commits of this pull request that a trusted person approved
     head_read_at: str = ""  #: the forge's time at which the head was read
@@ -209,13 +210,20 @@ def gather(
     if wanted_sha:
         return replace(facts, commits=tuple(client.pull_commits(repository.owner, repository.name, pull.number)))
     if facts.strange_code and asker.trusted:
-        # The head was read before the timeline: a push in between is seen here, and the commit pinned is the older one.
-        last_push = client.last_push(repository.owner, repository.name, pull.number)
-        _compare(repository.forge, last_push is not None)
-        # Whole seconds: a push in the very second of the comment may have come after it.
-        pushed = None if last_push is None else last_push >= comment.created_at.replace(microsecond=0)
-        return replace(facts, pushed_after_comment=pushed)
+        push = client.last_push(repository.owner, repository.name, pull.number)
+        _compare(repository.forge, push is not None)
+        return replace(facts, pushed_after_comment=_pushed_after(comment.created_at, pull.head_sha, push))
     return facts
+
+
+def _pushed_after(written: datetime, head: str, push: Push | None) -> bool | None:
+    """Whether something was pushed after the comment was written; None where the forge does not tell. Pure."""
+    if push is None or push.at is None:
+        return None
+    # Whole seconds: a push in the very second of the comment may have come after it.
+    if push.at >= written.replace(microsecond=0):
+        return True
+    return False if push.sha == head else None
 
 
 def _compare(forge: Forge, timeline: bool) -> None:

@@ -129,6 +129,16 @@ class Pull:
 
 
 @dataclass(frozen=True)
+class Push:
+    """A push to a pull request, as the forge's timeline tells of it. A push to a closed pull request is not written down, and
+    one to an open one a moment later than the pull request's head shows it: only a push that led to the head that was read tells
+    when that came."""
+
+    at: datetime | None
+    sha: str  #: the commit that it led to; empty where that is not told
+
+
+@dataclass(frozen=True)
 class RemoteComment:
     id: int
     pull_number: int | None  #: None for a comment on a plain issue
@@ -243,7 +253,7 @@ class ForgeClient(Protocol):
 
     def is_collaborator(self, owner: str, name: str, login: str) -> bool | None: ...
 
-    def last_push(self, owner: str, name: str, number: int) -> datetime | None: ...
+    def last_push(self, owner: str, name: str, number: int) -> Push | None: ...
 
     def post_comment(self, owner: str, name: str, number: int, body: str) -> RemoteComment: ...
 

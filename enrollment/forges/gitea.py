@@ -29,6 +29,7 @@ from enrollment.forges.base import (
     OddRows,
     Pull,
     PullSummary,
+    Push,
     RemoteComment,
     RemoteFile,
     Repo,
@@ -206,19 +207,18 @@ class GiteaClient:
             return None
         return status == 204 or None
 
-    def last_push(self, owner: str, name: str, number: int) -> datetime | None:
-        """When the server last saw a push to this pull request; None where it keeps no timeline (404 before 1.16 or so)."""
+    def last_push(self, owner: str, name: str, number: int) -> Push | None:
+        """The newest push that the timeline of this pull request tells of (its opening is the first one, and one that never was
+        written down has neither time nor commit); None where the server keeps no timeline (404 before 1.16 or so)."""
         path = f"/repos/{_part(owner)}/{_part(name)}/issues/{number}/timeline"
-        latest: datetime | None = None
+        pushes: list[tuple[int, Push]] = []
         try:
             for item in self._pages(path, {"limit": self.page_size}, lambda data: data, key="id"):
                 if _read(lambda item: item.get("type"), item) == "pull_push":
-                    at = _read(lambda item: _time(item["created_at"]), item)
-                    latest = max(latest, at) if latest else at
+                    pushes.append(_read(lambda item: (_key(item["id"]), _push(item)), item))
         except NotFound:
             return None
-        # No push entry at all: the commits are those it was opened with.
-        return latest or self.pull(owner, name, number).created_at
+        return max(pushes, key=lambda row: row[0])[1] if pushes else Push(None, "")
 
     # --- what we write
 
@@ -465,6 +465,13 @@ def _pull(data: Any) -> Pull:
         base=_repo(data["base"]["repo"]),
         base_ref=_text(data["base"]["ref"]),
     )
+
+
+def _push(data: Any) -> Push:
+    # The text holds {"is_force_push": …, "commit_ids": […]}: the new commits, the oldest first; of a forced push the old head and
+    # the new one. Commits that are on the base branch already are left out.
+    commits = json.loads(data["body"])["commit_ids"]
+    return Push(_time(data["created_at"]), _sha(commits[-1]) if commits else "")
 
 
 def _comment(data: Any, pull_number: int | None = None) -> RemoteComment:

@@ -93,6 +93,9 @@ class IssueStore:
                 merge_base=_merge_base(self.folder(row), base_sha, sha),
             )
             tables.issues[pull.id] = pull
+            commits = git.text(self.folder(row), "rev-list", "--reverse", f"{base_sha}..{sha}").split()
+            if commits:
+                self._pushed_to(pull, user, commits)
             return pull
 
     def close_pull(self, pull: Issue, user: User | str = "") -> None:
@@ -102,12 +105,13 @@ class IssueStore:
             self._entry(pull, user, "close")
 
     def reopen_pull(self, pull: Issue, user: User | str = "") -> None:
-        """Open a closed issue or pull request again; a pull request takes up what was pushed meanwhile."""
+        """Open a closed issue or pull request again; a pull request takes up what was pushed meanwhile, and its timeline does
+        not tell of it."""
         with self.changing():
             pull.closed, pull.updated = None, self.now()
             self._entry(pull, user, "reopen")
             if isinstance(pull, Pull):
-                self._follow_head(pull, self.tables.users[pull.user_id])
+                self._follow_head(pull)
 
     def merge_pull(self, pull: Pull, user: User | str = "") -> str:
         """Merge a pull request with a merge commit on its base branch and give that commit's SHA.
@@ -158,18 +162,22 @@ class IssueStore:
             git.git(self.folder(base), *command)
         return tip
 
-    def _follow_head(self, pull: Pull, user: User) -> None:
+    def _follow_head(self, pull: Pull, pusher: User | None = None) -> None:
         base, head = self.tables.repos[pull.repo_id], self.tables.repos.get(pull.head_repo_id)
         tip = git.resolve(self.folder(head), f"refs/heads/{pull.head_branch}") if head else ""
         if not head or tip in ("", pull.head_sha):
             return
         old, pull.head_sha = pull.head_sha, self._fetch_head(base, head, pull.head_branch, pull.number)
         pull.merge_base = _merge_base(self.folder(base), pull.base_sha, pull.head_sha)
+        pull.updated = self.now()
+        if pusher is None:
+            return
         commits = git.text(self.folder(base), "rev-list", "--reverse", f"{old}..{pull.head_sha}").split()
         forced = _merge_base(self.folder(base), old, pull.head_sha) != old
-        shas = [old, pull.head_sha] if forced else commits
-        self._entry(pull, user, "pull_push", json.dumps({"is_force_push": forced, "commit_ids": shas}))
-        pull.updated = self.now()
+        self._pushed_to(pull, pusher, [old, pull.head_sha] if forced else commits, forced)
+
+    def _pushed_to(self, pull: Pull, user: User | str, commits: list[str], forced: bool = False) -> None:
+        self._entry(pull, user, "pull_push", json.dumps({"is_force_push": forced, "commit_ids": commits}))
 
     def _entry(self, issue: Issue, user: User | str, kind: str, body: str = "") -> Comment:
         now = self.now()

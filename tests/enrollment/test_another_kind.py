@@ -23,6 +23,7 @@ from enrollment.forges.base import (
     NotFound,
     Pull,
     PullSummary,
+    Push,
     RemoteComment,
     RemoteFile,
     Repo,
@@ -128,8 +129,8 @@ class Memory:
     def is_collaborator(self, owner: str, name: str, login: str) -> bool | None:
         return None
 
-    def last_push(self, owner: str, name: str, number: int) -> datetime | None:
-        return self.pulls[number].created_at
+    def last_push(self, owner: str, name: str, number: int) -> Push | None:
+        return Push(self.pulls[number].created_at, self.pulls[number].head_sha)
 
     def post_comment(self, owner: str, name: str, number: int, body: str) -> RemoteComment:
         return self.say(BOT, body)

@@ -19,6 +19,7 @@ from enrollment.forges.base import (
     Garbage,
     NotFound,
     OddRows,
+    Push,
     RateLimited,
     Rejected,
     Unauthorized,
@@ -127,10 +128,14 @@ def test_members_collaborators_and_pushes_as_far_as_they_show(place: Place) -> N
     assert not client.is_member("recipes", "nobody")
     assert client.is_collaborator("recipes", "web", "mallory") is (True if new else None)
     assert client.is_collaborator("recipes", "web", "alice") is None
-    assert client.last_push("recipes", "web", 1) == (place.remote.pull("recipes/web", 1).created if new else None)
+    pull = place.remote.pull("recipes/web", 1)
+    assert client.last_push("recipes", "web", 1) == (Push(pull.created, pull.head_sha) if new else None)
     place.clock.move(seconds=5)
-    place.remote.push("recipes/web", "change", {"more.txt": "1"}, "More", place.alice)
-    assert client.last_push("recipes", "web", 1) == (place.remote.pull("recipes/web", 1).updated if new else None)
+    sha = place.remote.push("recipes/web", "change", {"more.txt": "1"}, "More", place.alice)
+    assert client.last_push("recipes", "web", 1) == (Push(pull.updated, sha) if new else None)
+    for row in place.remote.comments_of(pull, kinds="pull_push"):
+        del place.remote.tables.comments[row.id]
+    assert client.last_push("recipes", "web", 1) == (Push(None, "") if new else None)
 
 
 @every_version

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,30 @@ def test_a_forced_push_back_to_what_was_looked_at_still_counts_as_a_push(world: 
     world.remote.pull("recipes/web", 2).head_sha = seen
     world.hear()
     assert not TestRun.objects.exists()
+
+
+@newer
+@pytest.mark.parametrize("entry", ["late", "lost with the pull request closed", "odd"])
+def test_a_push_that_the_timeline_does_not_tell_of_starts_nothing(world: World, entry: str) -> None:
+    """The head comes from git at once; the timeline's entry later, from a task of the server's, and never for a closed one."""
+    world.say("recipes/web", number=2)
+    world.clock.move(seconds=2)
+    pull = world.remote.pull("recipes/web", 2)
+    if entry == "lost with the pull request closed":
+        world.remote.close_pull(pull, world.mallory)
+        pushed = push(world)
+        world.remote.reopen_pull(pull, world.mallory)
+    else:
+        pushed = push(world)
+        newest = world.remote.comments_of(pull, kinds="pull_push")[-1]
+        newest.body = '{"is_force_push": false, "commit_ids": []}'
+        newest.created -= timedelta(hours=1)
+        if entry == "late":
+            del world.remote.tables.comments[newest.id]
+    world.hear()
+    assert pushed == head(world)
+    assert not TestRun.objects.exists()
+    assert "does not tell when it was pushed" in Comment.objects.get().reason
 
 
 # --- the tables, pure

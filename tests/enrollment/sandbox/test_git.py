@@ -50,7 +50,7 @@ def test_a_push_moves_the_pull_request(client: Client, server: Server, forge: Fo
     sha = git(copy, "rev-parse", "HEAD")
     assert client.get("/repos/recipes/web/pulls/1").json()["head"]["sha"] == sha
     assert git(copy, "ls-remote", "origin", "refs/pull/1/head").split()[0] == sha
-    [entry] = forge.comments_of(forge.issue("recipes/web", 1), kinds="pull_push")
+    [_opened, entry] = forge.comments_of(forge.issue("recipes/web", 1), kinds="pull_push")
     assert sha in entry.body and (f'"is_force_push": {str(forced).lower()}' in entry.body)
 
 

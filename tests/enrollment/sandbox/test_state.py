@@ -67,7 +67,7 @@ def test_eight_writers_at_once(tmp_path: Path) -> None:
     assert sorted(ids) == [row["id"] for row in listed]
     assert {row["body"] for row in listed} == {str(number) for number in range(80)}
     kept = Forge(tmp_path, persist=True)
-    assert kept.issue("recipes/web", 1).comments == len(kept.tables.comments) == 80
+    assert kept.issue("recipes/web", 1).comments == len(kept.comments_of()) == 80
 
 
 @contextmanager

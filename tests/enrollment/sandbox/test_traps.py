@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -215,8 +216,8 @@ def test_the_timeline_of_newer_versions(client: Client, forge: Forge) -> None:
     sha = forge.push("recipes/web", "change", {"x": "x"}, "More", "alice")
     forge.comment("recipes/web", 1, "alice", "!testme")
     rows = client.get(f"{WEB}/issues/1/timeline", "bot").json()
-    assert [row["type"] for row in rows] == ["pull_push", "comment"]
-    assert sha in rows[0]["body"]
+    assert [row["type"] for row in rows] == ["pull_push", "pull_push", "comment"]  # the first one is its opening
+    assert json.loads(rows[1]["body"]) == {"is_force_push": False, "commit_ids": [sha]}
 
 
 def test_closed_and_merged(client: Client, forge: Forge) -> None:
