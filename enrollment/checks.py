@@ -58,7 +58,11 @@ def check_forge(forge: Forge) -> Iterator[Finding]:
     except ForgeError as error:
         yield Finding(f"{name} token", "error", f"{error}. {error.advice}", ADD.format(url=forge.url))
         return
-    yield Finding(f"{name} token", "ok", f"belongs to {me.login}")
+    if words := rights.stranger(forge, me):
+        words = f"{words}, and would answer its own comments, or none of its account's"
+        yield Finding(f"{name} token", "error", words, ADD.format(url=forge.url))
+    else:
+        yield Finding(f"{name} token", "ok", f"belongs to {me.login}")
     yield from _check_repositories(forge, client, name)
     yield from rights.findings(forge)
     if abilities.contradicted(forge):

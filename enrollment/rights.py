@@ -32,6 +32,7 @@ from enrollment.forges.base import (
     NotFound,
     RateLimited,
     Unauthorized,
+    User,
 )
 from enrollment.hook_reconcile import is_wanted
 from enrollment.models import Forge, Repository, Right
@@ -231,12 +232,13 @@ def refresh(forge: Forge, client: ForgeClient, *, everything: bool = False, seco
     """
     deadline, now = time.monotonic() + seconds, timezone.now()
     looked, silent = 0, 0
+    login, trouble = _who(forge, client)
     if everything or _due(Right.objects.filter(forge=forge, repository=None, owner=""), FORGE_EVERY):
         silent += _failed(keep(forge, of_forge(client)))
     rows = Repository.objects.watched().filter(forge=forge)
     for owner in sorted(set(rows.values_list("owner", flat=True))):
         if everything or _due(Right.objects.filter(forge=forge, repository=None, owner=owner), FORGE_EVERY):
-            silent += _failed(keep(forge, of_owner(owner, forge.bot_login, client), owner=owner))
+            silent += _failed(keep(forge, of_owner(owner, login, client), owner=owner))
     Right.objects.filter(forge=forge, repository=None).exclude(owner="").exclude(owner__in=rows.values("owner")).delete()
     due = rows.annotate(seen=Max("rights__at", filter=Q(rights__name="read")))
     if not everything:
@@ -246,8 +248,31 @@ def refresh(forge: Forge, client: ForgeClient, *, everything: bool = False, seco
             break
         silent += _failed(keep(forge, of_repository(row, client), repository=row))
         looked += 1
-    words = f"{forge.name}: rights at {looked} repositories looked at"
+    words = f"{forge.name}: {trouble}rights at {looked} repositories looked at"
     return f"{words}, {silent} questions without an answer" if silent else words
+
+
+def _who(forge: Forge, client: ForgeClient) -> tuple[str, str]:
+    """The name of the token's account now, and what is wrong with that. An account is known by its id, and may be renamed."""
+    try:
+        me = client.whoami()
+    except HALTS:
+        raise
+    except ForgeError as error:
+        return forge.bot_login, f"whose the token is could not be asked ({error}); "
+    if words := stranger(forge, me):
+        return me.login, f"{words}; "
+    if me.login != forge.bot_login:
+        forge.bot_login = me.login[:255]
+        Forge.objects.filter(pk=forge.pk, bot_id=me.id).update(bot_login=forge.bot_login)
+    return me.login, ""
+
+
+def stranger(forge: Forge, me: User) -> str:
+    """In words that the token belongs to another account than the one that cc-ci takes for itself; empty when all is well."""
+    if forge.bot_id in (None, me.id):
+        return ""
+    return f"the token is that of {me.login} (user {me.id}) by now; cc-ci takes user {forge.bot_id} for itself"
 
 
 def _due(rows: QuerySet[Right], every: timedelta) -> bool:

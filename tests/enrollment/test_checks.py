@@ -67,6 +67,13 @@ def token_without_scope(world: World) -> None:
     world.remote.faults = lambda request: Fault(status=403) if request.path.endswith("/user") else None
 
 
+def token_of_another(world: World) -> None:
+    forge = Forge.objects.get()
+    forge.token = world.remote.add_token(world.alice)
+    forge.save()
+    world.remote.add_member(world.org, world.alice, "read")
+
+
 def nothing_enrolled(world: World) -> None:
     Repository.objects.update(active=False)
 
@@ -105,6 +112,7 @@ ADD = "cc-ci forge add --url {url} --token-env VARIABLE"
         (no_forge, "", "error", "no forge", "curl {url}/api/v1/version"),
         (unknown_token, " token", "error", "does not know the token", ADD),
         (token_without_scope, " token", "error", "lacks a right", ADD),
+        (token_of_another, " token", "error", "the token is that of alice", ADD),
         (nothing_enrolled, " repositories", "warning", "none is enrolled", "cc-ci enroll OWNER/REPO"),
         (hidden, " repositories", "error", "cannot be read: recipes/web", "cc-ci unenroll recipes/web"),
         (shy, " repositories", "error", "recipes/web: GET", "cc-ci doctor"),

@@ -382,10 +382,34 @@ def test_what_was_seen_lately_is_not_asked_again(world: World) -> None:
     see(world)
     asked = len(world.own_requests())
     tasks.see_to_rights()
-    assert [request.path for request in world.own_requests()[asked:]] == ["/api/v1/version"]
+    assert [request.path for request in world.own_requests()[asked:]] == ["/api/v1/version", "/api/v1/user"]
     Right.objects.filter(repository__isnull=False).update(at=timezone.now() - rights.REPOSITORY_EVERY - timedelta(hours=1))
     tasks.see_to_rights()
-    assert len(world.own_requests()) == asked + 5
+    assert len(world.own_requests()) == asked + 7
+
+
+def test_a_bot_that_was_renamed_is_known_by_its_id(world: World) -> None:
+    see(world)
+    world.remote.rename_user("cc-ci", "robot")
+    world.remote.add_user("cc-ci")  # the freed name is taken
+    Right.objects.filter(name="membership").update(at=LONG_AGO)
+    tasks.see_to_rights()
+    right = Right.objects.get(name="membership")
+    assert (right.held, right.evidence) == ("yes", "robot shows itself as a member of recipes")
+    forge = Forge.objects.get()
+    assert (forge.bot_id, forge.bot_login) == (world.bot.id, "robot")
+
+
+def test_a_token_of_another_account_is_not_taken_for_ours(world: World) -> None:
+    see(world)
+    forge = Forge.objects.get()
+    forge.token = world.remote.add_token("wendy")
+    forge.save()
+    assert "the token is that of wendy" in tasks.see_to_rights()
+    forge = Forge.objects.get()
+    assert (forge.bot_id, forge.bot_login) == (world.bot.id, "cc-ci")
+    (finding,) = [found for found in checks.check_forges() if found.name == "forge sandbox token"]
+    assert finding.level == "error" and "the token is that of wendy" in finding.text
 
 
 # --- what people see
