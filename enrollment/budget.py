@@ -4,6 +4,9 @@
 `may_ask` shares the budget of a minute, `standing` is the circuit. The state is one row for each forge (`Traffic`); what the
 requests were and took is added up in memory and written now and then (`RequestCount`).
 
+A few things that always fail (a pull request whose comments are 500) do not make a forge down: before it is left alone it is
+asked something that depends on none of them.
+
 A minute is any sixty seconds, not one of the clock's: requests are counted in slices of a few seconds, and those of the last
 minute are added up, so that there is no burst when a new minute begins.
 """
@@ -15,7 +18,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -28,6 +31,7 @@ from django.db.models.functions import Greatest
 from django.utils import timezone
 
 from controlplane import backoff
+from controlplane.secrets import SecretUnreadable
 from enrollment.forges.base import Ask, CircuitOpen, Forbidden, ForgeError, OverBudget, RateLimited, Unavailable
 from enrollment.models import Forge, RequestCount, Traffic
 
@@ -57,7 +61,8 @@ SLICE, SLICES = 5, 12
 #: Requests that a repository always has within a purpose's share, however many others ask: enough for one piece of work.
 ONE_PIECE = 10
 
-#: Failures in a row that open the circuit, the first wait, and how long a trial may take before another may try.
+#: Failures in a row after which the forge itself is asked (the circuit opens if that fails, too), the first wait, and how long a
+#: trial may take before another may try.
 OPENS_AFTER = 8
 FIRST_WAIT = timedelta(seconds=30)
 TRIAL = timedelta(seconds=60)
@@ -71,6 +76,8 @@ Used = Mapping[str, Mapping[str, int]]
 
 #: Seconds that a command, at which somebody looks, waits for its share instead of failing. Tasks never wait.
 _patience: ContextVar[float] = ContextVar("patience", default=0.0)
+#: Whether the request under way is the one that finds out whether a forge, where much has failed, is down itself.
+_itself: ContextVar[bool] = ContextVar("itself", default=False)
 
 
 @contextmanager
@@ -242,25 +249,54 @@ class Counter:
         row, now = self._row, timezone.now()
         if row is None:
             return
-        if isinstance(error, Unavailable):
-            self._note_failure(row, error, now)
-        elif row.failures or row.opened:
+        if (row.failures or row.opened) and not isinstance(error, Unavailable):
             # It answers, if only with a refusal.
             Traffic.objects.filter(pk=row.pk).update(failures=0, opened=0, open_until=None, trial_until=None, last_failure="")
         if error and error.retry_after and (isinstance(error, RateLimited) or error.status == 503):
             until = now + min(timedelta(seconds=error.retry_after), LONGEST_PAUSE)
             rows = Traffic.objects.filter(pk=row.pk).filter(Q(paused_until=None) | Q(paused_until__lt=until))
             rows.update(paused_until=until, last_failure=str(error)[:500])
+        if isinstance(error, Unavailable):
+            self._note_failure(row, ask, error, now)
         self._note_right(ask, error)
 
-    def _note_failure(self, row: Traffic, error: Unavailable, now: datetime) -> None:
+    def _note_failure(self, row: Traffic, ask: Ask, error: Unavailable, now: datetime) -> None:
         rows = Traffic.objects.filter(pk=row.pk)
         rows.update(failures=F("failures") + 1, last_failure=str(error)[:500])
-        if self._trial:
+        if self._trial and ask.repository:
+            # What failed may be this repository's own trouble: the trial goes over to a question about none.
+            if rows.filter(opened=row.opened).update(trial_until=None):
+                self._ask_itself()
+        elif self._trial:
             wait = backoff.wait(row.opened, FIRST_WAIT)
             rows.filter(opened=row.opened).update(opened=F("opened") + 1, open_until=now + wait, trial_until=None)
-        elif rows.filter(opened=0, failures__gte=OPENS_AFTER).update(opened=1, open_until=now + backoff.wait(0, FIRST_WAIT)):
-            log.warning("%s failed %d times in a row and is left alone for a while: %s", row.forge, OPENS_AFTER, error)
+        elif _itself.get():
+            until = now + backoff.wait(0, FIRST_WAIT)
+            if rows.filter(opened=0, failures__gte=OPENS_AFTER).update(opened=1, open_until=until, trial_until=None):
+                log.warning("%s failed %d times in a row and is left alone for a while: %s", row.forge, row.failures + 1, error)
+        else:
+            # Of all processes one asks; the others go on meanwhile.
+            free = rows.filter(opened=0, failures__gte=OPENS_AFTER).filter(Q(trial_until=None) | Q(trial_until__lte=now))
+            if free.update(trial_until=now + TRIAL):
+                self._ask_itself()
+                rows.filter(opened=0).update(trial_until=None)
+
+    def _ask_itself(self) -> None:
+        """Ask the forge who we are, once: that depends on no repository, and on its database (the version does not). How it goes
+        is noted like any request: an answer ends the row of failures, and none opens the circuit. Held back by the budget it
+        tells nothing, and is asked at the next failure."""
+        from enrollment.clients import client_for  # which makes our like
+
+        forge = Forge.objects.filter(pk=self.forge_id).first()
+        if forge is None:
+            return
+        itself, patience = _itself.set(True), _patience.set(0.0)
+        try:
+            with suppress(ForgeError, SecretUnreadable):
+                client_for(forge, self.purpose).whoami()
+        finally:
+            _itself.reset(itself)
+            _patience.reset(patience)
 
     def _note_right(self, ask: Ask, error: ForgeError | None) -> None:
         """What was written, or refused, shows a right that cannot be asked for without writing."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -21,7 +21,19 @@ from django_q.exceptions import TimeoutException
 
 from controlplane.registry import registry
 from enrollment import budget, checks
-from enrollment.budget import FIRST_WAIT, KEPT, ONE_PIECE, OPENS_AFTER, SLICE, SLICES, Counter, Purpose, may_ask, standing
+from enrollment.budget import (
+    FIRST_WAIT,
+    KEPT,
+    ONE_PIECE,
+    OPENS_AFTER,
+    SLICE,
+    SLICES,
+    Counter,
+    Purpose,
+    may_ask,
+    standing,
+    words_on,
+)
 from enrollment.clients import client_for
 from enrollment.forges import gitea, http
 from enrollment.forges.base import Ask, CircuitOpen, ForgeError, NotFound, OverBudget, RateLimited, Unavailable
@@ -424,10 +436,153 @@ def test_failures_count_in_a_row_only(world: World) -> None:
     assert Traffic.objects.get().opened == 0
 
 
+# --- the circuit: a forge that is down, or a few things of it that always fail
+
+
+def bad_pulls(world: World, first: int, last: int, also: Callable[[Request], bool] = lambda request: False) -> None:
+    """The comment lists of these pull requests are 500 from now on."""
+    paths = {f"/issues/{number}/comments" for number in range(first, last + 1)}
+
+    def plan(request: Request) -> Fault | None:
+        bad = request.method == "GET" and any(request.path.endswith(path) for path in paths)
+        return Fault(status=500) if bad or also(request) else None
+
+    world.remote.faults = plan
+
+
+def read_bad_pull(world: World, times: int, purpose: Purpose = Purpose.ANSWERS) -> None:
+    for _ in range(times):  # each read is tried twice
+        with pytest.raises(Unavailable):
+            list(client_for(world.forge, purpose).pull_comments("recipes", "web", 1, None))
+
+
+def asked_who(world: World, since: int = 0) -> int:
+    """How often the forge was asked who we are."""
+    return sum(request.path.endswith("/user") for request in world.own_requests()[since:])
+
+
+def test_a_few_bad_pull_requests_stop_no_forge(world: World) -> None:
+    for number in range(2, 9):
+        world.remote.push("recipes/web", f"b{number}", {"x": str(number)}, "x", world.alice)
+        world.remote.open_pull("recipes/web", "recipes/web", f"b{number}", world.alice)
+        world.say("recipes/web", number=number)
+    before = len(world.own_requests())
+    bad_pulls(world, 2, 8)
+    look = world.poll()
+    assert len(look.problems) == 7, "each is tried by itself"
+    row = Traffic.objects.get()
+    assert (row.opened, row.trial_until) == (0, None)
+    assert asked_who(world, before) == 14 // OPENS_AFTER
+    said = world.say("recipes/web")
+    world.poll()
+    assert Comment.objects.get().forge_comment_id == said.id
+
+
+def test_the_forge_itself_is_asked_no_more_often_than_each_so_many_failures(world: World) -> None:
+    bad_pulls(world, 1, 1)
+    before = len(world.own_requests())
+    read_bad_pull(world, 3 * OPENS_AFTER // 2)
+    assert asked_who(world, before) == 3
+    assert Traffic.objects.get().failures == 0
+    assert len(world.own_requests()) - before == 3 * OPENS_AFTER + 3
+
+
+def test_that_counts_in_the_budget_and_waits_for_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings.CC_CI, "requests_per_minute", 60)
+    world.remote.faults = lambda request: Fault(status=500)
+    with time_machine.travel(NOW, tick=False) as clock:
+        read_bad_pull(world, OPENS_AFTER // 2)
+        now_used = budget.add_up(Traffic.objects.get().used.values())
+        assert now_used[Purpose.ANSWERS] == {"recipes/web": OPENS_AFTER, "": 1}
+
+        # Down, and no room left to find out: nothing is said of it before that is done.
+        clock.shift(timedelta(hours=1))
+        room = 60 - sum(int(60 * share) for name, share in KEPT.items() if name != Purpose.ANSWERS)
+        used = {str(int(NOW.timestamp() + 3600) // SLICE): {Purpose.ANSWERS: {"": room - 1}}}
+        Traffic.objects.update(failures=OPENS_AFTER - 1, opened=0, open_until=None, used=used)
+        before = len(world.own_requests())
+        with budget.patient(), pytest.raises(Unavailable):  # nobody's patience is used up for it
+            client_for(world.forge, Purpose.ANSWERS).react("recipes", "web", 1, "eyes")
+        row = Traffic.objects.get()
+        assert (row.failures, row.opened, row.trial_until) == (OPENS_AFTER, 0, None)
+        assert asked_who(world, before) == 0
+        clock.shift(timedelta(seconds=61 + SLICE))
+        with pytest.raises(Unavailable):
+            client_for(world.forge, Purpose.ANSWERS).react("recipes", "web", 1, "eyes")
+        assert (asked_who(world, before), Traffic.objects.get().opened) == (1, 1)
+
+
+@pytest.mark.parametrize("fault", [Fault(status=502), Fault(close="before")], ids=["502", "no answer"])
+def test_a_forge_that_is_down_is_left_alone_at_once(world: World, fault: Fault) -> None:
+    world.remote.faults = lambda request: fault
+    before = len(world.own_requests())
+    read_bad_pull(world, OPENS_AFTER // 2)
+    row = Traffic.objects.get()
+    assert (row.opened, row.trial_until, row.failures) == (1, None, OPENS_AFTER + 1)
+    assert len(world.own_requests()) - before == OPENS_AFTER + 1, "the forge itself is asked once, and no second time"
+    assert words_on(row, timezone.now()).endswith(row.last_failure) and "GET /user" in row.last_failure
+
+
+def test_while_one_process_asks_the_forge_itself_no_other_does(world: World) -> None:
+    bad_pulls(world, 1, 1)
+    world.poll()
+    until = timezone.now() + budget.TRIAL
+    Traffic.objects.update(failures=OPENS_AFTER, trial_until=until)
+    before = len(world.own_requests())
+    read_bad_pull(world, 1)
+    row = Traffic.objects.get()
+    assert (asked_who(world, before), row.opened, row.trial_until) == (0, 0, until)
+    # That one was killed: another asks after a while.
+    with time_machine.travel(until + timedelta(seconds=1)):
+        read_bad_pull(world, 1)
+    row = Traffic.objects.get()
+    assert asked_who(world, before) == 1
+    assert (row.opened, row.trial_until) == (0, None)
+
+
+def test_it_is_not_asked_while_it_wants_us_to_wait(world: World) -> None:
+    world.poll()
+    Traffic.objects.update(failures=OPENS_AFTER - 1)
+    before = len(world.own_requests())
+    world.remote.faults = lambda request: Fault(status=503, headers={"Retry-After": "90"})
+    with pytest.raises(Unavailable):
+        world.client().react("recipes", "web", 1, "eyes")
+    assert len(world.own_requests()) - before == 1
+    assert Traffic.objects.get().opened == 0
+
+
+@pytest.mark.parametrize("is_back", [True, False], ids=["it is back", "it is down"])
+def test_a_trial_of_a_bad_pull_request_is_decided_by_the_forge_itself(world: World, is_back: bool) -> None:
+    with time_machine.travel(timezone.now(), tick=False) as clock:
+        fail_until_open(world)
+        clock.shift(FIRST_WAIT * 2)
+        bad_pulls(world, 1, 1, also=lambda request: not is_back)
+        before = len(world.own_requests())
+        with pytest.raises(Unavailable):
+            list(world.client().pull_comments("recipes", "web", 1, None))
+        row = Traffic.objects.get()
+        assert row.opened == (0 if is_back else 2)
+        assert (asked_who(world, before), row.trial_until) == (1, None)
+        assert len(world.own_requests()) - before == (3 if is_back else 2)
+
+
+def test_a_forge_that_was_removed_while_it_failed(world: World) -> None:
+    bad_pulls(world, 1, 1)
+    client = world.client()
+    gate = Counter(world.forge.pk, Purpose.REPORTS)
+    Traffic.objects.update_or_create(forge=world.forge, defaults={"failures": OPENS_AFTER})
+    gate.enter(Ask("read"))
+    Forge.objects.all().delete()
+    gate.leave(Ask("read"), 0.1, Unavailable("no answer"))
+    with pytest.raises(Unavailable):
+        list(client.pull_comments("recipes", "web", 1, None))
+
+
 @pytest.mark.parametrize(
     ("row", "word"),
     [
         (Traffic(), "go"),
+        (Traffic(failures=8, trial_until=NOW + FIRST_WAIT), "go"),
         (Traffic(failures=7), "go"),
         (Traffic(opened=1, open_until=NOW + FIRST_WAIT), "open"),
         (Traffic(opened=1, open_until=NOW - FIRST_WAIT), "try"),
@@ -451,7 +606,7 @@ def test_people_are_told(world: World, admin_client: Client) -> None:
     page = admin_client.get(f"/admin/enrollment/forge/{world.forge.pk}/change/").content.decode()
     assert "left alone until" in page
     (finding,) = [row for row in checks.check_forges() if row.level == "error"]
-    assert f"failed {OPENS_AFTER} times in a row" in finding.text
+    assert f"failed {OPENS_AFTER + 1} times in a row" in finding.text
     assert finding.fix == "cc-ci poll --once --now"
     # Who says "now" means it.
     world.remote.faults = None
