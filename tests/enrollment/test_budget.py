@@ -523,6 +523,22 @@ def test_a_forge_that_is_down_is_left_alone_at_once(world: World, fault: Fault) 
     assert words_on(row, timezone.now()).endswith(row.last_failure) and "GET /user" in row.last_failure
 
 
+def test_an_answer_overlooked_between_failures_of_other_processes_opens_no_circuit(world: World) -> None:
+    """It was asked for before they failed, so its process knows of no failures to end. To look for some at each answer would cost
+    a query; the forge itself is asked before that matters."""
+    world.poll()
+    gate = Counter(world.forge.pk, Purpose.POLLING)
+    gate.enter(Ask("search"))
+    others = [Counter(world.forge.pk, Purpose.REPORTS) for _ in range(OPENS_AFTER)]
+    for number, other in enumerate(others):
+        if number == OPENS_AFTER - 1:
+            gate.leave(Ask("search"), 5, None)
+        other.enter(Ask("comment", "recipes/web"))
+        other.leave(Ask("comment", "recipes/web"), 1, Unavailable("500"))
+    row = Traffic.objects.get()
+    assert row.opened == 0 and row.failures < OPENS_AFTER
+
+
 def test_while_one_process_asks_the_forge_itself_no_other_does(world: World) -> None:
     bad_pulls(world, 1, 1)
     world.poll()
