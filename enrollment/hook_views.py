@@ -32,7 +32,14 @@ EVENT_LABELS = {"issue_comment": "Issue Comment", "pull_request_comment": "Pull 
 @csrf_exempt
 def receive(request: HttpRequest, forge: str) -> HttpResponse:
     """`POST /hooks/<forge>/`: take a delivery. Answers as the table of outcomes says, and in no other way."""
-    answer = _answer(request, forge)
+    try:
+        answer = _answer(request, forge)
+    except DatabaseError as error:
+        log.error("A delivery could not be written down: %s", error)
+        answer = Answer(OUTCOMES["unwell"])
+    except Exception:
+        log.exception("A delivery could not be taken in")
+        answer = Answer(OUTCOMES["unwell"])
     outcome = answer.outcome
     response = HttpResponse(status=outcome.status, content_type="text/plain; charset=utf-8")
     if outcome.status != 204:
@@ -56,14 +63,8 @@ def _answer(request: HttpRequest, forge: str) -> Answer:
         return Answer(OUTCOMES["unsigned"])  # it hung up while it spoke
     if len(body) > receiver.MAX_BODY:
         return Answer(OUTCOMES["large"])
-    try:
-        signed = receiver.signer(forge, key_in("?" + request.META.get("QUERY_STRING", "")), body, receiver.signatures(headers))
-        if signed is None:
-            return Answer(OUTCOMES["unsigned"])
-        return receiver.take_in(*signed, headers, body)
-    except DatabaseError as error:
-        log.error("A delivery could not be written down: %s", error)
-        return Answer(OUTCOMES["unwell"])
+    signed = receiver.signer(forge, key_in("?" + request.META.get("QUERY_STRING", "")), body, receiver.signatures(headers))
+    return receiver.take_in(*signed, headers, body) if signed else Answer(OUTCOMES["unsigned"])
 
 
 @never_cache

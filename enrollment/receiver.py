@@ -76,7 +76,7 @@ OUTCOMES: dict[str, Outcome] = {
         Outcome("foreign", 404, "Rightly signed, about a repository that is not enrolled.", "foreign"),
         Outcome("unwanted", 204, "Rightly signed, and nothing that cc-ci waits for.", "unwanted"),
         Outcome("accepted", 202, "Rightly signed, a comment written or edited on a pull request.", "accepted"),
-        Outcome("unwell", 503, "The database cannot be reached. Polling will find what was said."),
+        Outcome("unwell", 503, "The database cannot be reached, or it is a fault of ours. Polling will find what was said."),
     )
 }
 
@@ -114,41 +114,54 @@ class Known:
     at: float
     secrets: Mapping[str, Secret]
     repositories: Mapping[int, int]
+    #: Plain secrets by sealed ones, as far as they were needed. Values are put in and taken out, and never gone through: it is
+    #: shared by threads.
+    opened: dict[str, bytes]
 
 
-_known: dict[str, Known] = {}
-_opened: dict[str, bytes] = {}
+#: The forges by number and by name, as an address may spell them, and when the database was asked. Replaced whole.
+_forges: tuple[Mapping[str, int], float] = ({}, float("-inf"))
+#: By a forge's number in the database, so there are never more than forges, whatever strangers make up.
+_known: dict[int, Known] = {}
 _queued: dict[int, float] = {}
 
 
 def forget() -> None:
     """Ask the database anew at the next delivery; for tests, and where rows were just changed."""
+    global _forges
+    _forges = ({}, float("-inf"))
     _known.clear()
-    _opened.clear()
     _queued.clear()
+
+
+def _forge_of(name: str) -> int | None:
+    """The forge that is switched on and has this number or name. All are asked for at once: what strangers make up costs a
+    question each ASKED_AGAIN, however many they are, and nothing of it is kept."""
+    global _forges
+    spelled, at = _forges
+    now = time.monotonic()
+    if now - at >= (BELIEVED if name in spelled else ASKED_AGAIN):
+        rows = list(Forge.objects.filter(enabled=True).values_list("pk", "name"))
+        spelled = {name: pk for pk, name in rows} | {str(pk): pk for pk, _ in rows}
+        _forges = (spelled, now)
+    return spelled.get(name)
 
 
 def known(name: str, *, older_than: float = BELIEVED) -> Known | None:
     """What is known of the forge with this number or name; None where there is none, or it is switched off."""
-    now = time.monotonic()
-    found = _known.get(name)
-    if "\0" in name:
-        return None  # a name that no database can be asked for
-    if found is not None and now - found.at < older_than:
-        return found
-    forges = Forge.objects.filter(enabled=True)
-    forge = (forges.filter(pk=int(name)) if name.isdecimal() and len(name) < 10 else forges.filter(name=name)).first()
-    if forge is None:
-        _known.pop(name, None)
+    if (pk := _forge_of(name)) is None:
         return None
-    rows = WebhookConfig.objects.filter(forge=forge).only("key", "secret", "state", "ends_at")
+    now = time.monotonic()
+    before = _known.get(pk)
+    if before is not None and now - before.at < older_than:
+        return before
+    rows = WebhookConfig.objects.filter(forge=pk).only("key", "secret", "state", "ends_at")
     secrets = {row.key: Secret(row.pk, row.key, _sealed(row.secret), row.state, row.ends_at) for row in rows}
-    repositories = dict(Repository.objects.filter(forge=forge, active=True).values_list("forge_repo_id", "pk"))
-    _known[name] = Known(forge.pk, now, secrets, repositories)
-    count = {secret.token for entry in _known.values() for secret in entry.secrets.values()}
-    for token in [token for token in _opened if token not in count]:
-        _opened.pop(token, None)
-    return _known[name]
+    repositories = dict(Repository.objects.filter(forge=pk, active=True).values_list("forge_repo_id", "pk"))
+    tokens = {secret.token for secret in secrets.values()}
+    opened = {token: value for token in tokens if (value := before.opened.get(token)) is not None} if before else {}
+    _known[pk] = found = Known(pk, now, secrets, repositories, opened)
+    return found
 
 
 def _sealed(value: str | Sealed) -> str:
@@ -177,7 +190,7 @@ def signer(name: str, key: str, body: bytes, claims: list[bytes]) -> tuple[Known
     for secret in tried:
         if secret.state == State.ROTATING and secret.ends_at and secret.ends_at <= now:
             continue
-        if (opened := _open(secret.token)) is None:
+        if (opened := _open(entry, secret.token)) is None:
             continue
         right = hmac.new(opened, body, hashlib.sha256).hexdigest().encode()
         if any(hmac.compare_digest(right, claim) for claim in claims):
@@ -185,16 +198,17 @@ def signer(name: str, key: str, body: bytes, claims: list[bytes]) -> tuple[Known
     return None
 
 
-def _open(token: str) -> bytes | None:
+def _open(entry: Known, token: str) -> bytes | None:
     """The plain secret; kept, since opening one takes longer than all the rest. None where no key opens it."""
-    if token not in _opened:
+    opened = entry.opened.get(token)
+    if opened is None:
         try:
             opened = decrypt(token).encode() if token else b""
         except SecretUnreadable as error:
             log.error("%s", error)
             opened = b""
-        _opened[token] = opened
-    return _opened[token] or None
+        entry.opened[token] = opened
+    return opened or None
 
 
 # --- what it says

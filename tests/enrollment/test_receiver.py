@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
+from urllib.parse import quote
 
 import pytest
 import time_machine
@@ -83,6 +86,11 @@ def database_away(hook: WebhookConfig) -> Any:
         return post(hook)
 
 
+def fault_of_ours(hook: WebhookConfig) -> Any:
+    with mock.patch.object(receiver, "signer", side_effect=RuntimeError("dictionary changed size during iteration")):
+        return post(hook)
+
+
 def plain(hook: WebhookConfig, content_type: str) -> Any:
     return forge_side().post(f"/hooks/{hook.forge_id}/", b"{}", content_type=content_type, headers=signed(b"{}"))
 
@@ -129,6 +137,7 @@ EVERY: list[tuple[str, str, Sender]] = [
     ("accepted", "a comment", post),
     ("accepted", "edited", lambda hook: send(hook, *reversed(captured("pull_comment_edited.issue_comment")))),
     ("unwell", "no database", database_away),
+    ("unwell", "a fault of ours", fault_of_ours),
 ]
 
 
@@ -252,6 +261,80 @@ def test_a_secret_that_no_key_opens_is_nobodys(hook: WebhookConfig, monkeypatch:
 def test_a_forge_that_is_switched_off(hook: WebhookConfig) -> None:
     Forge.objects.update(enabled=False)
     assert post(hook).status_code == 401
+
+
+def ways_to_write(number: int) -> list[str]:
+    """Spellings that Python takes for this number, and a database would, too."""
+    zeros = [chr(code) for code in range(0x10000) if chr(code).isdecimal() and int(chr(code)) == 0]
+    return [f"{zero * times}{number}" for zero in zeros for times in range(1, 9)] + [f"+{number}", f"{number}_0", f" {number}"]
+
+
+def test_a_forge_has_one_number_and_what_strangers_make_up_costs_nothing_lasting(
+    hook: WebhookConfig, django_assert_max_num_queries: Any
+) -> None:
+    names = ways_to_write(hook.forge_id) + [f"made-up-{number}" for number in range(300)]
+    assert len(names) > 500
+    with django_assert_max_num_queries(30):
+        for name in names:
+            answer = forge_side().post(f"/hooks/{quote(name)}/", b"{}", "application/json", headers=signed(b"{}"))
+            assert answer.status_code == 401, name
+    assert post(hook).status_code == 202
+    assert set(receiver._known) == {hook.forge_id}
+    assert set(receiver._forges[0]) == {str(hook.forge_id), hook.forge.name}
+
+
+def test_the_number_of_a_forge_goes_before_a_name_that_looks_like_it(hook: WebhookConfig) -> None:
+    ForgeFactory(name=str(hook.forge_id))
+    assert post(hook).status_code == 202
+
+
+def test_a_secret_counts_at_its_own_forge_only(hook: WebhookConfig) -> None:
+    other = WebhookConfigFactory(repository__forge=ForgeFactory(), repository__forge_repo_id=3, secret="another-secret")
+    body = captured(CREATED)[1]
+    for secret in ("another-secret", SECRET):
+        address, stranger = (other, hook) if secret == SECRET else (hook, other)
+        for query in ("", f"?hook={stranger.key}", f"?hook={address.key}"):
+            answer = forge_side().post(
+                f"/hooks/{address.forge_id}/{query}", body, "application/json", headers=signed(body, secret)
+            )
+            assert answer.status_code == 401, query
+    assert not Delivery.objects.exists()
+
+
+def test_threads_may_ask_and_forget_at_once(hook: WebhookConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Django's threads share what is believed. The rows are there already: threads would not see those of this transaction."""
+    rows = WebhookConfigFactory.create_batch(20, repository__forge=hook.forge, secret="another-secret")
+
+    class Rows(list[Any]):
+        filter = only = lambda self, *args, **more: self
+        values_list = lambda self, *names: [(7, 7)] if "forge_repo_id" in names else [(hook.forge_id, "forge")]  # noqa: E731
+
+    for model in (Forge, WebhookConfig, Repository):
+        monkeypatch.setattr(f"enrollment.receiver.{model.__name__}", mock.Mock(objects=Rows(rows)))
+    monkeypatch.setattr(receiver, "BELIEVED", 0.0)
+    monkeypatch.setattr(receiver, "decrypt", lambda token: "plain")
+    wrong, names, end = [], [str(hook.forge_id), "forge"], time.monotonic() + 1.5
+
+    def one(number: int) -> None:
+        try:
+            while time.monotonic() < end and not wrong:
+                assert receiver.signer(names[number % 2], rows[number].key, b"{}", [b"0"]) is None
+                if number % 3 == 0:
+                    receiver.forget()
+        except Exception as error:
+            wrong.append(repr(error))
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(8)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    finally:
+        sys.setswitchinterval(before)
+    assert wrong == []
 
 
 def test_signatures_are_compared_in_constant_time(hook: WebhookConfig) -> None:
