@@ -36,6 +36,7 @@ from enrollment.forges.base import (
 )
 from enrollment.hook_reconcile import is_wanted
 from enrollment.models import Forge, Repository, Right
+from enrollment.policies import policy_of
 
 Held = Right.Held
 
@@ -57,6 +58,7 @@ class Spec:
     without: str = ""
     needed: bool = False
     beyond: str = ""
+    refused: str = ""  #: what it means where the forge refuses to tell, if that is worse than `without`
     scope: str = ""  #: of tokens that have scopes
 
 
@@ -75,6 +77,7 @@ RIGHTS: dict[str, Spec] = {
     "membership": Spec(
         "see all members of the organisation",
         "Only public members are recognised; others are treated as outsiders.",
+        refused="Nobody is recognised as a member, or as in a team; who asks is told that cc-ci cannot see it.",
         scope="read:organization",
     ),
     "hooks": Spec(
@@ -117,6 +120,7 @@ DUE_BY = ("read", "membership", "site_admin")
 FAILED, STILL = "no answer: ", "; asked again, no answer: "
 #: How evidence begins where it was written, or not allowed.
 DONE, REFUSED = "done when it was tried", "refused when it was tried: "
+FORBIDDEN = "refused: "  #: when it was asked
 LISTED = "the list is answered; whether the token may write there shows when it does"
 #: What a forge says where one conversation is locked, to a comment and to a reaction: no right of the repository is missing.
 OF_ONE_CONVERSATION = re.compile(r"\blocked\b|no permission to change reaction", re.IGNORECASE)
@@ -203,7 +207,9 @@ def _listed(name: str, ask: Callable[[], list[Hook]]) -> Seen:
 
 
 def _not_held(name: str, error: ForgeError) -> Seen:
-    if isinstance(error, Forbidden | NotFound):
+    if isinstance(error, Forbidden):
+        return Seen(name, Held.NO, f"{FORBIDDEN}{error}")
+    if isinstance(error, NotFound):
         return Seen(name, Held.NO, str(error))
     return Seen(name, Held.UNKNOWN, f"{FAILED}{error}", failed=True)
 
@@ -360,15 +366,17 @@ class Line:
     scope: str = ""  #: that a token needs for it, where tokens have scopes
 
 
-def table(rows: Iterable[Right], *, hooks_wanted: bool) -> list[Line]:
-    """The rights that were seen, as a table. Pure. `hooks_wanted`: then admin is no more than needed."""
+def table(rows: Iterable[Right], *, hooks_wanted: bool, members_wanted: bool = True) -> list[Line]:
+    """The rights that were seen, as a table. Pure. `hooks_wanted`: then admin is no more than needed. `members_wanted`: whether
+    a policy lets members, or a team, ask."""
     seen = list(rows)
     admins = {row.repository_id for row in seen if row.name == "admin" and row.held == Held.YES}
     lacks = lacking(seen)
     lines = []
     for name, spec in RIGHTS.items():
         mine = [row for row in seen if row.name == name]
-        line = _beyond(name, spec, mine, hooks_wanted, admins, lacks) if spec.beyond else _needed(name, spec, mine, hooks_wanted)
+        matters = spec.needed or (name == "hooks" and hooks_wanted) or (name == "membership" and members_wanted)
+        line = _beyond(name, spec, mine, hooks_wanted, admins, lacks) if spec.beyond else _needed(name, spec, mine, matters)
         lines.append(replace(line, scope=spec.scope))
     return lines
 
@@ -411,13 +419,15 @@ def _beyond(name: str, spec: Spec, rows: list[Right], hooks_wanted: bool, admins
     return Line(name, spec.text, counts, told, meaning, "warning")
 
 
-def _needed(name: str, spec: Spec, rows: list[Right], hooks_wanted: bool) -> Line:
-    """About a right that cc-ci can use."""
+def _needed(name: str, spec: Spec, rows: list[Right], matters: bool) -> Line:
+    """About a right that cc-ci can use. `matters`: that it is missing is trouble."""
     counts = dict(Counter(row.held for row in rows))
     if counts.get(Held.NO):
-        matters = spec.needed or name == "membership" or (name == "hooks" and hooks_wanted)
-        level = ("error" if name == "read" else "warning") if matters else "ok"
-        return Line(name, spec.text, counts, _evidence(rows, Held.NO), spec.without, level)
+        # To be refused is worse than to be no member: those who are members for all to see are not recognised either.
+        refused = [row for row in rows if row.held == Held.NO and row.evidence.startswith(FORBIDDEN)] if spec.refused else []
+        level = ("error" if name == "read" or refused else "warning") if matters else "ok"
+        meaning = spec.refused if refused else spec.without
+        return Line(name, spec.text, counts, _evidence(refused or rows, Held.NO), meaning, level)
     if silent := _silent(name, spec, rows, counts):
         return silent
     if not counts.get(Held.YES):
@@ -435,7 +445,12 @@ def lines_of(forge: Forge, repository: Repository | None = None) -> list[Line]:
         watched = watched.filter(pk=repository.pk)
     else:
         rows = rows.filter(Q(repository=None) | Q(repository__active=True))
-    return table(rows, hooks_wanted=any(is_wanted(row) for row in watched))
+    policies = [policy_of(row) for row in watched]
+    return table(
+        rows,
+        hooks_wanted=any(is_wanted(row) for row in watched),
+        members_wanted=any(policy.members or policy.team for policy in policies),
+    )
 
 
 def findings(forge: Forge) -> Iterator[Finding]:

@@ -7,17 +7,20 @@ change, and freed names are taken by others.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from django.conf import settings
 
-from enrollment.forges.base import ForgeClient, Pull, Push, User
-from enrollment.models import Comment, Forge, Repository
+from enrollment.forges.base import Forbidden, ForgeClient, Pull, Push, User
+from enrollment.models import Comment, Forge, Repository, Right
 from enrollment.policies import Policy, policy_of
+from enrollment.rights import NO_ORGANISATION
 
 MIN_SHA = 7
+MEMBERSHIP_SCOPE = "read:organization"
 NO_POLICY = Policy()
 
 
@@ -35,6 +38,8 @@ class Person:
     is_team: bool = False
     is_collaborator: bool = False
     is_allowed: bool = False
+    #: What the forge does not let cc-ci see, in words, where the person may stand in it: then nobody knows, and they may not.
+    unseen: tuple[str, ...] = ()
 
     @property
     def unheard(self) -> bool:
@@ -63,7 +68,8 @@ class Person:
         ):
             if fact:
                 return words
-        return "is neither owner, member, collaborator nor on the allow-list"
+        nothing = "is neither owner, member, collaborator nor on the allow-list"
+        return f"{nothing}, as far as cc-ci can see: {'; '.join(self.unseen)}" if self.unseen else nothing
 
 
 @dataclass(frozen=True)
@@ -248,14 +254,41 @@ def person(user: User, repository: Repository, client: ForgeClient) -> Person:
         return Person(user.id, user.login, is_owner=True)
     if user.id in policy.allow:
         return Person(user.id, user.login, is_allowed=True)
-    named = client.user(user.login)
+    try:
+        named = client.user(user.login)
+    except Forbidden as error:
+        return Person(user.id, user.login, unseen=(f"whose name {user.login} is (scope read:user; {error})",))
     if named is None or named.id != user.id:
         # The name belongs to nobody, or to somebody else by now: nothing that is asked by it would be about this person.
         return Person(user.id, user.login)
-    if policy.members and client.is_member(repository.owner, user.login):
+    unseen: list[str] = []
+    if policy.members and _is(lambda: client.is_member(repository.owner, user.login), f"members of {repository.owner}", unseen):
         return Person(user.id, user.login, is_member=True)
-    if policy.team and client.in_team(repository.owner, policy.team, user.login):
+    if policy.team and _in_team(repository, policy.team, user, client, unseen):
         return Person(user.id, user.login, is_team=True)
     if policy.collaborators and client.is_collaborator(repository.owner, repository.name, user.login):
         return Person(user.id, user.login, is_collaborator=True)
-    return Person(user.id, user.login)
+    return Person(user.id, user.login, unseen=tuple(unseen))
+
+
+def _is(ask: Callable[[], bool | None], of: str, unseen: list[str]) -> bool | None:
+    """Ask; that the token may not see it is a fact, and no outage."""
+    try:
+        return ask()
+    except Forbidden as error:
+        unseen.append(f"the {of} (scope {MEMBERSHIP_SCOPE}; {error})")
+        return False
+
+
+def _in_team(repository: Repository, team: str, user: User, client: ForgeClient, unseen: list[str]) -> bool:
+    before = len(unseen)
+    found = _is(lambda: client.in_team(repository.owner, team, user.login), f"team {team} of {repository.owner}", unseen)
+    if found is None and len(unseen) == before and not is_a_person(repository):
+        unseen.append(f"the team {team} of {repository.owner} (there is none, or cc-ci is not in it; scope {MEMBERSHIP_SCOPE})")
+    return bool(found)
+
+
+def is_a_person(repository: Repository) -> bool:
+    """Whether the owner was seen to be no organisation: then there are no teams, and nothing is hidden."""
+    rows = Right.objects.filter(forge=repository.forge, repository=None, owner=repository.owner, name="membership")
+    return rows.filter(evidence__endswith=NO_ORGANISATION).exists()

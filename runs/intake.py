@@ -195,7 +195,8 @@ def _outsider(comment: Comment, reason: str, facts: trust.Facts) -> Comment.Outc
         return ignore(comment, f"{reason}; outsiders get no reply here", facts)
     if told.exists():
         return ignore(comment, f"{reason}; was told so on this pull request before", facts)
-    return reply(comment, render.reply_outsider(comment.pull_request.repository.full_name), reason, facts)
+    text = render.reply_unseen if facts.asker.unseen else render.reply_outsider
+    return reply(comment, text(comment.pull_request.repository.full_name), reason, facts)
 
 
 def _status(comment: Comment) -> Comment.Outcome:

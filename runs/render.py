@@ -286,6 +286,15 @@ def reply_outsider(repository: str) -> str:
     )
 
 
+def reply_unseen(repository: str) -> str:
+    """For somebody who may be a member, where the forge does not let cc-ci see whether they are."""
+    return (
+        f"Thank you. cc-ci cannot see here who may ask for runs of {plain(repository)}, so it does not know whether you may, and "
+        "nothing was started. Please tell whoever looks after cc-ci: `cc-ci doctor` says which right its token lacks. Until "
+        "that is mended, the repository's owner, or somebody on its allow-list, may write the command here."
+    )
+
+
 def reply_needs_sha(sha: str, pull_url: str) -> str:
     """The exact line to write, and where to look at what it would run."""
     diff = f"{pull_url}/commits/{sha}"

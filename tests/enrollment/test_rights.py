@@ -224,6 +224,21 @@ def test_a_webhook_that_is_refused_shows_that_the_token_may_not(world: World) ->
     assert not Right.objects.filter(name__in=("hooks", "org_hooks")).exists()
 
 
+@pytest.mark.parametrize("world", [FORGEJO], indirect=True)
+def test_members_that_the_token_may_not_see_are_an_error_where_a_policy_lets_them_ask(world: World) -> None:
+    world.poll()
+    seen = see(world, "cc-ci", "read:repository", "read:issue", "read:user")
+    assert (seen["membership"], seen["read"]) == ("no", "yes")
+    assert "read:organization" in Right.objects.get(name="membership").evidence
+    (finding,) = [found for found in checks.check_forges() if found.level != "ok"]
+    assert finding.level == "error" and "Nobody is recognised as a member" in finding.text
+    assert "a token with the scope read:organization" in finding.fix
+    Repository.objects.update(members_may_ask="off")
+    assert [found for found in checks.check_forges() if found.level != "ok"] == []
+    Repository.objects.update(team="web")
+    assert [found.level for found in checks.check_forges() if "Nobody" in found.text] == ["error"]
+
+
 @both
 @pytest.mark.parametrize(("login", "name"), [("ada", "hooks"), ("olga", "org_hooks")])
 def test_a_webhook_that_is_written_shows_that_the_token_may(world: World, login: str, name: str) -> None:

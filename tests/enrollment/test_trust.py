@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from django.conf import settings
+from django.utils import timezone
 
-from enrollment import trust
+from enrollment import tasks, trust
 from enrollment.forges.base import User
 from enrollment.models import Comment, Repository
 from enrollment.sandbox.faults import Fault
 from enrollment.trust import Facts, Person, decide
+from runs import approval
+from runs.models import TestRun
 from tests.world import World
 
 HEAD, OLDER, ALIKE = "a" * 40, "abc1234" + "0" * 33, "abc1234" + "1" * 33
@@ -96,6 +100,7 @@ def test_the_facts_can_be_kept_with_the_comment() -> None:
         "is_team": False,
         "is_collaborator": False,
         "is_allowed": False,
+        "unseen": (),
     }
     assert facts["commits"] == 2
 
@@ -237,12 +242,77 @@ def test_the_ghost_of_a_deleted_account_is_nobody(world: World) -> None:
     assert not ask(world, "Ghost", user_id=-1).trusted
 
 
-@pytest.mark.parametrize("status", [401, 403, 429, 500])
+@pytest.mark.parametrize("status", [401, 429, 500])
 @pytest.mark.parametrize("part", ["/users/", "/members/"])
 def test_a_forge_that_does_not_answer_decides_nothing(world: World, status: int, part: str) -> None:
     world.remote.faults = lambda request: Fault(status=status) if part in request.path else None
     with pytest.raises(Exception, match=str(status)):
         ask(world, "alice")
+
+
+FORGEJO = "13.0.0+gitea-1.22.0"
+READING = ("read:repository", "read:issue", "write:issue")
+
+
+@pytest.mark.parametrize("world", ["1.22", FORGEJO], indirect=True)
+@pytest.mark.parametrize(
+    ("scopes", "words"),
+    [(("read:user",), "read:organization"), (("read:organization",), "read:user")],
+)
+def test_what_the_token_may_not_see_is_no_outage(world: World, scopes: tuple[str, ...], words: str) -> None:
+    """Whoever may be trusted by other facts is; a member is not, and is told once why. Nothing waits for days."""
+    world.forge.token = world.remote.add_token("cc-ci", *READING, *scopes)
+    world.forge.allow = [world.mallory.id]
+    world.forge.save()
+    assert ask(world, "mallory").is_allowed
+    assert ask(world, "bob", "bob/site").is_owner
+    world.remote.add_collaborator("recipes/web", "bob")
+    assert ask(world, "bob").is_collaborator is (words == "read:organization")
+    alice = ask(world, "alice")
+    assert not alice.trusted
+    assert words in alice.standing() and "as far as cc-ci can see" in alice.standing()
+    for number in range(2):
+        world.say("recipes/web", "!testme" + " --extra-tests" * number, "alice")
+        world.hear()
+    first, second = Comment.objects.order_by("created_at", "forge_comment_id")
+    assert (first.outcome, second.outcome) == ("reply", "ignored")
+    assert words in first.reason and words in first.facts["asker"]["unseen"][0]
+    (reply,) = world.own_comments("recipes/web")
+    assert "cannot see here who may ask" in reply and "cc-ci doctor" in reply
+    assert not TestRun.objects.exists()
+
+
+@newer
+def test_who_was_let_go_and_cannot_be_seen_any_more_starts_nothing(world: World) -> None:
+    world.say("recipes/web", "!testme", "alice")
+    world.hear()
+    run = TestRun.objects.get()
+    world.forge.token = world.remote.add_token("cc-ci", *READING, "read:user")
+    world.forge.save()
+    run.events.update(at=timezone.now() - timedelta(minutes=5))
+    assert approval.ask_again() == {run}
+    run.refresh_from_db()
+    assert run.state == "cancelled" and "read:organization" in run.reason
+
+
+def test_an_outsider_is_an_outsider_where_all_can_be_seen(world: World) -> None:
+    world.say("recipes/web", "!testme", "mallory")
+    world.hear()
+    (reply,) = world.own_comments("recipes/web")
+    assert "can be asked for by its owner" in reply
+
+
+@every_version
+def test_a_team_that_cannot_be_seen_is_named(world: World) -> None:
+    world.remote.add_to_team("recipes", "web", "alice")
+    Repository.objects.update(members_may_ask="off", team="web")
+    assert "the team web of recipes (there is none, or cc-ci is not in it" in ask(world, "alice").standing()
+    world.remote.add_to_team("recipes", "web", "cc-ci")
+    assert ask(world, "alice").is_team
+    assert ask(world, "mallory").unseen == ()
+    # A person's own repositories have no teams, so nothing is hidden there.
+    tasks.see_to_rights()
+    assert ask(world, "mallory", "bob/site").unseen == ()
 
 
 def test_no_more_is_asked_than_needed(world: World) -> None:
