@@ -11,12 +11,15 @@ from django.utils import timezone
 
 from controlplane.registry import Finding
 from controlplane.secrets import SecretUnreadable
-from enrollment import abilities, budget, clocks, rights
+from enrollment import abilities, budget, clocks, rights, trust
 from enrollment.clients import client_for
 from enrollment.forges.base import Forbidden, ForgeClient, ForgeError, NotFound, Unauthorized
 from enrollment.hook_reconcile import is_wanted
 from enrollment.models import Forge, Repository, Right, Traffic
+from enrollment.policies import policy_of
 
+#: Teams that are asked about.
+TEAMS = 20
 #: The scope of tokens that lets one write to a repository.
 WRITING = rights.RIGHTS["push"].scope
 
@@ -64,6 +67,7 @@ def check_forge(forge: Forge) -> Iterator[Finding]:
     else:
         yield Finding(f"{name} token", "ok", f"belongs to {me.login}")
     yield from _check_repositories(forge, client, name)
+    yield from _check_teams(forge, client, me.login, name)
     yield from rights.findings(forge)
     if abilities.contradicted(forge):
         yield Finding(
@@ -114,6 +118,23 @@ def _check_repositories(forge: Forge, client: ForgeClient, name: str) -> Iterato
         )
     else:
         yield Finding(f"{name} repositories", "ok", f"{len(rows)} enrolled, readable")
+
+
+def _check_teams(forge: Forge, client: ForgeClient, login: str, name: str) -> Iterator[Finding]:
+    """The teams that policies name: one that the token may not see lets nobody ask."""
+    rows = Repository.objects.watched().filter(forge=forge).select_related("forge")
+    wanted = {(row.owner, team): row for row in rows if (team := policy_of(row).team)}
+    for (owner, team), row in sorted(wanted.items(), key=lambda item: item[0])[:TEAMS]:
+        if trust.is_a_person(row):
+            continue
+        try:
+            if client.in_team(owner, team, login) is not None:
+                continue
+            reason = "there is none, or cc-ci is not in it, or the token lacks the scope read:organization"
+        except ForgeError as error:
+            reason = str(error)
+        text = f"nobody is recognised by the team {team} of {owner}, which a policy lets ask: {reason}"
+        yield Finding(f"{name} teams", "warning", text, f"put {login} into the team at {forge.url}/org/{owner}/teams")
 
 
 def trouble_card(request: Any) -> dict[str, Any]:

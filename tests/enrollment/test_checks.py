@@ -74,6 +74,11 @@ def token_of_another(world: World) -> None:
     world.remote.add_member(world.org, world.alice, "read")
 
 
+def team_not_seen(world: World) -> None:
+    world.remote.add_to_team("recipes", "Maintainers", "alice")
+    Repository.objects.update(team="maintainers")
+
+
 def nothing_enrolled(world: World) -> None:
     Repository.objects.update(active=False)
 
@@ -113,6 +118,13 @@ ADD = "cc-ci forge add --url {url} --token-env VARIABLE"
         (unknown_token, " token", "error", "does not know the token", ADD),
         (token_without_scope, " token", "error", "lacks a right", ADD),
         (token_of_another, " token", "error", "the token is that of alice", ADD),
+        (
+            team_not_seen,
+            " teams",
+            "warning",
+            "the team maintainers of recipes",
+            "put cc-ci into the team at {url}/org/recipes/teams",
+        ),
         (nothing_enrolled, " repositories", "warning", "none is enrolled", "cc-ci enroll OWNER/REPO"),
         (hidden, " repositories", "error", "cannot be read: recipes/web", "cc-ci unenroll recipes/web"),
         (shy, " repositories", "error", "recipes/web: GET", "cc-ci doctor"),
