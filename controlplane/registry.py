@@ -20,6 +20,7 @@ class Finding:
     level: Level
     text: str
     fix: str = ""
+    rows: tuple[tuple[str, ...], ...] = ()  #: a table that goes with it, its head first
 
 
 @dataclass(frozen=True)

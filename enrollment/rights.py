@@ -456,15 +456,19 @@ def lines_of(forge: Forge, repository: Repository | None = None) -> list[Line]:
 def findings(forge: Forge) -> Iterator[Finding]:
     """doctor's lines: one that sums up, and one for each right that is missing and matters, or is too much."""
     lines = lines_of(forge)
-    if not any(line.counts for line in lines):
-        return  # not looked at yet
     name = f"forge {forge.name} rights"
+    if not any(line.counts for line in lines):
+        text = "what the token may do was not asked yet; a worker asks within a quarter of an hour"
+        yield Finding(name, "ok", text, f"to ask now: cc-ci rights --refresh --forge {forge.url}")
+        return
     for line in lines:
         if line.level != "ok":
             level: Level = "error" if line.level == "error" else "warning"
             yield Finding(name, level, f"{line.text}: {counts(line)}. {line.meaning} ({line.evidence})", _fix(forge, line))
     held = ", ".join(f"{line.name} {counts(line)}" for line in lines if line.counts)
-    yield Finding(name, "ok", f"seen: {held}")
+    head = ("right", "seen", "scope of a token", "what it means")
+    rows = [(line.text, counts(line), line.scope, line.meaning) for line in lines]
+    yield Finding(name, "ok", f"seen: {held}. {NOT_THE_SCOPES}", rows=(head, *rows))
 
 
 def _fix(forge: Forge, line: Line) -> str:

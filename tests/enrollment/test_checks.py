@@ -35,11 +35,14 @@ def test_all_well(world: World) -> None:
         ("forge sandbox", "ok"),
         ("forge sandbox token", "ok"),
         ("forge sandbox repositories", "ok"),
+        ("forge sandbox rights", "ok"),
         ("forge sandbox polling", "ok"),
     ]
     assert found[0].text == f"answers at {world.server.url}, version 1.15"
     assert found[1].text == "belongs to cc-ci"
     assert found[2].text == "1 enrolled, readable"
+    assert "not asked yet" in found[3].text
+    assert found[3].fix == f"to ask now: cc-ci rights --refresh --forge {world.server.url}"
     assert check_forges in registry.checks.values()
 
 

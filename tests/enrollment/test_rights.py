@@ -16,6 +16,7 @@ from django.test import Client
 from django.utils import timezone
 
 from controlplane.cli import Exit
+from controlplane.registry import registry
 from enrollment import checks, rights, tasks
 from enrollment.clients import client_for
 from enrollment.enrolling import add_forge
@@ -463,6 +464,27 @@ def test_doctor_tells(world: World) -> None:
     found = [finding for finding in checks.check_forges() if finding.name == "forge sandbox rights"]
     assert any("administer the whole forge" in finding.text for finding in found)
     assert any(finding.level == "ok" and "read yes" in finding.text for finding in found)
+
+
+def test_doctor_prints_the_rights_as_a_table(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.poll()
+    see(world)
+    monkeypatch.setattr(registry, "checks", {"forges": checks.check_forges})
+    out = StringIO()
+    call_command("doctor", stdout=out)
+    lines = out.getvalue().splitlines()
+    (head,) = [line for line in lines if line.split() == ["right", "seen", "scope", "of", "a", "token", "what", "it", "means"]]
+    for spec in rights.RIGHTS.values():
+        (line,) = [line for line in lines if line.strip().startswith(spec.text) and spec.scope in line]
+        assert line.index(spec.scope) == head.index("scope of a token")
+    tty = StringIO()
+    monkeypatch.setattr(tty, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+    call_command("doctor", stdout=tty)
+    printed = capsys.readouterr().out
+    assert all(spec.text in printed and spec.scope in printed for spec in rights.RIGHTS.values())
 
 
 def test_admin_rights_that_the_webhooks_need_are_no_trouble(world: World) -> None:

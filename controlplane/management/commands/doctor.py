@@ -19,6 +19,11 @@ from controlplane.registry import Finding, registry
 STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
 
+def _as_json(finding: Finding) -> dict[str, Any]:
+    """Without the table where there is none."""
+    return {name: value for name, value in asdict(finding).items() if name != "rows" or value}
+
+
 class Command(BaseCommand):
     help = "Look at the database, the queue, the forges, Docker, the sandbox, the disk. Exit code 1 when there is an error."
     requires_system_checks = ()
@@ -29,13 +34,17 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         findings = examine(registry)
         if options["json"]:
-            self.stdout.write(json.dumps([asdict(finding) for finding in findings], indent=2))
+            self.stdout.write(json.dumps([_as_json(finding) for finding in findings], indent=2))
         elif self.stdout.isatty():
             self._table(findings)
         else:
             for finding in findings:
                 fix = f"  -> {finding.fix}" if finding.fix else ""
                 self.stdout.write(f"{finding.level:<7} {finding.name}: {finding.text}{fix}")
+                widths = [max(map(len, column)) for column in zip(*finding.rows, strict=True)]
+                for row in finding.rows:
+                    cells = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+                    self.stdout.write(f"        {cells}".rstrip())
         if any(finding.level == "error" for finding in findings):
             raise Exit(NO)
 
@@ -47,4 +56,12 @@ class Command(BaseCommand):
             if finding.fix:
                 words.append(f"\n{finding.fix}", "bold")
             table.add_row(Text(finding.level, STYLES[finding.level]), Text(finding.name), words)
-        Console().print(table)
+        console = Console()
+        console.print(table)
+        for finding in findings:
+            if finding.rows:
+                head, *rows = finding.rows
+                more = Table(*head, title=Text(finding.name), title_justify="left")
+                for row in rows:
+                    more.add_row(*(Text(cell, overflow="fold") for cell in row))
+                console.print(more)
