@@ -15,8 +15,8 @@ from controlplane import backoff
 from controlplane.secrets import SecretUnreadable
 from enrollment import polling
 from enrollment.forges.base import ForgeError
-from enrollment.models import Comment, Delivery, PullRequest, Repository
-from enrollment.receiver import Heard, Unreadable, decide, prove, read
+from enrollment.models import Comment, Delivery, PullRequest, Repository, WebhookConfig
+from enrollment.receiver import Decision, Heard, Unreadable, decide, prove, read
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def take_waiting(seconds: float = SECONDS) -> int:
     end, taken = time.monotonic() + seconds, 0
     while time.monotonic() < end:
         due = Delivery.objects.filter(outcome=Outcome.ACCEPTED).exclude(next_try_at__gt=timezone.now())
-        batch = list(due.select_related("repository__forge", "forge").order_by("received_at", "pk")[:50])
+        batch = list(due.select_related("repository__forge", "forge", "hook").order_by("received_at", "pk")[:50])
         if not batch:
             break
         for delivery in batch:
@@ -85,12 +85,20 @@ def _do(delivery: Delivery) -> tuple[Outcome, str, Comment | None]:
     if decision.do == "ignore":
         return Outcome.IGNORED, decision.reason, None
     pull = _pull_request(row, heard.number, heard)
+    if decision.do == "store" and not _is_ours_alone(delivery.hook):
+        decision = Decision("wake", "people know this hook's secret, so the forge itself is asked")
     if decision.do == "store":
         new = polling.store(row, [heard.comment], Comment.Via.DELIVERY, pull)
         return (Outcome.STORED if new else Outcome.KNOWN), decision.reason, known.first()
     polling.wake(pull, heard.comment.updated_at)
     there, found = _look(pull)
     return (Outcome.WOKE if there else Outcome.IGNORED), f"{decision.reason}; {found}", known.first()
+
+
+def _is_ours_alone(hook: WebhookConfig | None) -> bool:
+    """Whether only cc-ci and the forge know the secret: then what is signed with it was said by the forge. One that was made
+    for a maintainer is known to people, and of one that is gone nobody knows any more."""
+    return hook is not None and not hook.by_hand
 
 
 def _pull_request(row: Repository, number: int, heard: Heard) -> PullRequest:

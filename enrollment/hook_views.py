@@ -43,7 +43,7 @@ def receive(request: HttpRequest, forge: str) -> HttpResponse:
     outcome = answer.outcome
     response = HttpResponse(status=outcome.status, content_type="text/plain; charset=utf-8")
     if outcome.status != 204:
-        response.content = f"{outcome.name}{': ' if answer.reason else ''}{answer.reason}\n".encode()
+        response.content = f"{outcome.name}{': ' if answer.told else ''}{answer.told}\n".encode()
     if outcome.name == "method":
         response["Allow"] = "POST"
     return response

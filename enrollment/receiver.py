@@ -73,7 +73,7 @@ OUTCOMES: dict[str, Outcome] = {
         Outcome("unsigned", 401, "No signature, a wrong one, or one with a secret that counts no more."),
         Outcome("unreadable", 400, "Rightly signed, and no delivery that can be understood.", "rejected"),
         Outcome("known", 200, "Rightly signed, and a delivery of this id came before. Nothing more happens."),
-        Outcome("foreign", 404, "Rightly signed, about a repository that is not enrolled.", "foreign"),
+        Outcome("foreign", 404, "Rightly signed, about a repository that is not enrolled, or not this hook's.", "foreign"),
         Outcome("unwanted", 204, "Rightly signed, and nothing that cc-ci waits for.", "unwanted"),
         Outcome("accepted", 202, "Rightly signed, a comment written or edited on a pull request.", "accepted"),
         Outcome("unwell", 503, "The database cannot be reached, or it is a fault of ours. Polling will find what was said."),
@@ -97,13 +97,22 @@ def judge_head(method: str, content_type: str, length: str) -> Outcome | None:
 
 @dataclass(frozen=True)
 class Secret:
-    """A secret that counts, sealed, and whose it is."""
+    """A secret that counts, sealed, whose it is, and what that hook speaks for: a repository's row, or all of an owner's."""
 
     hook_id: int
-    key: str
     token: str
     state: str
     ends_at: datetime | None
+    repository_id: int | None
+    owner_id: int | None
+
+
+@dataclass(frozen=True)
+class Enrolled:
+    """A repository that is watched."""
+
+    pk: int
+    owner_id: int | None
 
 
 @dataclass(frozen=True)
@@ -113,7 +122,7 @@ class Known:
     forge_id: int
     at: float
     secrets: Mapping[str, Secret]
-    repositories: Mapping[int, int]
+    repositories: Mapping[int, Enrolled]  #: by the forge's id
     #: Plain secrets by sealed ones, as far as they were needed. Values are put in and taken out, and never gone through: it is
     #: shared by threads.
     opened: dict[str, bytes]
@@ -155,13 +164,20 @@ def known(name: str, *, older_than: float = BELIEVED) -> Known | None:
     before = _known.get(pk)
     if before is not None and now - before.at < older_than:
         return before
-    rows = WebhookConfig.objects.filter(forge=pk).only("key", "secret", "state", "ends_at")
-    secrets = {row.key: Secret(row.pk, row.key, _sealed(row.secret), row.state, row.ends_at) for row in rows}
-    repositories = dict(Repository.objects.filter(forge=pk, active=True).values_list("forge_repo_id", "pk"))
+    rows = WebhookConfig.objects.filter(forge=pk).only("key", "secret", "state", "ends_at", "repository_id", "owner_id")
+    secrets = {
+        row.key: Secret(row.pk, _sealed(row.secret), row.state, row.ends_at, row.repository_id, row.owner_id) for row in rows
+    }
+    repositories = _enrolled(forge=pk)
     tokens = {secret.token for secret in secrets.values()}
     opened = {token: value for token in tokens if (value := before.opened.get(token)) is not None} if before else {}
     _known[pk] = found = Known(pk, now, secrets, repositories, opened)
     return found
+
+
+def _enrolled(**which: int) -> dict[int, Enrolled]:
+    rows = Repository.objects.filter(active=True, **which).values_list("forge_repo_id", "pk", "owner_id")
+    return {number: Enrolled(pk, owner_id) for number, pk, owner_id in rows}
 
 
 def _sealed(value: str | Sealed) -> str:
@@ -308,6 +324,11 @@ class Answer:
     outcome: Outcome
     reason: str = ""
 
+    @property
+    def told(self) -> str:
+        """The reason, as far as the sender is told: which repositories are watched is nothing to one that has none of them."""
+        return "no repository of this hook" if self.outcome.name == "foreign" else self.reason
+
 
 def take_in(entry: Known, secret: Secret, headers: Mapping[str, str], body: bytes) -> Answer:
     """Write down a delivery that is rightly signed: one short transaction, in which its id is found known or new."""
@@ -321,9 +342,10 @@ def take_in(entry: Known, secret: Secret, headers: Mapping[str, str], body: byte
         answer = Answer(OUTCOMES["unreadable"], str(error))
         row.body = _clean(body[:2000].decode("utf-8", "replace"), 2000)
     else:
-        row.repository_id, row.action, row.number = _repository(entry, heard), heard.action, heard.number
-        if row.repository_id is None:
-            answer = Answer(OUTCOMES["foreign"], f"{heard.repo_name or heard.repo_id} is not enrolled")
+        row.action, row.number = heard.action, heard.number
+        row.repository_id, foreign = _repository(entry, secret, heard)
+        if foreign:
+            answer = Answer(OUTCOMES["foreign"], foreign)
         elif heard.unwanted:
             answer = Answer(OUTCOMES["unwanted"], heard.unwanted)
         else:
@@ -372,12 +394,26 @@ def insert(row: Delivery) -> bool:
         return bool(cursor.rowcount == 1)
 
 
-def _repository(entry: Known, heard: Heard) -> int | None:
-    """The row of the repository, enrolled a moment ago perhaps."""
-    if heard.repo_id not in entry.repositories:
-        rows = Repository.objects.filter(forge=entry.forge_id, forge_repo_id=heard.repo_id, active=True)
-        return rows.values_list("pk", flat=True).first()
-    return entry.repositories[heard.repo_id]
+def speaks_for(secret: Secret, row: Enrolled) -> bool:
+    """Whether a hook tells of this repository: it is the hook's own, or its organisation's. Who has one hook's secret says
+    nothing of other repositories with it."""
+    if secret.repository_id is not None:
+        return secret.repository_id == row.pk
+    return secret.owner_id is not None and secret.owner_id == row.owner_id
+
+
+def _repository(entry: Known, secret: Secret, heard: Heard) -> tuple[int | None, str]:
+    """The row of the repository, enrolled a moment ago perhaps; or why there is none that this hook speaks for."""
+    name = heard.repo_name or str(heard.repo_id)
+    found = entry.repositories.get(heard.repo_id)
+    if found is None or not speaks_for(secret, found):
+        # It may have been enrolled, or have come to another owner, a moment ago.
+        found = _enrolled(forge=entry.forge_id, forge_repo_id=heard.repo_id).get(heard.repo_id)
+    if found is None:
+        return None, f"{name} is not enrolled"
+    if not speaks_for(secret, found):
+        return None, f"{name} is not this hook's: it speaks for its own repository, or for those of its organisation"
+    return found.pk, ""
 
 
 def _is_to_queue(forge_id: int) -> bool:

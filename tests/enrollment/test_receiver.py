@@ -22,6 +22,7 @@ from django.utils import timezone
 from django_q.models import OrmQ
 
 from enrollment import deliveries, polling, receiver, tasks
+from enrollment.hook_rows import secret_by_hand
 from enrollment.models import Comment, Delivery, Forge, PullRequest, Repository, WebhookConfig
 from enrollment.receiver import OUTCOMES, SIGNATURES
 from enrollment.sandbox.faults import Fault
@@ -213,11 +214,81 @@ def test_the_hooks_own_secret_counts_and_no_other(hook: WebhookConfig) -> None:
     body = captured(CREATED)[1]
     assert send(hook, body, signed(body, "another-secret")).status_code == 401
     assert send(other, body, signed(body, SECRET)).status_code == 401
-    assert send(other, body, signed(body, "another-secret")).status_code == 202
+    assert send(hook, body, signed(body, SECRET)).status_code == 202
+
+
+def of_another_repository(hook: WebhookConfig) -> WebhookConfig:
+    made: WebhookConfig = WebhookConfigFactory(repository__forge=hook.forge, secret="another-secret", state="registered")
+    return made
+
+
+def of_an_organisation(hook: WebhookConfig, owner_id: int | None) -> WebhookConfig:
+    made: WebhookConfig = WebhookConfigFactory(
+        repository=None, forge=hook.forge, owner="others", owner_id=owner_id, secret="another-secret", state="registered"
+    )
+    return made
+
+
+@pytest.mark.parametrize("keyed", [True, False])
+@pytest.mark.parametrize("which", ["another repository's", "another organisation's", "an organisation's without an id"])
+def test_a_hook_speaks_for_no_other_repository(hook: WebhookConfig, which: str, keyed: bool) -> None:
+    Repository.objects.update(owner_id=10 if which != "an organisation's without an id" else None)
+    if which == "another repository's":
+        other = of_another_repository(hook)
+    else:
+        other = of_an_organisation(hook, 11 if which == "another organisation's" else None)
+    body = captured(CREATED)[1]
+    answer = send(other, body, signed(body, "another-secret"), keyed=keyed)
+    unknown = send(other, fresh(body, repository={"id": 4}), signed(fresh(body, repository={"id": 4}), "another-secret"))
+    assert (answer.status_code, answer.content) == (404, unknown.content), (
+        "who may not speak of it is not told that it is watched"
+    )
     deliveries.take_waiting()
-    hook.refresh_from_db()
-    other.refresh_from_db()
-    assert (hook.state, other.state) == ("registered", "verified")
+    row = Delivery.objects.order_by("pk")[0]
+    assert (row.outcome, row.repository, row.body) == ("foreign", None, "")
+    assert "not this hook's" in row.reason
+    assert not Comment.objects.exists()
+
+
+def test_a_repository_that_came_to_another_owner_is_told_of_by_that_ones_hook(hook: WebhookConfig) -> None:
+    Repository.objects.update(owner_id=10)
+    theirs = of_an_organisation(hook, 11)
+    body = captured(CREATED)[1]
+    assert send(theirs, body, signed(body, "another-secret")).status_code == 404
+    Repository.objects.update(owner_id=11)
+    assert send(theirs, body, signed(body, "another-secret")).status_code == 202, "at once"
+
+
+@pytest.mark.parametrize("known_to", ["people", "nobody any more"])
+def test_with_a_secret_that_people_know_a_comment_only_wakes(
+    hook: WebhookConfig, monkeypatch: pytest.MonkeyPatch, known_to: str
+) -> None:
+    looked = asked_of_the_forge(monkeypatch)
+    WebhookConfig.objects.update(by_hand=known_to == "people")
+    post(hook)
+    if known_to == "nobody any more":
+        WebhookConfig.objects.all().delete()
+    row = take()
+    assert (row.outcome, len(looked)) == ("woke", 1)
+    assert not Comment.objects.exists()
+
+
+def test_what_somebody_makes_up_with_a_secret_made_by_hand_starts_nothing(world: World) -> None:
+    """A maintainer signs a comment that nobody wrote, in the name of somebody who may ask."""
+    made = secret_by_hand(Repository.objects.get())
+    now = timezone.now().replace(microsecond=0).isoformat().replace("+00:00", "Z")
+    url = f"{world.server.url}/recipes/web/pulls/1"
+    said = {"id": 987654, "body": "!testme", "user": {"id": world.alice.id, "login": "alice"}, "pull_request_url": url}
+    body = fresh(
+        captured(CREATED)[1],
+        repository={"id": made.repository.forge_repo_id},
+        issue={"number": 1},
+        comment={**said, "created_at": now, "updated_at": now},
+    )
+    assert send(made, body, signed(body, made.reveal_secret())).status_code == 202
+    assert take().outcome == "woke"
+    world.poll()
+    assert not Comment.objects.exists()
 
 
 def test_a_secret_counts_until_its_time_is_over(hook: WebhookConfig) -> None:
@@ -236,7 +307,7 @@ def test_a_new_hook_is_known_at_once_and_made_up_keys_ask_the_database_seldom(
     monkeypatch.setattr(receiver, "ASKED_AGAIN", 0.0)
     new = WebhookConfigFactory(repository__forge=hook.forge, secret="brand-new")
     body = captured(CREATED)[1]
-    assert send(new, body, signed(body, "brand-new")).status_code == 202
+    assert send(new, body, signed(body, "brand-new")).status_code == 404, "rightly signed, and about another's repository"
     monkeypatch.setattr(receiver, "ASKED_AGAIN", 60.0)
     stranger = WebhookConfig(forge=hook.forge, key="made-up")
     with django_assert_num_queries(0):
@@ -307,7 +378,7 @@ def test_threads_may_ask_and_forget_at_once(hook: WebhookConfig, monkeypatch: py
 
     class Rows(list[Any]):
         filter = only = lambda self, *args, **more: self
-        values_list = lambda self, *names: [(7, 7)] if "forge_repo_id" in names else [(hook.forge_id, "forge")]  # noqa: E731
+        values_list = lambda self, *names: [(7, 7, 7)] if "forge_repo_id" in names else [(hook.forge_id, "forge")]  # noqa: E731
 
     for model in (Forge, WebhookConfig, Repository):
         monkeypatch.setattr(f"enrollment.receiver.{model.__name__}", mock.Mock(objects=Rows(rows)))
