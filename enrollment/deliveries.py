@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.db import transaction
@@ -15,8 +15,9 @@ from controlplane import backoff
 from controlplane.secrets import SecretUnreadable
 from enrollment import polling
 from enrollment.forges.base import ForgeError
+from enrollment.hook_states import State, move
 from enrollment.models import Comment, Delivery, PullRequest, Repository, WebhookConfig
-from enrollment.receiver import Decision, Heard, Unreadable, decide, prove, read
+from enrollment.receiver import Decision, Heard, Unreadable, decide, read
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +68,6 @@ def take(delivery: Delivery) -> None:
 
 
 def _do(delivery: Delivery) -> tuple[Outcome, str, Comment | None]:
-    if delivery.hook_id is not None:
-        prove(delivery.hook_id, delivery.received_at)
     row = delivery.repository
     if row is None or not row.active:
         return Outcome.IGNORED, "the repository is enrolled no longer", None
@@ -78,6 +77,8 @@ def _do(delivery: Delivery) -> tuple[Outcome, str, Comment | None]:
         return Outcome.FAILED, str(error), None
     if heard.comment is None or heard.number is None:
         return Outcome.IGNORED, heard.unwanted, None
+    if delivery.hook_id is not None and not heard.doubts:
+        prove(delivery.hook_id, delivery.received_at)
     known = Comment.objects.filter(forge=delivery.forge_id, forge_comment_id=heard.comment.id)
     if comment := known.first():
         return Outcome.KNOWN, f"seen before, by {Comment.Via(comment.via).label}", comment
@@ -93,6 +94,15 @@ def _do(delivery: Delivery) -> tuple[Outcome, str, Comment | None]:
     polling.wake(pull, heard.comment.updated_at)
     there, found = _look(pull)
     return (Outcome.WOKE if there else Outcome.IGNORED), f"{decision.reason}; {found}", known.first()
+
+
+def prove(hook_id: int, received_at: datetime) -> None:
+    """A hook told of a comment on a pull request of its own place, signed with its own secret; cc-ci's own reports will do.
+    Nothing less is a proof: a hook for pushes alone is signed as well. What came before the hook's present state began proves
+    nothing new."""
+    hook = WebhookConfig.objects.select_related("repository").filter(pk=hook_id, state_at__lte=received_at).first()
+    if hook is not None and hook.state != State.VERIFIED:
+        move(hook, "deliver", "a delivery came that was signed with its secret, of a comment on a pull request")
 
 
 def _is_ours_alone(hook: WebhookConfig | None) -> bool:

@@ -30,7 +30,7 @@ from enrollment.clocks import AHEAD
 from enrollment.forges.base import Garbage, RemoteComment
 from enrollment.forges.gitea import delivered_comment, delivered_repository
 from enrollment.hook_models import Delivery
-from enrollment.hook_states import State, move
+from enrollment.hook_states import State
 from enrollment.models import Forge, Repository, WebhookConfig
 
 log = logging.getLogger(__name__)
@@ -358,15 +358,12 @@ def take_in(entry: Known, secret: Secret, headers: Mapping[str, str], body: byte
     if not accepted:
         row.handled_at = row.received_at
     wakes = accepted and _is_to_queue(entry.forge_id)
-    proves = not accepted and secret.state != State.VERIFIED
     # Most deliveries are one row and nothing else, and so one statement, which is a transaction by itself.
-    with transaction.atomic() if wakes or proves else nullcontext():
+    with transaction.atomic() if wakes else nullcontext():
         if not insert(row):
             return Answer(OUTCOMES["known"], "it came before")
         if wakes:
             _queue(entry.forge_id)
-        elif proves:
-            prove(secret.hook_id, row.received_at)
     return answer
 
 
@@ -425,13 +422,6 @@ def _queue(forge_id: int) -> None:
     """Queue the task that takes what waits."""
     async_task("enrollment.tasks.take_deliveries", save=False, task_name="take deliveries")
     _queued[forge_id] = time.monotonic()
-
-
-def prove(hook_id: int, received_at: datetime) -> None:
-    """A delivery was signed with this hook's own secret. What came before its present state began proves nothing new."""
-    hook = WebhookConfig.objects.select_related("repository").filter(pk=hook_id, state_at__lte=received_at).first()
-    if hook is not None and hook.state != State.VERIFIED:
-        move(hook, "deliver", "a delivery came that was signed with its secret")
 
 
 # --- what to do about it

@@ -248,6 +248,7 @@ def test_a_hook_speaks_for_no_other_repository(hook: WebhookConfig, which: str, 
     assert (row.outcome, row.repository, row.body) == ("foreign", None, "")
     assert "not this hook's" in row.reason
     assert not Comment.objects.exists()
+    assert set(WebhookConfig.objects.values_list("state", flat=True)) == {"registered"}
 
 
 def test_a_repository_that_came_to_another_owner_is_told_of_by_that_ones_hook(hook: WebhookConfig) -> None:
@@ -693,14 +694,32 @@ def test_what_the_versions_send(db: None, tmp_path: Path, monkeypatch: pytest.Mo
         ("rotating", "rotating"),
     ],
 )
-@pytest.mark.parametrize("name", [CREATED, REVIEW], ids=["a comment", "a review"])
-def test_a_delivery_proves_its_hook(hook: WebhookConfig, state: str, after: str, name: str) -> None:
+@pytest.mark.parametrize("name", [CREATED, "pull_comment_edited.issue_comment"], ids=["a comment", "edited"])
+def test_a_comment_on_a_pull_request_proves_its_hook(hook: WebhookConfig, state: str, after: str, name: str) -> None:
     WebhookConfig.objects.update(state=state)
     headers, body = captured(name)
-    assert send(hook, body, headers).status_code in (202, 204)
+    assert send(hook, body, headers).status_code == 202
     deliveries.take_waiting()
     hook.refresh_from_db()
     assert hook.state == after
+
+
+AT_ODDS = fresh(captured(CREATED)[1], comment={"pull_request_url": ""})
+NO_PROOF: list[tuple[str, Sender]] = [
+    (f"{row[0]}: {row[1]}", row[2]) for row in EVERY if row[0] in ("unreadable", "foreign", "unwanted", "unsigned")
+] + [("accepted: at odds with itself", lambda hook: post(hook, AT_ODDS))]
+
+
+@pytest.mark.parametrize("state", ["registered", "unhealthy"])
+@pytest.mark.parametrize("sender", [row[1] for row in NO_PROOF], ids=[row[0] for row in NO_PROOF])
+def test_nothing_else_proves_it(hook: WebhookConfig, monkeypatch: pytest.MonkeyPatch, sender: Sender, state: str) -> None:
+    """A hook for pushes, or for comments on issues alone, never tells of a pull request: it must not let polling rest."""
+    asked_of_the_forge(monkeypatch)
+    WebhookConfig.objects.update(state=state)
+    sender(hook)
+    deliveries.take_waiting()
+    hook.refresh_from_db()
+    assert hook.state == state
 
 
 def test_what_came_before_the_hook_failed_does_not_prove_it(hook: WebhookConfig) -> None:
