@@ -91,7 +91,12 @@ class WebhookConfigAdmin(ReadOnlyAdmin):
     def short_reason(self, hook: WebhookConfig) -> str:
         return hook.reason[:120]
 
-    @action(description="Look at their forges' hooks now, and put them in order")
+    def has_renew_permission(self, request: HttpRequest) -> bool:
+        """For the actions. Nobody edits these rows, so `has_change_permission` says no to everybody; it is Django's own
+        right to change them that lets a person have their hooks changed at the forge."""
+        return request.user.has_perm("enrollment.change_webhookconfig")
+
+    @action(description="Look at their forges' hooks now, and put them in order", permissions=["renew"])
     def put_in_order(self, request: HttpRequest, queryset: QuerySet[WebhookConfig]) -> None:
         for forge in Forge.objects.filter(enabled=True, hooks__in=queryset).distinct():
             result = reconcile(forge, apply=True, seconds=30)
@@ -100,7 +105,7 @@ class WebhookConfigAdmin(ReadOnlyAdmin):
                 request, "; ".join([result.words(), *lines[:20]]), messages.WARNING if result.problems else messages.SUCCESS
             )
 
-    @action(description="Give them new secrets")
+    @action(description="Give them new secrets", permissions=["renew"])
     def new_secret(self, request: HttpRequest, queryset: QuerySet[WebhookConfig]) -> None:
         begun, left = rotate(list(queryset.exclude(state=WebhookConfig.State.ROTATING)))
         for forge in Forge.objects.filter(hooks__in=[hook.pk for hook in begun]).distinct():
@@ -157,7 +162,11 @@ class DeliveryAdmin(ReadOnlyAdmin):
         run = getattr(delivery.comment, "run", None)
         return format_html('<a href="{}">{}</a>', run.get_absolute_url(), run) if run is not None else ""
 
-    @action(description="Take them once more (a comment never counts twice)")
+    def has_replay_permission(self, request: HttpRequest) -> bool:
+        """For the action: as with hooks, nobody edits these rows."""
+        return request.user.has_perm("enrollment.change_delivery")
+
+    @action(description="Take them once more (a comment never counts twice)", permissions=["replay"])
     def take_again(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> None:
         for delivery in queryset[:100]:
             self.message_user(request, replay(delivery))

@@ -76,6 +76,8 @@ def by_hand(request: HttpRequest, pk: int) -> HttpResponse:
         return redirect_to_login(request.get_full_path())
     if not (request.user.is_active and request.user.is_staff):
         raise Http404
+    if not any(request.user.has_perm(f"enrollment.{right}_repository") for right in ("view", "change")):
+        raise PermissionDenied
     row = get_object_or_404(Repository.objects.select_related("forge"), pk=pk)
     secret, problem, status = "", "", 200
     if request.method == "POST":

@@ -17,7 +17,7 @@ from django.test import Client
 from django.utils import timezone
 
 from enrollment import receiver
-from enrollment.hook_reconcile import reconcile
+from enrollment.hook_reconcile import Pass, reconcile
 from enrollment.hook_rows import OVERLAP_BY_HAND, SeenTo, secret_by_hand
 from enrollment.models import Comment, Delivery, Repository, WebhookConfig
 from enrollment.webhooks import EVENTS
@@ -103,6 +103,15 @@ def test_who_may_only_look_makes_no_secret(row: Repository, reader: Client) -> N
     assert "<button" not in reader.get(page(row)).content.decode().partition('id="content"')[2]
     assert reader.post(page(row)).status_code == 403
     assert not WebhookConfig.objects.exists()
+
+
+def test_staff_without_the_right_to_see_repositories_sees_nothing(row: Repository, client: Client) -> None:
+    client.force_login(User.objects.create_user("nobody", is_staff=True))
+    for path in (page(row), "/repositories/99/webhook/"):
+        answer = client.get(path)
+        assert answer.status_code == 403, "and not even whether there is one"
+        assert row.full_name not in answer.content.decode()
+    assert client.post(page(row)).status_code == 403
 
 
 def test_a_form_of_another_site_makes_no_secret(row: Repository, admin_user: User) -> None:
@@ -327,6 +336,37 @@ def test_hooks_are_put_in_order_and_renewed_from_the_admin(
     assert len(world.remote.tables.hooks) == 1
     assert "1 new secrets" in act(admin_client, "webhookconfig", "new_secret", hook)
     assert len(world.remote.tables.hooks) == 2
+
+
+RIGHTS = {"put_in_order": "change_webhookconfig", "new_secret": "change_webhookconfig", "take_again": "change_delivery"}
+
+
+@pytest.mark.parametrize("action", RIGHTS)
+def test_who_may_only_look_has_no_actions(client: Client, monkeypatch: pytest.MonkeyPatch, action: str) -> None:
+    done: list[str] = []
+
+    def reconciled(*args: Any, **more: Any) -> Pass:
+        done.append("put_in_order")
+        return Pass("forge")
+
+    def rotated(rows: list[WebhookConfig]) -> tuple[list[WebhookConfig], list[str]]:
+        done.append("new_secret")
+        return [], []
+
+    monkeypatch.setattr("enrollment.hook_admin.reconcile", reconciled)
+    monkeypatch.setattr("enrollment.hook_admin.rotate", rotated)
+    delivery = DeliveryFactory(outcome="known")
+    model, made = ("delivery", delivery) if action == "take_again" else ("webhookconfig", delivery.hook)
+    user = User.objects.create_user("reader", is_staff=True)
+    user.user_permissions.add(Permission.objects.get(codename=f"view_{model}"))
+    client.force_login(user)
+    assert f'value="{action}"' not in client.get(f"/admin/enrollment/{model}/").content.decode()
+    act(client, model, action, made)
+    assert (done, Delivery.objects.get().outcome) == ([], "known")
+    user.user_permissions.add(Permission.objects.get(codename=RIGHTS[action]))
+    assert f'value="{action}"' in client.get(f"/admin/enrollment/{model}/").content.decode()
+    act(client, model, action, made)
+    assert done == [action] or Delivery.objects.get().outcome == "accepted"
 
 
 def test_a_change_of_mind_in_the_admin_is_seen_to_soon(admin_client: Client) -> None:
