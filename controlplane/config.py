@@ -44,7 +44,7 @@ class Config(BaseSettings):
     allowed_hosts: Annotated[list[str], NoDecode] = Field(
         ["localhost", "127.0.0.1", "[::1]"],
         alias="ALLOWED_HOSTS",
-        description="Host names that this server answers to, by commas. The host of CC_CI_BASE_URL is always one.",
+        description="Host names that this server answers to, by commas; also to those of CC_CI_BASE_URL and CC_CI_WEBHOOK_URL.",
     )
     database_url: str = Field(
         "",
@@ -222,6 +222,15 @@ class Config(BaseSettings):
     @classmethod
     def _split(cls, value: Any) -> Any:
         return _words(value)
+
+    @property
+    def hosts(self) -> list[str]:
+        """The names that requests may come to. The forges may know this server by another one than people do."""
+        found = list(self.allowed_hosts)
+        for url in (self.base_url, self.webhook_url):
+            if host := urlsplit(url).hostname:
+                found.append(f"[{host}]" if ":" in host else host)
+        return found
 
     @field_validator("secret_keys")
     @classmethod

@@ -17,7 +17,7 @@ VERSION = "0.1.0"
 CC_CI.data_dir.mkdir(parents=True, exist_ok=True)
 
 DEBUG = CC_CI.debug
-ALLOWED_HOSTS = [*CC_CI.allowed_hosts, urlsplit(CC_CI.base_url).hostname or ""]
+ALLOWED_HOSTS = CC_CI.hosts
 CSRF_TRUSTED_ORIGINS = [f"{urlsplit(CC_CI.base_url).scheme}://{urlsplit(CC_CI.base_url).netloc}"]
 if urlsplit(CC_CI.base_url).scheme == "https":
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")

@@ -21,6 +21,7 @@ from django.test import Client
 from django.utils import timezone
 from django_q.models import OrmQ
 
+from controlplane.config import load
 from enrollment import deliveries, polling, receiver, tasks
 from enrollment.hook_rows import secret_by_hand
 from enrollment.models import Comment, Delivery, Forge, PullRequest, Repository, WebhookConfig
@@ -194,6 +195,18 @@ def test_it_needs_no_token_of_ours_and_no_slash(hook: WebhookConfig) -> None:
     assert strict.post(f"/hooks/{hook.forge_id}", body, "application/json; charset=utf-8", headers=given).status_code == 202
     assert strict.post(f"/hooks/{hook.forge.name}/", body, "application/json", headers=given).status_code == 200
     assert Delivery.objects.get().delivery_id.startswith("sha256:"), "without an id it is known by what it says"
+
+
+@pytest.mark.parametrize(("url", "host"), [("http://ci.internal:8000", "ci.internal:8000"), ("http://[::2]:8000", "[::2]:8000")])
+def test_the_forge_may_know_us_by_another_name(hook: WebhookConfig, monkeypatch: pytest.MonkeyPatch, url: str, host: str) -> None:
+    assert set(settings.CC_CI.hosts) <= set(settings.ALLOWED_HOSTS)
+    body = captured(CREATED)[1]
+    given = {**signed(body), "Host": host}
+    address = f"/hooks/{hook.forge_id}/?hook={hook.key}"
+    for webhook_url, status in (("", 400), (url, 202)):
+        hosts = load(base_url="https://ci.example.org", webhook_url=webhook_url).hosts
+        monkeypatch.setattr(settings, "ALLOWED_HOSTS", hosts)
+        assert forge_side().post(address, body, "application/json", headers=given).status_code == status
 
 
 # --- who signed it
