@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 from django.conf import settings
@@ -26,7 +27,7 @@ Outcome = Delivery.Outcome
 #: Seconds for which one task takes deliveries; what is left has the next one.
 SECONDS = 20
 MAX_TRIES = 5
-#: Rows deleted in one statement.
+#: Rows of one statement.
 BATCH = 1000
 
 
@@ -128,14 +129,27 @@ def _look(pull: PullRequest) -> tuple[bool, str]:
 
 def replay(delivery: Delivery) -> str:
     """Take a delivery once more, as if it had just come. Returns what to tell the person; a comment never counts twice."""
-    if not delivery.body or delivery.outcome in (Outcome.REJECTED, Outcome.FOREIGN, Outcome.UNWANTED):
-        return f"{delivery} was {delivery.get_outcome_display()}: nothing was kept that could be replayed."
+    _, left = replay_all([delivery])
+    return left[0] if left else f"{delivery} is taken again."
+
+
+def replay_all(rows: Iterable[Delivery]) -> tuple[int, list[str]]:
+    """Take deliveries once more, all of them with one task. Returns how many, and a line for each of which nothing was kept."""
+    taken: list[int] = []
+    left: list[str] = []
+    for row in rows:
+        if row.body and row.outcome not in (Outcome.REJECTED, Outcome.FOREIGN, Outcome.UNWANTED):
+            taken.append(row.pk)
+        else:
+            left.append(f"{row} was {row.get_outcome_display()}: nothing was kept that could be replayed.")
     with transaction.atomic():
-        Delivery.objects.filter(pk=delivery.pk).update(
-            outcome=Outcome.ACCEPTED, reason="replayed", tries=0, next_try_at=None, handled_at=None
-        )
-        async_task("enrollment.tasks.take_deliveries", save=False, task_name="take deliveries")
-    return f"{delivery} is taken again."
+        for start in range(0, len(taken), BATCH):
+            Delivery.objects.filter(pk__in=taken[start : start + BATCH]).update(
+                outcome=Outcome.ACCEPTED, reason="replayed", tries=0, next_try_at=None, handled_at=None
+            )
+        if taken:
+            async_task("enrollment.tasks.take_deliveries", save=False, task_name="take deliveries")
+    return len(taken), left
 
 
 def drop_old() -> int:

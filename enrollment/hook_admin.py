@@ -12,7 +12,7 @@ from django.utils.html import format_html
 from unfold.decorators import action, display
 
 from controlplane.adminsite import ReadOnlyAdmin
-from enrollment.deliveries import replay
+from enrollment.deliveries import replay_all
 from enrollment.hook_reconcile import reconcile
 from enrollment.hook_rows import rotate
 from enrollment.hook_views import steps
@@ -168,5 +168,9 @@ class DeliveryAdmin(ReadOnlyAdmin):
 
     @action(description="Take them once more (a comment never counts twice)", permissions=["replay"])
     def take_again(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> None:
-        for delivery in queryset[:100]:
-            self.message_user(request, replay(delivery))
+        taken, left = replay_all(queryset)
+        self.message_user(request, f"{taken} are taken again.")
+        for line in left[:20]:
+            self.message_user(request, line, messages.WARNING)
+        if len(left) > 20:
+            self.message_user(request, f"And {len(left) - 20} more of which nothing was kept.", messages.WARNING)

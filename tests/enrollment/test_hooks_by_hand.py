@@ -15,6 +15,7 @@ from django.db import connection
 from django.http import HttpResponse
 from django.test import Client
 from django.utils import timezone
+from django_q.models import OrmQ
 
 from enrollment import receiver
 from enrollment.hook_reconcile import Pass, reconcile
@@ -319,9 +320,22 @@ def test_a_delivery_shows_the_run_that_it_caused(admin_client: Client) -> None:
 def test_a_delivery_is_replayed_from_the_admin(admin_client: Client) -> None:
     kept, empty = DeliveryFactory(), DeliveryFactory(body="", outcome="foreign")
     words = act(admin_client, "delivery", "take_again", kept, empty)
-    assert f"{kept} is taken again" in words
-    assert "nothing was kept" in words
+    assert "1 are taken again" in words
+    assert f"{empty} was not ours: nothing was kept" in words
     assert Delivery.objects.get(pk=kept.pk).outcome == "accepted"
+
+
+def test_all_that_are_chosen_are_replayed_with_one_task(admin_client: Client) -> None:
+    hook = WebhookConfigFactory()
+    kept = DeliveryFactory.create_batch(103, hook=hook, outcome="known")
+    empty = DeliveryFactory.create_batch(22, hook=hook, body="", outcome="foreign")
+    form = {"action": "take_again", "_selected_action": [row.pk for row in kept + empty], "select_across": "1"}
+    words = text(admin_client.post("/admin/enrollment/delivery/", form, follow=True))
+    assert "103 are taken again" in words
+    assert words.count("nothing was kept that could be replayed") == 20
+    assert "And 2 more" in words
+    assert Delivery.objects.filter(outcome="accepted").count() == 103
+    assert OrmQ.objects.count() == 1
 
 
 def test_hooks_are_put_in_order_and_renewed_from_the_admin(

@@ -198,3 +198,24 @@ def test_replaying_what_is_none_or_fails(db: None, shell: Shell) -> None:
     assert "no JSON" in shell.out
     assert not Comment.objects.exists()
     assert (Forge.objects.count(), Repository.objects.count()) == (1, 1)
+
+
+def test_one_bad_row_does_not_hide_the_others(db: None, shell: Shell) -> None:
+    now = timezone.now()
+    bad = DeliveryFactory(body="nonsense", received_at=now - timedelta(minutes=2))
+    others = [DeliveryFactory(hook=bad.hook, received_at=now - timedelta(minutes=1)) for _ in range(2)]
+    none = DeliveryFactory(hook=bad.hook, body="", outcome="foreign", received_at=now)
+    assert shell("deliveries", "replay", *[row.delivery_id for row in (bad, *others, none)]) == NO
+    lines = shell.out.splitlines()
+    assert "nothing was kept" in lines[0]
+    assert [line.split("\t")[0] for line in lines[1:]] == [row.delivery_id for row in (bad, *others, none)]
+
+
+def test_two_forges_may_send_the_same_id(db: None, shell: Shell) -> None:
+    rows = [DeliveryFactory(delivery_id="the-same", outcome="known", hook__repository__forge=ForgeFactory()) for _ in range(2)]
+    assert shell("deliveries", "replay", "--forge", rows[1].forge.name, "the-same") in (DONE, NO)
+    assert [Delivery.objects.get(pk=row.pk).tries for row in rows] == [0, 1]
+    assert shell("deliveries", "replay", "the-same") in (DONE, NO)
+    assert [Delivery.objects.get(pk=row.pk).tries for row in rows] == [1, 1]
+    assert [line.split("\t")[0] for line in shell.out.splitlines()] == [f"the-same of {row.forge.name}" for row in rows]
+    assert shell("deliveries", "replay", "--forge", "another", "the-same") == MISUSE

@@ -9,7 +9,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from controlplane.cli import NO, Exit
-from enrollment.deliveries import replay, take_waiting
+from enrollment.deliveries import replay_all, take_waiting
 from enrollment.models import Delivery
 
 
@@ -23,13 +23,14 @@ class Command(BaseCommand):
         shown.add_argument("--outcome", choices=Delivery.Outcome.values, default="", help="only these")
         shown.add_argument("--json", action="store_true", help="for machines")
         again = verbs.add_parser("replay", help="take deliveries once more; a comment never counts twice")
+        again.add_argument("--forge", default="", metavar="NAME", help="only this forge's, where two sent one of the same id")
         again.add_argument("delivery", nargs="+", metavar="ID", help="as `list` prints it")
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["verb"] == "list":
             self._list(options)
         else:
-            self._replay(options["delivery"])
+            self._replay(options["delivery"], options["forge"])
 
     def _list(self, options: dict[str, Any]) -> None:
         rows = Delivery.objects.select_related("repository", "forge")
@@ -44,17 +45,21 @@ class Command(BaseCommand):
         if not facts:
             self.stdout.write("Nothing was delivered.")
 
-    def _replay(self, ids: list[str]) -> None:
-        rows = {row.delivery_id: row for row in Delivery.objects.filter(delivery_id__in=ids)}
-        if strangers := [given for given in ids if given not in rows]:
+    def _replay(self, ids: list[str], forge: str) -> None:
+        found = Delivery.objects.filter(delivery_id__in=ids).order_by("received_at", "pk")
+        rows = list(found.filter(forge__name=forge) if forge else found)
+        if strangers := sorted(set(ids) - {row.delivery_id for row in rows}):
             raise CommandError(f"There is no delivery {', '.join(strangers)}: `cc-ci deliveries list` prints those there are.")
-        for row in rows.values():
-            self.stdout.write(replay(row))
+        for line in replay_all(rows)[1]:
+            self.stdout.write(line)
         take_waiting()
-        for row in Delivery.objects.filter(pk__in=[row.pk for row in rows.values()]):
-            self.stdout.write(f"{row.delivery_id}\t{row.get_outcome_display()}\t{row.reason}")
-            if row.outcome in (Delivery.Outcome.ACCEPTED, Delivery.Outcome.FAILED):
-                raise Exit(NO)
+        undone = False
+        for row in found.filter(pk__in=[row.pk for row in rows]).select_related("forge"):
+            where = f" of {row.forge.name}" if len(rows) > len(set(ids)) else ""
+            self.stdout.write(f"{row.delivery_id}{where}\t{row.get_outcome_display()}\t{row.reason}")
+            undone |= row.outcome in (Delivery.Outcome.ACCEPTED, Delivery.Outcome.FAILED)
+        if undone:
+            raise Exit(NO)
 
 
 def _facts(row: Delivery) -> dict[str, Any]:
