@@ -92,11 +92,13 @@ def copy_facts(row: Repository, remote: Repo) -> bool:
     return bool(changed)
 
 
-def update_facts(row: Repository, client: ForgeClient) -> None:
-    """Ask for a repository by its id and take over what the forge says of it now: names are others' by tomorrow. Raises
-    ForgeError."""
-    if copy_facts(row, client.repository_by_id(row.forge_repo_id)):
+def update_facts(row: Repository, client: ForgeClient) -> bool:
+    """Ask for a repository by its id and take over what the forge says of it now: names are others' by tomorrow. Returns whether
+    something is new. Raises ForgeError."""
+    changed = copy_facts(row, client.repository_by_id(row.forge_repo_id))
+    if changed:
         row.save(update_fields=FACTS)
+    return changed
 
 
 def refresh_repository(row: Repository, client: ForgeClient) -> bool:

@@ -27,7 +27,7 @@ from controlplane.leases import lease
 from controlplane.secrets import SecretUnreadable
 from enrollment.budget import Purpose
 from enrollment.clients import client_for
-from enrollment.enrolling import FACTS, copy_facts, refresh_repository
+from enrollment.enrolling import refresh_repository, update_facts
 from enrollment.forges.base import (
     Forbidden,
     ForgeClient,
@@ -253,11 +253,14 @@ def _send_run(report: Report, client: ForgeClient) -> None:
         _post(report, client, report.run.created_at)
     else:
         Report.objects.filter(pk=report.pk).update(posted_marker=report.marker)
-    for number in report.stale_ids:
+    for number in list(report.stale_ids):
         _delete(report, client, number)
+        # Each by itself: where many wait and the forge fails now and then, not all begin anew with each try.
+        report.stale_ids = [other for other in report.stale_ids if other != number]
+        Report.objects.filter(pk=report.pk).update(stale_ids=report.stale_ids)
     if wanted["phase"] == "verdict":
         _remove_doubles(report, client, f"{MARKER}run:", report.run.created_at)
-    _done(report, stale_ids=[])
+    _done(report)
 
 
 def _find_lost(report: Report, client: ForgeClient) -> None:
@@ -278,20 +281,30 @@ def _find_lost(report: Report, client: ForgeClient) -> None:
 
 def _edit(report: Report, client: ForgeClient) -> bool:
     """Edit the comment that stands there. Returns False when it is gone."""
-    assert report.posted_id is not None
-    row = report.repository
-    try:
-        client.edit_comment(row.owner, row.name, report.posted_id, report.wanted["body"])
-    except NotFound:
-        return False
-    return True
+    number, body = report.posted_id, report.wanted["body"]
+    assert number is not None
+    return _under_its_name(report, client, lambda owner, name: client.edit_comment(owner, name, number, body))
 
 
 def _delete(report: Report, client: ForgeClient, comment_id: int) -> None:
+    """Delete a comment of ours; an earlier try, or a person, may have been first."""
+    _under_its_name(report, client, lambda owner, name: client.delete_comment(owner, name, comment_id))
+
+
+def _under_its_name(report: Report, client: ForgeClient, change: Callable[[str, str], None]) -> bool:
+    """Change a comment. Returns False when it is gone. What is not found under a name that the repository has no more is there
+    all the same."""
+    row = report.repository
     try:
-        client.delete_comment(report.repository.owner, report.repository.name, comment_id)
+        change(row.owner, row.name)
     except NotFound:
-        pass  # an earlier try, or a person, was first
+        if not update_facts(row, client):
+            return False
+        try:
+            change(row.owner, row.name)
+        except NotFound:
+            return False
+    return True
 
 
 def _post(report: Report, client: ForgeClient, since: datetime) -> None:
@@ -299,8 +312,7 @@ def _post(report: Report, client: ForgeClient, since: datetime) -> None:
     assert report.pull_request is not None
     row = report.repository
     # A new comment is for people to see, and must not land in another repository that has taken this one's old name.
-    if copy_facts(row, client.repository_by_id(row.forge_repo_id)):
-        row.save(update_fields=FACTS)
+    update_facts(row, client)
     found = None
     if report.attempted_digest:
         found = next((c for c in _own_comments(report, client, since) if _carries(c, report.marker)), None)

@@ -312,6 +312,62 @@ def test_a_renamed_repository_is_followed(world: World, run: TestRun) -> None:
     assert Repository.objects.get().name == "website"
 
 
+@pytest.mark.parametrize("taken", [False, True], ids=["the old name leads on", "the old name is another's"])
+def test_a_rename_makes_no_second_comment(world: World, run: TestRun, taken: bool) -> None:
+    assert len(world.own_comments("recipes/web")) == 1
+    world.remote.rename_repo("recipes/web", "website")
+    if taken:
+        world.add_recipe("web")
+    before = len(world.own_requests())
+    assert lifecycle.move(run, "claim", attempt=1, started_at=timezone.now())
+    Report.objects.filter(kind="run").update(next_try_at=timezone.now())
+    assert reporting.send(Report.objects.get(kind="run").pk)
+    (text,) = world.own_comments("recipes/website")
+    assert "is starting" in text
+    assert not [request for request in world.own_requests()[before:] if request.method in ("POST", "DELETE")]
+
+
+def test_a_comment_that_has_to_go_is_found_under_the_new_name(world: World, run: TestRun) -> None:
+    renamed: list[str] = []
+
+    def plan(request: Request) -> Fault | None:
+        if request.method == "DELETE" and not renamed:
+            renamed.append(request.path)
+            world.remote.rename_repo("recipes/web", "website")
+            world.add_recipe("web")
+        return None
+
+    world.remote.faults = plan
+    finish(world, run)
+    world.report()
+    (text,) = world.own_comments("recipes/website")
+    assert renamed and "passed" in text
+
+
+def test_what_has_to_go_goes_bit_by_bit(world: World, run: TestRun) -> None:
+    """Where the forge fails at every second deletion, each try still gets one further."""
+    report = Report.objects.get(kind="run")
+    old = [world.remote.comment("recipes/web", 1, world.bot, f"<!-- cc-ci:run:old:{number} -->").id for number in range(4)]
+    Report.objects.filter(pk=report.pk).update(stale_ids=old)
+    assert lifecycle.move(run, "claim", attempt=1, started_at=timezone.now())
+    left = []
+    for _ in range(4):
+        asked: list[str] = []
+
+        def second(request: Request, asked: list[str] = asked) -> Fault | None:
+            if request.method != "DELETE":
+                return None
+            asked.append(request.path)
+            return Fault(status=500, body="{}") if len(asked) == 2 else None
+
+        world.remote.faults = second
+        Report.objects.filter(pk=report.pk).update(next_try_at=timezone.now())
+        reporting.send(report.pk)
+        left.append(len(Report.objects.get(pk=report.pk).stale_ids))
+    assert left == [3, 2, 1, 0]
+    assert len(world.own_comments("recipes/web")) == 1
+
+
 def test_a_verdict_half_sent_when_the_repository_is_renamed_stays(world: World, run: TestRun) -> None:
     """It stands there, but under the old name it is not found: what is then found by its mark is no comment that has to go."""
     assert lifecycle.move(run, "claim", attempt=1, started_at=timezone.now()) and lifecycle.move(run, "pass")
