@@ -7,7 +7,8 @@ from collections.abc import Callable
 from django.conf import settings
 
 from enrollment.budget import Counter, Purpose
-from enrollment.forges.base import ForgeClient, Gate
+from enrollment.forges import gitea_deliveries
+from enrollment.forges.base import Deliveries, ForgeClient, Gate
 from enrollment.forges.gitea import PAGE, GiteaClient
 from enrollment.models import Forge
 
@@ -24,8 +25,12 @@ def _gitea(forge: Forge, gate: Gate | None) -> ForgeClient:
     )
 
 
-#: How a client of each kind of forge is made. Another kind is one file in `forges/` and a line here.
+#: How a client of each kind of forge is made. Another kind is one file in `forges/` and a line here, and one below where it
+#: tells of comments by itself.
 KINDS: dict[str, Callable[[Forge, Gate | None], ForgeClient]] = {"gitea": _gitea}
+
+#: What each kind delivers to a webhook.
+DELIVERIES: dict[str, Deliveries] = {"gitea": gitea_deliveries}
 
 
 def client_for(forge: Forge, purpose: Purpose = Purpose.PEOPLE) -> ForgeClient:

@@ -15,10 +15,10 @@ from django_q.tasks import async_task
 from controlplane import backoff
 from controlplane.secrets import SecretUnreadable
 from enrollment import polling
-from enrollment.forges.base import ForgeError
+from enrollment.forges.base import ForgeError, Heard
 from enrollment.hook_states import State, move
 from enrollment.models import Comment, Delivery, PullRequest, Repository, WebhookConfig
-from enrollment.receiver import Decision, Heard, Unreadable, decide, read
+from enrollment.receiver import Decision, Unreadable, decide, read
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def _do(delivery: Delivery) -> tuple[Outcome, str, Comment | None]:
     if row is None or not row.active:
         return Outcome.IGNORED, "the repository is enrolled no longer", None
     try:
-        heard = read(delivery.event, delivery.body)
+        heard = read(delivery.forge.kind, delivery.event, delivery.body)
     except Unreadable as error:
         return Outcome.FAILED, str(error), None
     if heard.comment is None or heard.number is None:

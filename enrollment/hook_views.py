@@ -63,7 +63,7 @@ def _answer(request: HttpRequest, forge: str) -> Answer:
         return Answer(OUTCOMES["unsigned"])  # it hung up while it spoke
     if len(body) > receiver.MAX_BODY:
         return Answer(OUTCOMES["large"])
-    signed = receiver.signer(forge, key_in("?" + request.META.get("QUERY_STRING", "")), body, receiver.signatures(headers))
+    signed = receiver.signer(forge, key_in("?" + request.META.get("QUERY_STRING", "")), body, headers)
     return receiver.take_in(*signed, headers, body) if signed else Answer(OUTCOMES["unsigned"])
 
 

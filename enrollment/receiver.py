@@ -16,19 +16,18 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cache
-from typing import Any
 
 from django.db import connection, transaction
 from django.utils import timezone
 from django_q.tasks import async_task
 
 from controlplane.secrets import Sealed, SecretUnreadable, decrypt
+from enrollment.clients import DELIVERIES
 from enrollment.clocks import AHEAD
-from enrollment.forges.base import Garbage, RemoteComment
-from enrollment.forges.gitea import delivered_comment, delivered_repository
+from enrollment.forges.base import Garbage, Heard
 from enrollment.hook_models import Delivery
 from enrollment.hook_states import State
 from enrollment.models import Forge, Repository, WebhookConfig
@@ -45,12 +44,6 @@ ASKED_AGAIN = 1.0
 HASHED_AT_MOST = 32 * 1024 * 1024
 #: One task takes all deliveries that wait; in a burst it is not queued for each.
 QUEUED_AGAIN = 0.2
-
-SIGNATURES = ("X-Gitea-Signature", "X-Forgejo-Signature", "X-Hub-Signature-256")
-BRANDS = ("Gitea", "Forgejo", "GitHub")
-#: The names under which comments come: all alike before Forgejo 13, where reviews have the finer one.
-COMMENT_EVENTS = ("issue_comment", "pull_request_comment")
-ACTIONS = ("created", "edited")
 
 
 @dataclass(frozen=True)
@@ -120,6 +113,7 @@ class Known:
     """What the receiver knows of a forge without asking the database each time."""
 
     forge_id: int
+    kind: str
     at: float
     secrets: Mapping[str, Secret]
     repositories: Mapping[int, Enrolled]  #: by the forge's id
@@ -129,7 +123,7 @@ class Known:
 
 
 #: The forges by number and by name, as an address may spell them, and when the database was asked. Replaced whole.
-_forges: tuple[Mapping[str, int], float] = ({}, float("-inf"))
+_forges: tuple[Mapping[str, tuple[int, str]], float] = ({}, float("-inf"))
 #: By a forge's number in the database, so there are never more than forges, whatever strangers make up.
 _known: dict[int, Known] = {}
 _queued: dict[int, float] = {}
@@ -143,23 +137,24 @@ def forget() -> None:
     _queued.clear()
 
 
-def _forge_of(name: str) -> int | None:
-    """The forge that is switched on and has this number or name. All are asked for at once: what strangers make up costs a
-    question each ASKED_AGAIN, however many they are, and nothing of it is kept."""
+def _forge_of(name: str) -> tuple[int, str] | None:
+    """Number and kind of the forge that is switched on and has this number or name. All are asked for at once: what strangers
+    make up costs a question each ASKED_AGAIN, however many they are, and nothing of it is kept."""
     global _forges
     spelled, at = _forges
     now = time.monotonic()
     if now - at >= (BELIEVED if name in spelled else ASKED_AGAIN):
-        rows = list(Forge.objects.filter(enabled=True).values_list("pk", "name"))
-        spelled = {name: pk for pk, name in rows} | {str(pk): pk for pk, _ in rows}
+        rows = list(Forge.objects.filter(enabled=True).values_list("pk", "kind", "name"))
+        spelled = {name: (pk, kind) for pk, kind, name in rows} | {str(pk): (pk, kind) for pk, kind, _ in rows}
         _forges = (spelled, now)
     return spelled.get(name)
 
 
 def known(name: str, *, older_than: float = BELIEVED) -> Known | None:
     """What is known of the forge with this number or name; None where there is none, or it is switched off."""
-    if (pk := _forge_of(name)) is None:
+    if (forge := _forge_of(name)) is None:
         return None
+    pk, kind = forge
     now = time.monotonic()
     before = _known.get(pk)
     if before is not None and now - before.at < older_than:
@@ -171,7 +166,7 @@ def known(name: str, *, older_than: float = BELIEVED) -> Known | None:
     repositories = _enrolled(forge=pk)
     tokens = {secret.token for secret in secrets.values()}
     opened = {token: value for token in tokens if (value := before.opened.get(token)) is not None} if before else {}
-    _known[pk] = found = Known(pk, now, secrets, repositories, opened)
+    _known[pk] = found = Known(pk, kind, now, secrets, repositories, opened)
     return found
 
 
@@ -184,18 +179,15 @@ def _sealed(value: str | Sealed) -> str:
     return value.token if isinstance(value, Sealed) else ""
 
 
-def signatures(headers: Mapping[str, str]) -> list[bytes]:
-    """What a request claims as the hex HMAC-SHA-256 of its body, from each of the headers for that."""
-    given = [headers.get(name, "") for name in SIGNATURES]
-    return [value.removeprefix("sha256=").encode("utf-8", "replace") for value in given if value]
-
-
-def signer(name: str, key: str, body: bytes, claims: list[bytes]) -> tuple[Known, Secret] | None:
+def signer(name: str, key: str, body: bytes, headers: Mapping[str, str]) -> tuple[Known, Secret] | None:
     """Whose secret signed this very body, and what is known of the forge; None for a stranger.
 
     The hook's key in the URL says which secret to try. Without one all that count are tried, as far as HASHED_AT_MOST goes.
     """
-    if not claims or (entry := known(name)) is None:
+    if (entry := known(name)) is None or (kind := DELIVERIES.get(entry.kind)) is None:
+        return None
+    claims = [claim.encode("utf-8", "replace") for claim in kind.signatures(headers)]
+    if not claims:
         return None
     if key and key not in entry.secrets and (entry := known(name, older_than=ASKED_AGAIN)) is None:
         return None
@@ -230,88 +222,34 @@ def _open(entry: Known, token: str) -> bytes | None:
 # --- what it says
 
 
-@dataclass(frozen=True)
-class Heard:
-    """What stands in a delivery, as far as cc-ci wants to know."""
-
-    repo_id: int
-    repo_name: str
-    action: str
-    unwanted: str = ""  #: why cc-ci does not wait for it
-    number: int | None = None
-    comment: RemoteComment | None = None
-    doubts: str = ""  #: why it may bring no comment by itself
-    title: str = ""
-    html_url: str = ""
-
-
 class Unreadable(Exception):
     """A body that is no delivery. The message says why."""
 
 
-def read(event: str, body: bytes | str) -> Heard:
+def read(kind: str, event: str, body: bytes | str) -> Heard:
     """Read a delivery's body, JSON in UTF-8. Raises Unreadable, and nothing else, whatever stands there."""
+    if (deliveries := DELIVERIES.get(kind)) is None:
+        raise Unreadable(f"it is not known what a forge of the kind {kind} delivers")
     try:
         data = json.loads(body if isinstance(body, str) else body.decode())
         if not isinstance(data, dict):
             raise Unreadable("no JSON object")
-        repo_id, repo_name = delivered_repository(data)
-        heard = _read_comment(event, data, repo_id, repo_name)
+        heard = deliveries.hear(event, data)
     except Garbage as error:
         raise Unreadable(str(error)) from None
     except RecursionError:
         raise Unreadable("nested too deeply") from None
     except ValueError as error:
         raise Unreadable(f"no JSON: {str(error)[:100]}") from None
-    return heard
-
-
-def _read_comment(event: str, data: dict[str, Any], repo_id: int, repo_name: str) -> Heard:
-    action = data.get("action")
-    action = _clean(action, 30) if isinstance(action, str) else ""
-
-    def unwanted(why: str) -> Heard:
-        return Heard(repo_id, repo_name, action, why)
-
-    if event not in COMMENT_EVENTS:
-        return unwanted(f"the event is {event or 'not named'}, not a comment")
-    if action not in ACTIONS:
-        return unwanted(f"a comment that is {action or 'of no known action'}")
-    if not isinstance(data.get("comment"), dict):
-        return unwanted("there is no comment in it")
-    issue = data.get("issue")
-    if not isinstance(issue, dict):
-        raise Unreadable("a comment on nothing")
-    is_pull = data.get("is_pull", issue.get("pull_request") is not None)
-    if not is_pull:
-        return unwanted("a comment on an issue that is no pull request")
-    comment, number = delivered_comment(data), issue.get("number")
-    doubts = ""
-    if comment.pull_number is None or number != comment.pull_number or issue.get("pull_request") is None:
-        doubts = "what it says of the pull request does not fit together"
-    if not isinstance(number, int) or isinstance(number, bool) or not 0 < number < 2**31:
+    if heard.comment is not None and not (heard.number and 0 < heard.number < 2**31):
         raise Unreadable("no number of a pull request")
-    title, url = issue.get("title"), issue.get("html_url")
-    return Heard(
-        repo_id,
-        repo_name,
-        action,
-        number=number,
-        comment=comment,
-        doubts=doubts,
-        title=_clean(title, 500) if isinstance(title, str) else "",
-        html_url=_clean(url, 500) if isinstance(url, str) else "",
-    )
+    action, title, url = _clean(heard.action, 30), _clean(heard.title, 500), _clean(heard.html_url, 500)
+    return replace(heard, action=action, title=title, html_url=url)
 
 
 def _clean(text: str, length: int) -> str:
     """Text that every database takes."""
     return text[:length].replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
-
-
-def named(headers: Mapping[str, str], what: str) -> str:
-    """The delivery's id (`Delivery`) or event (`Event`), whatever the brand of the header."""
-    return next((value for brand in BRANDS if (value := headers.get(f"X-{brand}-{what}", ""))), "")
 
 
 # --- writing it down
@@ -332,12 +270,13 @@ class Answer:
 
 def take_in(entry: Known, secret: Secret, headers: Mapping[str, str], body: bytes) -> Answer:
     """Write down a delivery that is rightly signed: one short transaction, in which its id is found known or new."""
-    event = _clean(named(headers, "Event"), 50)
+    kind = DELIVERIES[entry.kind]
+    event = _clean(kind.event(headers), 50)
     # Without an id it is known by what it says.
-    delivery_id = _clean(named(headers, "Delivery"), 100) or f"sha256:{hashlib.sha256(body).hexdigest()}"
+    delivery_id = _clean(kind.delivery_id(headers), 100) or f"sha256:{hashlib.sha256(body).hexdigest()}"
     row = Delivery(forge_id=entry.forge_id, delivery_id=delivery_id, hook_id=secret.hook_id, event=event)
     try:
-        heard = read(event, body)
+        heard = read(entry.kind, event, body)
     except Unreadable as error:
         answer = Answer(OUTCOMES["unreadable"], str(error))
         row.body = _clean(body[:2000].decode("utf-8", "replace"), 2000)

@@ -1,14 +1,15 @@
-"""What a forge can do, in cc-ci's words. Another kind of forge is one new file with a class that does these things.
+"""What a forge can do, in cc-ci's words. Another kind of forge is one new file: a class that does these things, and what reads
+its deliveries, where it has webhooks. `enrollment/clients.py` names both.
 
 Every call has a timeout and raises a ForgeError, which says what it means for the caller and what a person can do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 
 class ForgeError(Exception):
@@ -251,6 +252,7 @@ class ForgeClient(Protocol):
 
     def probe(self, sample: Sample) -> Iterator[Found]: ...
 
+    # False for a collaborator who may only read, where the forge tells.
     def is_collaborator(self, owner: str, name: str, login: str) -> bool | None: ...
 
     def last_push(self, owner: str, name: str, number: int) -> Push | None: ...
@@ -282,3 +284,33 @@ class ForgeClient(Protocol):
     def edit_hook(self, owner: str, name: str, hook: Hook) -> Hook: ...
 
     def delete_hook(self, owner: str, name: str, hook_id: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What stands in a delivery to a webhook, as far as cc-ci wants to know."""
+
+    repo_id: int
+    repo_name: str
+    action: str  #: created or edited, where there is a comment
+    unwanted: str = ""  #: why cc-ci does not wait for it
+    number: int | None = None  #: of the pull request
+    comment: RemoteComment | None = None
+    doubts: str = ""  #: why it may bring no comment by itself
+    title: str = ""
+    html_url: str = ""
+
+
+class Deliveries(Protocol):
+    """What a kind of forge delivers to a webhook: a JSON object in UTF-8, with the hex HMAC-SHA-256 of the exact body."""
+
+    def signatures(self, headers: Mapping[str, str]) -> list[str]:
+        """What a request claims as that HMAC; any of them will do."""
+
+    def event(self, headers: Mapping[str, str]) -> str: ...
+
+    def delivery_id(self, headers: Mapping[str, str]) -> str:
+        """By which the same delivery is known when it comes again; empty where there is none."""
+
+    def hear(self, event: str, data: dict[str, Any]) -> Heard:
+        """Read a body. A comment is one on a pull request; all else is `unwanted`. Raises Garbage."""

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from django.conf import settings
+from django.test import Client
 from django.utils import timezone
 
-from enrollment import clients, polling, tasks
+from enrollment import clients, deliveries, polling, receiver, tasks
 from enrollment.enrolling import enroll
 from enrollment.forges.base import (
     Forbidden,
     ForgeClient,
     Found,
+    Garbage,
     Gate,
+    Heard,
     Hook,
     NotFound,
     Pull,
@@ -31,9 +35,11 @@ from enrollment.forges.base import (
     StatusState,
     User,
 )
-from enrollment.models import Comment, Forge, Repository, Right
+from enrollment.models import Comment, Delivery, Forge, Repository, Right
 from runs import intake, reporting
 from runs.models import Report, TestRun
+from tests.enrollment.hooks import sign
+from tests.factories import WebhookConfigFactory
 
 pytestmark = pytest.mark.django_db
 
@@ -170,6 +176,30 @@ class Memory:
         raise Forbidden("a dictionary tells nobody")
 
 
+class Letters:
+    """What it would tell a webhook of by itself: nothing like Gitea's."""
+
+    def signatures(self, headers: Mapping[str, str]) -> list[str]:
+        return [headers.get("Memory-Seal", "")]
+
+    def event(self, headers: Mapping[str, str]) -> str:
+        return headers.get("Memory-About", "")
+
+    def delivery_id(self, headers: Mapping[str, str]) -> str:
+        return headers.get("Memory-Number", "")
+
+    def hear(self, event: str, data: dict[str, Any]) -> Heard:
+        try:
+            at = datetime.fromtimestamp(data["at"], UTC)
+            author = User(data["who"], data["called"])
+            comment = RemoteComment(data["number"], data["on"], author, data["text"], "", at, at)
+            if event != "words":
+                return Heard(data["where"], "", "", unwanted="no words")
+            return Heard(data["where"], "recipes/web", "created", number=data["on"], comment=comment, title="A change")
+        except (KeyError, TypeError) as error:
+            raise Garbage(f"no letter: {error}") from error
+
+
 @pytest.fixture
 def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Memory:
     """A forge of this kind with one repository that is watched."""
@@ -180,6 +210,7 @@ def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Memory:
         return cast(ForgeClient, memory)
 
     monkeypatch.setitem(clients.KINDS, "memory", make)
+    monkeypatch.setitem(clients.DELIVERIES, "memory", Letters())
     forge = Forge.objects.create(name="memory", url="https://memory.example.org", kind="memory")
     row, _ = enroll(forge, WEB, Repository.Source.HAND, clients.client_for(forge))
     Repository.objects.filter(pk=row.pk).update(enrolled_at=timezone.now() - timedelta(minutes=5))
@@ -230,3 +261,34 @@ def test_its_rights_and_abilities_are_seen(memory: Memory) -> None:
     assert seen == {
         "site_admin": "unknown", "membership": "yes", "org_hooks": "no", "read": "yes", "push": "no", "admin": "no", "hooks": "no"
     }  # fmt: skip
+
+
+def test_it_delivers_in_its_own_words(memory: Memory) -> None:
+    said = memory.say(ALICE, "!testme")
+    hook = WebhookConfigFactory(repository=Repository.objects.get(), state="registered")
+    letter = {"where": WEB.id, "on": 1, "number": said.id, "who": ALICE.id, "called": "alice", "text": said.body}
+    receiver.forget()
+    for body, status in (({**letter, "at": said.created_at.timestamp()}, 202), (letter, 400)):
+        text = json.dumps(body).encode()
+        headers = {"Memory-Seal": sign(text), "Memory-About": "words", "Memory-Number": f"letter {status}"}
+        answer = Client().post(f"/hooks/{hook.forge_id}/?hook={hook.key}", text, "application/json", headers=headers)
+        assert answer.status_code == status
+    gitea = {"X-Gitea-Event": "issue_comment", "X-Gitea-Signature": sign(b"{}")}
+    assert Client().post(f"/hooks/{hook.forge_id}/", b"{}", "application/json", headers=gitea).status_code == 401
+    deliveries.take_waiting()
+    assert set(Delivery.objects.values_list("delivery_id", "outcome")) == {("letter 202", "stored"), ("letter 400", "rejected")}
+    heard = Comment.objects.get()
+    assert (heard.forge_comment_id, heard.via, heard.pull_request.title) == (said.id, "delivery", "A change")
+    hook.refresh_from_db()
+    assert hook.state == "verified"
+    receiver.forget()
+
+
+def test_a_kind_that_tells_nobody_by_itself_takes_no_deliveries(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(clients.DELIVERIES, "memory")
+    hook = WebhookConfigFactory(repository=Repository.objects.get())
+    receiver.forget()
+    headers = {"Memory-Seal": sign(b"{}"), "X-Gitea-Signature": sign(b"{}")}
+    answer = Client().post(f"/hooks/{hook.forge_id}/?hook={hook.key}", b"{}", "application/json", headers=headers)
+    assert answer.status_code == 401
+    receiver.forget()

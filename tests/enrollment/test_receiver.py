@@ -23,9 +23,10 @@ from django_q.models import OrmQ
 
 from controlplane.config import load
 from enrollment import deliveries, polling, receiver, tasks
+from enrollment.forges.gitea_deliveries import SIGNATURES
 from enrollment.hook_rows import secret_by_hand
 from enrollment.models import Comment, Delivery, Forge, PullRequest, Repository, WebhookConfig
-from enrollment.receiver import OUTCOMES, SIGNATURES
+from enrollment.receiver import OUTCOMES
 from enrollment.sandbox.faults import Fault
 from enrollment.signals import comment_received
 from tests.enrollment.hooks import SECRET, Bridge, captured, forge_side, fresh, send, sign, signed
@@ -392,7 +393,7 @@ def test_threads_may_ask_and_forget_at_once(hook: WebhookConfig, monkeypatch: py
 
     class Rows(list[Any]):
         filter = only = lambda self, *args, **more: self
-        values_list = lambda self, *names: [(7, 7, 7)] if "forge_repo_id" in names else [(hook.forge_id, "forge")]  # noqa: E731
+        values_list = lambda self, *names: [(7, 7, 7)] if "forge_repo_id" in names else [(hook.forge_id, "gitea", "forge")]  # noqa: E731
 
     for model in (Forge, WebhookConfig, Repository):
         monkeypatch.setattr(f"enrollment.receiver.{model.__name__}", mock.Mock(objects=Rows(rows)))
@@ -403,7 +404,7 @@ def test_threads_may_ask_and_forget_at_once(hook: WebhookConfig, monkeypatch: py
     def one(number: int) -> None:
         try:
             while time.monotonic() < end and not wrong:
-                assert receiver.signer(names[number % 2], rows[number].key, b"{}", [b"0"]) is None
+                assert receiver.signer(names[number % 2], rows[number].key, b"{}", {"X-Gitea-Signature": "0"}) is None
                 if number % 3 == 0:
                     receiver.forget()
         except Exception as error:
