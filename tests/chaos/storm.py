@@ -117,6 +117,7 @@ class Storm:
         self._begun = 0.0
         self._deaf: dict[int, float] = {}  # hook -> until when what it sends is lost
         self._concluded: Counter[str] = Counter()
+        self._written: Counter[str] = Counter()  #: our comments that were ever posted, by their hidden mark
 
     # --- the stage
 
@@ -367,6 +368,8 @@ class Storm:
 
     def _hear(self, event: Event) -> None:
         remote, dice, now = self.world.remote, self.dice, self.clock()
+        if event.action == "created" and event.sender.id == self.world.bot.id:
+            self._written[event.comment.body.partition("\n")[0]] += 1
         for hook in list(remote.tables.hooks.values()):
             if not hook.active or not _wants(remote, hook, event):
                 continue
@@ -409,6 +412,15 @@ class Storm:
         """Every comment answered exactly once, and nothing else written."""
         assert not self.raised, f"seed {self.seed}: {len(self.raised)} tasks raised: {self.raised[:5]}"
         wrong = list(self._problems())
+        # What was posted a second time and deleted again has called people twice.
+        wrong += [f"{mark}: written {times} times" for mark, times in self._written.items() if times > 1]
+        for what, there in (
+            ("a comment came by a delivery", Comment.objects.filter(via="delivery").exists()),
+            ("the receiver took a delivery", self.counts["receiver answered 202"]),
+            ("a hook is verified", WebhookConfig.objects.filter(state="verified").exists()),
+        ):
+            if not there:
+                wrong.append(f"not so: {what}")
         assert not wrong, f"seed {self.seed}: {len(wrong)} wrong\n" + "\n".join(wrong[:20])
 
     def _problems(self) -> Iterator[str]:
