@@ -200,12 +200,18 @@ class GiteaClient:
         return gitea_probes.probe(lambda path, params: self._call("GET", path, params=params), sample)
 
     def is_collaborator(self, owner: str, name: str, login: str) -> bool | None:
-        """True; or None where the token may not see it, or the forge says no in the words for that (404 for both)."""
+        """True; False for one who may only read, where the server tells (newer ones do, to who administers the repository); or
+        None where the token may not see it, or the forge says no in the words for that (404 for both)."""
+        path = f"/repos/{_part(owner)}/{_part(name)}/collaborators/{_part(login)}"
         try:
-            status = self._call("GET", f"/repos/{_part(owner)}/{_part(name)}/collaborators/{_part(login)}").status_code
+            if self._call("GET", path).status_code != 204:
+                return None
         except (NotFound, Forbidden):
             return None
-        return status == 204 or None
+        try:
+            return self._get(f"{path}/permission", lambda data: _label(data["permission"])) not in ("read", "none")
+        except (NotFound, Forbidden):
+            return True
 
     def last_push(self, owner: str, name: str, number: int) -> Push | None:
         """The newest push that the timeline of this pull request tells of (its opening is the first one, and one that never was

@@ -178,6 +178,15 @@ def test_collaborators_where_the_token_sees_them(world: World) -> None:
     assert not ask(world, "mallory", "bob/site").trusted
 
 
+@newer
+@pytest.mark.parametrize(("right", "may"), [("read", False), ("write", True), ("admin", True)])
+def test_a_collaborator_who_may_only_read_is_not_trusted_where_the_server_tells(world: World, right: str, may: bool) -> None:
+    world.remote.add_collaborator("recipes/web", world.mallory, right)
+    assert ask(world, "mallory").trusted, "a token that only reads cannot see what they may"
+    world.remote.add_collaborator("recipes/web", world.bot, "admin")
+    assert ask(world, "mallory").trusted is may
+
+
 def test_collaborators_where_it_does_not_are_refused(world: World) -> None:
     world.remote.add_collaborator("recipes/web", world.mallory)
     assert not ask(world, "mallory").trusted
