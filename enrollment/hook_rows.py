@@ -6,11 +6,17 @@ import secrets
 from dataclasses import dataclass
 from datetime import timedelta
 
+from django.conf import settings
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
+from controlplane.secrets import SecretUnreadable
+from enrollment.budget import Purpose
+from enrollment.clients import client_for
+from enrollment.forges.base import Forbidden, ForgeClient, ForgeError, NotFound
 from enrollment.hook_states import State, move
 from enrollment.models import Forge, Repository, WebhookConfig
+from enrollment.webhooks import key_in
 
 #: How long one that a maintainer replaces by hand counts: the forge's side takes until somebody does it.
 OVERLAP_BY_HAND = timedelta(days=1)
@@ -24,19 +30,24 @@ class Place:
     owner: str
     owner_id: int | None
     repository: Repository | None = None
+    gone: str = ""  #: the name of a repository that has no row here any more
 
     def __str__(self) -> str:
+        if self.gone:
+            return f"{self.owner}/{self.gone}"
         return self.repository.full_name if self.repository else self.owner
 
     @property
     def name(self) -> str:
-        return self.repository.name if self.repository else ""
+        return self.repository.name if self.repository else self.gone
 
     def rows(self) -> list[WebhookConfig]:
         """The current one first."""
         rows = WebhookConfig.objects.filter(forge=self.forge, repository=self.repository).select_related("repository")
         if self.repository is None:
             rows = rows.filter(owner_id=self.owner_id)
+        if self.gone:
+            rows = rows.filter(owner=str(self))
         return sorted(rows, key=current_first)
 
 
@@ -67,14 +78,23 @@ def ensure_row(place: Place) -> None:
             pass  # somebody made it in this very moment
 
 
+def drop_refused(rows: list[WebhookConfig]) -> list[WebhookConfig]:
+    """Drop those of which nothing stands at the forge. Returns the others."""
+    gone = [row.pk for row in rows if row.state == State.REFUSED and row.remote_id is None and not row.by_hand]
+    if gone:
+        WebhookConfig.objects.filter(pk__in=gone).delete()
+    return [row for row in rows if row.pk not in gone]
+
+
 def place_of(row: WebhookConfig) -> Place:
     return Place(row.forge, row.repository.owner if row.repository else row.owner, row.owner_id, row.repository)
 
 
-def replace_secret(row: WebhookConfig, reason: str) -> WebhookConfig | None:
+def replace_secret(row: WebhookConfig, reason: str, *, by_hand: bool = False) -> WebhookConfig | None:
     """Put another row with a new secret in a hook's place, as the first step of a rotation; None when somebody was faster.
 
-    The next pass makes the new hook; from then on both secrets count for OVERLAP; a pass after that removes the old one.
+    The next pass makes the new hook, or with `by_hand` a maintainer does; from then on both secrets count for OVERLAP; a pass
+    after that removes the old one.
     """
     ends = timezone.now() if row.remote_id is None and not row.by_hand else None
     if row.by_hand:
@@ -82,7 +102,7 @@ def replace_secret(row: WebhookConfig, reason: str) -> WebhookConfig | None:
     with transaction.atomic():
         if not move(row, "rotate", reason, ends_at=ends, next_check_at=ends):
             return None
-        return new_row(place_of(row), by_hand=row.by_hand)
+        return new_row(place_of(row), by_hand=by_hand)
 
 
 class SeenTo(Exception):
@@ -106,7 +126,7 @@ def secret_by_hand(repository: Repository) -> WebhookConfig:
             current.by_hand = True
             return current
         refusal = current.reason if current.state == State.REFUSED else ""
-        made = replace_secret(current, "a maintainer asked for a new secret")
+        made = replace_secret(current, "a maintainer asked for a new secret", by_hand=True)
         if made is None:
             raise IntegrityError("somebody else asked for one in this very moment")
         if refusal:
@@ -115,8 +135,12 @@ def secret_by_hand(repository: Repository) -> WebhookConfig:
 
 
 def rotate(rows: list[WebhookConfig]) -> tuple[list[WebhookConfig], list[str]]:
-    """Begin a rotation of these current hooks. Returns the new rows, and lines on those that were left out and why."""
+    """Begin a rotation of these current hooks. Returns the new rows, and lines on those that were left out and why.
+
+    Each is looked at before: one that is off stays so, and where there is no right to make another, the old one stays as it is.
+    """
     begun, left = [], []
+    clients: dict[int, ForgeClient] = {}
     for row in rows:
         if row.by_hand:
             left.append(f"{row.place}: added by hand; a maintainer makes a new secret on the repository's page")
@@ -124,9 +148,29 @@ def rotate(rows: list[WebhookConfig]) -> tuple[list[WebhookConfig], list[str]]:
             left.append(f"{row.place}: {row.state}; there is no hook to rotate")
         elif _siblings(row):
             left.append(f"{row.place}: a rotation is under way already")
+        elif why := _against(row, clients):
+            left.append(f"{row.place}: {why}")
         elif made := replace_secret(row, "a new secret was asked for"):
             begun.append(made)
     return begun, left
+
+
+def _against(row: WebhookConfig, clients: dict[int, ForgeClient]) -> str:
+    """What speaks against another hook in this one's place, or nothing. Asks the forge."""
+    place, off = place_of(row), row.state == State.DISABLED
+    try:
+        if row.forge_id not in clients:
+            clients[row.forge_id] = client_for(row.forge, Purpose.UPKEEP)
+        for hook in clients[row.forge_id].hooks(place.owner, place.name):
+            if key_in(hook.url) == row.key:
+                off = not hook.active
+    except (Forbidden, NotFound) as error:
+        return f"the token may not see to its hooks any more ({error}); its secret stays as it is"
+    except (ForgeError, SecretUnreadable):
+        pass  # the pass that makes the new one says what is wrong; until then the old one counts
+    if off and not settings.CC_CI.webhook_reenable:
+        return "switched off at the forge; switch it on there first, or set CC_CI_WEBHOOK_REENABLE=1"
+    return ""
 
 
 def _siblings(row: WebhookConfig) -> list[WebhookConfig]:

@@ -48,6 +48,7 @@ class Wanted:
     remote_id: int | None = None
     seen: bool = False  #: it has stood at the forge before
     by_hand: bool = False
+    refused: str = ""  #: why there is none, as far as it was told
     rotating: bool = False  #: another takes its place
     ended: bool = False  #: and the time in which both count is over
     unreadable: bool = False  #: no key of ours opens its secret
@@ -109,12 +110,15 @@ def plan(
     """What to do at one place, new things first. `unwanted` says why no hook is wanted there, and is empty when one is."""
     keys = [row.key for row in rows]
     ours = [hook for hook in found if is_ours(hook.url, address, keys)]
+    # One that was switched off stays so: no other takes its place, which would be on.
+    old = {row.key for row in rows if row.rotating}
+    others_off = not reenable and any(key_in(hook.url) in old and not hook.active for hook in ours)
     actions: list[Action] = []
     for row in rows:
         same = sorted(
             (hook for hook in ours if key_in(hook.url) == row.key), key=lambda hook: (hook.id != row.remote_id, hook.id)
         )
-        actions.append(_one(place, row, same[0] if same else None, unwanted, reenable))
+        actions.append(_one(place, row, same[0] if same else None, unwanted, reenable, others_off))
         actions += [Action(Do.DELETE, place, "a duplicate: it would tell everything twice", hook=hook) for hook in same[1:]]
     actions += [
         Action(Do.DELETE, place, "a duplicate: its URL is ours, and its secret is not known here", hook=hook)
@@ -124,7 +128,7 @@ def plan(
     return sorted(actions, key=lambda action: ORDER.index(action.do))
 
 
-def _one(place: str, row: Wanted, hook: Hook | None, unwanted: str, reenable: bool) -> Action:
+def _one(place: str, row: Wanted, hook: Hook | None, unwanted: str, reenable: bool, others_off: bool) -> Action:
     def action(do: Do, reason: str) -> Action:
         return Action(do, place, reason, row.key, hook)
 
@@ -136,14 +140,17 @@ def _one(place: str, row: Wanted, hook: Hook | None, unwanted: str, reenable: bo
         return action(Do.NOTHING, "a maintainer sees to it by hand")
     if unwanted:
         return action(Do.DELETE if hook else Do.FORGET, unwanted)
+    if others_off if hook is None else not (hook.active or reenable):
+        return action(Do.DISABLED, "somebody switched it off at the forge; CC_CI_WEBHOOK_REENABLE=1 switches it on again")
     if row.unreadable:
         return action(Do.ROTATE, "no key opens its secret any more")
+    if hook is None and row.by_hand:
+        return action(Do.ROTATE, "nobody has added it by hand, and the token may: it gets a secret that people do not know")
     if hook is None:
-        return action(Do.CREATE, "it was deleted at the forge" if row.seen else "there is none yet")
+        before = f"; before this: {row.refused}" if row.refused else ""
+        return action(Do.CREATE, ("it was deleted at the forge" if row.seen else "there is none yet") + before)
     wrong = differences(hook, row.url)
     if not hook.active:
-        if not reenable:
-            return action(Do.DISABLED, "somebody switched it off at the forge; CC_CI_WEBHOOK_REENABLE=1 switches it on again")
         wrong = ["it was switched off at the forge", *wrong]
     if wrong:
         return action(Do.UPDATE, "; ".join(wrong))

@@ -8,6 +8,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from controlplane.cli import OURS, Exit
+from enrollment.budget import patient
 from enrollment.hook_reconcile import OVERLAP, reconcile
 from enrollment.hook_rows import rotate
 from enrollment.models import Forge, WebhookConfig
@@ -33,7 +34,8 @@ class Command(BaseCommand):
             if strangers := sorted(places - known):
                 raise CommandError(f"There is no webhook of {', '.join(strangers)}. `cc-ci reconcile_webhooks --all` lists them.")
             hooks = [hook for hook in hooks if hook.place.lower() in places]
-        begun, left = rotate(hooks)
+        with patient():
+            begun, left = rotate(hooks)
         for line in left:
             self.stdout.write(line)
         problems: list[str] = []
@@ -41,9 +43,16 @@ class Command(BaseCommand):
             # Also where nothing has begun now: what an interrupted run has begun is gone on with.
             result = reconcile(forge, apply=True, due_only=True)
             problems += [*result.problems, *([result.words()] if result.skipped else [])]
+        new = WebhookConfig.objects.filter(pk__in=[hook.pk for hook in begun]).select_related("repository", "forge")
+        made = [hook for hook in new if hook.state in (WebhookConfig.State.REGISTERED, WebhookConfig.State.VERIFIED)]
+        problems += [
+            f"{hook.place}: the new hook is {hook.state}; the old one stays until it stands. {hook.reason}".rstrip()
+            for hook in new
+            if hook not in made
+        ]
         minutes = int(OVERLAP.total_seconds() // 60)
         self.stdout.write(
-            f"{len(begun)} new secrets. The old ones count for {minutes} minutes more; then `cc-ci work`, or "
+            f"{len(made)} new secrets. The old ones count for {minutes} minutes more; then `cc-ci work`, or "
             "`cc-ci reconcile_webhooks --apply`, deletes their hooks."
         )
         for problem in problems:
