@@ -13,7 +13,7 @@ from enrollment.models import Forge, Repository, WebhookConfig
 
 #: What to type, or to do, about a state that is not well.
 FIXES = {
-    State.REFUSED: "give the token admin right there, or add the hook by hand: the repository's page in the admin has the steps",
+    State.REFUSED: "do what the reason says, or add the hook by hand: the repository's page in the admin has the steps",
     State.UNHEALTHY: "cc-ci reconcile_webhooks; then look at the hook's last deliveries at the forge",
     State.DRIFTED: "cc-ci reconcile_webhooks --apply",
     State.DISABLED: "switch it on at the forge, or CC_CI_WEBHOOK_REENABLE=1",

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.conf import settings
 from django.db import models
 from django.db.models import Q
+from django.db.models.signals import post_delete, pre_delete
+from django.dispatch import receiver
 from django.utils import timezone
 
 from controlplane.secrets import EncryptedTextField, reveal
@@ -83,6 +87,31 @@ class WebhookConfig(models.Model):
 
     def reveal_secret(self) -> str:
         return reveal(self.secret)
+
+
+@receiver(pre_delete, sender=WebhookConfig)
+def know_the_place(instance: WebhookConfig, **more: Any) -> None:
+    """Read the repository while it is there: its row may be the first to go."""
+    _ = instance.repository
+
+
+@receiver(post_delete, sender=WebhookConfig)
+def leave_behind(instance: WebhookConfig, origin: Any = None, **more: Any) -> None:
+    """A repository's row was deleted, and its hook's with it. What stands at the forge is still to be removed: a row stays for
+    that, of no repository, with its full name as the owner. Its secret counts no more."""
+    if getattr(origin, "model", type(origin)) is not Repository or instance.repository is None or instance.by_hand:
+        return
+    if instance.state == WebhookConfig.State.REFUSED and instance.remote_id is None:
+        return  # the forge never had it
+    WebhookConfig.objects.create(
+        forge_id=instance.forge_id,
+        owner=instance.repository.full_name,
+        key=instance.key,
+        remote_id=instance.remote_id,
+        state=WebhookConfig.State.ROTATING,
+        reason="its repository was removed here; it goes at the next pass",
+        ends_at=timezone.now(),
+    )
 
 
 class Delivery(models.Model):

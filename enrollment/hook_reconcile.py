@@ -31,11 +31,13 @@ from enrollment.forges.base import (
     Hook,
     NotFound,
     RateLimited,
+    Rejected,
     Unauthorized,
     Unavailable,
 )
 from enrollment.hook_models import hooks_address
-from enrollment.hook_rows import Place, current_first, ensure_row, replace_secret
+from enrollment.hook_pass import Pass, Told, as_wanted, not_taken, told_by, why
+from enrollment.hook_rows import Place, current_first, drop_refused, ensure_row, replace_secret
 from enrollment.hook_states import State, move
 from enrollment.models import Forge, Repository, WebhookConfig
 from enrollment.webhooks import EVENTS, WRITES, Action, Do, Wanted, differences, key_in, plan, wanted
@@ -48,30 +50,13 @@ CHECK_HOURS = 6
 SOON = timedelta(minutes=15)
 #: How long both secrets count when one takes the other's place.
 OVERLAP = timedelta(minutes=15)
-#: A hook that looks right and is unhealthy for longer gets a new secret; at most one each NEW_SECRET_AFTER.
-SILENT_AFTER = timedelta(hours=6)
-NEW_SECRET_AFTER = timedelta(days=1)
-#: Seconds that a pass holds its lease without renewing it.
+#: Seconds that a pass holds its lease without renewing it, and how many more while it writes: the budget may keep it waiting.
 LEASE_SECONDS = 120
+PATIENCE_SECONDS = 600
 
 
-@dataclass
-class Pass:
-    """What a look at a forge's hooks found: the plan and, when it was applied, how often something was written there."""
-
-    forge: str
-    actions: list[Action] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    writes: int = 0
-    unfinished: bool = False
-    skipped: str = ""
-
-    def words(self) -> str:
-        if self.skipped:
-            return f"{self.forge}: {self.skipped}"
-        changes = sum(action.do in WRITES for action in self.actions)
-        text = f"{self.forge}: {len(self.actions)} hooks looked at, {changes} to change, {self.writes} writes"
-        return f"{text}, {len(self.problems)} problems" if self.problems else text
+class LeaseLost(Exception):
+    """Another process sees to the forge's hooks by now."""
 
 
 def is_wanted(row: Repository) -> bool:
@@ -93,6 +78,8 @@ def reconcile(
         worker = _Worker(forge, client, apply, due_only, deadline, result, held)
         try:
             worker.run()
+        except LeaseLost:
+            result.skipped, result.unfinished = "another process has taken over its hooks", True
         except (ForgeError, SecretUnreadable) as error:
             result.problems.append(f"{error}. {error.advice}" if isinstance(error, ForgeError) else str(error))
     return result
@@ -129,6 +116,24 @@ class _Worker:
             self.before[hook.repository_id, None if hook.repository_id else hook.owner_id].append(hook)
         for (owner_id, _), group in groupby(rows, key=lambda row: (row.owner_id, None if row.owner_id else row.owner)):
             self._owner(list(group), owner_id, hooked, owners)
+        self._left_behind({row.owner_id for row in rows})
+
+    def _left_behind(self, owner_ids: set[int | None]) -> None:
+        """Remove the hooks of organisations, and of repositories, of which nothing is enrolled here any more."""
+        left: dict[Place, list[WebhookConfig]] = defaultdict(list)
+        for hook in [hook for (pk, _), hooks in self.before.items() if pk is None for hook in hooks]:
+            if hook.owner_id is None:  # see `hook_models.leave_behind`
+                owner, _, name = hook.owner.partition("/")
+                left[Place(self.forge, owner, None, gone=name)].append(hook)
+            elif hook.owner_id not in owner_ids:
+                left[Place(self.forge, hook.owner, hook.owner_id)].append(hook)
+        for place, hooks in left.items():
+            if self.due_only and not any(hook.next_check_at is None or hook.next_check_at <= self.now for hook in hooks):
+                continue
+            if time.monotonic() > self.deadline:
+                self.result.unfinished = True
+                return
+            self._settle(place, "nothing of it is enrolled any more")
 
     def _due_of(self, name: str, **only: None) -> Iterator[tuple[int, bool]]:
         """For each place with rows whether it is time to look at it."""
@@ -139,102 +144,162 @@ class _Worker:
         yield from due.items()
 
     def _owner(self, group: list[Repository], owner_id: int | None, hooked: dict[int, bool], owners: dict[int, bool]) -> None:
-        place = Place(self.forge, group[0].owner, owner_id)
         active = [row for row in group if row.active]
+        # What is watched no longer keeps the name that it had.
+        witness = (active or group)[0]
+        place = Place(self.forge, witness.owner, owner_id)
         # One for all only where all want it: an organisation's hook tells of every repository it has.
         for_all = owner_id is not None and bool(active) and all(is_wanted(row) for row in active)
-        by_organisation = for_all and self._organisation(place, owners)
+        told = self._organisation(place, owners, witness) if for_all else Told.NO
         for row in group:
-            unwanted = self._unwanted(row, by_organisation)
+            unwanted = self._unwanted(row, told)
             if unwanted and row.pk not in hooked:
+                continue
+            if told == Told.DOUBT and not any(hook.remote_id or hook.by_hand for hook in self.before[row.pk, None]):
                 continue
             if self.due_only and not hooked.get(row.pk, True):
                 continue
             if time.monotonic() > self.deadline:
                 self.result.unfinished = True
                 return
-            self._settle(Place(self.forge, row.owner, row.owner_id, row), unwanted)
+            self._settle(Place(self.forge, row.owner, row.owner_id, row), unwanted, row)
         if not for_all and owner_id in owners and (not self.due_only or owners[owner_id]):
             # Last: the repositories' own stand by now.
-            self._settle(place, "not all of its repositories want a hook" if active else "none of its repositories is watched")
+            reason = "not all of its repositories want a hook" if active else "none of its repositories is watched"
+            self._settle(place, reason, witness)
 
-    def _organisation(self, place: Place, owners: dict[int, bool]) -> bool:
+    def _organisation(self, place: Place, owners: dict[int, bool], witness: Repository) -> Told:
         """See to an organisation's hook. Returns whether it is the one that tells of its repositories."""
         if place.owner_id is not None and self.due_only and not owners.get(place.owner_id, True):
-            return any(row.state not in (State.REFUSED, State.ROTATING) for row in place.rows())
-        return self._settle(place, "")
+            return told_by(place.rows())
+        actions = self._settle(place, "", witness)
+        if not self.apply and any(action.do in (Do.CREATE, Do.UPDATE, Do.ROTATE) for action in actions):
+            return Told.YES  # it would be, once that is done
+        rows = place.rows()
+        if not self.apply and any(action.do == Do.REFUSED for action in actions):
+            return Told.YES if told_by(rows) == Told.YES and rows[0].state == State.VERIFIED else Told.NO
+        return told_by(rows)
 
     @staticmethod
-    def _unwanted(row: Repository, by_organisation: bool) -> str:
+    def _unwanted(row: Repository, told: Told) -> str:
         if not row.active:
             return "the repository is watched no longer"
         if not is_wanted(row):
             return "hooks are switched off for it"
-        return "the organisation's hook tells of it" if by_organisation else ""
+        return "the organisation's hook tells of it" if told == Told.YES else ""
 
     # --- one place
 
-    def _settle(self, place: Place, unwanted: str) -> bool:
-        """Bring one place in order. Returns whether hooks there can be seen to, and one is wanted."""
-        if self.held and time.monotonic() > self.renew_at:
-            self.held.renew(LEASE_SECONDS)
-            self.renew_at = time.monotonic() + LEASE_SECONDS / 4
+    def _hold(self, write: bool = False) -> None:
+        """Hold the lease for longer, in any case before a write. Raises LeaseLost when it is somebody else's by now."""
+        if self.held is None or not (write or time.monotonic() > self.renew_at):
+            return
+        if not self.held.renew(LEASE_SECONDS + (PATIENCE_SECONDS if write else 0)):
+            raise LeaseLost
+        self.renew_at = time.monotonic() + LEASE_SECONDS / 4
+
+    def _settle(self, place: Place, unwanted: str, witness: Repository | None = None) -> list[Action]:
+        """Bring one place in order. Returns what is to be done there, or was. `witness` tells by its id how the place is called
+        now: itself, or one of the organisation's repositories."""
+        self._hold()
+        done: list[Action] = []
         for turn in range(2):  # a rotation makes a new row, which is created in the second turn
             rows = place.rows() if turn else self._before(place)
             if self.apply and not unwanted and all(row.state == State.ROTATING for row in rows):
                 ensure_row(place)
                 rows = place.rows()
             elif self.apply and unwanted:
-                rows = _drop_refused(rows)
+                rows = drop_refused(rows)
             if unwanted and not rows:
-                return False
+                break
             try:
                 actions = self._plan(place, rows, unwanted)
+                if self.apply and any(action.do in WRITES for action in actions) and self._has_moved(place, witness, rows):
+                    break
                 if self.apply:
                     self._apply(place, rows, actions)
             except (Unauthorized, RateLimited, Unavailable):
-                WebhookConfig.objects.filter(pk__in=[row.pk for row in rows]).update(next_check_at=self.now + SOON)
+                self._again_soon(rows)
                 raise
             except (Forbidden, NotFound) as error:
                 # Nobody may have listed them, or this very thing could not be done.
-                self._refuse(place, rows, _why(place, error), unwanted)
-                return any(row.state == State.VERIFIED for row in rows)
+                if not self._comes_of_a_move(place, witness, rows, error):
+                    done.append(self._refuse(place, rows, why(place, error)))
+                break
             except ForgeError as error:
                 self.result.problems.append(f"{place}: {error}. {error.advice}")
-                WebhookConfig.objects.filter(pk__in=[row.pk for row in rows]).update(next_check_at=self.now + SOON)
-                return any(row.state != State.REFUSED for row in rows)
+                self._again_soon(rows)
+                break
+            done += actions
             self.result.actions += actions
             if not self.apply or not any(action.do == Do.ROTATE for action in actions):
                 break
-        return not unwanted
+        return done
+
+    def _again_soon(self, rows: list[WebhookConfig]) -> None:
+        WebhookConfig.objects.filter(pk__in=[row.pk for row in rows]).update(next_check_at=self.now + SOON)
+
+    def _comes_of_a_move(self, place: Place, witness: Repository | None, rows: list[WebhookConfig], error: ForgeError) -> bool:
+        """Whether a refusal, if it is the first, comes of an old name: one that is nobody's now, or somebody else's."""
+        first = self.apply and any(row.state not in (State.REFUSED, State.ROTATING) for row in rows)
+        try:
+            return first and (not place.repository or isinstance(error, NotFound)) and self._has_moved(place, witness, rows)
+        except (Forbidden, NotFound):
+            return False
+
+    def _has_moved(self, place: Place, witness: Repository | None, rows: list[WebhookConfig]) -> bool:
+        """Whether a place is called otherwise by now: what stands under the name known here is somebody else's then. The new
+        name is taken over, and the place is looked at again in the next pass. Raises ForgeError."""
+        if witness is None:
+            return False
+        try:
+            remote = self.client.repository_by_id(witness.forge_repo_id)
+        except NotFound:
+            if place.repository is None:
+                return False  # the repository is gone; that says nothing of the organisation
+            raise
+        if (remote.full_name if place.repository else remote.full_name.partition("/")[0]) == str(place):
+            return False
+        from enrollment.enrolling import FACTS, copy_facts  # which asks for rights, and those know us
+
+        self.result.problems.append(f"{place} has another name now, {remote.full_name}; its hooks wait for the next pass")
+        same_owner = remote.owner_id == witness.owner_id
+        copy_facts(witness, remote)
+        witness.save(update_fields=FACTS)
+        if same_owner and witness.owner_id is not None:
+            Repository.objects.filter(forge=self.forge, owner_id=witness.owner_id).update(owner=remote.owner)
+        WebhookConfig.objects.filter(pk__in=[row.pk for row in rows]).update(next_check_at=self.now)
+        return True
 
     def _before(self, place: Place) -> list[WebhookConfig]:
         repository = place.repository
-        return list(self.before[(repository.pk, None) if repository else (None, place.owner_id)])
+        rows = self.before[(repository.pk, None) if repository else (None, place.owner_id)]
+        return [row for row in rows if not place.gone or row.owner == str(place)]
 
     def _plan(self, place: Place, rows: list[WebhookConfig], unwanted: str) -> list[Action]:
         found = list(self.client.hooks(place.owner, place.name))
-        known = [_as_wanted(row, self.now) for row in rows]
+        known = [as_wanted(row, self.now) for row in rows]
         if not unwanted and all(row.rotating for row in known):
             known.insert(0, Wanted("", hooks_address(self.forge.pk)))  # only when nothing is applied
         reenable = settings.CC_CI.webhook_reenable
         return plan(str(place), known, found, address=hooks_address(self.forge.pk), unwanted=unwanted, reenable=reenable)
 
-    def _refuse(self, place: Place, rows: list[WebhookConfig], reason: str, unwanted: str) -> None:
-        self.result.actions.append(Action(Do.REFUSED, str(place), reason))
-        if not self.apply:
-            return
-        for row in rows:
+    def _refuse(self, place: Place, rows: list[WebhookConfig], reason: str) -> Action:
+        action = Action(Do.REFUSED, str(place), reason)
+        self.result.actions.append(action)
+        for row in rows if self.apply else []:
             if row.state != State.ROTATING:
                 move(row, "refuse", reason)
             elif row.ends_at and row.ends_at <= self.now:
                 row.delete()  # its secret counts no more; the hook itself is out of reach
-        self._looked(place, rows)
+        if self.apply:
+            self._looked(place, rows)
+        return action
 
     def _looked(self, place: Place, rows: list[WebhookConfig]) -> None:
         later = self.now + timedelta(hours=CHECK_HOURS * random.uniform(0.9, 1.1))  # noqa: S311
         looked = WebhookConfig.objects.filter(pk__in=[row.pk for row in rows if row.pk])
-        if any((row.owner, row.owner_id) != (place.owner, place.owner_id) for row in rows):
+        if not place.gone and any((row.owner, row.owner_id) != (place.owner, place.owner_id) for row in rows):
             looked.update(owner=place.owner, owner_id=place.owner_id)
         # One whose end is set is looked at again then.
         looked.exclude(ends_at__gt=self.now).update(checked_at=self.now, next_check_at=later)
@@ -243,6 +308,8 @@ class _Worker:
         by_key = {row.key: row for row in rows}
         for action in actions:
             row = by_key.get(action.key)
+            if action.do in WRITES:
+                self._hold(write=True)
             if action.do == Do.DELETE:
                 self._delete(place, action, row, by_key)
             elif row is None:
@@ -262,23 +329,29 @@ class _Worker:
         self._looked(place, rows)
 
     def _create(self, place: Place, row: WebhookConfig, action: Action) -> None:
-        if place.repository and self.client.repository_by_id(place.repository.forge_repo_id).full_name != str(place):
-            # Renamed a moment ago, and the name may be somebody else's now. The next listing brings the new one.
-            self.result.problems.append(f"{place} has another name now; its hook waits for that")
-            Repository.objects.filter(pk=place.repository.pk).update(net_due_at=self.now)
-            return
         move(row, "drift", action.reason)
         self.result.writes += 1
-        with _noted(place):
-            hook = self.client.create_hook(place.owner, place.name, url=row.url, secret=row.reveal_secret(), events=EVENTS)
+        try:
+            with _noted(place):
+                hook = self.client.create_hook(place.owner, place.name, url=row.url, secret=row.reveal_secret(), events=EVENTS)
+        except Rejected as error:
+            self._refuse(place, [row], not_taken(row, error))
+            return
         self._registered(row, hook, "made" if not row.remote_id else f"made again: {action.reason}")
+        if left := differences(hook, row.url):
+            self.result.problems.append(f"{place}: the forge made the hook and says: {'; '.join(left)}")
+            move(row, "drift", "; ".join(left))
 
     def _update(self, place: Place, row: WebhookConfig, action: Action, hook: Hook) -> None:
         move(row, "drift", action.reason)
         whole = replace(hook, url=row.url, events=frozenset(EVENTS), active=True, content_type="json", branch_filter="*")
         self.result.writes += 1
-        with _noted(place):
-            answer = self.client.edit_hook(place.owner, place.name, whole)
+        try:
+            with _noted(place):
+                answer = self.client.edit_hook(place.owner, place.name, whole)
+        except Rejected as error:
+            self._refuse(place, [row], not_taken(row, error))
+            return
         if left := differences(answer, row.url):
             self.result.problems.append(f"{place}: the forge took the change and still says: {'; '.join(left)}")
             return
@@ -306,8 +379,12 @@ class _Worker:
     def _delete(self, place: Place, action: Action, row: WebhookConfig | None, known: Collection[str]) -> None:
         if action.hook:
             key = key_in(action.hook.url)
-            if row is None and key not in known and any(other.key == key for other in place.rows()):
-                return  # a maintainer asked for its secret, and added it, while this pass went on
+            if row is None and key not in known:
+                # A maintainer asked for its secret, and added it, while this pass went on. Or it is another place's, which came
+                # to stand under this name; those left behind by rows that are gone are in nobody's way.
+                others = WebhookConfig.objects.filter(forge=self.forge, key=key)
+                if others.exclude(repository=None, owner_id=None).exists():
+                    return
             self.result.writes += 1
             try:
                 with _noted(place):
@@ -323,43 +400,12 @@ def _noted(place: Place) -> Iterator[None]:
     """A write within this block shows what the token may do, by success or refusal."""
     from enrollment import rights  # which asks whether hooks are wanted, and so knows us
 
+    if place.gone:
+        yield
+        return
     try:
         yield
     except Forbidden as error:
         rights.note_hook_write(place.forge, place.owner, place.repository, str(error))
         raise
     rights.note_hook_write(place.forge, place.owner, place.repository)
-
-
-def _drop_refused(rows: list[WebhookConfig]) -> list[WebhookConfig]:
-    """Drop those of which nothing stands at the forge. Returns the others."""
-    gone = [row.pk for row in rows if row.state == State.REFUSED and row.remote_id is None and not row.by_hand]
-    if gone:
-        WebhookConfig.objects.filter(pk__in=gone).delete()
-    return [row for row in rows if row.pk not in gone]
-
-
-def _why(place: Place, error: ForgeError) -> str:
-    if place.repository is None:
-        return f"The token does not own {place.owner} ({error}). Each repository gets a hook of its own, where the token may."
-    return f"The token has no admin right at {place} ({error}). Give it one, or add the hook by hand."
-
-
-def _as_wanted(row: WebhookConfig, now: datetime) -> Wanted:
-    try:
-        row.reveal_secret()
-        unreadable = False
-    except SecretUnreadable:
-        unreadable = True
-    rotating = row.state == State.ROTATING
-    return Wanted(
-        key=row.key,
-        url=row.url,
-        remote_id=row.remote_id,
-        seen=row.remote_id is not None,
-        by_hand=row.by_hand,
-        rotating=rotating,
-        ended=rotating and row.ends_at is not None and row.ends_at <= now,
-        unreadable=unreadable and not rotating,
-        silent=row.state == State.UNHEALTHY and row.state_at < now - SILENT_AFTER and row.created_at < now - NEW_SECRET_AFTER,
-    )

@@ -54,7 +54,7 @@ MOVES: dict[str, tuple[tuple[State, ...], State, str, str]] = {
         (State.ABSENT, State.REGISTERED, State.UNHEALTHY, State.DRIFTED, State.DISABLED),
         State.REFUSED,
         "reconciling",
-        "The token may not see to hooks there. One that delivers stays verified.",
+        "The token may not see to hooks there, or the forge does not take one. One that delivers stays verified.",
     ),
     "rotate": (
         (State.ABSENT, State.REGISTERED, State.VERIFIED, State.UNHEALTHY, State.DRIFTED, State.DISABLED, State.REFUSED),

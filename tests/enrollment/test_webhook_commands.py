@@ -109,6 +109,23 @@ def test_a_rotation_by_command(owned: World, shell: Shell) -> None:
     assert len(owned.remote.tables.hooks) == 1
 
 
+def test_without_the_right_none_is_said_to_be_made(owned: World, shell: Shell) -> None:
+    shell("reconcile_webhooks", "--apply")
+    owned.remote.add_member(owned.org, owned.bot, "read")
+    assert shell("rotate_webhook_secret", "recipes") == DONE
+    assert "recipes: the token may not see to its hooks any more" in shell.out
+    assert "0 new secrets" in shell.out
+    assert WebhookConfig.objects.filter(state="rotating").count() == 0
+
+
+def test_with_a_right_to_look_only_no_new_secret_is_counted(owned: World, shell: Shell) -> None:
+    shell("reconcile_webhooks", "--apply")
+    owned.remote.faults = lambda request: Fault(status=403) if request.method == "POST" else None
+    assert shell("rotate_webhook_secret", "recipes") == OURS
+    assert "0 new secrets" in shell.out
+    assert "recipes: the new hook is refused; the old one stays until it stands." in shell.err
+
+
 def test_an_interrupted_rotation_is_gone_on_with(owned: World, shell: Shell) -> None:
     shell("reconcile_webhooks", "--apply")
     hook_rows.rotate(list(WebhookConfig.objects.all()))  # and killed

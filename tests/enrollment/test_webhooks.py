@@ -27,7 +27,8 @@ from enrollment.forges.base import Forbidden, Hook
 from enrollment.forges.gitea import GiteaClient
 from enrollment.hook_checks import check_webhooks
 from enrollment.hook_models import hooks_address
-from enrollment.hook_reconcile import OVERLAP, Pass, reconcile
+from enrollment.hook_pass import Pass
+from enrollment.hook_reconcile import OVERLAP, reconcile
 from enrollment.hook_rows import rotate, secret_by_hand
 from enrollment.hook_states import MOVES, State, move
 from enrollment.models import Comment, Delivery, Forge, Repository, WebhookConfig
@@ -147,6 +148,31 @@ PLANS: list[tuple[str, list[Wanted], list[Hook], dict[str, Any], list[tuple[str,
     ("not wanted and gone", [ROW], [], {"unwanted": "off"}, [("forget", None)]),
     ("by hand, not wanted", [replace(ROW, by_hand=True)], [REAL], {"unwanted": "off"}, [("nothing", 7)]),
     ("unreadable", [replace(ROW, unreadable=True)], [REAL], {}, [("rotate", 7)]),
+    ("unreadable and off", [replace(ROW, unreadable=True)], [replace(REAL, active=False)], {}, [("disabled", 7)]),
+    ("silent and off", [replace(ROW, silent=True)], [replace(REAL, active=False)], {}, [("disabled", 7)]),
+    (
+        "unreadable, on by policy",
+        [replace(ROW, unreadable=True)],
+        [replace(REAL, active=False)],
+        {"reenable": True},
+        [("rotate", 7)],
+    ),
+    (
+        "a rotation of one that is off",
+        [Wanted("k2", f"{ADDRESS}?hook=k2"), replace(ROW, rotating=True)],
+        [replace(REAL, active=False)],
+        {},
+        [("nothing", 7), ("disabled", None)],
+    ),
+    (
+        "the same by policy",
+        [Wanted("k2", f"{ADDRESS}?hook=k2"), replace(ROW, rotating=True)],
+        [replace(REAL, active=False)],
+        {"reenable": True},
+        [("create", None), ("nothing", 7)],
+    ),
+    ("by hand, and not there", [replace(ROW, by_hand=True)], [], {}, [("rotate", None)]),
+    ("by hand, and there", [replace(ROW, by_hand=True)], [REAL], {}, [("nothing", 7)]),
     ("silent", [replace(ROW, silent=True)], [REAL], {}, [("rotate", 7)]),
     ("silent and drifted", [replace(ROW, silent=True)], [replace(REAL, events=frozenset())], {}, [("update", 7)]),
     (

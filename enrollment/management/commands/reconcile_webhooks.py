@@ -10,7 +10,8 @@ from django.core.management.base import BaseCommand, CommandError
 
 from controlplane.cli import OURS, Exit
 from enrollment.budget import patient
-from enrollment.hook_reconcile import Pass, reconcile
+from enrollment.hook_pass import Pass
+from enrollment.hook_reconcile import reconcile
 from enrollment.models import Forge
 from enrollment.naming import NotNamed, find_forge
 from enrollment.webhooks import WRITES, Action, Do
