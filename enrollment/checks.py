@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from controlplane.registry import Finding
 from controlplane.secrets import SecretUnreadable
-from enrollment import abilities, budget, clocks, rights, trust
+from enrollment import abilities, budget, clocks, rights, rights_told, trust
 from enrollment.clients import client_for
 from enrollment.forges.base import Forbidden, ForgeClient, ForgeError, NotFound, Unauthorized
 from enrollment.hook_reconcile import is_wanted
@@ -68,7 +68,7 @@ def check_forge(forge: Forge) -> Iterator[Finding]:
         yield Finding(f"{name} token", "ok", f"belongs to {me.login}")
     yield from _check_repositories(forge, client, name)
     yield from _check_teams(forge, client, me.login, name)
-    yield from rights.findings(forge)
+    yield from rights_told.findings(forge)
     if abilities.contradicted(forge):
         yield Finding(
             name, "warning", "behaves otherwise than was found out about it", f"cc-ci rights --refresh --forge {forge.url}"
@@ -91,7 +91,7 @@ def _check_repositories(forge: Forge, client: ForgeClient, name: str) -> Iterato
     if not rows:
         yield Finding(f"{name} repositories", "warning", "none is enrolled", "cc-ci enroll OWNER/REPO")
         return
-    gone, lacks = [], rights.lacking(Right.objects.filter(forge=forge, held=Right.Held.NO))
+    gone, lacks = [], rights_told.lacking(Right.objects.filter(forge=forge, held=Right.Held.NO))
     for row in rows[:20]:
         try:
             remote = client.repository_by_id(row.forge_repo_id)

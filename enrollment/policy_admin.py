@@ -14,7 +14,7 @@ from unfold.decorators import action, display
 
 from controlplane.adminsite import ReadOnlyAdmin
 from controlplane.secrets import SecretUnreadable
-from enrollment import abilities, budget, rights
+from enrollment import abilities, budget, rights, rights_told
 from enrollment.clients import client_for
 from enrollment.forges.base import ForgeError
 from enrollment.models import Forge, Repository, RequestCount, Right, Traffic
@@ -25,11 +25,11 @@ POLICIES = ("members_may_ask", "team", "collaborators_may_ask", "allow", "block"
 
 def rights_table(forge: Forge, repository: Repository | None = None) -> str:
     """What the token may do, for a page."""
-    lines = rights.lines_of(forge, repository)
+    lines = rights_told.lines_of(forge, repository)
     rows = [
         {
             "text": f"{line.text} ({line.scope})" if line.scope else line.text,
-            "seen": rights.counts(line),
+            "seen": rights_told.counts(line),
             "meaning": line.meaning,
             "evidence": line.evidence,
             "level": line.level,
@@ -37,7 +37,7 @@ def rights_table(forge: Forge, repository: Repository | None = None) -> str:
         for line in lines
     ]
     not_yet = "Not looked at yet: the action “See rights and abilities now” does."
-    empty = rights.NOT_THE_SCOPES if any(line.counts for line in lines) else not_yet
+    empty = rights_told.NOT_THE_SCOPES if any(line.counts for line in lines) else not_yet
     return render_to_string(
         "enrollment/_lines.html", {"lines": rows, "heading": "right of the token (scope it needs)", "empty": empty}
     )

@@ -17,7 +17,7 @@ from django.utils import timezone
 
 from controlplane.cli import Exit
 from controlplane.registry import registry
-from enrollment import checks, rights, tasks
+from enrollment import checks, rights, rights_told, tasks
 from enrollment.clients import client_for
 from enrollment.enrolling import add_forge
 from enrollment.forges import gitea
@@ -205,7 +205,7 @@ def test_a_webhook_that_is_refused_shows_that_the_token_may_not(world: World) ->
     see(world, "olga", *READING)
     world.poll()
     Repository.objects.update(webhooks="on")
-    assert rights.lacking(Right.objects.all()) == frozenset()
+    assert rights_told.lacking(Right.objects.all()) == frozenset()
     reconcile(Forge.objects.get(), apply=True)
     for _ in range(2):
         seen = {row.name: row for row in Right.objects.all()}
@@ -219,7 +219,7 @@ def test_a_webhook_that_is_refused_shows_that_the_token_may_not(world: World) ->
     # What the token was seen to lack is no right that is too much, though the account has it.
     Repository.objects.update(webhooks="off")
     assert [found.text for found in checks.check_forges() if found.name.endswith("rights") and found.level != "ok"] == []
-    lines = {line.name: line for line in rights.lines_of(Forge.objects.get())}
+    lines = {line.name: line for line in rights_told.lines_of(Forge.objects.get())}
     assert lines["admin"].counts == {"yes": 1} and "lack the scope write:repository" in lines["admin"].meaning
     # With another token all that was tried is to be seen anew.
     add_forge(world.server.url, world.remote.add_token("olga"))
@@ -262,7 +262,7 @@ def test_the_scope_that_each_right_needs_is_told(world: World, admin_client: Cli
         assert spec.scope
         assert f"[{spec.scope}]" in out.getvalue()
         assert f"{spec.text} ({spec.scope})" in page
-    assert rights.NOT_THE_SCOPES in out.getvalue() and rights.NOT_THE_SCOPES in page
+    assert rights_told.NOT_THE_SCOPES in out.getvalue() and rights_told.NOT_THE_SCOPES in page
 
 
 def test_a_repository_that_cannot_be_read(world: World) -> None:
@@ -270,7 +270,7 @@ def test_a_repository_that_cannot_be_read(world: World) -> None:
     world.remote.remove_member(world.org, world.bot)
     assert see(world)["read"] == "no"
     assert "404" in Right.objects.get(name="read").evidence
-    assert next(finding.level for finding in rights.findings(world.forge)) == "error"
+    assert next(finding.level for finding in rights_told.findings(world.forge)) == "error"
 
 
 def test_a_persons_repository_has_no_organisation(world: World) -> None:
@@ -299,7 +299,7 @@ def test_a_refused_comment_shows_the_scope_that_is_missing(world: World) -> None
     world.hear()
     right = Right.objects.get(name="comment")
     assert (right.held, "write:issue" in right.evidence) == ("no", True)
-    (finding,) = [found for found in rights.findings(Forge.objects.get()) if "write comments" in found.text]
+    (finding,) = [found for found in rights_told.findings(Forge.objects.get()) if "write comments" in found.text]
     assert "no answer is posted" in finding.text
 
 
@@ -361,7 +361,7 @@ def test_one_question_without_an_answer_hides_no_other(world: World, broken: str
     assert seen.pop(name) == "unknown"
     assert {name for name, word in seen.items() if word != "unknown"} == others
     assert "no answer: " in Right.objects.get(name=name).evidence
-    (finding,) = [found for found in rights.findings(Forge.objects.get()) if found.level == "warning"]
+    (finding,) = [found for found in rights_told.findings(Forge.objects.get()) if found.level == "warning"]
     assert rights.RIGHTS[name].text in finding.text and "no answer" in finding.text
     world.remote.faults = None
     asked = len(world.own_requests())
@@ -449,7 +449,7 @@ def test_warned_is_about_what_is_missing_and_what_is_too_much(
     world: World, login: str, hooks_wanted: bool, warned: set[str]
 ) -> None:
     see(world, login)
-    lines = rights.table(Right.objects.all(), hooks_wanted=hooks_wanted)
+    lines = rights_told.table(Right.objects.all(), hooks_wanted=hooks_wanted)
     assert {line.name for line in lines if line.level != "ok"} == warned
     assert all(line.meaning for line in lines if line.level != "ok")
 

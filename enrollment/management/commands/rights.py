@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from controlplane.cli import NO, OURS, Exit
 from controlplane.secrets import SecretUnreadable
-from enrollment import abilities, budget, rights
+from enrollment import abilities, budget, rights, rights_told
 from enrollment.clients import client_for
 from enrollment.forges.base import ForgeError
 from enrollment.models import Forge, Repository, Traffic
@@ -65,7 +65,7 @@ class Command(BaseCommand):
     def _facts(forge: Forge, row: Repository | None) -> dict[str, Any]:
         return {
             "forge": forge.url,
-            "rights": [asdict(line) for line in rights.lines_of(forge, row)],
+            "rights": [asdict(line) for line in rights_told.lines_of(forge, row)],
             "abilities": [asdict(line) for line in abilities.lines_of(forge)],
             "trouble": budget.words_on(Traffic.objects.filter(forge=forge).first(), timezone.now()),
         }
@@ -77,7 +77,7 @@ class Command(BaseCommand):
             mark = {"ok": " ", "warning": "!", "error": "x"}[line["level"]]
             scope = f"[{line['scope']}]" if line["scope"] else ""
             self.stdout.write(f" {mark} {line['text']:45} {counts:20} {scope:31} {line['meaning']}".rstrip())
-        self.stdout.write(f"   {rights.NOT_THE_SCOPES}")
+        self.stdout.write(f"   {rights_told.NOT_THE_SCOPES}")
         if row is None:
             self.stdout.write(f"what the forge can do (version {forge.version or '?'})")
             for line in facts["abilities"]:
