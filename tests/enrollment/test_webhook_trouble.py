@@ -17,11 +17,14 @@ from controlplane.leases import Held
 from controlplane.models import Lease
 from controlplane.registry import registry
 from enrollment import hook_reconcile
+from enrollment.forges.gitea import GiteaClient
 from enrollment.hook_checks import check_webhooks
+from enrollment.hook_models import hooks_address
 from enrollment.hook_reconcile import reconcile
 from enrollment.hook_rows import rotate, secret_by_hand
 from enrollment.models import Comment, Repository, WebhookConfig
 from enrollment.sandbox.faults import Fault
+from enrollment.webhooks import EVENTS
 from tests.enrollment.hooks import Bridge, writes
 from tests.enrollment.test_webhooks import (
     FORGEJO,
@@ -303,6 +306,17 @@ def test_an_organisation_without_repositories_loses_its_hook(world: World) -> No
     assert (remote(world), WebhookConfig.objects.count()) == ([], 0)
 
 
+def test_where_nothing_is_enrolled_only_its_own_goes(world: World) -> None:
+    """Somebody else of ours may be called so by now, and no id can be asked for."""
+    own_organisation(world)
+    apply(world)
+    root = GiteaClient(world.server.url, world.remote.add_token(world.admin))
+    other = root.create_hook("recipes", "", url=f"{hooks_address(world.forge.pk)}?hook=other", secret="x", events=EVENTS)
+    Repository.objects.update(owner="other", owner_id=999, active=False)
+    apply(world)
+    assert [hook.id for hook in remote(world)] == [other.id]
+
+
 @pytest.mark.parametrize("who", ["organisation", "repositories"])
 @pytest.mark.parametrize("how", ["row", "queryset"])
 def test_with_the_rows_of_repositories_their_hooks_go(world: World, who: str, how: str) -> None:
@@ -490,7 +504,7 @@ def test_it_is_on_the_schedule() -> None:
     assert (recurring.task, recurring.every_seconds <= 60) == ("enrollment.tasks.see_to_hooks", True)
 
 
-def test_a_transferred_repository_counts_as_told_of_no_longer(world: World) -> None:
+def test_a_transferred_repository_is_known_under_its_new_owner_at_its_listing(world: World) -> None:
     verified(world)
     other = world.remote.add_org("other", world.admin)
     world.remote.add_member(other, world.bot, "read")
