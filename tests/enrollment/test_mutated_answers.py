@@ -32,11 +32,12 @@ from hypothesis import strategies as st
 from controlplane.models import Lease
 from enrollment import polling
 from enrollment.clocks import AHEAD
-from enrollment.forges.base import ForgeClient, ForgeError
+from enrollment.forges.base import ForgeClient, ForgeError, Hook
 from enrollment.forges.http import ask_of
 from enrollment.models import Comment, Delivery, Forge, PullRequest, Repository, Traffic
 from enrollment.sandbox.faults import Request, Response
 from enrollment.sandbox.model import Comment as RemoteComment
+from enrollment.webhooks import EVENTS
 from runs import intake, lifecycle, reporting
 from runs.models import FINAL, Report, State, TestRun
 from tests.chaos.air import FAIR, Air, Strike, VirtualTime
@@ -192,6 +193,8 @@ def liar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCapt
         for name in ("a", "b"):
             world.add_recipe(name)
             world.enroll(f"recipes/{name}")
+            world.remote.add_collaborator(f"recipes/{name}", world.bot, "admin")
+        world.remote.add_member(world.org, world.bot, "owner")
         yield Liar(world, clock, air)
     air.strike = lambda request: FAIR
     world.close()
@@ -200,6 +203,8 @@ def liar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCapt
 # --- the client
 
 SINCE = START - timedelta(days=1)
+#: Of hooks; nothing is delivered there.
+NOWHERE = "http://127.0.0.1:9/"
 ASK: list[Callable[[ForgeClient], object]] = [
     lambda client: client.version(),
     lambda client: client.whoami(),
@@ -224,6 +229,11 @@ ASK: list[Callable[[ForgeClient], object]] = [
         "recipes", "a", "0" * 40, state="success", context="x", description="", target_url="http://127.0.0.1/"
     ),
     lambda client: list(client.hooks("recipes", "a")),
+    lambda client: list(client.hooks("recipes", "")),
+    lambda client: client.create_hook("recipes", "a", url=NOWHERE, secret="x", events=EVENTS),
+    lambda client: client.create_hook("recipes", "", url=NOWHERE, secret="x", events=EVENTS),
+    lambda client: client.edit_hook("recipes", "a", Hook(1, NOWHERE, frozenset(EVENTS), active=False)),
+    lambda client: client.delete_hook("recipes", "a", 1),
 ]
 
 
@@ -232,6 +242,7 @@ def ask_and_hear(liar: Liar, number: int, mutation: Mutation) -> None:
     if not 0 < len(comments) < 50:  # each post_comment brings one more, and lists of thousands take their time
         comments.clear()
         liar.world.say("recipes/a")
+    liar.world.remote.tables.hooks.clear()
     client = liar.world.client()
     liar.lie([(0, mutation)])
     try:
