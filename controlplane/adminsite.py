@@ -20,6 +20,11 @@ class ReadOnlyAdmin(ModelAdmin):
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
 
+    def has_act_permission(self, request: HttpRequest) -> bool:
+        """For actions that do something about the rows (`permissions=["act"]`): nobody edits these, so Django's own right to
+        change them is what counts."""
+        return request.user.has_perm(f"{self.opts.app_label}.change_{self.opts.model_name}")
+
 
 class ReadOnlyInline(TabularInline):
     """The same for rows that stand on another row's page."""

@@ -167,7 +167,7 @@ class ForgeAdmin(ModelAdmin):
     def watched(self, forge: Forge) -> int:
         return forge.repositories.filter(active=True).count()
 
-    @action(description="Look at them now")
+    @action(description="Look at them now", permissions=["change"])
     def look_now(self, request: HttpRequest, queryset: QuerySet[Forge]) -> None:
         for forge in queryset:
             forge.backoff_until = None
@@ -333,7 +333,7 @@ class CommentAdmin(ReadOnlyAdmin):
     def short_reason(self, comment: Comment) -> str:
         return (comment.reason or comment.last_error)[:120]
 
-    @action(description="Try those not handled yet again now")
+    @action(description="Try those not handled yet again now", permissions=["act"])
     def handle_again(self, request: HttpRequest, queryset: QuerySet[Comment]) -> None:
         waiting = queryset.filter(outcome="").update(next_try_at=timezone.now())
         self.message_user(request, f"{waiting} will be tried within some seconds.")

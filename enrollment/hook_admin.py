@@ -91,12 +91,7 @@ class WebhookConfigAdmin(ReadOnlyAdmin):
     def short_reason(self, hook: WebhookConfig) -> str:
         return hook.reason[:120]
 
-    def has_renew_permission(self, request: HttpRequest) -> bool:
-        """For the actions. Nobody edits these rows, so `has_change_permission` says no to everybody; it is Django's own
-        right to change them that lets a person have their hooks changed at the forge."""
-        return request.user.has_perm("enrollment.change_webhookconfig")
-
-    @action(description="Look at their forges' hooks now, and put them in order", permissions=["renew"])
+    @action(description="Look at their forges' hooks now, and put them in order", permissions=["act"])
     def put_in_order(self, request: HttpRequest, queryset: QuerySet[WebhookConfig]) -> None:
         for forge in Forge.objects.filter(enabled=True, hooks__in=queryset).distinct():
             result = reconcile(forge, apply=True, seconds=30)
@@ -105,7 +100,7 @@ class WebhookConfigAdmin(ReadOnlyAdmin):
                 request, "; ".join([result.words(), *lines[:20]]), messages.WARNING if result.problems else messages.SUCCESS
             )
 
-    @action(description="Give them new secrets", permissions=["renew"])
+    @action(description="Give them new secrets", permissions=["act"])
     def new_secret(self, request: HttpRequest, queryset: QuerySet[WebhookConfig]) -> None:
         begun, left = rotate(list(queryset.exclude(state=WebhookConfig.State.ROTATING)))
         for forge in Forge.objects.filter(hooks__in=[hook.pk for hook in begun]).distinct():
@@ -162,11 +157,7 @@ class DeliveryAdmin(ReadOnlyAdmin):
         run = getattr(delivery.comment, "run", None)
         return format_html('<a href="{}">{}</a>', run.get_absolute_url(), run) if run is not None else ""
 
-    def has_replay_permission(self, request: HttpRequest) -> bool:
-        """For the action: as with hooks, nobody edits these rows."""
-        return request.user.has_perm("enrollment.change_delivery")
-
-    @action(description="Take them once more (a comment never counts twice)", permissions=["replay"])
+    @action(description="Take them once more (a comment never counts twice)", permissions=["act"])
     def take_again(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> None:
         taken, left = replay_all(queryset)
         self.message_user(request, f"{taken} are taken again.")

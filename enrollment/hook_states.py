@@ -30,7 +30,7 @@ MOVES: dict[str, tuple[tuple[State, ...], State, str, str]] = {
         (State.ABSENT, State.REGISTERED, State.UNHEALTHY, State.REFUSED),
         State.VERIFIED,
         "the receiver",
-        "A delivery came that was signed with its own secret.",
+        "A delivery of a comment on a pull request of its place came, signed with its own secret.",
     ),
     "miss": (
         (State.VERIFIED,),

@@ -85,7 +85,7 @@ def traffic_table(forge: Forge) -> str:
     return render_to_string("enrollment/_lines.html", {"lines": lines, "heading": "requests of 24 hours", "empty": empty})
 
 
-@action(description="See rights and abilities now")
+@action(description="See rights and abilities now", permissions=["change"])
 def see_now(model_admin: ModelAdmin, request: HttpRequest, queryset: QuerySet[Forge]) -> None:
     for forge in queryset:
         try:
@@ -97,7 +97,7 @@ def see_now(model_admin: ModelAdmin, request: HttpRequest, queryset: QuerySet[Fo
         model_admin.message_user(request, "; ".join(words), messages.SUCCESS)
 
 
-@action(description="See rights now")
+@action(description="See rights now", permissions=["change"])
 def see_rights_now(model_admin: ModelAdmin, request: HttpRequest, queryset: QuerySet[Repository]) -> None:
     for row in queryset.select_related("forge"):
         try:

@@ -186,7 +186,7 @@ class ReportAdmin(ReadOnlyAdmin):
     def trouble(self, report: Report) -> str:
         return report.last_error[:120]
 
-    @action(description="Try now")
+    @action(description="Try now", permissions=["act"])
     def try_now(self, request: HttpRequest, queryset: QuerySet[Report]) -> None:
         for report in queryset:
             if report.posted_digest != report.wanted_digest:

@@ -38,6 +38,7 @@ PARTS: dict[str, tuple[str, ...]] = {
         "enrollment/test_trust_worst_moment",
         "enrollment/test_webhook",
         "runs/test_approval",
+        "runs/test_starting",
     ),
     "own apps": ("browser/test_own_apps", "e2e/test_infra", "e2e/test_rebuild", "infra"),
 }

@@ -1057,26 +1057,36 @@ def test_without_a_search_only_the_loud_are_listed(world: World) -> None:
 @pytest.mark.parametrize(
     ("comment", "delivered", "hook", "missed"),
     [
-        ({}, False, {}, True),
-        ({}, True, {}, False),
-        ({"via": "delivery"}, False, {}, False),
-        ({"via": "net"}, False, {}, True),
-        ({}, False, {"state": "registered"}, False),
-        ({"created_at": timedelta(days=3)}, False, {}, False),
-        ({"seen_at": timedelta(0)}, False, {}, False),
+        ({}, "", {}, True),
+        ({}, "here", {}, False),
+        ({}, "elsewhere", {}, True),
+        ({"via": "delivery"}, "", {}, False),
+        ({"via": "net"}, "", {}, True),
+        ({}, "", {"state": "registered"}, False),
+        ({"created_at": timedelta(days=3)}, "", {}, False),
+        ({"seen_at": timedelta(0)}, "", {}, False),
     ],
-    ids=["missed", "delivered", "by delivery", "by the net", "not verified", "before the hook", "a moment ago"],
+    ids=[
+        "missed",
+        "delivered",
+        "told by another place's hook",
+        "by delivery",
+        "by the net",
+        "not verified",
+        "before the hook",
+        "a moment ago",
+    ],
 )
-def test_what_counts_as_missed(db: None, comment: dict[str, Any], delivered: bool, hook: dict[str, Any], missed: bool) -> None:
+def test_what_counts_as_missed(db: None, comment: dict[str, Any], delivered: str, hook: dict[str, Any], missed: bool) -> None:
     row = WebhookConfigFactory(**hook)
     given = {"created_at": timedelta(minutes=8), "seen_at": timedelta(minutes=5), **comment}
     now = timezone.now()
     times = {name: now - value if isinstance(value, timedelta) else value for name, value in given.items()}
     made = CommentFactory(pull_request__repository=row.repository, **times)
     if delivered:
-        Delivery.objects.create(
-            forge=row.forge, delivery_id="d", status=202, outcome="known", forge_comment_id=made.forge_comment_id
-        )
+        place = row.repository if delivered == "here" else RepositoryFactory(forge=row.forge)
+        said = {"forge_comment_id": made.forge_comment_id, "repository": place}
+        Delivery.objects.create(forge=row.forge, delivery_id="d", status=202, outcome="known", **said)
     assert bool(pace.find_unhealthy()) is missed
     row.refresh_from_db()
     assert (row.state == "unhealthy") is missed
