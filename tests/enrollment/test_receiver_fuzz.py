@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -42,8 +43,9 @@ ANOTHERS, ENDED = "the-secret-of-another-hook", "a-secret-whose-time-is-over"
 
 
 @pytest.fixture
-def hook(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WebhookConfig]:
+def hook(data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[WebhookConfig]:
     """A registered hook, beside another repository's, one whose time is over, and one at another forge."""
+    caplog.set_level(logging.CRITICAL)  # a hundred thousand lines would be kept
     monkeypatch.setattr(polling, "look_at", lambda pull: polling.Look(str(pull)))
     receiver.forget()
     with time_machine.travel(THEN, tick=True):
