@@ -30,8 +30,9 @@ LINT: dict[str, list[str]] = {
 }
 #: On SQLite everything that has to do with the database; what has not is tested once, in the part on PostgreSQL.
 QUICK = "not no_database and not docker and not browser and not long"
-#: Forked workers that are killed and coverage do not go together: those tests are run once, on SQLite.
-ALL = "not long and not forks"
+#: Forked workers that are killed and coverage do not go together: those tests are run once, on SQLite, and so is what is told
+#: to be the same for any database and quicker there. None of it is measured.
+ALL = "not long and not forks and not on_sqlite"
 COVERAGE = [
     *(f"--cov={name}" for name in ("controlplane", "enrollment", "runs", "infra")),
     "--cov-report=term",
