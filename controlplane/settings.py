@@ -153,6 +153,7 @@ UNFOLD = {
     "SITE_SYMBOL": "ecg_heart",
     "SITE_URL": "/",
     "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": lambda request: static("controlplane/favicon.svg")}],
+    "STYLES": [lambda request: static("controlplane/admin.css")],
     "SHOW_HISTORY": True,
     "SHOW_VIEW_ON_SITE": True,
     # The blue of the other pages.
