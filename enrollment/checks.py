@@ -130,7 +130,7 @@ def _check_teams(forge: Forge, client: ForgeClient, login: str, name: str) -> It
         try:
             if client.in_team(owner, team, login) is not None:
                 continue
-            reason = "there is none, or cc-ci is not in it, or the token lacks the scope read:organization"
+            reason = f"there is none, or cc-ci is not in it, or the token lacks the scope {trust.MEMBERSHIP_SCOPE}"
         except ForgeError as error:
             reason = str(error)
         text = f"nobody is recognised by the team {team} of {owner}, which a policy lets ask: {reason}"

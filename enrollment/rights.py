@@ -22,14 +22,12 @@ from django.utils import timezone
 
 from enrollment import abilities
 from enrollment.forges.base import (
-    CircuitOpen,
+    HALTS,
     Forbidden,
     ForgeClient,
     ForgeError,
     Hook,
     NotFound,
-    RateLimited,
-    Unauthorized,
     User,
 )
 from enrollment.models import Forge, Repository, Right
@@ -41,9 +39,6 @@ REPOSITORY_EVERY = timedelta(days=7)
 FORGE_EVERY = timedelta(days=1)
 #: After so long where something was not answered.
 AGAIN_AFTER = timedelta(hours=1)
-
-#: What concerns the whole forge, or the token as a whole: nothing more is asked then.
-HALTS = (RateLimited, CircuitOpen, Unauthorized)
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from django.conf import settings
 from enrollment.forges.base import Forbidden, ForgeClient, Pull, Push, User
 from enrollment.models import Comment, Forge, Repository, Right
 from enrollment.policies import Policy, policy_of
-from enrollment.rights import NO_ORGANISATION
+from enrollment.rights import NO_ORGANISATION, RIGHTS
 
 MIN_SHA = 7
-MEMBERSHIP_SCOPE = "read:organization"
+MEMBERSHIP_SCOPE = RIGHTS["membership"].scope
 NO_POLICY = Policy()
 
 

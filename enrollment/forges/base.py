@@ -71,6 +71,10 @@ class OddRows(Garbage):
     """Some rows of a listing could not be read. Raised at its end: all the others were given before."""
 
 
+#: What concerns the whole forge, or the token as a whole: nothing more is asked then.
+HALTS = (RateLimited, CircuitOpen, Unauthorized)
+
+
 @dataclass(frozen=True)
 class User:
     id: int

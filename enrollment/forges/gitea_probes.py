@@ -13,7 +13,7 @@ from urllib.parse import quote
 import requests
 
 from enrollment.forges.base import (
-    CircuitOpen,
+    HALTS,
     Forbidden,
     ForgeError,
     Found,
@@ -21,7 +21,6 @@ from enrollment.forges.base import (
     RateLimited,
     Rejected,
     Sample,
-    Unauthorized,
     Unavailable,
 )
 
@@ -30,8 +29,6 @@ Ask = Callable[[str, dict[str, Any]], requests.Response]
 
 #: An owner that there is nowhere.
 NOBODY = "cc-ci-asks-for-nobody"
-#: What concerns the whole forge, or the token as a whole, and is raised.
-HALTS = (RateLimited, CircuitOpen, Unauthorized)
 
 
 def probe(ask: Ask, sample: Sample) -> Iterator[Found]:
@@ -188,7 +185,7 @@ def _rows(response: requests.Response) -> list[Any]:
 
 def _pass_on(error: ForgeError) -> None:
     """Raise what says nothing about an ability."""
-    if isinstance(error, Unavailable | RateLimited | CircuitOpen):
+    if isinstance(error, Unavailable | RateLimited):
         raise error
 
 
