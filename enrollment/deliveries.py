@@ -127,12 +127,6 @@ def _look(pull: PullRequest) -> tuple[bool, str]:
     return not result.unknown, result.skipped or "; ".join(result.problems) or f"{result.comments} new comments"
 
 
-def replay(delivery: Delivery) -> str:
-    """Take a delivery once more, as if it had just come. Returns what to tell the person; a comment never counts twice."""
-    _, left = replay_all([delivery])
-    return left[0] if left else f"{delivery} is taken again."
-
-
 def replay_all(rows: Iterable[Delivery]) -> tuple[int, list[str]]:
     """Take deliveries once more, all of them with one task. Returns how many, and a line for each of which nothing was kept."""
     taken: list[int] = []
