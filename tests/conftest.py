@@ -100,10 +100,10 @@ LONGEST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
-        if item.path.is_relative_to(here) and str(item.path.relative_to(here)).startswith(NO_DATABASE):
-            item.add_marker("no_database")
-        if item.path.is_relative_to(here) and str(item.path.relative_to(here)).startswith(ON_SQLITE):
-            item.add_marker("on_sqlite")
+        name = str(item.path.relative_to(here)) if item.path.is_relative_to(here) else ""
+        for marker, names in (("no_database", NO_DATABASE), ("on_sqlite", ON_SQLITE)):
+            if name.startswith(names):
+                item.add_marker(marker)
         # What starts whole trees of processes, or a browser, runs one after the other; so does what sweeps the machine.
         for heavy in ("chaos", "browser", "controlplane/test_work.py", "runs/harness/test_processes.py"):
             if item.path.is_relative_to(here / heavy):

@@ -25,7 +25,7 @@ from enrollment.hook_rows import rotate, secret_by_hand
 from enrollment.models import Comment, Repository, WebhookConfig
 from enrollment.sandbox.faults import Fault
 from enrollment.webhooks import EVENTS
-from tests.enrollment.hooks import Bridge, writes
+from tests.enrollment.hooks import writes
 from tests.enrollment.test_webhooks import (
     FORGEJO,
     administer,
@@ -37,6 +37,7 @@ from tests.enrollment.test_webhooks import (
     remote,
     states,
     verified,
+    verified_and_then_no_right,
     world,
 )
 from tests.world import World
@@ -184,12 +185,7 @@ def test_one_that_is_off_and_whose_secret_no_key_opens_stays_off(world: World, m
 
 
 def test_without_the_right_no_rotation_begins(world: World) -> None:
-    administer(world, "recipes/web")
-    bridge = Bridge(world)
-    apply(world)
-    world.say("recipes/web")
-    bridge.carry()
-    world.remote.tables.collaborators.clear()
+    verified_and_then_no_right(world)
     begun, left = rotate([row for row in current() if row.place == "recipes/web"])
     assert begun == []
     assert "the token may not see to its hooks any more" in left[0]

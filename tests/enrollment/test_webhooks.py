@@ -585,13 +585,18 @@ def test_given_the_right_later_it_registers(world: World) -> None:
     assert states() == {"recipes": "refused", "recipes/app": "refused", "recipes/web": "registered"}
 
 
-def test_the_right_taken_away_a_hook_that_delivers_stays_verified(world: World) -> None:
+def verified_and_then_no_right(world: World) -> None:
+    """The hook of recipes/web delivers; then the token loses its right there."""
     administer(world, "recipes/web")
     bridge = Bridge(world)
     apply(world)
     world.say("recipes/web")
     bridge.carry()
     world.remote.tables.collaborators.clear()
+
+
+def test_the_right_taken_away_a_hook_that_delivers_stays_verified(world: World) -> None:
+    verified_and_then_no_right(world)
     apply(world)
     assert states()["recipes/web"] == "verified"
     WebhookConfig.objects.filter(repository__name="web").update(state="unhealthy")

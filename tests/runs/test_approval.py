@@ -303,10 +303,7 @@ def test_a_member_removed_between_approval_and_start(world: World, approved: boo
     run = TestRun.objects.get()
     world.remote.remove_member(world.org, world.alice)
     later(run)
-    assert supervision.dispatch() == []
-    run.refresh_from_db()
-    assert run.state == State.CANCELLED
-    assert f"alice, who {'approved' if approved else 'asked for'} it, is neither owner" in run.reason
+    assert f"alice, who {'approved' if approved else 'asked for'} it, is neither owner" in cancelled_for(run)
     world.report()
     assert "is neither owner" in world.own_comments("recipes/web", 2)[-1]
 
@@ -362,6 +359,14 @@ def test_a_run_that_cannot_be_asked_about_holds_up_no_fresh_one(world: World) ->
     assert supervision.dispatch() == [fresh]
     old.refresh_from_db()
     assert old.state == State.QUEUED
+
+
+def cancelled_for(run: TestRun) -> str:
+    """Nothing starts, and this run is cancelled instead. Returns the reason."""
+    assert supervision.dispatch() == []
+    run.refresh_from_db()
+    assert run.state == State.CANCELLED
+    return run.reason
 
 
 def approve_by(world: World, way: str, admin_client: Client) -> TestRun:
@@ -431,10 +436,7 @@ def test_what_speaks_against_an_approved_run_at_its_start(
 ) -> None:
     run = approve_by(world, way, admin_client)
     change(world)
-    assert supervision.dispatch() == []
-    run.refresh_from_db()
-    assert run.state == State.CANCELLED
-    assert AGAINST[change] in run.reason
+    assert AGAINST[change] in cancelled_for(run)
 
 
 @pytest.mark.parametrize("change", [blocked, let_go_of, no_approvals], ids=lambda change: change.__name__)
@@ -443,18 +445,14 @@ def test_what_is_known_here_counts_at_once(world: World, admin_client: Client, c
     RunEvent.objects.filter(run=run).update(at=timezone.now())
     world.remote.faults = lambda request: Fault(status=500)  # and the forge is not needed for it
     change(world)
-    assert supervision.dispatch() == []
-    run.refresh_from_db()
-    assert run.state == State.CANCELLED
+    cancelled_for(run)
 
 
 def test_who_approved_in_the_admin_and_may_not_any_more(world: World, admin_client: Client, admin_user: User) -> None:
     run = approve_by(world, "admin", admin_client)
     admin_user.is_superuser = False
     admin_user.save()
-    assert supervision.dispatch() == []
-    run.refresh_from_db()
-    assert (run.state, run.reason) == (State.CANCELLED, "admin, who approved it in the admin, may not any more.")
+    assert cancelled_for(run) == "admin, who approved it in the admin, may not any more."
 
 
 def test_whose_account_was_switched_off_approved_nothing(world: World, admin_client: Client, admin_user: User) -> None:
@@ -479,9 +477,7 @@ def test_who_was_blocked_gets_no_second_run_of_an_approved_commit(world: World) 
     assert again is not None
     later(again)
     blocked(world)
-    assert supervision.dispatch() == []
-    again.refresh_from_db()
-    assert again.state == State.CANCELLED
+    cancelled_for(again)
 
 
 def approve_again(world: World, way: str, admin_client: Client) -> TestRun:
@@ -505,18 +501,14 @@ def test_approvals_switched_off_stop_a_second_run_of_an_approved_commit(
     else:
         world.remote.faults = lambda request: Fault(status=500)  # what is known here needs no forge
     no_approvals(world)
-    assert supervision.dispatch() == []
-    again.refresh_from_db()
-    assert (again.state, again.reason) == (State.CANCELLED, AGAINST[no_approvals] + ".")
+    assert cancelled_for(again) == AGAINST[no_approvals] + "."
 
 
 def test_so_does_who_approved_in_the_admin_and_may_not_any_more(world: World, admin_client: Client, admin_user: User) -> None:
     again = approve_again(world, "admin", admin_client)
     admin_user.is_active = False
     admin_user.save()
-    assert supervision.dispatch() == []
-    again.refresh_from_db()
-    assert (again.state, again.reason) == (State.CANCELLED, "admin, who approved it in the admin, may not any more.")
+    assert cancelled_for(again) == "admin, who approved it in the admin, may not any more."
 
 
 def test_a_second_run_of_an_approved_commit_starts_where_nothing_has_changed(world: World, admin_client: Client) -> None:
@@ -537,9 +529,7 @@ def test_who_left_needs_approvals_that_are_still_there(world: World) -> None:
     later(run)
     world.remote.remove_member(world.org, world.alice)
     no_approvals(world)
-    assert supervision.dispatch() == []
-    run.refresh_from_db()
-    assert run.state == State.CANCELLED and "alice, who asked for it, is neither owner" in run.reason
+    assert "alice, who asked for it, is neither owner" in cancelled_for(run)
 
 
 def test_approvals_that_are_off_stop_no_maintainers_run_of_a_strangers_commit(world: World) -> None:
@@ -568,9 +558,7 @@ def test_who_was_blocked_gets_no_run_that_took_the_place_of_another(world: World
     hear(world, "!testme approve", "alice")
     run = TestRun.objects.get(state=State.QUEUED)
     blocked(world)
-    assert supervision.dispatch() == []
-    run.refresh_from_db()
-    assert (run.state, run.reason) == (State.CANCELLED, "mallory, whose pull request it is, is blocked by now.")
+    assert cancelled_for(run) == "mallory, whose pull request it is, is blocked by now."
 
 
 @pytest.mark.parametrize("change", [nothing, push], ids=["nothing changed", "a push behind it"])
@@ -598,9 +586,7 @@ def test_who_took_the_organisations_name_keeps_no_run_alive(world: World) -> Non
     world.remote.rename_user("recipes", "cookbook")
     other = world.remote.add_org("recipes", world.alice)
     world.remote.add_member(other, world.bot, "read")
-    assert supervision.dispatch() == []
-    run.refresh_from_db()
-    assert run.state == State.CANCELLED
+    cancelled_for(run)
 
 
 def test_the_admin_is_told_that_the_author_is_blocked(world: World, admin_client: Client) -> None:
