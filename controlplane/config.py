@@ -93,7 +93,7 @@ class Config(BaseSettings):
         le=86400,
         description="Seconds between two looks where a webhook tells of everything.",
     )
-    deployer: Literal["auto", "swarm", "process", "abra"] = Field(
+    deployer: Literal["auto", "swarm", "process"] = Field(
         "auto",
         alias="CC_CI_DEPLOYER",
         description="How recipes are deployed: on the local Docker Swarm, as plain processes, or as fits.",

@@ -11,7 +11,6 @@ class InfraConfig(AppConfig):
         from infra import checks, doctor, running, views
 
         registry.check("docker", checks.check_docker)
-        registry.check("abra", checks.check_abra)
         registry.check("sandbox", checks.check_sandbox)
         registry.check("infra", doctor.check_infra)
         registry.card("infra", Card("infra/_card.html", views.card, 30))

@@ -24,7 +24,7 @@ from infra.worker import LEASE_SECONDS, Lost
 
 log = logging.getLogger(__name__)
 #: Programs that a worker starts, and that may outlive it by a moment when it is killed.
-_PROGRAMS = frozenset({"docker", "restic", "abra"})
+_PROGRAMS = frozenset({"docker", "restic"})
 _DEATH_SECONDS = 10.0
 
 

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from django.conf import settings
 
 from controlplane.registry import Finding, Level
-from infra.deployers import abra, sandbox
+from infra.deployers import sandbox
+from infra.deployers.docker_cli import reader_problem
 
 DOCKER_SECONDS = 15.0
 INIT = "docker swarm init --advertise-addr 127.0.0.1"
@@ -43,17 +44,9 @@ def check_docker() -> Iterable[Finding]:
     if not swarm.get("ControlAvailable"):
         text = f"this machine is a worker of its Swarm, and only a manager can deploy{rest}"
         return [Finding("docker", level, text, f"on a manager: docker node promote {swarm.get('NodeID', 'NODE')}")]
+    if problem := reader_problem():
+        return [Finding("docker", level, f"{problem.text[0].lower()}{problem.text[1:].rstrip('.')}{rest}", problem.fix)]
     return [Finding("docker", "ok", f"Docker {info.get('ServerVersion', '')} with a Swarm that this machine manages")]
-
-
-def check_abra() -> Iterable[Finding]:
-    """abra is only looked at where it was chosen."""
-    if settings.CC_CI.deployer != "abra":
-        return []
-    if problem := abra.problem():
-        return [Finding("abra", "error", problem, abra.FIX)]
-    text = "the deployer abra is experimental: it was never run against the real tool by its authors"
-    return [Finding("abra", "warning", text, "set CC_CI_DEPLOYER=swarm, unless you want to help us find out")]
 
 
 def check_sandbox() -> Iterable[Finding]:

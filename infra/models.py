@@ -40,7 +40,6 @@ class InfraApp(models.Model):
 
     class Deployer(models.TextChoices):
         SWARM = "swarm", "swarm"
-        ABRA = "abra", "abra"
 
     name = models.CharField(max_length=63, unique=True)
     declared = models.BooleanField(default=True, help_text="False: no longer in infra.yml; cc-ci leaves it alone.")

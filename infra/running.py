@@ -16,7 +16,7 @@ from django.db import IntegrityError, transaction
 from controlplane.installation import installation_id
 from controlplane.secrets import SecretUnreadable, reveal
 from infra import applying, gitread, references, releases
-from infra.deployers.base import Context, DeployError, random_secret
+from infra.deployers.base import Context, DeployError, Secret, random_secret
 from infra.deployers.lasting import LastingDeployer, Part, Recorded
 from infra.deployers.volumes import Volume
 from infra.gitread import GitError, Mirror
@@ -74,17 +74,6 @@ def _files(mirror: Mirror, commit: str, folder: Path) -> None:
     (folder / ".complete").touch()
 
 
-def make_deployer(name: str, context: Context) -> LastingDeployer:
-    """The deployer that an app asks for. Raises DeployError."""
-    if name == "abra":
-        from infra.deployers import abra  # its library is needed by nobody else
-
-        if problem := abra.problem():
-            raise DeployError("tool_missing", problem, abra.FIX)
-        return abra.LastingAbra(context)
-    return LastingDeployer(context)
-
-
 def deployer_for(
     app: InfraApp,
     files: Path,
@@ -124,13 +113,13 @@ def deployer_for(
         app=app.name,
         app_stack=app.stack,
         mark=mark,
-        secret=lambda name, key, length: secret_of(app, name, key, length),
+        secret=lambda secret: secret_of(app, secret),
         ephemeral=False,
         report=report,
         log=log,
         check=check,
     )
-    return make_deployer(app.deployer, context)
+    return LastingDeployer(context)
 
 
 def are_here() -> bool:
@@ -168,19 +157,24 @@ def _env(app: InfraApp, declared: App) -> dict[str, str]:
         raise NotReachable(f"A value of {app.name}'s env is missing: {error}.") from error
 
 
-def secret_of(app: InfraApp, name: str, key: str, length: int) -> str:
+def secret_of(app: InfraApp, secret: Secret) -> str:
     """The value for a secret that the Swarm does not have: what infra.yml refers to, what was made before, or a new one.
 
     What is made is written down first, encrypted: the Swarm gives nothing back. Raises DeployError.
     """
-    if reference := app.secrets.get(key):
+    if reference := app.secrets.get(secret.key):
         try:
             return references.resolve(reference, _folder())
         except Unresolved as error:
-            raise DeployError("tool_failed", f"The secret {key} of {app.name} is missing: {error}.", "Provide it.") from error
+            raise DeployError(
+                "tool_failed", f"The secret {secret.key} of {app.name} is missing: {error}.", "Provide it."
+            ) from error
+    if not secret.generate and not app.made_secrets.filter(name=secret.name).exists():
+        said = f"The secret {secret.key} of {app.name} is not made up (generate=false in its .env.sample)."
+        raise DeployError("tool_failed", said, f"Give it in infra.yml, under secrets: {secret.key}.")
     with suppress(IntegrityError), transaction.atomic():
-        AppSecret.objects.create(app=app, name=name, value=random_secret(name, key, length))
-    return reveal(AppSecret.objects.get(app=app, name=name).value)
+        AppSecret.objects.create(app=app, name=secret.name, value=random_secret(secret))
+    return reveal(AppSecret.objects.get(app=app, name=secret.name).value)
 
 
 def without_secrets(app: InfraApp, text: str) -> str:

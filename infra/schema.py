@@ -212,7 +212,7 @@ class App(_Section):
     stack: str = Field(
         default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9_-]{0,62})?$", description="The stack; without it as abra names it."
     )
-    deployer: Literal["swarm", "abra"] = "swarm"
+    deployer: Literal["swarm"] = "swarm"
     owner: Literal["reconciled", "maintainers"] = Field(description="Who changes it: cc-ci, or its maintainers.")
     version: str = Field(default="", description="The pinned version.")
     after: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(default=(), description="Apps that come before it.")

@@ -51,7 +51,7 @@ class LocalRun(BaseCommand):
             "--stages", default="", help=f"exactly these, by commas, of: {', '.join(STAGES)} (or in the environment: STAGES)"
         )
         parser.add_argument("--extra-tests", action="store_true", help="the extra tests, too (or EXTRA_TESTS=1)")
-        parser.add_argument("--deployer", choices=("auto", "swarm", "process", "abra"), default=settings.CC_CI.deployer)
+        parser.add_argument("--deployer", choices=("auto", "swarm", "process"), default=settings.CC_CI.deployer)
         parser.add_argument("--untrusted", action="store_true", help="treat the recipe as a stranger's: a sandbox or nothing")
         parser.add_argument("--keep", action="store_true", help="leave the deployment there")
         parser.add_argument("--json", action="store_true", help="print only the results, as JSON")

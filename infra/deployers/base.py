@@ -14,8 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from infra.deployers.compose.recipe import Recipe
 
 Kind = Literal[
     "image_missing",
@@ -35,6 +38,7 @@ Kind = Literal[
     "restore_failed",
     "tool_missing",
     "tool_failed",
+    "not_as_judged",
 ]
 
 #: Kinds that say the recipe is at fault. The others are ours: the run is then *errored*, not *failed*.
@@ -251,9 +255,26 @@ def _go_on() -> None:
     pass
 
 
-def random_secret(name: str, key: str, length: int) -> str:
-    """A value for a secret that a recipe expects: letters and digits."""
-    return "".join(random.choice(string.ascii_letters + string.digits) for _ in range(length))
+@dataclass(frozen=True)
+class Secret:
+    """A secret that a recipe expects to be there, and what its value should be."""
+
+    name: str  #: in the Swarm
+    key: str  #: in the recipe
+    length: int = 32
+    characters: str = string.ascii_letters + string.digits
+    generate: bool = True  #: False: a person has to give it
+
+
+def random_secret(secret: Secret) -> str:
+    """A value for a secret. Raises DeployError for one that is not to be made up."""
+    if not secret.generate:
+        raise DeployError(
+            "invalid_recipe",
+            f"The secret {secret.key} has generate=false in .env.sample, so it is not made up, and there is no value for it.",
+            f'Write one for tests into cc-ci.toml, under [secrets]: {secret.key} = "…"',
+        )
+    return "".join(random.choice(secret.characters) for _ in range(secret.length))
 
 
 def _untimed(_step: str) -> AbstractContextManager[None]:
@@ -279,7 +300,9 @@ class Context:
     disk_mb: int = 2048
     allow: Sequence[str] = ()  #: refusals of `policy` that are allowed for this recipe, word for word without the place
     env: Mapping[str, str] = field(default_factory=dict)  #: added to the app's `.env` (from the recipe's cc-ci.toml)
-    lent: Mapping[str, str] = field(default_factory=dict)  #: what the server lends, for the tests' environment (an OIDC realm)
+    env_upgrade: Mapping[str, str] = field(default_factory=dict)  #: the same, for the files in `checkout` alone
+    secret_values: Mapping[str, str] = field(default_factory=dict)  #: by name in the recipe, for tests (from its cc-ci.toml)
+    lent: Mapping[str, str] = field(default_factory=dict)  #: what the server lends, for recipe and tests (an OIDC realm)
     exclusive_ports: Sequence[int] = ()  #: published as they are, leased by a lock in `locks`; others get free ones
     locks: Path | None = None
     mirror: str = ""  #: a registry that is asked first for images of Docker Hub
@@ -291,9 +314,10 @@ class Context:
     app: str = ""  #: the name of a long-lived app of the server; empty for a run
     app_stack: str = ""  #: the stack of such an app
     mark: str = ""  #: the number of its deployment, that tells its services from those of another
-    secret: Callable[[str, str, int], str] = random_secret  #: name in the swarm, name in the recipe, length -> the value
+    secret: Callable[[Secret], str] = random_secret  #: the value for a secret that nobody else gives
     ephemeral: bool = True  #: thrown away after its run: an earlier attempt's rest goes first, nothing gets time to stop
     report: Callable[[str], None] = field(default=_silent)  #: a step, for the events
+    warn: Callable[[str], None] = field(default=_silent)  #: a line, for the report
     log: Callable[[str], None] = field(default=_silent)  #: a line, for the log
     timed: Callable[[str], AbstractContextManager[None]] = field(default=_untimed)  #: notes how long a step took
     check: Callable[[], None] = field(default=_go_on)  #: raises when the run shall stop; called in every wait
@@ -364,6 +388,14 @@ class Deployer(ABC):
         """The values of the secrets that were made for this deployment, so that they can be kept out of every log."""
         return ()
 
+    def recipe(self, checkout: Path) -> Recipe:
+        """Read the recipe in `checkout` as it would be deployed; refuses what may not be."""
+        raise self.cannot("read a recipe")
+
+    def refused(self, checkout: Path, names: Sequence[str]) -> Mapping[str, DeployError] | None:
+        """Which of these compose files cannot be read, each by itself, and why; None where nobody can say."""
+        return None
+
     def new(self, checkout: Path | None = None) -> None:  # noqa: B027 - many kinds have nothing to prepare
         """Make what must be there before a deployment of `checkout`: new secrets. May be called again."""
 
@@ -418,10 +450,6 @@ class Deployer(ABC):
     def restore(self, backup: Backup) -> None:
         """Put a backup's parts back, then run the restore hooks."""
         raise self.cannot("restore")
-
-    def lint(self) -> Sequence[Mapping[str, str]]:
-        """The rows of the tool's own lint of the recipe that it deployed; empty where it has none."""
-        return ()
 
     def events(self) -> Sequence[str]:
         """What the machine said about this deployment since it began, one line each (Docker's events)."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from infra.deployers import compose
+from contextlib import suppress
+
 from infra.deployers.base import Context, Deployer, DeployError
+from infra.deployers.compose import plain
 from infra.deployers.process import ProcessDeployer
 from infra.deployers.swarm import SwarmDeployer, swarm_problem
 
-NAMES = ("auto", "swarm", "process", "abra")
+NAMES = ("auto", "swarm", "process")
 
 
 def choose(name: str, context: Context) -> Deployer:
@@ -21,26 +23,15 @@ def choose(name: str, context: Context) -> Deployer:
         return SwarmDeployer(context)
     if name == "process":
         return ProcessDeployer(context)
-    if name == "abra":
-        return _abra(context)
     if name != "auto":
         raise DeployError("tool_missing", f"There is no deployer {name!r}.", f"Choose one of {', '.join(NAMES)}.")
     return _automatic(context)
 
 
-def _abra(context: Context) -> Deployer:
-    from infra.deployers import abra  # its library is needed by nobody else
-
-    if problem := abra.problem():
-        raise DeployError("tool_missing", problem, abra.FIX)
-    if problem := swarm_problem():
-        raise DeployError("tool_missing", problem, "Run `docker swarm init`: abra deploys to a Swarm.")
-    return abra.AbraDeployer(context)
-
-
 def _automatic(context: Context) -> Deployer:
-    as_processes = compose.load(context.checkout, compose.environment(context)).all_processes
-    problem = swarm_problem()
+    problem, as_processes = swarm_problem(), False
+    with suppress(DeployError):  # what cannot be read that way is Docker's to judge
+        as_processes = plain.all_processes(plain.load(context, context.checkout))
     if not problem and (not as_processes or SwarmDeployer(context).images_here()):
         return SwarmDeployer(context)
     if as_processes:

@@ -10,6 +10,8 @@ import signal
 import subprocess
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from infra.deployers.base import DeployError
@@ -140,10 +142,39 @@ def began() -> str:
     return next((str(network.get("Created", "")) for network in inspect("network", ["bridge"])), "")
 
 
+@dataclass(frozen=True)
+class Problem:
+    """Something that is missing on this machine, and the line to type."""
+
+    text: str
+    fix: str
+
+
+def reader_problem() -> Problem | None:
+    """Why the docker command here cannot read compose files (`docker stack config`); None when it can."""
+    program = shutil.which("docker")
+    return _reader_problem(program) if program else Problem("There is no docker command here.", _INSTALL)
+
+
+_INSTALL = (
+    "Install Docker's command from 23.0 on, from Docker's own packages: apt-get install docker-ce-cli "
+    "(see https://docs.docker.com/engine/install/; the daemon may be older)."
+)
+
+
+@cache
+def _reader_problem(program: str) -> Problem | None:
+    done = call("stack", "config", "--help", timeout=60)
+    if "docker stack config" in done.stdout:
+        return None
+    version = call("--version", timeout=60).stdout.strip() or program
+    return Problem(f"The docker command here is too old to read compose files ({version}).", _INSTALL)
+
+
 def swarm_problem() -> str:
     """Why there is no Docker Swarm to deploy to; empty when there is one."""
-    if not shutil.which("docker"):
-        return "There is no docker command here."
+    if problem := reader_problem():
+        return f"{problem.text} {problem.fix}"
     try:
         done = call("info", "--format", "{{json .Swarm}}", timeout=10)
         swarm = json.loads(done.stdout or "null") or {}

@@ -29,7 +29,9 @@ def socket_path() -> str:
     return host.removeprefix("unix://") if host.startswith("unix://") else ""
 
 
-class _Connection(http.client.HTTPConnection):
+class Connection(http.client.HTTPConnection):
+    """HTTP over Docker's unix socket at `path`."""
+
     def __init__(self, path: str, timeout: float) -> None:
         super().__init__("docker", timeout=timeout)
         self._path = path
@@ -48,7 +50,7 @@ def post(path: str, body: Any, seconds: float = _SECONDS, **query: str) -> Any:
             "Docker is reached by no unix socket here, so no spec can be given to it.",
             f"Set DOCKER_HOST to {_UNIX}.",
         )
-    connection = _Connection(where, seconds)
+    connection = Connection(where, seconds)
     # A daemon that drips bytes would outlast the socket's own timeout.
     watchdog = threading.Timer(seconds, connection.close)
     watchdog.daemon = True

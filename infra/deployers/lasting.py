@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from infra.deployers import compose, engine, ports, settling, specs, stacks, volumes
+from infra.deployers import engine, settling, specs, stacks, volumes
 from infra.deployers.base import DeployError
+from infra.deployers.compose import ports, stackfile
+from infra.deployers.compose.recipe import Recipe
 from infra.deployers.docker_cli import LABEL_DEPLOYMENT, began, call, docker, inspect
-from infra.deployers.stackfile import stackfiles
 from infra.deployers.stacks import LABEL_STACK, Owned
 from infra.deployers.swarm import SwarmDeployer
 from infra.deployers.volumes import Volume, Volumes
@@ -64,16 +65,15 @@ class LastingDeployer(SwarmDeployer):
     def owned(self) -> Owned:
         return Owned(self.stack, (f"{LABEL_STACK}={self.stack}",))
 
-    def _refuse(self, recipe: compose.Recipe) -> None:
+    def _refuse(self, found: Recipe) -> None:
         pass
 
-    def _published(self, recipe: compose.Recipe) -> dict[str, list[ports.Port]]:
+    def _published(self, recipe: Recipe) -> dict[str, list[ports.Port]]:
         found = {name: ports.read(service.get("ports") or [], name) for name, service in recipe.services.items()}
         return {name: own for name, own in found.items() if own}
 
-    def _documents(self, recipe: compose.Recipe, published: Mapping[str, Sequence[ports.Port]]) -> list[dict[str, Any]]:
-        mark = {LABEL_DEPLOYMENT: self._mark()}
-        return stackfiles(recipe, stacks.marks(self.context), True, published, mark, certificates=True)
+    def _document(self, recipe: Recipe, published: Mapping[str, Sequence[ports.Port]]) -> dict[str, Any]:
+        return stackfile.of_app(recipe, stacks.marks(self.context), {LABEL_DEPLOYMENT: self._mark()}, published)
 
     def _mark(self) -> str:
         return self.mark
@@ -89,13 +89,13 @@ class LastingDeployer(SwarmDeployer):
     def know(self, checkout: Path) -> None:
         """From now on look at the app as a deployment of this checkout. Changes nothing."""
         self._checkout = checkout
-        self._recipe = recipe = self._load()
+        self._recipe = recipe = self.recipe(checkout)
         self._web = recipe.web(frozenset()) or self._exposed(recipe)
 
     def fetch(self, checkout: Path) -> Sequence[str]:
         """Have a version's images on this machine: their names. Changes nothing else."""
         self._checkout = checkout
-        recipe = self._load()
+        recipe = self.recipe(checkout)
         for image in recipe.images:
             self.context.check()
             self._get(image)
@@ -104,8 +104,7 @@ class LastingDeployer(SwarmDeployer):
     def timeout(self, checkout: Path) -> int:
         """How long the recipe says that it may take to settle, in seconds; 0 when it does not."""
         self._checkout = checkout
-        recipe = self._load()
-        key = f"coop-cloud.{self.stack}.timeout"
+        recipe, key = self.recipe(checkout), f"coop-cloud.{self.stack}.timeout"
         found = [value for name in recipe.services if (value := recipe.labels(name).get(key, "")).isdigit()]
         return max(map(int, found), default=0)
 
@@ -117,8 +116,8 @@ class LastingDeployer(SwarmDeployer):
     def secrets_missing(self) -> dict[str, str]:
         """The secrets that the recipe expects and the Swarm does not have: their names, each with its key in the recipe."""
         there = self._secrets_there()
-        recipe = self._recipe or self._load()
-        return {secret.name: secret.key for secret in recipe.secrets() if secret.name not in there}
+        recipe = self._recipe or self.recipe(self._checkout)
+        return {secret.name: secret.key for secret in recipe.secrets if secret.name not in there}
 
     def services(self) -> list[dict[str, Any]]:
         """What Docker says of the stack's services now. `parts`, `published` and `record` take it, so that it is asked once."""

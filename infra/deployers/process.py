@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from infra.deployers import compose, limits, policy, sandbox
+from infra.deployers import limits, sandbox
 from infra.deployers.base import (
     Address,
     Context,
@@ -31,6 +31,8 @@ from infra.deployers.base import (
     listen_unix,
     probe,
 )
+from infra.deployers.compose import plain
+from infra.deployers.compose.recipe import Recipe
 
 _FIRST_PORT = 8000
 _KEPT_LINES = 500
@@ -41,7 +43,7 @@ class ProcessDeployer(Deployer):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        self._recipe: compose.Recipe | None = None
+        self._recipe: Recipe | None = None
         self._box: subprocess.Popen[bytes] | None = None
         self._sandbox: sandbox.Sandbox | None = None
         self._listeners: list[socket.socket] = []
@@ -54,13 +56,15 @@ class ProcessDeployer(Deployer):
     def deployments(self) -> int:
         return self._started
 
+    def recipe(self, checkout: Path) -> Recipe:
+        return plain.load(self.context, checkout)
+
     def deploy(self, checkout: Path | None = None) -> None:
         if self._started:
             raise self.cannot("upgrade")
         context = self.context
         checkout = checkout or context.checkout
-        self._recipe = recipe = compose.load(checkout, compose.environment(context, checkout))
-        policy.check(recipe, self.context.allow)
+        self._recipe = recipe = self.recipe(checkout)
         isolated = sandbox.available()
         if not isolated.ok and not context.trusted:
             raise DeployError("tool_missing", isolated.reason, isolated.fix)
@@ -68,7 +72,7 @@ class ProcessDeployer(Deployer):
         names = list(recipe.services)
         ports = {name: _FIRST_PORT + number for number, name in enumerate(names)} if isolated.ok else _free_ports(names)
         others = {f"PORT_{name.upper().replace('-', '_')}": str(port) for name, port in ports.items()}
-        processes = recipe.processes(ports, others)
+        processes = plain.processes(recipe, ports, others)
         self._web = _web_service([process.service for process in processes if process.listens])
         scratch = context.work / "pod"
         scratch.mkdir(exist_ok=True)
@@ -84,7 +88,7 @@ class ProcessDeployer(Deployer):
         )
         self._start(place, processes, ports)
 
-    def _start(self, place: sandbox.Sandbox, processes: list[compose.Process], ports: dict[str, int]) -> None:
+    def _start(self, place: sandbox.Sandbox, processes: list[plain.Process], ports: dict[str, int]) -> None:
         web, control = (listen_unix(self.context.work / name) for name in ("web.sock", "control.sock"))
         self._listeners = [web, control]
         status_out, status_in = os.pipe()

@@ -30,6 +30,15 @@ def load(text: str) -> tuple[Any, yaml.Node | None]:
         loader.dispose()
 
 
+def nodes(text: str) -> yaml.Node | None:
+    """The tree of nodes alone. Raises yaml.YAMLError, ValueError or RecursionError."""
+    loader = yaml.SafeLoader(text)
+    try:
+        return loader.get_single_node()
+    finally:
+        loader.dispose()
+
+
 def _count(node: yaml.Node, known: dict[int, int]) -> int:
     """How many nodes a node stands for, with its aliases unfolded. `known`: by identity; 0 while it is being counted."""
     if size := known.get(id(node)):

@@ -7,29 +7,29 @@ health, and the deployment's own mark on every service, which a silent rollback 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import yaml
-
-from infra.deployers import compose, containers, images, policy, ports, settling, stacks, words
+from infra.deployers import aliases, containers, images, proxy, readback, settling, stacks, words
 from infra.deployers.asking import Asker
 from infra.deployers.backups import Backups, Labelled, labelled, plan
 from infra.deployers.base import Address, Backup, BackupPart, Context, Deployer, DeployError, Deployment
+from infra.deployers.compose import admission, ports, recipe, routes, stackfile
+from infra.deployers.compose.recipe import Recipe
 from infra.deployers.docker_cli import (
     LABEL_DEPLOYMENT,
     call,
     docker,
+    environment,
     inspect,
     last_line,
     swarm_problem,
     tail,
 )
 from infra.deployers.events import Watcher
-from infra.deployers.stackfile import stackfiles
 from infra.deployers.stacks import Owned, list_ours, remove_run, sweep
 
 __all__ = ["SwarmDeployer", "list_ours", "remove_run", "swarm_problem", "sweep"]
@@ -54,7 +54,8 @@ class SwarmDeployer(Deployer):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self._checkout = context.checkout
-        self._recipe: compose.Recipe | None = None
+        self._recipe: Recipe | None = None
+        self._read: dict[object, Recipe] = {}
         self._web: tuple[str, int] | None = None
         self._asker = Asker(context)
         self._watcher = Watcher(self.stack)
@@ -65,6 +66,9 @@ class SwarmDeployer(Deployer):
         self._created = 0
         self._before: dict[str, settling.Spec] = {}
         self._networks: dict[str, str] = {}
+        self._told: list[str] = []
+        self._joined: list[str] = []  # networks of ours that the server's proxy has to be on
+        self._judged: dict[str, dict[str, Any]] = {}  # by the mark of the deployment: the document that it was made of
 
     @property
     def stack(self) -> str:
@@ -85,7 +89,7 @@ class SwarmDeployer(Deployer):
 
     def images_here(self) -> bool:
         """Whether every service of the recipe has an image, and all of them are on this machine already."""
-        recipe = self._load()
+        recipe = self.recipe(self._checkout)
         if not all(service.get("image") for service in recipe.services.values()):
             return False
         return not call("image", "inspect", *recipe.images).returncode
@@ -93,7 +97,7 @@ class SwarmDeployer(Deployer):
     def new(self, checkout: Path | None = None) -> None:
         self._begin()
         self._checkout = checkout or self.context.checkout
-        self._create_secrets(self._load())
+        self._create_secrets(self.recipe(self._checkout))
 
     def deploy(self, checkout: Path | None = None) -> None:
         self._begin()
@@ -107,18 +111,25 @@ class SwarmDeployer(Deployer):
         self._begun = True
         self._watcher.start()
 
-    def _load(self) -> compose.Recipe:
-        env = {**compose.environment(self.context, self._checkout), "STACK_NAME": self.stack}
-        recipe = compose.load(self._checkout, env)
-        self._refuse(recipe)
-        return recipe
+    def recipe(self, checkout: Path) -> Recipe:
+        context = self.context
+        given = (context.env, context.env_upgrade, context.lent, context.secret_values)
+        known = (checkout, *(tuple(sorted(values.items())) for values in given))
+        if known not in self._read:  # Docker takes a quarter of a second, and several steps ask
+            found = recipe.load(context, checkout)
+            self._refuse(found)
+            self._read[known] = found
+        return self._read[known]
 
-    def _refuse(self, recipe: compose.Recipe) -> None:
-        policy.check(recipe, self.context.allow)
+    def refused(self, checkout: Path, names: Sequence[str]) -> Mapping[str, DeployError] | None:
+        return recipe.problems(self.context, checkout, names)
+
+    def _refuse(self, found: Recipe) -> None:
+        admission.check(found, self.context.allow)
 
     def _put(self) -> None:
         context = self.context
-        self._recipe = recipe = self._load()
+        self._recipe = recipe = self.recipe(self._checkout)
         for image in recipe.images:
             self._get(image)
         self._web = recipe.web(_WEB_PORTS) or self._exposed(recipe)
@@ -128,22 +139,55 @@ class SwarmDeployer(Deployer):
         self._before = settling.specs(self.owned.services())
         self._created += not self._before
         self._count += 1
-        options: list[str] = []
-        for number, document in enumerate(self._documents(recipe, published)):
-            path = context.work / f"stack-{self._count}-{number}.yml"
-            path.write_text(yaml.safe_dump(document, sort_keys=False))
-            options += ["--compose-file", str(path)]
-        options += self.deploy_options
-        done = call("stack", "deploy", "--resolve-image=never", *options, self.stack, timeout=_DEPLOY_SECONDS)
+        document = self._document(recipe, published)
+        stackfile.without_values(document, environment().keys())
+        path = context.work / f"stack-{self._count}.json"
+        path.write_text(stackfile.text(document))
+        self._judged[self._mark()] = document
+        options = ["--resolve-image=never", *self.deploy_options, f"--compose-file={path}", self.stack]
+        with self._host() as host:
+            done = call(*host, "stack", "deploy", *options, timeout=_DEPLOY_SECONDS)
         if done.returncode:
             raise words.refused(last_line(done.stderr))
+        self._join()
 
-    def _published(self, recipe: compose.Recipe) -> dict[str, list[ports.Port]]:
+    @contextmanager
+    def _host(self) -> Iterator[Sequence[str]]:
+        """Options that lead Docker's command to Docker: past the names that a stranger's services would have for the proxy."""
+        if not self._joined:
+            yield ()
+            return
+        with aliases.without(self._joined, self.stack) as host:
+            yield (f"--host={host}",)
+
+    def _join(self) -> None:
+        """Have the server's proxy on the networks that it has to reach this run's services by."""
+        if self._joined:
+            proxy.join(self._joined, self.context.proxy_url)
+
+    def _published(self, recipe: Recipe) -> dict[str, list[ports.Port]]:
         return ports.plan(recipe.services, self._web, self.context.exclusive_ports)
 
-    def _documents(self, recipe: compose.Recipe, published: Mapping[str, Sequence[ports.Port]]) -> list[dict[str, Any]]:
+    def _document(self, recipe: Recipe, published: Mapping[str, Sequence[ports.Port]]) -> dict[str, Any]:
         mark = {LABEL_DEPLOYMENT: self._mark()}
-        return stackfiles(recipe, stacks.marks(self.context), bool(self.context.proxy_url), published, mark)
+        document = stackfile.of_run(recipe, stacks.marks(self.context), mark, published, self.stack)
+        if self.context.proxy_url:
+            self._joined = stackfile.joined_networks(document, recipe, self.stack)
+        for name in recipe.services:
+            labels = recipe.labels(name)
+            if left_out := routes.without_tcp_and_udp(labels)[1]:
+                self._tell(
+                    f"Routers of TCP and UDP are not deployed (ports are reached directly); {name} has: {', '.join(left_out)}."
+                )
+            for key, said in routes.misplaced(labels):
+                self._tell(f"{key} of {name}: {said}.")
+        return document
+
+    def _tell(self, text: str) -> None:
+        """Put a line into the report, once."""
+        if text not in self._told:
+            self._told.append(text)
+            self.context.warn(text)
 
     def _get(self, image: str) -> None:
         """Pull an image that is not here, since a pull inside the deployment would eat its time to settle."""
@@ -153,7 +197,7 @@ class SwarmDeployer(Deployer):
         """What this deployment's services are marked with, to know them from the ones before."""
         return str(self._count)
 
-    def _exposed(self, recipe: compose.Recipe) -> tuple[str, int] | None:
+    def _exposed(self, recipe: Recipe) -> tuple[str, int] | None:
         """The port that the image of `app` says it listens on."""
         image = str(recipe.services.get("app", {}).get("image") or "")
         for item in inspect("image", [image] if image else []):
@@ -163,13 +207,13 @@ class SwarmDeployer(Deployer):
                     return "app", port
         return None
 
-    def _create_secrets(self, recipe: compose.Recipe) -> None:
+    def _create_secrets(self, recipe: Recipe) -> None:
         """Values for what the recipe expects to be there. Those of a run are never written anywhere else."""
         there = self._secrets_there()
-        for secret in recipe.secrets():
+        for secret in recipe.secrets:
             if secret.name in there:
                 continue
-            value = self.context.secret(secret.name, secret.key, secret.length)
+            value = recipe.secret_values.get(secret.key) or self.context.secret(secret)
             # With the stack's own label `docker stack rm` takes them away too, which a person may use.
             labels = {**stacks.marks(self.context), stacks.LABEL_STACK: self.stack}
             options = [f"--label={key}={text}" for key, text in labels.items()]
@@ -185,6 +229,7 @@ class SwarmDeployer(Deployer):
         return self._deployment(services, settling.look(self.stack, services))
 
     def _deployment(self, services: list[dict[str, Any]], look: settling.Look) -> Deployment:
+        self._check(services)
         publishing = any((service["Spec"].get("EndpointSpec") or {}).get("Ports") for service in services)
         return Deployment(
             look.services,
@@ -193,6 +238,16 @@ class SwarmDeployer(Deployer):
             settling.fingerprint(services, self._network_names(services)),
             ports.in_use(services, self.owned.containers(), self.stack) if publishing else {},
         )
+
+    def _check(self, services: Sequence[dict[str, Any]]) -> None:
+        """Raises DeployError when the Swarm has more of a service than the document that it was deployed from."""
+        names = self._network_names(list(services))
+        for service in services:
+            mark = str((service["Spec"].get("Labels") or {}).get(LABEL_DEPLOYMENT, ""))
+            if mark in self._judged:
+                readback.check(self._judged[mark], self.stack, [service], names)
+            elif self.context.ephemeral:
+                readback.check({}, self.stack, [service], names)
 
     def _network_names(self, services: list[dict[str, Any]]) -> dict[str, str]:
         """The names of the services' networks by id."""
@@ -219,6 +274,7 @@ class SwarmDeployer(Deployer):
             # One that an upgrade's files no longer have goes on running as it was: it is not asked.
             names = {f"{self.stack}_{name}" for name in recipe.services} if recipe else set()
             services = [service for service in everything if service["Spec"]["Name"] in names]
+            self._check(everything)
             look = settling.look(self.stack, services)
             done = settler.judge(look)
             quiet_since = (quiet_since or time.monotonic()) if done else 0.0
@@ -232,7 +288,8 @@ class SwarmDeployer(Deployer):
             if text != said:
                 said = text
                 self.context.report(text)
-            self._network_names(services)  # while there is nothing else to do
+            if done and self._web:
+                self._join()  # the proxy may have been started anew meanwhile
             if time.monotonic() > until:
                 raise self._too_late(now, done)
             pause = _LOOKS[min(steps, len(_LOOKS) - 1)]
@@ -274,10 +331,9 @@ class SwarmDeployer(Deployer):
 
     def _asked_for(self) -> str:
         """In words, that the recipe's own label wants more time than the run has."""
-        recipe, key = self._recipe, f"coop-cloud.{self.stack}.timeout"
-        wanted = next((v for name in recipe.services if (v := recipe.labels(name).get(key, ""))), "") if recipe else ""
+        wanted = self._recipe.label("timeout") if self._recipe else ""
         if wanted.isdigit() and int(wanted) > self.context.settle_seconds:
-            return f" (The recipe's label {key.replace(self.stack, '${STACK_NAME}')} asks for {wanted} s.)"
+            return f" (The recipe's label coop-cloud.${{STACK_NAME}}.timeout asks for {wanted} s.)"
         return ""
 
     def _last_words(self, service: str) -> str:

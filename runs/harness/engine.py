@@ -12,7 +12,7 @@ from pathlib import Path
 from infra.deployers import images, sandbox
 from infra.deployers.base import Address, Deployer, DeployError, probe
 from infra.deployers.choose import choose
-from runs.harness import artefacts, level, lint, oidc, prepare, stages
+from runs.harness import artefacts, level, oidc, prepare, stages
 from runs.harness.events import Journal
 from runs.harness.git import CheckoutError, secrets_of
 from runs.harness.owntests import Outcome, concluded
@@ -89,16 +89,29 @@ class Engine:
         with self._blame(Verdict.ERRORED):
             self.watch.check()
             self._work.mkdir(mode=0o700, exist_ok=True)
-            self._prepared = ready = prepare.prepare(request, self._work, self._credential, self._journal, self.watch)
+            context = prepare.context_of(request, self._work, self._credential, self._journal, self.watch)
+            self._prepared = ready = prepare.checked_out(request, context, self._credential, self._journal, self.watch)
             self._lend(ready)
-            self._deployer = choose(request.deployer, ready.context)
+            self._deployer = choose(request.deployer, context)
+        self._read(ready, self._deployer)
         self._run = run = self._make_run(ready, self._deployer)
         self._deploy(run, ready)
-        self._add_lint(ready, self._deployer)
         try:
             self._stages(run)
         finally:
             self._take_picture(run)
+
+    def _read(self, ready: Prepared, deployer: Deployer) -> None:
+        """Read the recipe. What cannot be read or is refused fails the stage install, as if it had been deployed."""
+        started = time.monotonic()
+        try:
+            with self._blame(Verdict.ERRORED):
+                prepare.read(self._request, ready, deployer, self._journal)
+        except Stop as stop:
+            if stop.verdict is Verdict.FAILED:
+                self._begin("install")
+                self._end("install", _of(stop), time.monotonic() - started)
+            raise
 
     def _lend(self, ready: Prepared) -> None:
         """A realm of the run's own, if the recipe needs one and there is a provider."""
@@ -116,7 +129,7 @@ class Engine:
             return
         lent = oidc.environment(self._realm)
         self._journal.hide(self._realm.secrets)
-        ready.context.env, ready.context.lent = {**ready.context.env, **lent}, lent
+        ready.context.lent = lent
 
     def _make_run(self, ready: Prepared, deployer: Deployer) -> stages.Run:
         run = stages.Run(ready.context, deployer, self._journal, self.watch, self._folder.path, ready.settings)
@@ -130,15 +143,6 @@ class Engine:
         elif ready.previous and "upgrade" in deployer.abilities and "upgrade" not in ready.settings.stages:
             run.previous, run.previous_checkout = ready.previous, ready.previous_checkout
         return run
-
-    def _add_lint(self, ready: Prepared, deployer: Deployer) -> None:
-        """What the deploying tool itself says of the recipe, where it has a lint."""
-        try:
-            found = lint.from_abra(deployer.lint())
-        except DeployError as error:
-            self._journal.log(f"The lint of {deployer.name} could not be read: {error}")
-            return
-        ready.lint += [finding for finding in found if finding.rule not in ready.settings.lint]
 
     @contextmanager
     def _blame(self, verdict: Verdict) -> Iterator[None]:

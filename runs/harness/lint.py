@@ -7,7 +7,7 @@ explains it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,9 +15,11 @@ from typing import Any, Literal
 
 import yaml
 
-from infra.deployers import compose, safeyaml
+from infra.deployers import safeyaml
 from infra.deployers.base import DeployError
-from infra.deployers.interpolate import Unset, interpolate
+from infra.deployers.compose import environment, files
+from infra.deployers.compose.environment import EnvironmentProblem
+from infra.deployers.compose.interpolate import Unset, interpolate
 from infra.versions import Unreadable, Version
 from runs.harness.protocol import LintFinding
 
@@ -39,9 +41,9 @@ class Rule:
 RULES: Mapping[str, Rule] = {
     rule.id: rule
     for rule in (
-        Rule("C001", "error", "Every compose file can be read.", "Correct the YAML at the line named."),
+        Rule("C001", "error", "Docker takes every compose file (`docker stack config`).", "Correct it at the line named."),
         Rule("C002", "warning", 'Compose files say `version: "3.8"`.', 'Write `version: "3.8"` at the top.'),
-        Rule("C003", "error", "Compose files hold known keys only.", "Correct the key; the nearest known one is named."),
+        Rule("C003", "error", "Compose files hold known keys only.", "Correct the key; the nearest that Docker knows is named."),
         Rule("C004", "error", "A service `app` is there.", "Call the service that answers the web `app`."),
         Rule(
             "C005",
@@ -81,28 +83,38 @@ RULES: Mapping[str, Rule] = {
             "There are release notes for the version.",
             "Write `release/<version>` (no extension), or `release/next` for the version to come.",
         ),
+        Rule(
+            "C016",
+            "error",
+            "Labels whose name has a variable in it are written as a list.",
+            'Write `- "name=value"`: Docker fills variables into values, and never into the keys of a mapping.',
+        ),
+        Rule(
+            "C017",
+            "error",
+            "No default holds a variable: `docker stack` knows no `${A:-${B}}`.",
+            "Give the variable a default in .env.sample, where `${A:-$B}` is filled in.",
+        ),
     )
 }
 
-_TOP = ("version", "services", "networks", "volumes", "secrets", "configs")
-#: The keys of a service in schema 3.8, as `docker stack deploy` takes or passes over them.
-_SERVICE = (
-    *("build", "cap_add", "cap_drop", "cgroup_parent", "command", "configs", "container_name", "credential_spec"),
-    *("depends_on", "deploy", "devices", "dns", "dns_search", "domainname", "entrypoint", "env_file", "environment"),
-    *("expose", "external_links", "extra_hosts", "healthcheck", "hostname", "image", "init", "ipc", "isolation", "labels"),
-    *("links", "logging", "mac_address", "network_mode", "networks", "pid", "ports", "privileged", "read_only", "restart"),
-    *("secrets", "security_opt", "shm_size", "stdin_open", "stop_grace_period", "stop_signal", "sysctls", "tmpfs", "tty"),
-    *("ulimits", "user", "userns_mode", "volumes", "working_dir"),
+#: The sections that hold things by name.
+_SECTIONS = ("services", "networks", "volumes", "secrets", "configs")
+#: What people mean when Docker does not know a key: the keys of services and of what lies beneath them, in the 3.x schema.
+_KNOWN = (
+    *("version", "services", "networks", "volumes", "secrets", "configs"),
+    *("build", "cap_add", "cap_drop", "command", "container_name", "credential_spec", "depends_on", "deploy", "devices", "dns"),
+    *("dns_search", "domainname", "driver", "driver_opts", "entrypoint", "env_file", "environment", "expose", "external"),
+    *("external_links", "extra_hosts", "healthcheck", "hostname", "image", "init", "ipc", "isolation", "labels", "links"),
+    *("logging", "mac_address", "network_mode", "pid", "ports", "privileged", "read_only", "restart", "security_opt"),
+    *("shm_size", "stdin_open", "stop_grace_period", "stop_signal", "sysctls", "tmpfs", "tty", "ulimits", "user", "userns_mode"),
+    *("working_dir", "mode", "endpoint_mode", "replicas", "rollback_config", "update_config", "resources", "restart_policy"),
+    *("placement", "constraints", "preferences", "limits", "reservations", "interval", "retries", "start_period", "test"),
+    *("timeout", "disable", "parallelism", "delay", "failure_action", "monitor", "max_failure_ratio", "order", "condition"),
 )
-_DEPLOY = (
-    *("mode", "endpoint_mode", "replicas", "labels", "rollback_config", "update_config", "resources", "restart_policy"),
-    "placement",
-)
-_HEALTHCHECK = ("disable", "interval", "retries", "start_period", "test", "timeout")
 _METADATA = ("Category", "Status", "Image", "Healthcheck", "Backups", "Email", "Tests", "SSO")
 
-_EXPORT = re.compile(r"^\s*export\s+([A-Z][A-Z0-9_]*_VERSION)=", re.MULTILINE)
-_ASSIGNED = re.compile(r"^\s*(#?)\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)=(.*)$", re.MULTILINE)
+_COMMENTED = re.compile(r"^[ \t]*#[# \t]*(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_]*)=", re.MULTILINE)
 _VERSIONED = re.compile(r"\$\{STACK_NAME\}_.+_\$\{([A-Z][A-Z0-9_]*_VERSION)(?::?-[^}]*)?\}")
 _VERSION_LABEL = re.compile(r"coop-cloud\.\$\{?STACK_NAME\}?\.version")
 
@@ -138,9 +150,11 @@ class _Recipe:
     checkout: Path
     files: list[_File] = field(default_factory=list)
     exported: set[str] = field(default_factory=set)
-    sample: dict[str, str] = field(default_factory=dict)
+    sample: dict[str, str] = field(default_factory=dict)  #: as .env.sample sets them, filled in
+    values: Mapping[str, str] = field(default_factory=dict)  #: what compose files are filled in with
     commented: set[str] = field(default_factory=set)
     has_sample: bool = False
+    readable: bool = False  #: the sample
 
     @property
     def main(self) -> _File | None:
@@ -151,22 +165,36 @@ class _Recipe:
         file = self.main
         service = dict(file.items("services")).get("app", {}) if file else {}
         labels = _mapping(service.get("deploy")).get("labels")
-        try:
-            for key, value in compose.as_mapping(labels).items():
-                if _VERSION_LABEL.fullmatch(key.strip()):
-                    return value.strip(), file.line("services", "app", "deploy", "labels") if file else 0
-        except (TypeError, ValueError):
-            pass
+        # As a key of a mapping it keeps its dollar, and is another label.
+        for item in labels if isinstance(labels, list) else ():
+            key, equals, value = str(item).partition("=")
+            if equals and _VERSION_LABEL.fullmatch(key.strip()):
+                return value.strip(), file.line("services", "app", "deploy", "labels") if file else 0
         return None, 0
 
 
-def lint(checkout: Path, version_tag: str = "", annotated: bool | None = None) -> list[LintFinding]:
+def compose_files(checkout: Path) -> list[str]:
+    """The names of the compose files in a checkout, those that no sample names included."""
+    try:
+        names = sorted(path.name for path in checkout.iterdir() if re.fullmatch(r"compose(\..+)?\.ya?ml", path.name))
+    except OSError:
+        names = []
+    return names[:_MOST_FILES]
+
+
+def lint(
+    checkout: Path,
+    version_tag: str = "",
+    annotated: bool | None = None,
+    refused: Mapping[str, DeployError] | None = None,
+) -> list[LintFinding]:
     """Look at the recipe in `checkout`. `version_tag`: the tag of its commit, if any, and whether that is `annotated`.
 
+    `refused` is what Docker says of the compose files that it does not take; None where it cannot be asked.
     Never raises: what cannot be read is a finding.
     """
     found: list[LintFinding] = []
-    for finding in _findings(checkout, version_tag, annotated):
+    for finding in _findings(checkout, version_tag, annotated, refused):
         if len(found) == _MOST_FINDINGS:
             break
         if finding not in found:
@@ -174,9 +202,12 @@ def lint(checkout: Path, version_tag: str = "", annotated: bool | None = None) -
     return found
 
 
-def _findings(checkout: Path, version_tag: str, annotated: bool | None) -> Iterator[LintFinding]:
+def _findings(
+    checkout: Path, version_tag: str, annotated: bool | None, refused: Mapping[str, DeployError] | None
+) -> Iterator[LintFinding]:
     recipe = _Recipe(checkout)
-    yield from _read(recipe)
+    yield from _refused(refused or {})
+    yield from _read(recipe, by_docker=refused is not None)
     for file in recipe.files:
         yield from _keys(file)
         yield from _configs(recipe, file)
@@ -207,7 +238,7 @@ def _text(checkout: Path, name: str) -> str | None:
         path = checkout / name
         if not path.is_symlink() and not path.exists():
             return None
-        path = compose.inside(checkout, name)
+        path = files.inside(checkout, name)
         if path.stat().st_size > _BIGGEST:
             raise ValueError(f"{name} is bigger than {_BIGGEST >> 10} kB")
         return path.read_text(errors="replace")
@@ -217,39 +248,46 @@ def _text(checkout: Path, name: str) -> str | None:
         raise ValueError(f"{name} leads nowhere") from error
 
 
-def _read(recipe: _Recipe) -> Iterator[LintFinding]:
-    try:
-        names = sorted(path.name for path in recipe.checkout.iterdir() if re.fullmatch(r"compose(\..+)?\.ya?ml", path.name))
-    except OSError:
-        names = []
+def _read(recipe: _Recipe, by_docker: bool) -> Iterator[LintFinding]:
+    names = compose_files(recipe.checkout)
     if "compose.yml" not in names:
         yield _finding("C001", "There is no compose.yml.")
-    for name in names[:_MOST_FILES]:
+    for name in names:
         try:
             data, root = safeyaml.load(_text(recipe.checkout, name) or "")
             if not isinstance(data, dict):
                 raise ValueError("it is no mapping")
             recipe.files.append(_File(name, data, root))
+            yield from _nested(recipe.checkout, name)
         except yaml.MarkedYAMLError as error:
+            if by_docker:
+                continue
             line = error.problem_mark.line + 1 if error.problem_mark else 0
             yield _finding("C001", f"{name} cannot be read: {error.problem or error.context}.", name, line)
         except Exception as error:  # whatever a hostile file makes of a parser, it is a file that cannot be read
-            yield _finding("C001", f"{name} cannot be read: {' '.join(str(error).split())}.", name)
+            if not by_docker:
+                yield _finding("C001", f"{name} cannot be read: {' '.join(str(error).split())}.", name)
+    exports, sample = "", None
     try:
-        recipe.exported = set(_EXPORT.findall(_text(recipe.checkout, "abra.sh") or ""))
+        exports = _text(recipe.checkout, "abra.sh") or ""
     except ValueError as error:
         yield _finding("C009", f"{error}.", "abra.sh")
     try:
         sample = _text(recipe.checkout, ".env.sample")
     except ValueError as error:
         yield _finding("C014", f"{error}.", ".env.sample")
-    else:
-        recipe.has_sample = sample is not None
-        for commented, name, value in _ASSIGNED.findall(sample or ""):
-            if commented:
-                recipe.commented.add(name)
-            else:
-                recipe.sample[name] = re.split(r"\s#", value, maxsplit=1)[0].strip().strip("\"'")
+        return
+    recipe.has_sample = recipe.readable = sample is not None
+    recipe.commented = {match[1] for match in _COMMENTED.finditer(sample or "")}
+    try:
+        recipe.sample = dict(environment.build(sample=sample or "", exports="", recipe="", fixed={}).values)
+        both = environment.build(sample=sample or "", exports=exports, recipe="", fixed={"STACK_NAME": "stack"})
+        recipe.values = both.values
+        recipe.exported = set(environment.build(sample="", exports=exports, recipe="", fixed={}).values)
+    except EnvironmentProblem as error:
+        recipe.readable = False
+        at = re.match(r"\.env\.sample:(\d+)", str(error))
+        yield _finding("C014", str(error), ".env.sample", int(at[1]) if at else 0)
 
 
 def _keys(file: _File) -> Iterator[LintFinding]:
@@ -257,23 +295,35 @@ def _keys(file: _File) -> Iterator[LintFinding]:
     if version != "3.8":
         said = "has no version" if version is None else f"says version {version!r}"
         yield _finding("C002", f'{file.name} {said}; it should be "3.8".', file.name, file.line("version"))
-    yield from _unknown(file, (), file.data, _TOP)
-    for section in _TOP[1:]:
-        if file.data.get(section) is not None and not isinstance(file.data[section], dict):
-            yield _finding("C003", f"{section} must be a mapping.", file.name, file.line(section))
     for name, service in file.items("services"):
-        yield from _unknown(file, ("services", name), service, _SERVICE)
-        for key, known in (("deploy", _DEPLOY), ("healthcheck", _HEALTHCHECK)):
-            yield from _unknown(file, ("services", name, key), _mapping(service.get(key)), known)
+        for path in (("labels",), ("deploy", "labels")):
+            labels: Any = service
+            for key in path:
+                labels = _mapping(labels).get(key)
+            for label in [str(label) for label in _mapping(labels) if "$" in str(label)]:
+                said = f'The label {label} of {name} keeps its dollar: write the labels as a list (- "{label}=…").'
+                yield _finding("C016", said, file.name, file.line("services", name, *path, label))
 
 
-def _unknown(file: _File, path: tuple[str, ...], section: dict[str, Any], known: Sequence[str]) -> Iterator[LintFinding]:
-    for key in section:
-        if str(key) in known or str(key).startswith("x-"):
-            continue
-        near = get_close_matches(str(key)[:60], known, 1, 0.6)
-        hint = f"; did you mean {near[0]}?" if near else "."
-        yield _finding("C003", f"There is no key {'.'.join((*path, str(key)))}{hint}", file.name, file.line(*path, str(key)))
+_NESTED = re.compile(r"\$\{[A-Za-z0-9_]+:?-[^}$]*\$\{")
+
+
+def _nested(checkout: Path, name: str) -> Iterator[LintFinding]:
+    """Defaults that hold a variable themselves, which Docker's `stack` leaves as text."""
+    for number, line in enumerate((_text(checkout, name) or "").splitlines(), 1):
+        if (found := _NESTED.search(line[:2000])) and not line.lstrip().startswith("#"):
+            said = f"{found[0]}…}}}} is a default with a variable in it, which Docker leaves as text."
+            yield _finding("C017", said, name, number)
+
+
+def _refused(refused: Mapping[str, DeployError]) -> Iterator[LintFinding]:
+    """What Docker says of compose files that it does not take."""
+    for name, error in refused.items():
+        line = re.search(rf"{re.escape(name)}:(\d+)", error.message)
+        unknown = re.search(r"Additional property (\S+) is not allowed", error.message)
+        near = get_close_matches(unknown[1][:60], _KNOWN, 1, 0.6) if unknown else []
+        hint = f" Did you mean {near[0]}?" if near else ""
+        yield _finding("C003" if unknown else "C001", error.message + hint, name, int(line[1]) if line else 0)
 
 
 def _configs(recipe: _Recipe, file: _File) -> Iterator[LintFinding]:
@@ -290,7 +340,7 @@ def _configs(recipe: _Recipe, file: _File) -> Iterator[LintFinding]:
 
 def _secrets(recipe: _Recipe, file: _File) -> Iterator[LintFinding]:
     for key, secret in file.items("secrets"):
-        if not (name := compose.external_name(key, secret)):
+        if not (name := _external_name(key, secret)):
             continue
         line = file.line("secrets", key)
         match = _VERSIONED.fullmatch(name[:300])
@@ -304,13 +354,21 @@ def _secrets(recipe: _Recipe, file: _File) -> Iterator[LintFinding]:
             yield _finding("C010", f".env.sample does not declare {match[1]}, which the secret {key} needs.", file.name, line)
 
 
+def _external_name(key: str, definition: dict[str, Any]) -> str:
+    """The name of an external secret; empty for one that is not external."""
+    external = definition.get("external")
+    if isinstance(external, dict):
+        return str(external.get("name") or definition.get("name") or key)
+    return str(definition.get("name") or key) if external else ""
+
+
 def _images(recipe: _Recipe, file: _File) -> Iterator[LintFinding]:
     for name, service in file.items("services"):
         image = service.get("image")
         if not isinstance(image, str):
             continue
         try:
-            image = interpolate(image[:500], recipe.sample)
+            image = interpolate(image[:500], recipe.values)
         except Unset:
             continue  # what it becomes is the operator's choice
         path, _, digest = image.partition("@")
@@ -395,29 +453,5 @@ def _sample(recipe: _Recipe) -> Iterator[LintFinding]:
         yield _finding("C014", "There is no .env.sample.")
         return
     for name in ("TYPE", "DOMAIN", "LETS_ENCRYPT_ENV"):
-        if not recipe.sample.get(name):
+        if recipe.readable and not recipe.sample.get(name):
             yield _finding("C014", f".env.sample does not set {name}.", ".env.sample")
-
-
-def from_abra(rows: Sequence[Mapping[str, str]]) -> list[LintFinding]:
-    """What abra's own table of lint says, a finding for each rule that is neither satisfied nor skipped.
-
-    A row is a table's line by its headings, such as `ref`, `rule`, `severity`, `satisfied`, `skipped`, `resolve`.
-    """
-    found = []
-    for row in rows:
-        cells = {key.strip().lower(): value.strip() for key, value in row.items()}
-        if not cells.get("ref") or "satisfied" not in cells:
-            said = "abra's lint has a table that is not understood here."
-            found.append(LintFinding(rule="abra", level="warning", text=said))
-            break
-        if _yes(cells["satisfied"]) or _yes(cells.get("skipped", "")):
-            continue
-        level: Literal["error", "warning"] = "error" if cells.get("severity", "").lower().startswith("err") else "warning"
-        text = f"{cells.get('rule', '').rstrip('.')}. {cells.get('resolve', '')}".strip(" .")
-        found.append(LintFinding(rule=_printable(cells["ref"])[:20], level=level, text=_printable(f"{text}.")))
-    return found
-
-
-def _yes(cell: str) -> bool:
-    return cell.lower() in ("✅", "✔", "✓", "yes", "true")

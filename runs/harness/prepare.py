@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from infra.deployers import compose, policy
-from infra.deployers.base import Context, DeployError, stack_name
+from infra.deployers.base import Context, Deployer, DeployError, stack_name
+from infra.deployers.compose import files
+from infra.deployers.compose.recipe import Recipe
 from runs.harness import extras, lint, settings
 from runs.harness.checkout import Checkout
 from runs.harness.events import Journal
@@ -34,36 +35,47 @@ class Prepared:
     lint: list[LintFinding] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     tests: list[ExtraTest] = field(default_factory=list)
+    history: History | None = None  #: where there is one
 
 
-def prepare(request: Request, work: Path, credential: Mapping[str, str], journal: Journal, watch: Watch) -> Prepared:
-    """Bring the commit here and look at it. Raises CheckoutError, SettingsError, DeployError, Cancelled and TimedOut."""
-    context = _context(request, work, credential, journal, watch)
+def checked_out(request: Request, context: Context, credential: Mapping[str, str], journal: Journal, watch: Watch) -> Prepared:
+    """Bring the commit here, and take over what its settings say. Raises CheckoutError, SettingsError, Cancelled and TimedOut."""
     limits = request.limits
     with journal.timed("checkout"):
         sha = Checkout(request.source, context.checkout, credential, watch.check, limits.disk_mb).make()
         journal.step(f"Checked out {sha[:12] or 'the folder as it is'}")
-        history = History(request.source, request.base, work / "history", credential, watch.check, limits.disk_mb)
-        known = history.fetch()
-    ready = Prepared(context, sha)
-    ready.settings, ready.loosened = _settings(request, context.checkout, history if known else None, journal)
+        history = History(request.source, request.base, context.work / "history", credential, watch.check, limits.disk_mb)
+        ready = Prepared(context, sha, history=history if history.fetch() else None)
+    ready.settings, ready.loosened = _settings(request, context.checkout, ready.history, journal)
     ready.limits = _limits(limits, ready.settings)
-    recipe = compose.load(context.checkout, compose.environment(context))
-    ready.version = recipe.version()
-    _apply(ready, recipe)
-    if known:
-        ready.changed = history.changed()
-        if "upgrade" in request.stages and "upgrade" not in ready.settings.stages:
-            _previous(ready, history, recipe)
-    tag = history.tag_of(sha) if known and sha else None
-    findings = lint.lint(context.checkout, tag.name if tag else "", tag.annotated if tag else None)
-    ready.lint = [finding for finding in findings if finding.rule not in ready.settings.lint]
-    ready.tests = extras.find(context.checkout)
-    history.remove()
+    wanted = ready.settings
+    context.env, context.env_upgrade, context.secret_values = wanted.env.values, wanted.env.upgrade, wanted.secrets
+    context.exclusive_ports = wanted.ports.exclusive
+    context.health_path = wanted.app.path
+    context.health_status = wanted.app.status
     return ready
 
 
-def _context(request: Request, work: Path, credential: Mapping[str, str], journal: Journal, watch: Watch) -> Context:
+def read(request: Request, ready: Prepared, deployer: Deployer, journal: Journal) -> None:
+    """Read the recipe as `deployer` does, and the version before it. Raises CheckoutError, DeployError, Cancelled, TimedOut."""
+    context, history = ready.context, ready.history
+    ready.tests = extras.find(context.checkout)
+    tag = history.tag_of(ready.sha) if history and ready.sha else None
+    refused = deployer.refused(context.checkout, lint.compose_files(context.checkout))
+    findings = lint.lint(context.checkout, tag.name if tag else "", tag.annotated if tag else None, refused)
+    ready.lint = [finding for finding in findings if finding.rule not in ready.settings.lint]
+    recipe = deployer.recipe(context.checkout)
+    ready.version = recipe.version()
+    _settle_seconds(ready, recipe)
+    if history:
+        ready.changed = history.changed()
+        if "upgrade" in request.stages and "upgrade" not in ready.settings.stages:
+            _previous(ready, history, recipe, deployer, journal)
+        history.remove()
+
+
+def context_of(request: Request, work: Path, credential: Mapping[str, str], journal: Journal, watch: Watch) -> Context:
+    """What every part of the run is given; the settings of the recipe come into it later."""
     limits = request.limits
     return Context(
         run_id=request.run_id,
@@ -86,6 +98,7 @@ def _context(request: Request, work: Path, credential: Mapping[str, str], journa
         image_ledger=Path(request.images.ledger) if request.images.ledger else None,
         image_gb=request.images.most_gb,
         report=journal.step,
+        warn=journal.warn,
         log=journal.log,
         timed=journal.timed,
         check=watch.check,
@@ -108,7 +121,7 @@ def _settings(request: Request, checkout: Path, history: History | None, journal
 def _own_file(checkout: Path) -> bytes | None:
     if not (checkout / settings.FILE).exists():
         return None
-    return compose.inside(checkout, settings.FILE).read_bytes()
+    return files.inside(checkout, settings.FILE).read_bytes()
 
 
 def _limits(most: Limits, wanted: RecipeSettings) -> Limits:
@@ -123,21 +136,15 @@ def _limits(most: Limits, wanted: RecipeSettings) -> Limits:
     )
 
 
-def _apply(ready: Prepared, recipe: compose.Recipe) -> None:
-    """What the settings and the recipe's labels say, where the deployers look for it."""
-    context, wanted = ready.context, ready.settings
-    key = f"coop-cloud.{context.stack}.timeout"
-    label = next((value for name in recipe.services if (value := recipe.labels(name).get(key, ""))), "")
-    if wanted.limits.settle_seconds is None and label.isdigit() and int(label) > ready.limits.settle_seconds:
-        ready.limits.settle_seconds = min(int(label), ready.limits.stage_seconds)
-    context.settle_seconds = ready.limits.settle_seconds
-    context.env = dict(wanted.env)
-    context.exclusive_ports = wanted.ports.exclusive
-    context.health_path = wanted.app.path
-    context.health_status = wanted.app.status
+def _settle_seconds(ready: Prepared, recipe: Recipe) -> None:
+    """How long the app may take to come up: as its settings say, else as its label does."""
+    label = recipe.label("timeout")
+    if ready.settings.limits.settle_seconds is None and label.isdigit() and int(label[:9]) > ready.limits.settle_seconds:
+        ready.limits.settle_seconds = min(int(label[:9]), ready.limits.stage_seconds)
+    ready.context.settle_seconds = ready.limits.settle_seconds
 
 
-def _previous(ready: Prepared, history: History, recipe: compose.Recipe) -> None:
+def _previous(ready: Prepared, history: History, recipe: Recipe, deployer: Deployer, journal: Journal) -> None:
     """The published version to start on, checked out, and whether it can be put there at all."""
     tag = history.previous(ready.sha)
     if tag is None:
@@ -145,25 +152,41 @@ def _previous(ready: Prepared, history: History, recipe: compose.Recipe) -> None
     checkout = ready.context.work / "previous"
     history.export(tag.commit, checkout)
     ready.previous, ready.previous_checkout = tag, checkout
+    if laid := _lay_over(ready.context, checkout, recipe):
+        journal.warn(f"{tag.name} does not have {', '.join(laid)} yet, which [env] names: taken from the commit under test.")
     try:
-        before = compose.load(checkout, compose.environment(ready.context, checkout))
-        policy.check(before, ready.context.allow)
+        before = deployer.recipe(checkout)
     except DeployError as error:
         ready.problem_of_previous = str(error)
         return
     ready.differs = _deployed(before) != _deployed(recipe)
 
 
-def _deployed(recipe: compose.Recipe) -> object:
-    """All of a recipe that a deployment is made of: its documents, and the files that they name."""
-    documents = [{key: value for key, value in document.items() if not key.startswith("x-")} for _, document in recipe.documents]
-    files = sorted((".".join(place), _bytes(recipe.checkout, path)) for _, place, path in compose.files(recipe))
-    return documents, files
+def _lay_over(context: Context, previous: Path, recipe: Recipe) -> list[str]:
+    """Copy what [env] wants laid over both versions and only the commit has: overlays, and the files that they name."""
+    if "COMPOSE_FILE" not in context.env:
+        return []
+    missing = [name for name in recipe.names if not (previous / name).exists()]
+    if not missing:
+        return []
+    for name in [*missing, *(file for _, file in recipe.files())]:
+        target = previous / name
+        if not target.exists() and not target.is_symlink() and target.parent.resolve().is_relative_to(previous.resolve()):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(files.inside(context.checkout, name).read_bytes())
+            target.chmod(0o644)  # the sandbox reads it with another uid
+    return missing
+
+
+def _deployed(recipe: Recipe) -> object:
+    """All of a recipe that a deployment is made of: its document, and the files that it names."""
+    document = {key: value for key, value in recipe.document.items() if not key.startswith("x-")}
+    return document, sorted((".".join(place), _bytes(recipe.checkout, path)) for place, path in recipe.files())
 
 
 def _bytes(checkout: Path, path: str) -> bytes:
     try:
-        return compose.inside(checkout, path).read_bytes()
+        return files.inside(checkout, path).read_bytes()
     except DeployError:
         return b""
 

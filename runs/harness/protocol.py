@@ -81,7 +81,7 @@ class Request(_Model):
     source: Source
     base: Source | None = None  #: where the pull request goes to; its branch's settings count, its tags are the versions
     stages: list[str]
-    deployer: Literal["auto", "swarm", "process", "abra"] = "auto"
+    deployer: Literal["auto", "swarm", "process"] = "auto"
     trusted: bool = True  #: False: a stranger's code, which runs in a full sandbox or not at all
     domain: str = ""
     proxy_url: str = ""
@@ -132,7 +132,7 @@ class Timing(_Model):
 class LintFinding(_Model):
     """One remark on a recipe. Reported, never a verdict by itself; an *error* keeps the recipe from the last level."""
 
-    rule: str  #: such as `C003` (ours) or `R014` (abra's)
+    rule: str  #: such as `C003`
     level: Literal["error", "warning"]
     text: str
     file: str = ""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 FILE = "cc-ci.toml"
 _BIGGEST = 64 << 10
@@ -76,6 +76,32 @@ class Picture(_Section):
     off: bool = Field(default=False, description="Take no picture.")
 
 
+class Env(_Section):
+    """`[env]` with the names that a recipe chooses, and `[env.upgrade]` beneath it."""
+
+    values: dict[str, str] = Field(
+        default_factory=dict, description="Added to the app's `.env`, and filled in like it (`${DOMAIN}`)."
+    )
+    upgrade: dict[str, str] = Field(
+        default_factory=dict, description="The same for the commit alone: what only the newer version needs."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {"values": {k: v for k, v in given.items() if k != "upgrade"}, "upgrade": given.get("upgrade", {})}
+
+    @field_validator("values", "upgrade")
+    @classmethod
+    def _names(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if not (name.isascii() and name.isidentifier()) or name in ("STACK_NAME", "DOMAIN", "LETS_ENCRYPT_ENV"):
+                raise ValueError(f"{name!r} cannot be set here")
+        return value
+
+
 class RecipeSettings(_Section):
     """The whole file. A recipe without one has the defaults."""
 
@@ -84,20 +110,15 @@ class RecipeSettings(_Section):
     )
     app: App = App()
     limits: RecipeLimits = RecipeLimits()
-    env: dict[str, str] = Field(default_factory=dict, description="Added to the app's `.env`.")
+    env: Env = Env()
+    secrets: dict[str, str] = Field(
+        default_factory=dict, description="Values for secrets in tests, by their name in the compose file; filled in, too."
+    )
     backup: BackupMeaning = BackupMeaning()
     stages: dict[StageName, str] = Field(default_factory=dict, description="Stages that do not apply, each with the reason.")
     ports: Ports = Ports()
     picture: Picture = Picture()
     lint: dict[str, str] = Field(default_factory=dict, description="Rules of lint that are waived, each with the reason.")
-
-    @field_validator("env")
-    @classmethod
-    def _names(cls, value: dict[str, str]) -> dict[str, str]:
-        for name in value:
-            if not name.isidentifier() or name in ("STACK_NAME", "DOMAIN", "LETS_ENCRYPT_ENV"):
-                raise ValueError(f"{name!r} cannot be set here")
-        return value
 
     @field_validator("stages", "lint")
     @classmethod
@@ -128,6 +149,8 @@ def parse(data: bytes | None) -> RecipeSettings:
 
 def _problem(error: Mapping[str, Any]) -> str:
     place = [str(part) for part in error["loc"] if part != "[key]"]
+    if place[:2] == ["env", "values"]:  # not a name that a recipe writes
+        del place[1]
     name = ".".join(place)
     if error["type"] == "extra_forbidden" or "[key]" in error["loc"]:
         near = get_close_matches(place[-1], list(_keys(place[:-1])), 1, 0.5)
@@ -219,5 +242,6 @@ def table() -> str:
         for key, part in (inner or {"": field}).items():
             text = part.get_default(call_default_factory=True)
             shown = "" if text in (None, (), {}) else f"`{text if isinstance(text, str) else str(text).lower()}`"
-            rows.append(f"| `{f'{name}.{key}' if key else name}` | {shown} | {part.description} |")
+            written = name if key in ("", "values") else f"{name}.{key}"
+            rows.append(f"| `{written}` | {shown} | {part.description} |")
     return "\n".join(rows)

@@ -132,7 +132,7 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
             "credential": _reference,
             "server": st.sampled_from(["default", "far.example.org"]),
             "stack": st.just(f"stack-{name}"),
-            "deployer": st.sampled_from(["swarm", "abra"]),
+            "deployer": st.just("swarm"),
         }.items():
             if draw(st.booleans()):
                 app[key] = draw(strategy)

@@ -123,15 +123,3 @@ def test_bubblewrap_that_may_not_do_its_work(docker: Callable[[str], None], tmp_
 def test_sandbox_well(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "available", lambda: sandbox.Availability(True))
     assert only(checks.check_sandbox()).level == "ok"
-
-
-def test_abra_is_looked_at_where_it_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settings.CC_CI, "deployer", "auto")
-    assert list(checks.check_abra()) == []
-    monkeypatch.setattr(settings.CC_CI, "deployer", "abra")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    finding = only(checks.check_abra())
-    assert finding.level == "error" and "Install abra" in finding.fix
-    (tmp_path / "abra").write_text("#!/bin/sh\n")
-    (tmp_path / "abra").chmod(0o755)
-    assert only(checks.check_abra()).level == "warning" and "experimental" in only(checks.check_abra()).text

@@ -10,8 +10,9 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from controlplane.cli import MISUSE
-from infra.deployers import compose
 from infra.deployers.base import Context, DeployError
+from infra.deployers.compose import plain
+from infra.deployers.compose.recipe import Recipe
 
 _PAGE = '''"""The page of the app. `app` is the deployed app: see "Tests for your recipe" in cc-ci's documentation."""
 
@@ -67,7 +68,7 @@ def first_test(recipe: Path) -> tuple[str, str]:
     Raises DeployError for what is no recipe.
     """
     context = Context("0" * 12, "local", recipe.resolve().name, recipe, recipe, domain="app.localhost")
-    read = compose.load(recipe, compose.environment(context))
+    read = plain.load(context, recipe)
     if _has_web_port(read):
         return "test_page.py", _PAGE
     names = sorted(read.services)
@@ -75,11 +76,13 @@ def first_test(recipe: Path) -> tuple[str, str]:
     return "test_services.py", _SERVICES.format(names=listed, first="app" if "app" in names else names[0])
 
 
-def _has_web_port(read: compose.Recipe) -> bool:
+def _has_web_port(read: Recipe) -> bool:
     """Whether every deployer finds one: by the proxy's label, and, where all services run as processes, by the wish for a port.
 
     Where only some do, the test is about the services: that one passes with all of them.
     """
     if not read.web(()):
         return False
-    return not read.all_processes or any(process.listens for process in read.processes(dict.fromkeys(read.services, 0), {}))
+    return not plain.all_processes(read) or any(
+        process.listens for process in plain.processes(read, dict.fromkeys(read.services, 0), {})
+    )

@@ -1,6 +1,6 @@
 """The contract of the deployers (`infra.deployers.base.Deployer`): every verb, for every kind, on the real thing.
 
-What a kind cannot do it has to refuse by name. The deployer abra runs here where the tool is; it cannot be had everywhere.
+What a kind cannot do it has to refuse by name.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from infra.deployers import swarm
-from infra.deployers.abra import AbraDeployer
 from infra.deployers.base import Backup, BackupPart, Deployer, DeployError, probe
 from infra.deployers.docker_cli import KINDS, LABEL_KEEP, LABEL_RUN, ids, inspect
 from infra.deployers.process import ProcessDeployer
@@ -26,15 +25,12 @@ Make = Callable[..., Any]
 ALL = [
     pytest.param(SwarmDeployer, id="swarm", marks=pytest.mark.docker),
     pytest.param(ProcessDeployer, id="process"),
-    pytest.param(AbraDeployer, id="abra", marks=pytest.mark.docker),
 ]
 
 
 @pytest.fixture(params=ALL)
 def kind(request: pytest.FixtureRequest) -> type[Deployer]:
     found: type[Deployer] = request.param
-    if found is AbraDeployer and not shutil.which("abra"):
-        pytest.skip("abra is not installed, and cannot be had through the package registries")
     if found is not ProcessDeployer:
         need_swarm()
     elif not shutil.which("busybox"):

@@ -273,7 +273,7 @@ def test_results_are_written_last_and_whole(make_folder: Any, monkeypatch: pytes
 
 
 def test_unknown_deployers_and_stages_say_so(run: Run) -> None:
-    results = run(RECIPES / "process-web", deployer="abra")
+    results = run(RECIPES / "process-web", deployer="kubernetes")
     assert results.verdict is Verdict.ERRORED
     assert "There is no abra command here." in results.reason
     results = run(RECIPES / "process-web", stages=["instal"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.deployers import safeyaml
+from infra.deployers.compose import recipe as recipes
 from runs.harness import lint
-from runs.harness.lint import RULES, from_abra
+from runs.harness.lint import RULES
 from runs.harness.protocol import LintFinding
+from tests.infra.deployers.compose.reading import context, need_reader
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -113,25 +114,46 @@ def test_the_sandbox_forges_recipes_have_nothing_wrong() -> None:
         assert [f for f in lint.lint(ROOT / "enrollment" / "sandbox" / "recipes" / recipe) if f.level == "error"] == []
 
 
+def linted(folder: Path) -> list[LintFinding]:
+    """What a run says: Docker is asked, too."""
+    need_reader()
+    return lint.lint(folder, refused=recipes.problems(context(folder), folder, lint.compose_files(folder)))
+
+
 WRONG = {
-    "C001-yaml": ("compose.yml", ("services:\n", "services: [\n"), "compose.yml cannot be read"),
-    "C001-overlay": ("compose.smtp.yml", "- a list", "compose.smtp.yml cannot be read: it is no mapping"),
+    "C001-yaml": ("compose.yml", ("services:\n", "services: [\n"), "Docker refuses compose.yml:"),
+    "C001-twice": ("compose.yml", ("    image:", "    image: x\n    image:"), 'compose.yml:6: yaml: unmarshal errors: line 6: mapping key "image"'),
+    "C001-boolean": ("compose.smtp.yml", ("[MAIL=yes]", "{MAIL: true}"), "services.app.environment.MAIL must be a string"),
+    "C001-nested": ("compose.yml", ("nginx:1.27.3", "nginx:1${A:+y}"), "invalid interpolation format"),
+    "C001-overlay": ("compose.smtp.yml", "- a list", "Docker refuses compose.smtp.yml: top-level object must be a mapping"),
     "C001-none": ("compose.yml", None, "There is no compose.yml."),
     "C002-old": ("compose.yml", ('"3.8"', '"3.7"'), "says version '3.7'"),
     "C002-number": ("compose.yml", ('"3.8"', "3.8"), "says version 3.8;"),
     "C002-none": ("compose.smtp.yml", ("version: '3.8'\n", ""), "compose.smtp.yml has no version"),
-    "C003-top": ("compose.yml", ("\nsecrets:", "\nsecretz:"), "no key secretz; did you mean secrets?"),
-    "C003-service": ("compose.yml", ("    image:", "    imag: x\n    image:"), "services.app.imag; did you mean image?"),
+    "C003-top": ("compose.yml", ("\nsecrets:", "\nsecretz:"), "Additional property secretz is not allowed. Did you mean secrets?"),
+    "C003-service": ("compose.yml", ("    image:", "    imag: x\n    image:"), "services.app Additional property imag is not allowed. Did you mean image?"),
     "C003-deploy": (
         "compose.yml",
         ("      labels:", "      replica: 2\n      labels:"),
-        "deploy.replica; did you mean replicas?",
+        "deploy Additional property replica is not allowed. Did you mean replicas?",
     ),
-    "C003-health": ("compose.yml", ("      test:", "      intervall: 1s\n      test:"), "did you mean interval?"),
-    "C003-list": ("compose.smtp.yml", "version: '3.8'\nnetworks: [proxy]\n", "networks must be a mapping"),
+    "C003-health": ("compose.yml", ("      test:", "      intervall: 1s\n      test:"), "Did you mean interval?"),
+    "C001-list": ("compose.smtp.yml", "version: '3.8'\nnetworks: [proxy]\n", "networks must be a mapping"),
     "C004": ("compose.yml", ("  app:", "  web:"), "There is no service app."),
     "C005-none": ("compose.yml", ("coop-cloud.${STACK_NAME}.version", "coop.${STACK_NAME}.version"), "has no label"),
     "C005-form": ("compose.yml", ("=1.2.0+1.27.3", "=v1.2.0"), "'v1.2.0' is no version"),
+    "C005-map": (
+        "compose.yml",
+        ('- "coop-cloud.${STACK_NAME}.version=1.2.0+1.27.3"', 'coop-cloud.${STACK_NAME}.version: "1.2.0+1.27.3"'),
+        "has no label",
+    ),
+    "C016": (
+        "compose.yml",
+        ('- "coop-cloud.${STACK_NAME}.version=1.2.0+1.27.3"', 'coop-cloud.${STACK_NAME}.version: "1.2.0+1.27.3"'),
+        "The label coop-cloud.${STACK_NAME}.version of app keeps its dollar: write the labels as a list",
+    ),
+    "C017": ("compose.yml", ("nginx:1.27.3", "nginx:${TAG:-1${MINOR}}"), "${TAG:-1${…}} is a default with a variable in it"),
+    "C014-quote": (".env.sample", ("TYPE=nice", 'TYPE="nice'), ".env.sample:1: unclosed double quote"),
     "C008-name": ("compose.yml", ("_conf_${CONF_VERSION}", "_conf"), "it should be ${STACK_NAME}_conf_${CONF_VERSION}"),
     "C008-none": ("compose.yml", ("    name: ${STACK_NAME}_conf_${CONF_VERSION}\n", ""), "The config conf has no name"),
     "C009": ("abra.sh", "CONF_VERSION=v3\n", "abra.sh does not export CONF_VERSION"),
@@ -159,13 +181,14 @@ WRONG = {
 @pytest.mark.parametrize("what", WRONG)
 def test_each_thing_that_can_be_wrong_is_found(what: str, nice: Callable[..., Path]) -> None:
     file, change, words = WRONG[what]
-    found = lint.lint(nice({file: change}))
+    found = linted(nice({file: change}))
     rule = what[:4]
     [finding] = [f for f in found if f.rule == rule]
     assert words in finding.text
     assert finding.level == RULES[rule].level
-    if rule != "C001":  # what cannot be read is missed elsewhere as well
-        assert {f.rule for f in found} - {rule} <= {"C015"} | ({"C011"} if rule == "C004" else set())
+    if rule != "C001" and what != "C014-quote":  # what cannot be read is missed elsewhere as well
+        also = {"C002": {"C001"}, "C004": {"C011"}, "C005": {"C016"}, "C016": {"C005"}}
+        assert {f.rule for f in found} - {rule} <= {"C015"} | also.get(rule, set())
 
 
 def test_tag_and_label(nice: Callable[..., Path]) -> None:
@@ -194,8 +217,7 @@ def test_the_line_is_named(change: tuple[str, str], line: int, nice: Callable[..
 def test_what_recipes_do_is_right(nice: Callable[..., Path]) -> None:
     text = COMPOSE.replace("nginx:1.27.3", "nginx@sha256:" + "0" * 64).replace("services:", "x-env: &env {A: 1}\nservices:")
     text = text.replace("    secrets: [password]", "    secrets: [password]\n    environment:\n      <<: *env")
-    text = text.replace('        - "coop-cloud.${STACK_NAME}.version=1.2.0', '        coop-cloud.${STACK_NAME}.version: "1.2.0')
-    assert lint.lint(nice({"compose.yml": text})) == []
+    assert linted(nice({"compose.yml": text})) == []
     (nice() / "release" / "1.2.0+1.27.3").rename(nice() / "release" / "next")
     assert "C015" not in {f.rule for f in lint.lint(nice({"release/1.2.0+1.27.3": None}))}
 
@@ -227,11 +249,10 @@ HOSTILE = {
 
 @pytest.mark.parametrize("what", HOSTILE)
 def test_hostile_yaml_is_a_finding_at_most(what: str, nice: Callable[..., Path]) -> None:
-    started = time.monotonic()
-    found = lint.lint(nice({"compose.yml": HOSTILE[what]}))
-    assert time.monotonic() - started < 5
+    folder = nice({"compose.yml": HOSTILE[what]})
+    found = lint.lint(folder)
     assert [f for f in found if f.file == "compose.yml"]
-    assert all(f.text.isprintable() and len(f.text) <= 500 for f in found)
+    assert all(f.text.isprintable() and len(f.text) <= 500 for f in [*found, *linted(folder)])
 
 
 def test_files_that_lead_elsewhere_are_not_read(tmp_path: Path) -> None:
@@ -243,7 +264,7 @@ def test_files_that_lead_elsewhere_are_not_read(tmp_path: Path) -> None:
     (checkout / "compose.loop.yml").symlink_to("compose.loop.yml")
     (checkout / "compose.dir.yml").mkdir()
     os.mkfifo(checkout / "compose.pipe.yml")
-    found = lint.lint(checkout)
+    found = linted(checkout)
     assert "SECRET" not in str(found)
     assert {f.file for f in found if f.rule == "C001"} >= {f"compose.{name}.yml" for name in ("dir", "loop", "pipe")}
     assert {f.rule for f in found if "points out of the recipe" in f.text} == {"C001", "C009", "C013", "C014"}
@@ -254,7 +275,7 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
 
 
 def test_findings_are_bounded(nice: Callable[..., Path]) -> None:
-    text = "services: {app: {" + ", ".join(f"k{number}: 1" for number in range(1000)) + "}}"
+    text = "services: {" + ", ".join(f"k{number}: {{image: x}}" for number in range(1000)) + "}"
     assert len(lint.lint(nice({"compose.yml": text}))) == 200
 
 
@@ -287,19 +308,3 @@ def test_what_unfolds_to_too_much_is_refused_before_it_is_built(text: str) -> No
 def test_the_page_tells_the_rules_as_they_are() -> None:
     rows = re.findall(r"^\| (C\d{3}) \| (\w+) \| (.*) \| (.*) \|$", (ROOT / "docs" / "lint.md").read_text(), re.MULTILINE)
     assert rows == [(rule.id, rule.level, rule.what, rule.fix) for rule in RULES.values()]
-
-
-def test_abras_table() -> None:
-    row = {"REF": "R014", "RULE": "only annotated tags used", "SEVERITY": "error", "SATISFIED": "❌", "RESOLVE": "replace tags"}
-    rows = [
-        row,
-        {**row, "REF": "R001", "SATISFIED": "✅"},
-        {**row, "REF": "R002", "SEVERITY": "warn", "SKIPPED": "-"},
-        {**row, "REF": "R006", "SKIPPED": "✅"},
-    ]
-    assert from_abra(rows) == [
-        LintFinding(rule="R014", level="error", text="only annotated tags used. replace tags."),
-        LintFinding(rule="R002", level="warning", text="only annotated tags used. replace tags."),
-    ]
-    assert from_abra([]) == []
-    assert [f.level for f in from_abra([{"something": "else"}, {"x": "y"}])] == ["warning"]

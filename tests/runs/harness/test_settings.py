@@ -37,7 +37,7 @@ def test_the_whole_file() -> None:
     assert settings.needs == ("oidc",)
     assert settings.app == App(path="/health", status=(200,))
     assert settings.limits.settle_seconds == 120
-    assert settings.env == {"GREETING": "hello"}
+    assert settings.env.values == {"GREETING": "hello"}
     assert settings.stages == {"upgrade": "data cannot be carried over yet"}
     assert settings.ports.exclusive == (25,)
     assert settings.lint == {"C003": "on purpose"}
@@ -126,4 +126,4 @@ def test_the_docs_hold_the_table_and_an_example_that_is_read() -> None:
     docs = (Path(__file__).parents[3] / "docs" / "write-tests.md").read_text()
     assert table() in docs
     example = docs.partition("## Settings: cc-ci.toml")[2].partition("```toml\n")[2].partition("```")[0]
-    assert parse(example.encode()).env == {"SIGNUPS": "closed"}
+    assert parse(example.encode()).env.values == {"SIGNUPS": "closed"}

@@ -93,38 +93,11 @@ def test_the_env_of_the_settings_reaches_the_app(run: Run, make_recipe: Callable
     assert results.verdict is Verdict.PASSED, results
 
 
-CAPABLE = GREETER.replace("    environment: [GREETING]", "    cap_add: [NET_ADMIN]")
-
-
-def test_only_what_the_enrolment_allows_is_let_through(run: Run, make_recipe: Callable[..., Path]) -> None:
-    recipe = make_recipe({}, {"compose.yml": CAPABLE})
-    refused = run(recipe)
-    assert refused.verdict is Verdict.FAILED and refused.deployments == 0
-    assert "compose.yml:6: services.app: cap_add NET_ADMIN" in refused.reason
-    assert run(recipe, allow=["services.app: cap_add SYS_ADMIN"]).verdict is Verdict.FAILED
-    assert run(recipe, allow=["services.app: cap_add NET_ADMIN"]).verdict is Verdict.PASSED
-
-
 def test_data_is_seeded_before_install(run: Run, make_recipe: Callable[..., Path]) -> None:
     hooks = "def before_install(app):\n    assert app.get('/').status_code == 200\n    raise RuntimeError('no seed')\n"
     results = run(make_recipe({"cc_ci_hooks": hooks}))
     assert results.verdict is Verdict.FAILED
     assert "The hook before_install failed" in results.reason and "no seed" in results.reason
-
-
-def test_the_lint_of_the_deploying_tool_is_added(
-    run: Run, make_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    row = {
-        "ref": "R014",
-        "rule": "only annotated tags used",
-        "severity": "error",
-        "satisfied": "❌",
-        "skipped": "-",
-        "resolve": "x",
-    }
-    monkeypatch.setattr(ProcessDeployer, "lint", lambda self: [row])
-    assert "R014" in {finding.rule for finding in run(make_recipe({})).lint}
 
 
 # --- a pull request onto a base

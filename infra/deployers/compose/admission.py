@@ -1,0 +1,460 @@
+"""What a recipe may have on the machine: an allow-list over what Docker makes of its compose files. Pure but for lines in words.
+
+A stranger's compose file is as hostile as a stranger's code, and an image of the recipe's choice runs in containers of its own
+stack. Each key and each shape that is admitted stands here; whatever else there is is refused before anything is deployed, unless
+the enrolment allows that very thing for that repository. What is judged is the document that is deployed, no other reading of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from infra.deployers.base import DeployError
+from infra.deployers.compose import lines, routes
+from infra.deployers.compose.recipe import Recipe, check_files, mapping, relative, texts
+
+#: Log drivers that write into the container's own log. With the others the daemon, on the host's network, talks to whom
+#: the recipe says, or writes into the host's journal.
+_LOG_DRIVERS = ("json-file", "local", "none")
+#: Their options. Without a driver a daemon's default one gets them, which may be one that sends logs away.
+_LOG_OPTIONS = frozenset(
+    ("max-size", "max-file", "compress", "labels", "labels-regex", "env", "env-regex", "tag", "mode", "max-buffer-size")
+)
+#: Labels by which we, and Docker's own tools, tell what belongs to whom. `cc-ci.keep` would keep the sweep away.
+_LABELS_OF_OTHERS = ("cc-ci.", "com.docker.")
+_MOST_REPLICAS = 20
+#: Not those that give a process more of the processor than others (`nice`, `rtprio`, `rttime`).
+_ULIMITS = frozenset(
+    ("as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nofile", "nproc", "rss", "sigpending", "stack")
+)
+_FIX = "Take it out, or put it into an overlay that tests do not use."
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that is not admitted under the keys `path`. `at` finds its line beneath them."""
+
+    path: tuple[str, ...]
+    words: str
+    at: tuple[str, ...] = ()
+    allowable: bool = True
+
+    def __str__(self) -> str:
+        """The words that an enrolment can allow: the same for every run, and without file and line."""
+        return f"{'.'.join(self.path)}: {self.words}" if self.path else self.words
+
+
+def check(recipe: Recipe, allow: Collection[str] = ()) -> None:
+    """Raises DeployError `forbidden` with everything that the recipe may not have.
+
+    `allow` holds what an enrolment allows, word for word as the error says it, such as `services.app: cap_add NET_ADMIN`.
+    What a run shares with others is allowed to nobody: routes of the proxy, labels of ours, files beside the checkout.
+    """
+    allowed = {line.strip() for line in allow}
+    found = [problem for problem in problems(recipe) if not (problem.allowable and str(problem) in allowed)]
+    if not found:
+        return
+    said = [f"{_where(recipe, problem)}: {problem}" for problem in found[:10]]
+    more = f"; and {len(found) - 10} more" if len(found) > 10 else ""
+    allowable = list(dict.fromkeys(f"`{problem}`" for problem in found[:10] if problem.allowable))
+    way = f" Or allow it for this repository at its enrolment, one a line: {', '.join(allowable)}." if allowable else ""
+    raise DeployError("forbidden", f"The recipe asks for what a run may not have: {'; '.join(said)}{more}.", _FIX + way)
+
+
+def _where(recipe: Recipe, problem: Problem) -> str:
+    *above, last = (*problem.path, *(problem.at or ("",)))
+    return lines.of(recipe.checkout, recipe.names, above, last)
+
+
+def problems(recipe: Recipe) -> Iterator[Problem]:
+    """All that is not admitted, in the order of the document."""
+    stack, domain = recipe.env.get("STACK_NAME", ""), recipe.env.get("DOMAIN", "")
+    document = recipe.document
+    for key, value in document.items():
+        if key not in ("version", "services", "networks", "volumes", "configs", "secrets") and not key.startswith("x-"):
+            yield from _each((), key, value)
+    declared = {kind: mapping(document.get(kind)) for kind in ("networks", "volumes", "configs", "secrets")}
+    for name, service in recipe.services.items():
+        yield from _service(("services", name), service, declared, stack)
+        yield from _routes(("services", name, "deploy", "labels"), recipe.labels(name), domain, stack)
+        yield from _routes(("services", name, "labels"), texts(service.get("labels")), domain, stack)
+    for kind, judge in (("networks", _network), ("volumes", _volume), ("configs", _file), ("secrets", _file)):
+        for name, definition in declared[kind].items():
+            for problem in judge((kind, name), mapping(definition), stack):
+                words = problem.words.replace(stack, "${STACK_NAME}") if stack else problem.words
+                yield Problem(problem.path, words, problem.at, problem.allowable)
+    for path, words in check_files(recipe):
+        yield Problem(path, words, allowable=False)
+
+
+def _routes(path: tuple[str, ...], labels: Mapping[str, str], domain: str, stack: str) -> Iterator[Problem]:
+    if variables := [key for key in labels if "$" in key and key.lower().lstrip().startswith("traefik")]:
+        words = "a key of a mapping is not filled in; write the labels as a list"
+        yield Problem(path, f"{variables[0]}: {words}", (variables[0],), allowable=False)
+        return
+    for key, words in (*routes.problems(labels, domain, stack), *routes.unruled(labels)):
+        yield Problem(path, f"{key}: {words}", (key,), allowable=False)
+
+
+# Shapes. A judge takes the path of the service, the key, its value, and gives what is not admitted.
+
+Judge = Callable[[tuple[str, ...], str, Any], Iterator[Problem]]
+
+
+def _each(path: tuple[str, ...], key: str, value: Any) -> Iterator[Problem]:
+    """Nothing of this key is admitted: each thing by its name is a problem of its own, so that one can be allowed by itself."""
+    if value is None or value is False or value == [] or value == {} or value == "":
+        return
+    if value is True:
+        yield Problem(path, key, (key,))
+    elif isinstance(value, list):
+        for item in value:
+            name = str(item.get("source") or item.get("path") or item) if isinstance(item, dict) else str(item)
+            yield Problem(path, f"{key} {name}", (key, name))
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield Problem(path, f"{key} {name}={inner}", (key, str(name)))
+    else:
+        yield Problem(path, f"{key} {value}", (key,))
+
+
+def _is(*kinds: type) -> Judge:
+    def judge(path: tuple[str, ...], key: str, value: Any) -> Iterator[Problem]:
+        # A boolean is a number to Python, and to nobody else.
+        if value is not None and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
+            yield _shape(path, key)
+
+    return judge
+
+
+def _list_of_texts(path: tuple[str, ...], key: str, value: Any) -> Iterator[Problem]:
+    if value is not None and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
+        yield _shape(path, key)
+
+
+def _map_of_texts(path: tuple[str, ...], key: str, value: Any) -> Iterator[Problem]:
+    if value is not None and not (
+        isinstance(value, dict) and all(isinstance(k, str) and (v is None or isinstance(v, str)) for k, v in value.items())
+    ):
+        yield _shape(path, key)
+
+
+def _shape(path: tuple[str, ...], key: str) -> Problem:
+    return Problem(path, f"{key} in a form that is not known here", (key,), allowable=False)
+
+
+def _mapping_of(known: Mapping[str, Judge]) -> Judge:
+    """A mapping with these keys and no other."""
+
+    def judge(path: tuple[str, ...], key: str, value: Any) -> Iterator[Problem]:
+        if value is None:
+            return
+        if not isinstance(value, dict):
+            yield _shape(path, key)
+            return
+        for name, inner in value.items():
+            if str(name).startswith("x-"):
+                continue
+            full = f"{key}.{name}"
+            yield from (known[name](path, full, inner) if name in known else _each(path, full, inner))
+
+    return judge
+
+
+def _list_of(judge: Judge) -> Judge:
+    def each(path: tuple[str, ...], key: str, value: Any) -> Iterator[Problem]:
+        if value is not None and not isinstance(value, list):
+            yield _shape(path, key)
+            return
+        for item in value or []:
+            yield from judge(path, key, item)
+
+    return each
+
+
+def _one_of(*allowed: Any) -> Judge:
+    def judge(path: tuple[str, ...], key: str, value: Any) -> Iterator[Problem]:
+        if value is not None and value not in allowed:
+            yield Problem(path, f"{key} {value}", (key,))
+
+    return judge
+
+
+_text, _number, _flag, _duration = _is(str), _is(int), _is(bool), _is(str)
+_size = _is(str, int)
+
+
+def _labels(path: tuple[str, ...], key: str, value: Any) -> Iterator[Problem]:
+    yield from _map_of_texts(path, key, value)
+    for name in mapping(value):
+        if name.strip().lower().startswith(_LABELS_OF_OTHERS):
+            words = f"{name}: such labels say what belongs to whom on this server"
+            yield Problem((*path, *key.split(".")), words, (name,), allowable=False)
+
+
+def _replicas(path: tuple[str, ...], key: str, value: Any) -> Iterator[Problem]:
+    yield from _number(path, key, value)
+    if isinstance(value, int) and not 0 <= value <= _MOST_REPLICAS:
+        yield Problem(path, f"{str(value)[:20]} replicas, more than {_MOST_REPLICAS}", ("deploy", "replicas"))
+
+
+def _log_driver(path: tuple[str, ...], key: str, value: Any) -> Iterator[Problem]:
+    if value not in (None, *_LOG_DRIVERS):
+        yield Problem(path, f"the log driver {value}", ("logging", "driver"))
+
+
+def _log_options(path: tuple[str, ...], key: str, value: Any) -> Iterator[Problem]:
+    yield from _map_of_texts(path, key, value)
+    for option in mapping(value):
+        if option not in _LOG_OPTIONS:
+            yield Problem(path, f"the log option {option}", ("logging", "options", str(option)))
+
+
+def _ulimits(path: tuple[str, ...], key: str, value: Any) -> Iterator[Problem]:
+    for name, limit in mapping(value).items():
+        if name not in _ULIMITS:
+            yield Problem(path, f"ulimits {name}", ("ulimits", str(name)))
+        elif not (_plain_int(limit) or (isinstance(limit, dict) and limit.keys() <= {"soft", "hard"})) or (
+            isinstance(limit, dict) and not all(_plain_int(number) for number in limit.values())
+        ):
+            yield _shape(path, key)
+    if value is not None and not isinstance(value, dict):
+        yield _shape(path, key)
+
+
+def _plain_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_UPDATE = _mapping_of(
+    {
+        "parallelism": _number,
+        "delay": _duration,
+        "failure_action": _text,
+        "monitor": _duration,
+        "max_failure_ratio": _is(float, int),
+        "order": _text,
+    }
+)
+_HEALTHCHECK = _mapping_of(
+    {
+        "test": _list_of_texts,
+        "interval": _duration,
+        "timeout": _duration,
+        "start_period": _duration,
+        "start_interval": _duration,
+        "retries": _number,
+        "disable": _flag,
+    }
+)
+_PORTS = _list_of(_mapping_of({"mode": _text, "target": _number, "published": _number, "protocol": _text}))
+_DEPLOY = _mapping_of(
+    {
+        "mode": _text,
+        "replicas": _replicas,
+        "endpoint_mode": _text,
+        "labels": _labels,
+        "update_config": _UPDATE,
+        "rollback_config": _UPDATE,
+        "resources": _mapping_of(
+            {
+                "limits": _mapping_of({"cpus": _text, "memory": _size, "pids": _number}),
+                "reservations": _mapping_of({"cpus": _text, "memory": _size}),
+            }
+        ),
+        "restart_policy": _mapping_of({"condition": _text, "delay": _duration, "max_attempts": _number, "window": _duration}),
+        "placement": _mapping_of(
+            {
+                "constraints": _list_of_texts,
+                "preferences": _list_of(_mapping_of({"spread": _text})),
+                "max_replicas_per_node": _number,
+            }
+        ),
+    }
+)
+_LOGGING = _mapping_of({"driver": _log_driver, "options": _log_options})
+
+#: Every key of a service that is admitted, with its shape. Those that need the other sections are judged in `_service`.
+_SERVICE: Mapping[str, Judge] = {
+    **dict.fromkeys(("image", "hostname", "domainname", "user", "working_dir", "stop_signal", "restart", "mac_address"), _text),
+    **dict.fromkeys(
+        ("command", "entrypoint", "dns", "dns_search", "extra_hosts", "expose", "links", "depends_on"), _list_of_texts
+    ),
+    **dict.fromkeys(("cap_drop", "tmpfs", "env_file"), _list_of_texts),
+    **dict.fromkeys(("init", "tty", "stdin_open", "read_only"), _flag),
+    "environment": _map_of_texts,
+    "stop_grace_period": _duration,
+    "shm_size": _size,
+    "labels": _labels,
+    "logging": _LOGGING,
+    "healthcheck": _HEALTHCHECK,
+    "deploy": _DEPLOY,
+    "ulimits": _ulimits,
+    "ports": _PORTS,
+}
+#: Not deployed: an image is built elsewhere.
+_PASSED_OVER = ("build",)
+
+
+def _service(path: tuple[str, ...], service: Mapping[str, Any], declared: Mapping[str, Any], stack: str) -> Iterator[Problem]:
+    for key, value in service.items():
+        if key in _PASSED_OVER or key.startswith("x-"):
+            continue
+        if key == "volumes":
+            for mount in value or []:
+                yield from _mount(path, mount, declared["volumes"])
+        elif key == "networks":
+            yield from _attachments(path, value, declared["networks"], stack)
+        elif key in ("configs", "secrets"):
+            for entry in value or []:
+                yield from _used(path, key, entry, declared[key])
+        elif judge := _SERVICE.get(key):
+            yield from judge(path, key, value)
+        else:
+            yield from _each(path, key, value)
+
+
+_VOLUME_MOUNT = _mapping_of(
+    {
+        **dict.fromkeys(("type", "source", "target", "consistency"), _text),
+        "read_only": _flag,
+        "volume": _mapping_of({"nocopy": _flag}),
+    }
+)
+_TMPFS_MOUNT = _mapping_of(
+    {
+        **dict.fromkeys(("type", "target", "consistency"), _text),
+        "read_only": _flag,
+        "tmpfs": _mapping_of({"size": _number, "mode": _number}),
+    }
+)
+
+
+def _mount(path: tuple[str, ...], mount: Any, declared: Mapping[str, Any]) -> Iterator[Problem]:
+    kind, source = mapping(mount).get("type"), mapping(mount).get("source")
+    if kind == "volume":
+        if source is not None and source not in declared:
+            yield Problem(
+                path, f"a mount of {source}, which is no volume of the recipe", ("volumes", str(source)), allowable=False
+            )
+        yield from _VOLUME_MOUNT(path, "volumes", mount)
+    elif kind == "tmpfs":
+        yield from _TMPFS_MOUNT(path, "volumes", mount)
+    elif kind == "bind":
+        yield _bind(path, str(source or ""))
+        yield from _mapping_of(_BIND_MOUNT)(path, "volumes", mount)
+    else:
+        yield Problem(path, f"a mount of type {kind}", ("volumes",))
+
+
+_BIND_MOUNT: Mapping[str, Judge] = {
+    **dict.fromkeys(("type", "source", "target", "consistency"), _text),
+    "read_only": _flag,
+    "bind": _mapping_of({"propagation": _one_of("", "rprivate", "private")}),
+}
+
+
+def _bind(path: tuple[str, ...], source: str) -> Problem:
+    # What lies in the checkout is the folder of the run itself, with its sockets and logins above it.
+    inner = relative(source)
+    allowable = source.startswith("/") and inner == source and ".." not in source.split("/")
+    shown = source if inner == source else f"./{inner}"
+    words = f"a bind mount of {shown or 'nothing'}"
+    return Problem(path, words + (" (the docker socket)" if "docker.sock" in source else ""), ("volumes", shown), allowable)
+
+
+def _attachments(path: tuple[str, ...], value: Any, declared: Mapping[str, Any], stack: str) -> Iterator[Problem]:
+    if value is not None and not isinstance(value, dict):
+        yield _shape(path, "networks")
+    for name, options in mapping(value).items():
+        if name not in declared and name != "default":
+            yield Problem(path, f"the network {name}, which is none of the recipe", ("networks", name), allowable=False)
+        for key, inner in mapping(options).items():
+            if key == "aliases":
+                yield from _list_of_texts(path, f"networks.{name}.aliases", inner)
+                for alias in inner or []:
+                    # On a network that others share an alias is a way to be taken for somebody else.
+                    if _external(declared.get(name)) and not (stack and str(alias).startswith(stack)):
+                        at = ("networks", name, "aliases", str(alias))
+                        yield Problem(path, f"the alias {alias} on the shared network {name}", at)
+            elif inner:
+                yield Problem(path, f"{key} on the network {name}", ("networks", name, key))
+
+
+def _external(definition: Any) -> bool:
+    return bool(mapping(definition).get("external"))
+
+
+def _used(path: tuple[str, ...], kind: str, entry: Any, declared: Mapping[str, Any]) -> Iterator[Problem]:
+    known = {**dict.fromkeys(("source", "target", "uid", "gid"), _text), "mode": _number}
+    yield from _mapping_of(known)(path, kind, entry)
+    if (source := mapping(entry).get("source")) not in declared:
+        words = f"the {kind.removesuffix('s')} {source}, which is none of the recipe"
+        yield Problem(path, words, (kind, str(source)), allowable=False)
+
+
+def _names(path: tuple[str, ...], definition: Mapping[str, Any], stack: str) -> Iterator[Problem]:
+    name = definition.get("name")
+    if name is not None and not (isinstance(name, str) and stack and name.startswith(f"{stack}_")):
+        yield Problem(path, f"the name {name}, which is not the stack's own", ("name",))
+
+
+def _known(path: tuple[str, ...], definition: Mapping[str, Any], known: Mapping[str, Judge]) -> Iterator[Problem]:
+    for key, value in definition.items():
+        if key in known:
+            yield from known[key](path, key, value)
+        elif key == "x-cluster-spec":
+            yield Problem(path, "a cluster volume", (key,))
+        elif not key.startswith("x-"):
+            yield from _each(path, key, value)
+
+
+def _any(path: tuple[str, ...], key: str, value: Any) -> Iterator[Problem]:
+    yield from ()
+
+
+def _network(path: tuple[str, ...], definition: Mapping[str, Any], stack: str) -> Iterator[Problem]:
+    if _external(definition):
+        name = str(definition.get("name") or path[-1])
+        if name != "proxy":
+            yield Problem(path, f"the external network {name}", ("external",))
+        return
+    yield from _names(path, definition, stack)
+    if definition.get("driver") not in (None, "", "overlay"):
+        yield Problem(path, f"the network driver {definition['driver']}", ("driver",))
+    if definition.get("driver_opts"):
+        yield Problem(path, "driver_opts", ("driver_opts",))
+    if definition.get("ipam"):
+        yield Problem(path, "ipam: addresses of its own choice can take those of others", ("ipam",))
+    judged = dict.fromkeys(("name", "driver", "driver_opts", "ipam", "external"), _any)
+    yield from _known(path, definition, {**judged, "internal": _flag, "attachable": _flag, "labels": _labels})
+
+
+def _volume(path: tuple[str, ...], definition: Mapping[str, Any], stack: str) -> Iterator[Problem]:
+    if _external(definition):
+        yield Problem(path, f"the external volume {definition.get('name') or path[-1]}", ("external",))
+        return
+    yield from _names(path, definition, stack)
+    if definition.get("driver") not in (None, "", "local"):
+        yield Problem(path, f"the volume driver {definition['driver']}", ("driver",))
+    if options := mapping(definition.get("driver_opts")):
+        listed = ", ".join(f"{name}={value}" for name, value in options.items())
+        yield Problem(path, f"driver_opts, which can mount any folder: {listed}", ("driver_opts",))
+    judged = dict.fromkeys(("name", "driver", "driver_opts", "external"), _any)
+    yield from _known(path, definition, {**judged, "labels": _labels})
+
+
+def _file(path: tuple[str, ...], definition: Mapping[str, Any], stack: str) -> Iterator[Problem]:
+    """A config or a secret: a file of the recipe; a secret may also be one that is made for the run."""
+    kind = path[0].removesuffix("s")
+    if _external(definition) and kind == "config":
+        yield Problem(path, f"the external config {definition.get('name') or path[-1]}", ("external",))
+        return
+    named = {"name": path[-1], **definition} if _external(definition) else definition
+    yield from _names(path, named, stack)
+    if definition.get("driver"):
+        yield Problem(path, f"the driver {definition['driver']}", ("driver",))
+    judged = dict.fromkeys(("name", "driver", "external"), _any)
+    yield from _known(path, definition, {**judged, "file": _text, "labels": _labels, "template_driver": _one_of("", "golang")})

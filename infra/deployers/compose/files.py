@@ -1,0 +1,34 @@
+"""Files of a recipe's checkout, which is a stranger's: none is read that lies outside it, and none that is too big."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from infra.deployers.base import DeployError
+
+_BIGGEST = 1 << 20
+
+
+def inside(checkout: Path, name: str) -> Path:
+    """The file `name` of the checkout, symlinks followed. Raises DeployError when it lies outside or is no file."""
+    root = checkout.resolve()
+    try:
+        path = (root / name).resolve()
+        there = path.is_file()
+    except (OSError, ValueError, RuntimeError):  # a name that is too long, a NUL, a loop of symlinks
+        raise DeployError("invalid_recipe", f"The recipe has no file {name[:200]!r}.") from None
+    if not path.is_relative_to(root) or ".git" in path.relative_to(root).parts:
+        raise DeployError("forbidden", f"{name} points out of the recipe.", "Keep the file inside the recipe.")
+    if not there:
+        raise DeployError("invalid_recipe", f"The recipe has no file {name}.")
+    return path
+
+
+def text(checkout: Path, name: str) -> str:
+    """The text of a small file; empty when there is none. Raises DeployError."""
+    if not (checkout / name).exists():
+        return ""
+    path = inside(checkout, name)
+    if path.stat().st_size > _BIGGEST:
+        raise DeployError("invalid_recipe", f"{name} is bigger than a megabyte.")
+    return path.read_text(errors="replace")

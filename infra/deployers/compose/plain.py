@@ -1,0 +1,129 @@
+"""Reads compose files without Docker, for the deployer `process`: what a service runs as a plain process in a sandbox.
+
+Of a service only `x-cc-ci-process`, `environment`, `image` and labels mean anything there. Nothing that is read here is ever
+given to Docker.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from infra.deployers import safeyaml
+from infra.deployers.base import Context, DeployError
+from infra.deployers.compose.files import inside, text
+from infra.deployers.compose.interpolate import Unset, interpolate
+from infra.deployers.compose.recipe import Recipe, compose_files, mapping, read_environment
+
+_KEY = "x-cc-ci-process"
+
+
+@dataclass(frozen=True)
+class Process:
+    """How a service runs without a container: `x-cc-ci-process`."""
+
+    service: str
+    command: list[str]
+    environment: dict[str, str]
+    listens: bool  #: the command asks for ${PORT}
+
+
+def load(context: Context, checkout: Path) -> Recipe:
+    """Read the compose files that the environment names, later ones over earlier ones. Raises DeployError invalid_recipe."""
+    env = dict(read_environment(context, checkout)[0].values)
+    names = compose_files(env)
+    document: dict[str, Any] = {}
+    for name in names:
+        document = _over(document, _read(checkout, name, env))
+    for service in mapping(document.get("services")).values():
+        if isinstance(service, dict):
+            service["environment"] = _environment(service.get("environment"), env)
+            service["deploy"] = {"labels": _texts(mapping(service.get("deploy")).get("labels"))}
+    recipe = Recipe(checkout, env, document, names)
+    if not recipe.services:
+        raise DeployError("invalid_recipe", f"{names[0]} has no services.")
+    return recipe
+
+
+def all_processes(recipe: Recipe) -> bool:
+    services = recipe.services
+    return bool(services) and all(service.get(_KEY) for service in services.values())
+
+
+def processes(recipe: Recipe, ports: Mapping[str, int], others: Mapping[str, str]) -> list[Process]:
+    """Every service as a process. `ports` gives each one's ${PORT}, `others` what else may be filled in. Raises DeployError."""
+    result = []
+    for name, service in recipe.services.items():
+        raw = service.get(_KEY)
+        if not raw:
+            raise DeployError(
+                "invalid_recipe",
+                f"The service {name} has no `{_KEY}`, so it cannot run without containers.",
+                "Give it one, or use the deployer swarm.",
+            )
+        wanted = raw.get("command") if isinstance(raw, dict) else raw
+        env = {**recipe.env, **others, "PORT": str(ports[name])}
+        try:
+            words = shlex.split(wanted) if isinstance(wanted, str) else [str(word) for word in wanted or []]
+            command = [interpolate(word, env) for word in words]
+        except (ValueError, TypeError) as error:
+            raise DeployError("invalid_recipe", f"{_KEY} of {name} cannot be read: {error}.") from error
+        if not command:
+            raise DeployError("invalid_recipe", f"{_KEY} of {name} has no command.")
+        listens = any("${PORT" in word or word == "$PORT" for word in words)
+        result.append(Process(name, command, mapping(service.get("environment")), listens))
+    return result
+
+
+def _read(checkout: Path, name: str, env: Mapping[str, str]) -> dict[str, Any]:
+    inside(checkout, name)
+    try:
+        document, _ = safeyaml.load(text(checkout, name))
+        filled = _fill(document, env)
+    except (yaml.YAMLError, Unset, RecursionError, ValueError) as error:
+        raise DeployError("invalid_recipe", f"{name} cannot be read: {' '.join(str(error).split())[:300]}.") from error
+    if not isinstance(filled, dict):
+        raise DeployError("invalid_recipe", f"{name} is no compose file.")
+    return filled
+
+
+def _fill(node: Any, env: Mapping[str, str]) -> Any:
+    """Fill variables in. What starts with x- is for tools: `x-cc-ci-process` is filled in later, when the ports are known."""
+    if isinstance(node, dict):
+        return {str(key): value if str(key).startswith("x-") else _fill(value, env) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_fill(value, env) for value in node]
+    return interpolate(node, env) if isinstance(node, str) and "$" in node else node
+
+
+def _over(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        before = merged.get(key)
+        if key in ("environment", "labels") and before is not None:
+            merged[key] = {**_texts(before, None), **_texts(value, None)}
+        else:
+            merged[key] = _over(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _texts(value: Any, missing: str | None = "") -> dict[str, Any]:
+    """Labels and environments come as a list of `key=value` or as a mapping. `missing` stands for no value."""
+    if isinstance(value, list):
+        value = {key: text if equals else None for key, equals, text in (str(item).partition("=") for item in value)}
+    return {str(key): missing if text is None else _scalar(text) for key, text in mapping(value).items()}
+
+
+def _environment(value: Any, env: Mapping[str, str]) -> dict[str, str]:
+    """A name without a value takes the one of the app's `.env`, or is left out."""
+    named = {name: env.get(name) if text is None else text for name, text in _texts(value, None).items()}
+    return {name: text for name, text in named.items() if text is not None}
+
+
+def _scalar(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,202 @@
+"""A recipe as it will run: the canonical document of its compose files, and what it expects to be there."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from infra.deployers.base import Context, DeployError, Secret
+from infra.deployers.compose import environment, render, routes
+from infra.deployers.compose.environment import Environment, EnvironmentProblem, Modifiers
+from infra.deployers.compose.files import inside, text
+
+#: What the Swarm takes for the name of a secret or a config.
+_LONGEST_NAME = 64
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe's compose files, merged and filled in: `document` is what Docker makes of them.
+
+    Paths in it begin with `render.PLACE`, which stands for `checkout`.
+    """
+
+    checkout: Path
+    env: Mapping[str, str]
+    document: Mapping[str, Any]
+    names: Sequence[str] = ("compose.yml",)  #: the compose files
+    secrets: Sequence[Secret] = ()  #: external ones that a service uses: somebody has to create them before a deployment
+    secret_values: Mapping[str, str] = field(default_factory=dict)  #: those that the recipe gives for tests, by the secret's key
+
+    @property
+    def services(self) -> dict[str, dict[str, Any]]:
+        return {str(name): mapping(service) for name, service in mapping(self.document.get("services")).items()}
+
+    @property
+    def images(self) -> list[str]:
+        return sorted({str(service["image"]) for service in self.services.values() if service.get("image")})
+
+    def labels(self, service: str) -> dict[str, str]:
+        """The labels of a service in the Swarm (`deploy.labels`)."""
+        return texts(mapping(self.services.get(service, {}).get("deploy")).get("labels"))
+
+    def label(self, name: str) -> str:
+        """A label `coop-cloud.<stack>.<name>`, of `app` before other services; empty without one."""
+        key = f"coop-cloud.{self.env.get('STACK_NAME', '')}.{name}"
+        return next((found for service in self._app_first() if (found := self.labels(service).get(key, ""))), "")
+
+    def version(self) -> str:
+        return self.label("version")
+
+    def _app_first(self) -> list[str]:
+        return sorted(self.services, key=lambda name: (name != "app", name))
+
+    def web(self, known: Collection[int]) -> tuple[str, int] | None:
+        """The service and port that answer the web: by traefik's label, else a published port that is one of `known`.
+
+        `app` goes first.
+        """
+        for name in self._app_first():
+            if port := routes.web_port(self.labels(name)):
+                return name, port
+        for name in self._app_first():
+            for entry in self.services[name].get("ports") or []:
+                if entry.get("target") in known:
+                    return name, int(entry["target"])
+        return None
+
+    @property
+    def volume_keys(self) -> dict[str, str]:
+        """The volumes that have a name of their own in Docker: that name -> their name in the files."""
+        volumes = mapping(self.document.get("volumes"))
+        return {str(given): key for key, volume in volumes.items() if (given := mapping(volume).get("name"))}
+
+    def files(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        """Every file of the checkout that the document names: under which keys, and its path in the checkout.
+
+        One that does not lie in it keeps its absolute path.
+        """
+        for kind in ("configs", "secrets"):
+            for key, definition in mapping(self.document.get(kind)).items():
+                if file := mapping(definition).get("file"):
+                    yield (kind, key), relative(str(file))
+        for name, service in self.services.items():
+            for file in service.get("env_file") or []:
+                yield ("services", name, "env_file"), str(file)
+
+
+def relative(path: str) -> str:
+    """A path of the document as it is in the checkout."""
+    return path.removeprefix(f"{render.PLACE}/")
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def texts(value: Any) -> dict[str, str]:
+    """Labels: a mapping of texts."""
+    return {str(key): "" if text is None else str(text) for key, text in mapping(value).items()}
+
+
+def load(context: Context, checkout: Path) -> Recipe:
+    """Read the recipe in `checkout` for this run or app, by Docker. Raises DeployError."""
+    env, given = read_environment(context, checkout)
+    names = compose_files(env.values)
+    # Which variable a secret's name is made of decides what its value should be: a second reading shows where each one went.
+    tokens = {name: f"ccci{number}mark" for number, name in enumerate(env.modifiers)}
+    environments = [env.values, {**env.values, **tokens}] if tokens else [env.values]
+    document, *marked = render.render(checkout, names, environments, context.trusted)
+    found = {token: env.modifiers[name] for name, token in tokens.items()}
+    try:
+        secrets = list(_secrets(document, marked[0] if marked else document, found))
+    except (TypeError, AttributeError) as error:  # nothing that Docker's reader gives, but what a recipe may make of it
+        raise DeployError("invalid_recipe", f"What Docker makes of {' and '.join(names)} is no compose file.") from error
+    recipe = Recipe(checkout, env.values, document, names, secrets, given)
+    if not recipe.services:
+        raise DeployError("invalid_recipe", f"{names[0]} has no services.")
+    return recipe
+
+
+def problems(context: Context, checkout: Path, names: Sequence[str]) -> dict[str, DeployError] | None:
+    """What Docker refuses of each of these compose files, read by itself; None where there is no environment to read them with.
+
+    Raises DeployError where Docker cannot be asked.
+    """
+    try:
+        env, _ = read_environment(context, checkout)
+    except DeployError:
+        return None
+    found = {}
+    readable = []
+    for name in names:
+        try:
+            inside(checkout, name)
+            readable.append(name)
+        except DeployError as error:
+            found[name] = error
+    refused = render.problems(checkout, readable, env.values, context.trusted) if readable else {}
+    # An overlay that is not chosen may want what only those set who choose it.
+    chosen = compose_files(env.values)
+    return found | {name: error for name, error in refused.items() if name in chosen or "required variable" not in error.message}
+
+
+def compose_files(env: Mapping[str, str]) -> list[str]:
+    return [name for name in env.get("COMPOSE_FILE", "").split(":") if name] or ["compose.yml"]
+
+
+def read_environment(context: Context, checkout: Path) -> tuple[Environment, dict[str, str]]:
+    """What a recipe's files may refer to, and the secrets' values for tests. Raises DeployError invalid_recipe."""
+    fixed = {"STACK_NAME": context.stack, "DOMAIN": context.domain, **context.lent}
+    if not context.app:  # no run asks for a certificate
+        fixed["LETS_ENCRYPT_ENV"] = ""
+    added = [("[env] in cc-ci.toml", context.env)]
+    if checkout == context.checkout:
+        added.append(("[env.upgrade] in cc-ci.toml", context.env_upgrade))
+    # Filled in like the others, under names that no recipe has.
+    values = {f"CC_CI_SECRET_{number}": value for number, value in enumerate(context.secret_values.values())}
+    added.append(("[secrets] in cc-ci.toml", values))
+    name = ".env" if (checkout / ".env").exists() else ".env.sample"
+    try:
+        env = environment.build(
+            sample=text(checkout, name),
+            exports=text(checkout, "abra.sh"),
+            recipe=context.recipe,
+            fixed=fixed,
+            added=added,
+            sample_name=name,
+        )
+    except EnvironmentProblem as error:
+        raise DeployError("invalid_recipe", str(error)) from error
+    kept = {key: value for key, value in env.values.items() if key not in values}
+    given = dict(zip(context.secret_values, (env.values[name] for name in values), strict=True))
+    return Environment(kept, env.modifiers), given
+
+
+def _secrets(document: Mapping[str, Any], marked: Mapping[str, Any], modifiers: Mapping[str, Modifiers]) -> Iterator[Secret]:
+    services = mapping(document.get("services")).values()
+    used = {str(mapping(entry).get("source")) for service in services for entry in mapping(service).get("secrets") or []}
+    for key, definition in mapping(document.get("secrets")).items():
+        if not mapping(definition).get("external") or key not in used:
+            continue
+        name = str(definition.get("name") or key)
+        if name.endswith("_"):
+            said = f"The secret {key} is named {name}, without a version."
+            raise DeployError("invalid_recipe", said, "Set its SECRET_…_VERSION in .env.sample.")
+        if len(name) > _LONGEST_NAME:
+            said = f"The name of the secret {key} has {len(name)} characters, and Docker takes {_LONGEST_NAME}: {name}."
+            raise DeployError("invalid_recipe", said, "Give it a shorter one.")
+        shown = str(mapping(mapping(marked.get("secrets")).get(key)).get("name") or "")
+        asked = next((found for token, found in modifiers.items() if token in shown), Modifiers())
+        yield Secret(name, key, asked.length, environment.alphabet(asked.charset), asked.generate)
+
+
+def check_files(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What is wrong with the files that the document names: under which keys, and words."""
+    for path, name in recipe.files():
+        try:
+            inside(recipe.checkout, name)
+        except DeployError as error:
+            yield path, error.message

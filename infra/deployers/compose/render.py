@@ -1,0 +1,230 @@
+"""Docker's own reading of compose files: `docker stack config`, in a sandbox, with the recipe's variables as its environment.
+
+The files and the variables are a stranger's, and the variables are the environment of Docker's command (DOCKER_HOST,
+LD_PRELOAD, HTTPS_PROXY …). So it runs as nobody, without network, socket or files of ours, with limits on time, memory and what
+it prints. What it prints is believed in nothing: it is judged (`admission`), and what was judged is what is deployed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import shutil
+import stat
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from infra.deployers import sandbox
+from infra.deployers.base import DeployError
+from infra.deployers.compose import lines
+from infra.deployers.compose.files import inside
+from infra.deployers.docker_cli import reader_problem
+
+#: Where the checkout lies for Docker: the paths of its answer begin with it.
+PLACE = "/recipe"
+_SECONDS = 120.0
+_MEMORY_MB = 1024
+_MOST_OUTPUT = 2 << 20
+_MOST_FILES = 50
+_MOST_ENV = 120_000  #: Linux lets one variable have 128 kB
+#: Variables that mean something to the command, or to any program written in Go.
+_OF_DOCKERS_OWN = re.compile(r"DOCKER_|LD_|GO(?:MAXPROCS|MEMLIMIT|GC|DEBUG|TRACEBACK|COVERDIR)\Z")
+_number = itertools.count()
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What one call of Docker's reader said. `code` is None when it printed too much."""
+
+    code: int | None
+    out: str
+    err: str
+
+
+def render(
+    checkout: Path, names: Sequence[str], environments: Sequence[Mapping[str, str]], trusted: bool
+) -> list[dict[str, Any]]:
+    """The canonical document of the compose files `names`, laid over each other, once for each environment.
+
+    Raises DeployError: `invalid_recipe` with Docker's words, file and line; `forbidden` for a file outside the checkout;
+    `tool_missing` where Docker's command is too old, or strangers' files cannot be read safely.
+    Values are text, but for what Docker itself prints as a number, a boolean or null. Paths begin with PLACE.
+    """
+    if len(names) > _MOST_FILES:
+        raise _invalid(f"The recipe names {len(names)} compose files, more than {_MOST_FILES}.", "Name fewer in COMPOSE_FILE.")
+    for name in names:
+        inside(checkout, name)
+    answers = _run(checkout, [(names, env) for env in environments], trusted)
+    for env, answer in zip(environments, answers, strict=True):
+        if answer.code != 0:
+            raise _refused(checkout, names, env, answer, trusted)
+    return [_document(answer.out) for answer in answers]
+
+
+def problems(checkout: Path, names: Sequence[str], env: Mapping[str, str], trusted: bool) -> dict[str, DeployError]:
+    """What Docker refuses of each of these files, read by itself; those that it takes are left out. Raises DeployError."""
+    answers = _run(checkout, [([name], env) for name in names], trusted)
+    return {name: _because(checkout, name, env, answer) for name, answer in zip(names, answers, strict=True) if answer.code != 0}
+
+
+def _refused(checkout: Path, names: Sequence[str], env: Mapping[str, str], answer: _Answer, trusted: bool) -> DeployError:
+    """Docker names no file, so each is read by itself: the first that it refuses alone is the one."""
+    if len(names) > 1:
+        for alone in problems(checkout, names, env, trusted).values():
+            return alone
+    return _because(checkout, names[-1], env, answer)
+
+
+def _because(checkout: Path, name: str, env: Mapping[str, str], answer: _Answer) -> DeployError:
+    if answer.code is None:
+        return _invalid(f"{name} unfolds to more than {_MOST_OUTPUT >> 20} MB.", "Use fewer aliases and anchors.")
+    if answer.code == -9:
+        return _invalid(f"{name} takes more than {_MEMORY_MB} MB to read.", "Use fewer aliases and anchors.")
+    said = _words(answer.err)
+    fix = f"`docker stack config -c {name}` says the same."
+    if own := sorted(filter(_OF_DOCKERS_OWN.match, env)):
+        fix += f" (Docker's command itself is changed by the variables {', '.join(own[:5])}.)"
+    return _invalid(f"Docker refuses {name}{lines.of_error(checkout, name, said)}: {said}.", fix)
+
+
+def _invalid(message: str, fix: str) -> DeployError:
+    return DeployError("invalid_recipe", message, fix)
+
+
+def _words(said: str) -> str:
+    """Docker's error on one line, without the place of the checkout, and without what the loader of programs says."""
+    kept = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith("ERROR: ld.so")]
+    text = " ".join(kept).replace(f"{PLACE}/", "")
+    return "".join(c if c.isprintable() else "?" for c in text)[:500].rstrip(". ") or "without a word of why"
+
+
+def _run(checkout: Path, wanted: Sequence[tuple[Sequence[str], Mapping[str, str]]], trusted: bool) -> list[_Answer]:
+    """Have Docker read these files under these environments, all at once."""
+    if problem := reader_problem():
+        raise DeployError("tool_missing", problem.text, problem.fix)
+    isolated = sandbox.available()
+    if not isolated.ok and not trusted:
+        raise DeployError("tool_missing", f"A stranger's files may only be read in a sandbox. {isolated.reason}", isolated.fix)
+    program = os.path.realpath(shutil.which("docker") or "docker")
+    mounts = {PLACE: checkout} if program.startswith("/usr/") else {PLACE: checkout, f"{sandbox.PROGRAMS}/docker": Path(program)}
+    with tempfile.TemporaryDirectory(prefix="cc-ci-render-") as scratch:
+        if isolated.ok:
+            mounts[PLACE] = _for_anybody(checkout, Path(scratch))
+        box = sandbox.Sandbox(
+            f"ccci-render-{os.getpid()}-{next(_number)}",
+            bubblewrap=isolated.ok,
+            mounts=mounts,
+            memory_mb=_MEMORY_MB,
+            processes=256,
+            disk_mb=64,
+            scratch=Path(scratch),
+        )
+        docker = program if program.startswith("/usr/") else box.where(f"{sandbox.PROGRAMS}/docker")
+        config = {
+            "jobs": [{"command": _command(docker, box.where(PLACE), names), "env": _environment(env)} for names, env in wanted],
+            "most": _MOST_OUTPUT,
+        }
+        said = _output(box, config)
+    try:
+        answers = [_Answer(one["code"], str(one["out"]), str(one["err"])) for one in json.loads(said)]
+    except (ValueError, KeyError, TypeError):
+        raise DeployError("tool_failed", f"Docker's reader could not be run: {said[-300:].strip() or 'it was killed'}.") from None
+    if not isolated.ok:
+        answers = [_Answer(one.code, one.out.replace(f"{checkout}/", f"{PLACE}/"), one.err) for one in answers]
+    return answers
+
+
+def _for_anybody(checkout: Path, scratch: Path) -> Path:
+    """The checkout, or a copy where its modes keep the uid of the sandbox out: a folder may be its owner's alone."""
+    entries = [checkout, *(Path(place, name) for place, folders, files in os.walk(checkout) for name in (*folders, *files))]
+    modes = [(entry, entry.lstat().st_mode) for entry in entries]
+    if all(stat.S_ISLNK(mode) or (mode & 0o4 and (not stat.S_ISDIR(mode) or mode & 0o1)) for _, mode in modes):
+        return checkout
+    copy = scratch / "recipe"
+    for entry, mode in modes:
+        target = copy / entry.relative_to(checkout)
+        if stat.S_ISDIR(mode):
+            target.mkdir()
+            target.chmod(0o755)
+        elif stat.S_ISLNK(mode):
+            target.symlink_to(entry.readlink())
+        elif stat.S_ISREG(mode):
+            shutil.copyfile(entry, target)
+            target.chmod(0o644)
+    return copy
+
+
+def _environment(env: Mapping[str, str]) -> dict[str, str]:
+    for name, value in env.items():
+        if len(value) > _MOST_ENV:
+            raise _invalid(f"The variable {name[:100]} is longer than {_MOST_ENV} characters.", "Put the text into a file.")
+        if "\0" in value:
+            raise _invalid(f"The variable {name[:100]} holds a NUL.", "Take it out.")
+    return dict(env)
+
+
+def _command(docker: str, place: str, names: Sequence[str]) -> list[str]:
+    # Each of these comes before a variable of that meaning, which would be the recipe's.
+    fixed = ["--config=/nonexistent", "--host=unix:///nonexistent", "--log-level=error", "--tls=false"]
+    return [docker, *fixed, "stack", "config", *(f"--compose-file={place}/{name}" for name in names)]
+
+
+def _output(box: sandbox.Sandbox, config: Mapping[str, Any]) -> str:
+    """What the program in the sandbox prints, no more than can be right, in no more than _SECONDS."""
+    process = box.start("render.py", config)
+    late = threading.Timer(_SECONDS, process.kill)
+    late.daemon = True
+    late.start()
+    try:
+        assert process.stdout
+        said = process.stdout.read(len(config["jobs"]) * 7 * _MOST_OUTPUT)
+    finally:
+        late.cancel()
+        box.end(process)
+    if late.finished.is_set() and not said:
+        raise _invalid(f"Docker did not get through the compose files within {_SECONDS:g} s.", "Make them smaller.")
+    return said.decode(errors="replace")
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Reads what Docker prints: quoted is text, and plain is a number, a boolean or null only where it looks just like it.
+
+    Docker quotes each text that its own reader would take for something else; what looks like it to nobody but a reader of
+    YAML 1.1 (`12:30`, `1_000`, `0o17`, `yes`) is text.
+    """
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+
+
+for _tag, _pattern, _first in (
+    ("null", r"null|~|", ["n", "~", ""]),
+    ("bool", r"true|false", ["t", "f"]),
+    ("int", r"-?(?:0|[1-9][0-9]*)", list("-0123456789")),
+    ("float", r"-?(?:[0-9]+\.[0-9]+(?:e[-+]?[0-9]+)?|[0-9]+e[-+]?[0-9]+)", list("-0123456789")),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
+_Loader.yaml_constructors = {  # no other tag is known: what Docker prints as binary is no text
+    key: value
+    for key, value in yaml.SafeLoader.yaml_constructors.items()
+    if key is None or key.rpartition(":")[2] in ("null", "bool", "int", "str", "seq", "map")
+}
+_Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(node.value))
+
+
+def _document(text: str) -> dict[str, Any]:
+    try:
+        document = yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader that knows fewer types
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise _invalid(f"What Docker makes of the compose files cannot be read: {said}.", "Use plain text values.") from error
+    if not isinstance(document, dict):
+        raise _invalid("What Docker makes of the compose files is no mapping.", "Give them services.")
+    return document

@@ -1,0 +1,324 @@
+"""What a recipe may ask of the server's reverse proxy: routes to itself, under its own domain, and nothing else. Pure.
+
+Traefik reads the labels of every service on the swarm, also of those on no network of its own, so they are checked
+whether or not the run goes through it. What is not known here is refused. TCP and UDP routers are left out of what a run
+deploys: their entry points cannot be shared, and a port is reached directly. Sources: Traefik's reference of Docker labels
+and of rules, version 2's and 3's, and what version 3 made of the labels in the tests.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+_LONGEST_RULE = 4096
+_DEPTH = 50
+_OWN_RULE = "write Host(`${DOMAIN}`)"
+_TOKEN = re.compile(r"""[ \t\n]*(?:(&&|\|\||[!(),])|([A-Za-z]+)|`([^`\x00-\x08\x0b-\x1f]*)`|"([^"\\\x00-\x1f]*)")""")
+_HOSTS = frozenset({"host", "hostheader"})
+_PATTERNS = frozenset({"hostregexp"})
+#: Matchers of HTTP that bind no host. (ClientIP is for TCP as well.)
+_OTHERS = frozenset({"path", "pathprefix", "pathregexp", "method", "query", "queryregexp", "clientip"}) | frozenset(
+    {"header", "headers", "headerregexp", "headersregexp"}
+)
+_ONLY_HTTP = (_HOSTS | _PATTERNS | _OTHERS) - {"clientip"}
+_ONLY_TCP = frozenset({"hostsni", "hostsniregexp", "alpn"})
+_TCP_RULE = re.compile(r"\s*traefik\.tcp\.routers\.[^.]+\.rule", re.IGNORECASE)
+_QUOTED = re.compile(r"""`[^`]*`|"(?:[^"\\]|\\.)*\"""")
+_CALLED = re.compile(r"([A-Za-z]+)[ \t\n]*\(")
+_TLS = r"tls|tls\.(?:certresolver|options)|tls\.domains\[\d+\]\.(?:main|sans)"
+_ROUTER = re.compile(
+    rf"rule|rulesyntax|entrypoints|middlewares|service|priority|{_TLS}|observability\.(?:accesslogs|metrics|tracing|traceverbosity)"
+)
+_SERVICE = re.compile(
+    r"loadbalancer\.(?:server\.(?:port|scheme|weight)|passhostheader|strategy|responseforwarding\.flushinterval"
+    r"|healthcheck\.(?:path|method|status|port|scheme|interval|unhealthyinterval|timeout|followredirects|mode|headers\.[^.]+)"
+    r"|sticky|sticky\.cookie(?:\.[a-z]+)?)"
+)
+#: Middlewares that only change requests and answers. Not here: plugins, and what reads files of the proxy.
+_MIDDLEWARES = re.compile(
+    "addprefix|basicauth|buffering|chain|circuitbreaker|compress|contenttype|digestauth|errors|forwardauth|grpcweb|headers"
+    "|inflightreq|ipallowlist|ipwhitelist|passtlsclientcert|ratelimit|redirectregex|redirectscheme|replacepath"
+    "|replacepathregex|retry|stripprefix|stripprefixregex"
+)
+_PORT = re.compile(r"traefik\.http\.services\.[^.]+\.loadbalancer\.server\.port", re.IGNORECASE)
+_SWARM = re.compile(r"traefik\.(?:docker\.network|docker\.lbswarm|swarm\..*)", re.IGNORECASE)
+_FREE = re.compile(r"traefik\.(?:enable|docker\.network|docker\.lbswarm|swarm\.network|swarm\.lbswarm)")
+
+
+def problems(labels: Mapping[str, str], domain: str, stack: str) -> Iterator[tuple[str, str]]:
+    """What is wrong with a service's labels in one file: the label's key, and words. TCP and UDP are not judged, see below."""
+    for key, value in labels.items():
+        if _is_traefiks(key) and not _is_tcp_or_udp(key) and (problem := _label(key, value, domain, stack)):
+            yield key, problem
+
+
+def unruled(labels: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """The routers without a rule among all labels of a service: the first label's key, and words."""
+    routers: dict[str, list[str]] = {}
+    for key in labels:
+        start = ".".join(key.split(".")[:4])
+        if re.fullmatch(r"traefik\.http\.routers\.[^.]+", start, re.IGNORECASE):
+            routers.setdefault(start.lower(), []).append(key)
+    for start, keys in routers.items():
+        if f"{start}.rule" not in [key.lower() for key in keys]:
+            yield keys[0], f"the router has no rule, so the server's default decides; {_OWN_RULE} as its rule"
+
+
+def without_tcp_and_udp(labels: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """The labels that a run deploys, and the keys of those left out, in their order: everything about TCP and UDP.
+
+    Whatever else Traefik could take for such a label (`traefik.tcp[0].…`, `traefik.tcp` alone) is refused by `problems`.
+    """
+    left_out = [key for key in labels if _is_tcp_or_udp(key)]
+    return {key: value for key, value in labels.items() if key not in left_out}, left_out
+
+
+def misplaced(labels: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """The rules of TCP routers with a matcher for HTTP: the label's key, and words. Only worth a warning."""
+    for key, rule in labels.items():
+        if not _TCP_RULE.fullmatch(key):
+            continue
+        called = _CALLED.findall(_QUOTED.sub("", rule[:_LONGEST_RULE]))
+        if names := [name for name in dict.fromkeys(called) if name.lower() in _ONLY_HTTP]:
+            verb = "is for HTTP only" if len(names) == 1 else "are for HTTP only"
+            fix = "write HostSNI(`*`), or HostSNI(`${DOMAIN}`) with TLS"
+            yield key, f"{' and '.join(names)} {verb}, and Traefik drops a TCP router with such a rule; {fix}"
+
+
+def _is_traefiks(key: str) -> bool:
+    # Traefik reads keys without regard to case, names of things with it.
+    return key.lower().lstrip().startswith("traefik")
+
+
+def _is_tcp_or_udp(key: str) -> bool:
+    return key.lower().lstrip().startswith(("traefik.tcp.", "traefik.udp."))
+
+
+def _label(key: str, value: str, domain: str, stack: str) -> str:
+    if not key.isascii():
+        # To Traefik a long s is an s (`forwardauth.addreſſ`), to Python's lower() it is not.
+        return "a label for the proxy with letters beyond ASCII; write it in plain ones"
+    if _FREE.fullmatch(key.lower()):
+        return ""
+    parts = key.split(".")
+    kinds = [part.lower() for part in parts]
+    if len(parts) < 5 and not (len(parts) == 4 and kinds[2] == "middlewares"):
+        return "a label for the proxy that is not understood; take it out"
+    if kinds[:2] != ["traefik", "http"]:
+        return f"{'.'.join(parts[:2])} reaches beyond the run's own domain; take it out"
+    name, rest = parts[3], ".".join(kinds[4:])
+    if not _own_name(name, stack):
+        # Two services that define one name differently make Traefik drop it, so the name alone can take a route away.
+        return f"{name} is not the stack's own name; begin it with ${{STACK_NAME}}"
+    judge = {"routers": _router, "services": _service, "middlewares": _middleware}.get(kinds[2])
+    if not judge:
+        return f"{'.'.join(parts[:3])} is not for recipes; take it out"
+    return judge(rest, value, domain, stack)
+
+
+def _router(rest: str, value: str, domain: str, stack: str) -> str:
+    if not _ROUTER.fullmatch(rest):
+        return "an option of a router that is not known here; take it out"
+    if rest == "rule":
+        return rule_problem(value, domain)
+    if rest in ("middlewares", "service"):
+        return _references(value, stack)
+    if rest == "tls.options" and value not in ("", "default"):
+        return f"{value!r} belongs to the server; leave it out or write default"
+    if rest.startswith("tls.domains"):
+        for name in filter(None, (word.strip() for word in value.split(","))):
+            if not _own_host(name.removeprefix("*."), domain):
+                return f"a certificate for {name!r}, another host; write ${{DOMAIN}}"
+    return ""
+
+
+def _service(rest: str, value: str, domain: str, stack: str) -> str:
+    if not _SERVICE.fullmatch(rest):
+        return "an option of a service that may lead elsewhere than to the recipe's own tasks; give loadbalancer.server.port"
+    return ""
+
+
+def _middleware(rest: str, value: str, domain: str, stack: str) -> str:
+    kind, _, option = rest.partition(".")
+    if not _MIDDLEWARES.fullmatch(kind):
+        return f"the middleware {kind} is not for recipes; take it out"
+    if "file" in option or (kind == "forwardauth" and option.startswith("tls")):
+        return "it reads a file of the proxy; give the value itself"
+    if (kind, option) in (("chain", "middlewares"), ("errors", "service")):
+        return _references(value, stack)
+    if kind in ("chain", "errors") and option.startswith(("middlewares", "service")):
+        return "a reference that is not understood; write a plain list"
+    if (kind, option) == ("forwardauth", "address"):
+        try:
+            host = urlsplit(value).hostname or ""
+        except ValueError:
+            host = ""
+        # The server's proxy asks there itself: on its own loopback and networks.
+        if not host.startswith(f"{stack.lower()}_") or not re.fullmatch(r"[a-z0-9_-]+", host):
+            return f"{value!r} is not the stack's own; write http://${{STACK_NAME}}_<service>:<port>/…"
+    return ""
+
+
+def _references(value: str, stack: str) -> str:
+    for name in filter(None, (word.strip() for word in value.split(","))):
+        plain, at, provider = name.partition("@")
+        if at and provider not in ("swarm", "docker"):
+            return f"{name!r} belongs to the server (@{provider}); define one of the recipe's own"
+        if not _own_name(plain, stack):
+            return f"{name!r} is not the stack's own; define it in the recipe and begin its name with ${{STACK_NAME}}"
+    return ""
+
+
+def _own_name(name: str, stack: str) -> bool:
+    return bool(stack) and bool(re.fullmatch(rf"{re.escape(stack)}(?:[-_][A-Za-z0-9_-]*)?", name))
+
+
+def _own_host(host: str, domain: str) -> bool:
+    return bool(domain) and bool(re.fullmatch(rf"(?:[a-z0-9_-]+\.)*{re.escape(domain.lower())}", host.lower()))
+
+
+def _own_pattern(pattern: str, domain: str) -> bool:
+    """Whether all that a HostRegexp matches ends in the run's own domain.
+
+    Without an alternative every part of a pattern has to be there, so the end decides. A dot of the domain may stay
+    unescaped, since a recipe writes ${DOMAIN}: what that adds has the run's own name in it as well.
+    """
+    if not domain or "|" in pattern:
+        return False
+    end = re.escape(domain.lower()).replace(r"\.", r"\\?\.").replace(r"\-", "-")
+    lower = pattern.lower()
+    version_2 = rf"\{{[a-z0-9_-]+(?::[^{{}}]+)?\}}\.{re.escape(domain.lower())}"
+    return bool(re.fullmatch(rf"\^(?:[!-~]*\\\.)?{end}\$", lower) or re.fullmatch(version_2, lower))
+
+
+class _Unclear(ValueError):
+    """A rule that is not understood."""
+
+
+@dataclass(frozen=True)
+class _Bounds:
+    """What an expression binds: whether it holds for own hosts only, and whether its opposite does."""
+
+    own: bool
+    opposite: bool = False
+
+
+def rule_problem(rule: str, domain: str) -> str:
+    """Why a router's rule is not about the run's own domain alone; empty when it is."""
+    try:
+        bounds = _Rule(rule, domain).read()
+    except _Unclear as error:
+        return f"{error}; {_OWN_RULE}"
+    if not bounds.own:
+        return f"the rule {rule[:100]!r} also matches other hosts; {_OWN_RULE}, joined with &&"
+    return ""
+
+
+class _Rule:
+    """Reads a rule: `!`, then `&&`, then `||`, as in Go, whose parser Traefik uses."""
+
+    def __init__(self, rule: str, domain: str) -> None:
+        self._domain = domain
+        self._tokens = list(self._split(rule))
+        self._at = 0
+
+    @staticmethod
+    def _split(rule: str) -> Iterator[tuple[str, str]]:
+        if len(rule) > _LONGEST_RULE:
+            raise _Unclear("a rule of that length is not read")
+        rule = rule.strip(" \t\n")
+        at = 0
+        while at < len(rule):
+            match = _TOKEN.match(rule, at)
+            if not match:
+                raise _Unclear(f"the rule is not understood at {rule[at : at + 30]!r}")
+            sign, word, raw, quoted = match.groups()
+            yield (sign, sign) if sign else ("word", word) if word else ("text", quoted if raw is None else raw)
+            at = match.end()
+
+    def read(self) -> _Bounds:
+        bounds = self._any(0)
+        if self._at < len(self._tokens):
+            raise _Unclear(f"the rule is not understood at {self._tokens[self._at][1]!r}")
+        return bounds
+
+    def _next(self) -> str:
+        return self._tokens[self._at][0] if self._at < len(self._tokens) else ""
+
+    def _take(self, kind: str) -> str:
+        if self._next() != kind:
+            raise _Unclear("the rule is empty" if not self._tokens else f"the rule lacks a {kind} somewhere")
+        self._at += 1
+        return self._tokens[self._at - 1][1]
+
+    def _any(self, depth: int) -> _Bounds:
+        return self._joined("||", self._all, depth, lambda a, b: _Bounds(a.own and b.own, a.opposite or b.opposite))
+
+    def _all(self, depth: int) -> _Bounds:
+        return self._joined("&&", self._one, depth, lambda a, b: _Bounds(a.own or b.own, a.opposite and b.opposite))
+
+    def _joined(
+        self, sign: str, part: Callable[[int], _Bounds], depth: int, join: Callable[[_Bounds, _Bounds], _Bounds]
+    ) -> _Bounds:
+        bounds = part(depth)
+        while self._next() == sign:
+            self._at += 1
+            bounds = join(bounds, part(depth))
+        return bounds
+
+    def _one(self, depth: int) -> _Bounds:
+        if depth > _DEPTH:
+            raise _Unclear("the rule is nested too deeply")
+        if self._next() == "!":
+            self._at += 1
+            inner = self._one(depth + 1)
+            return _Bounds(inner.opposite, inner.own)
+        if self._next() == "(":
+            self._at += 1
+            inner = self._any(depth + 1)
+            self._take(")")
+            return inner
+        return self._matcher()
+
+    def _matcher(self) -> _Bounds:
+        name = self._take("word")
+        self._take("(")
+        texts = [self._take("text")]
+        while self._next() == ",":
+            self._at += 1
+            texts.append(self._take("text"))
+        self._take(")")
+        kind = name.lower()
+        if kind in _ONLY_TCP:
+            raise _Unclear(f"{name} is for TCP, and this is the rule of an HTTP router")
+        if kind in _OTHERS:
+            return _Bounds(False)
+        if kind not in _HOSTS | _PATTERNS:
+            raise _Unclear(f"the matcher {name} is not known here")
+        own = _own_host if kind in _HOSTS else _own_pattern
+        for text in texts:
+            if not own(text, self._domain):
+                what = "another host" if kind in _HOSTS else r"not surely the run's own: write HostRegexp(`^.+\.${DOMAIN}$$`)"
+                raise _Unclear(f"{name}(`{text}`) is {what}")
+        return _Bounds(True)
+
+
+def web_port(labels: Mapping[str, str]) -> int:
+    """The port that the proxy leads to, by a service's labels; 0 without one."""
+    return next((int(value) for key, value in labels.items() if _PORT.fullmatch(key) and value.isdecimal()), 0)
+
+
+def lead_over(labels: dict[str, str], network: str) -> None:
+    """Have the proxy reach a service over this network, whatever its labels say: it is on no other of the service's.
+
+    `traefik.docker.network` says so to every version: 2 and 3.0 to 3.2 know no other, and from 3.3 on a service with labels of
+    both kinds, `traefik.docker.…` and `traefik.swarm.…`, is passed over.
+    """
+    for key in [key for key in labels if _SWARM.fullmatch(key.strip())]:
+        value = labels.pop(key)
+        if key.strip().lower().endswith(".lbswarm"):
+            labels["traefik.docker.lbswarm"] = value
+    labels["traefik.docker.network"] = network

@@ -1,0 +1,131 @@
+"""Turns a recipe's document into what is deployed: labelled as ours, no port that is taken, no network of others. Pure.
+
+Docker is handed JSON, so that no text becomes a number on the way.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from infra.deployers.compose import render, routes
+from infra.deployers.compose.files import inside
+from infra.deployers.compose.ports import Port
+from infra.deployers.compose.recipe import Recipe, mapping, relative, texts
+
+#: The network of the server's proxy, which a run does not share: it gets one of its own in place of it, and the proxy joins that.
+PROXY = "proxy"
+_RESOLVER = re.compile(r"traefik\.(?:http|tcp)\.routers\.[^.]+\.tls\.certresolver", re.IGNORECASE)
+
+
+def of_run(
+    recipe: Recipe,
+    labels: Mapping[str, str],
+    mark: Mapping[str, str],
+    ports: Mapping[str, Sequence[Port]],
+    stack: str,
+) -> dict[str, Any]:
+    """The document of a run.
+
+    `labels` go on everything, `mark` on the services alone: what differs from one deployment to the next may not stand on a
+    container, or every task would be started anew. What is published is `ports` and nothing else. Every external network is
+    the proxy's (`admission`), and becomes a private one of the stack that the proxy can join. A router's certresolver becomes
+    plain `tls`; routers of TCP and UDP are left out.
+    """
+    document = _copy(recipe)
+    joined = {key for key, network in mapping(document.get("networks")).items() if mapping(network).get("external")}
+    for key in joined:
+        document["networks"][key] = {"driver": "overlay", "attachable": True}
+    for service in document["services"].values():
+        deploy = service.setdefault("deploy", {})
+        kept, _ = routes.without_tcp_and_udp(texts(deploy.get("labels")))
+        deploy["labels"] = _without_certificates(kept)
+        service["labels"], _ = routes.without_tcp_and_udp(texts(service.get("labels")))
+        if networks := [key for key in joined if key in mapping(service.get("networks"))]:
+            routes.lead_over(deploy["labels"], f"{stack}_{networks[0]}")
+    return _labelled(document, labels, mark, ports)
+
+
+def of_app(
+    recipe: Recipe, labels: Mapping[str, str], mark: Mapping[str, str], ports: Mapping[str, Sequence[Port]]
+) -> dict[str, Any]:
+    """The document of one of the server's own apps: as the recipe has it, with our labels."""
+    return _labelled(_copy(recipe), labels, mark, ports)
+
+
+def text(document: Mapping[str, Any]) -> str:
+    """What Docker is given: every `$` of a value is doubled, because the variables are filled in already (keys have none)."""
+    return json.dumps(_escape(document), indent=1)
+
+
+def joined_networks(document: Mapping[str, Any], recipe: Recipe, stack: str) -> list[str]:
+    """The names of the run's networks that the proxy has to join."""
+    before = mapping(recipe.document.get("networks"))
+    external = {key for key, network in before.items() if mapping(network).get("external")}
+    used = {key for service in document["services"].values() for key in mapping(service.get("networks"))}
+    return [f"{stack}_{key}" for key in sorted(external & used)]
+
+
+def _copy(recipe: Recipe) -> dict[str, Any]:
+    """The document without what is for tools, was read already (`env_file`), or is never deployed (`build`)."""
+    document = copy.deepcopy({key: value for key, value in recipe.document.items() if key != "version" and key[:2] != "x-"})
+    for kind in ("services", "networks", "volumes", "configs", "secrets"):
+        section = document[kind] = {key: mapping(value) for key, value in mapping(document.get(kind)).items()}
+        for definition in section.values():
+            for key in [key for key in definition if key[:2] == "x-" and key != "x-cluster-spec"]:
+                del definition[key]
+            if kind in ("configs", "secrets") and (file := definition.get("file")):
+                definition["file"] = str(inside(recipe.checkout, relative(str(file))))
+    for service in document["services"].values():
+        service.pop("env_file", None)
+        service.pop("build", None)
+        for mount in service.get("volumes") or []:
+            if mount.get("type") == "bind" and (source := str(mount.get("source"))).startswith(f"{render.PLACE}/"):
+                mount["source"] = str(recipe.checkout / relative(source))
+    return document
+
+
+def _labelled(
+    document: dict[str, Any], labels: Mapping[str, str], mark: Mapping[str, str], ports: Mapping[str, Sequence[Port]]
+) -> dict[str, Any]:
+    for name, service in document["services"].items():
+        service["labels"] = {**texts(service.get("labels")), **labels}
+        deploy = service.setdefault("deploy", {})
+        deploy["labels"] = {**texts(deploy.get("labels")), **labels, **mark}
+        service.pop("ports", None)
+        if published := ports.get(name):
+            service["ports"] = [port.entry() for port in published]
+    document["networks"].setdefault("default", {})
+    for kind in ("networks", "volumes", "configs", "secrets"):
+        for definition in document[kind].values():
+            if not definition.get("external"):
+                definition["labels"] = {**texts(definition.get("labels")), **labels}
+    return document
+
+
+def _without_certificates(labels: Mapping[str, str]) -> dict[str, str]:
+    """A router with TLS keeps it, and shows the proxy's default certificate: no run asks for one of its own."""
+    kept: dict[str, str] = {}
+    for key, value in labels.items():
+        router, _, _ = key.rpartition(".")
+        kept |= {router: "true"} if _RESOLVER.fullmatch(key) else {key: value}
+    return kept
+
+
+def _escape(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _escape(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_escape(value) for value in node]
+    return node.replace("$", "$$") if isinstance(node, str) else node
+
+
+def without_values(document: dict[str, Any], names: Collection[str]) -> None:
+    """Take out variables without a value that Docker's command would find in its own environment (`names`)."""
+    for service in document["services"].values():
+        environment = mapping(service.get("environment"))
+        for name in [name for name, value in environment.items() if value is None and name in names]:
+            del environment[name]

@@ -1,0 +1,231 @@
+"""A recipe as Docker reads it: environment, overlays, ports, secrets, versions; and what is handed to Docker again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.deployers.base import DeployError, Secret, random_secret
+from infra.deployers.compose import ports, stackfile
+from infra.deployers.compose.recipe import Recipe, read_environment
+from tests.infra.deployers.compose.reading import STACK, context, load, write
+
+RECIPES = Path(__file__).resolve().parents[3] / "data" / "recipes"
+APP = "services: {app: {image: x}}"
+
+
+def test_the_environment_is_the_sample_what_abra_sh_exports_and_the_runs_own(tmp_path: Path) -> None:
+    sample = "# a comment\nDOMAIN=sample.example.com\nA=1 # one\nB='two # words'\nC=\"3\"\nLETS_ENCRYPT_ENV=production\n#D=4\n"
+    abra = "export X_VERSION=v3 Z=1\n  export Y_VERSION='v4' # raised\nexport W_VERSION=$(touch /tmp/x)\nfoo() { :; }\n"
+    folder = write(tmp_path, APP, **{".env.sample": sample, "abra.sh": abra})
+    env, _ = read_environment(context(folder), folder)
+    assert env.values == {
+        "A": "1",
+        "B": "two # words",
+        "C": "3",
+        "X_VERSION": "v3",
+        "Y_VERSION": "v4",
+        "Z": "1",
+        "DOMAIN": "web.example.com",
+        "LETS_ENCRYPT_ENV": "",
+        "STACK_NAME": STACK,
+    }
+
+
+def test_the_settings_are_filled_in_and_come_over_the_sample_but_not_over_the_runs_own_names(tmp_path: Path) -> None:
+    folder = write(tmp_path / "new", APP, **{".env.sample": "IMAGE=a\nDOMAIN=x\nURL=https://new.example.com\n"})
+    old = write(tmp_path / "old", APP)
+    given = context(folder)
+    given.env = {"IMAGE": "$IMAGE-b", "DOMAIN": "elsewhere", "STACK_NAME": "theirs", "LETS_ENCRYPT_ENV": "production"}
+    given.env_upgrade = {"ONLY_NEW": "https://${DOMAIN}/${LENT}"}
+    given.lent = {"LENT": "realm"}
+    given.secret_values = {"oidc-secret": "${LENT}-secret"}
+    env, secrets = read_environment(given, folder)
+    assert env.values["IMAGE"] == "a-b"
+    assert env.values["URL"] == "https://web.example.com"
+    assert (env.values["DOMAIN"], env.values["STACK_NAME"], env.values["LETS_ENCRYPT_ENV"]) == ("web.example.com", STACK, "")
+    assert env.values["ONLY_NEW"] == "https://web.example.com/realm"
+    assert secrets == {"oidc-secret": "realm-secret"}
+    before, _ = read_environment(given, old)
+    assert "ONLY_NEW" not in before.values and before.values["IMAGE"] == "-b"
+    assert not [name for name in env.values if name.startswith("CC_CI_SECRET")]
+
+
+def test_a_sample_that_cannot_be_read_names_file_and_line(tmp_path: Path) -> None:
+    folder = write(tmp_path, APP, **{".env.sample": "A=1\nB='open\n"})
+    with pytest.raises(DeployError, match=r"\.env\.sample:2: unclosed single quote") as caught:
+        load(folder)
+    assert caught.value.recipes_fault
+
+
+def test_overlays_ports_versions_images_and_secrets() -> None:
+    read = load(RECIPES / "web")
+    assert read.names == ["compose.yml", "compose.greeting.yml"]
+    app = read.services["app"]
+    assert app["environment"] == {"DOMAIN": "web.example.com", "PRICE": "5$", "GREETING": "hello web.example.com"}
+    assert read.web({80}) == ("app", 8080)
+    assert read.version() == "1.0.0+1.36.1"
+    assert read.images == ["cc-ci-test/busybox:1"]
+    assert read.secrets == [Secret(f"{STACK}_session_key_v1", "session_key", 48)]
+
+
+def test_a_port_is_the_labels_else_a_published_one_that_is_the_webs(tmp_path: Path) -> None:
+    text = 'services: {db: {image: x, ports: ["5432:5432"]}, app: {image: x, ports: ["25:25", "127.0.0.1:99:8080/tcp", {target: 80}]}}'
+    assert load(write(tmp_path, text)).web({80, 8080}) == ("app", 8080)
+    assert load(write(tmp_path, "services: {db: {image: x, ports: ['5432:5432']}}")).web({80}) is None
+
+
+SECRETS = """
+services:
+  app: {image: x, secrets: [plain, swapped, hexed, given]}
+secrets:
+  plain: {external: true, name: "${STACK_NAME}_plain_${SECRET_PLAIN_VERSION}"}
+  swapped: {external: true, name: "${STACK_NAME}_other_${SECRET_OTHER_VERSION}"}
+  hexed: {external: true, name: "${STACK_NAME}_hexed_${SECRET_HEXED_VERSION}"}
+  given: {external: true, name: "${STACK_NAME}_given_${SECRET_GIVEN_VERSION}"}
+  unused: {external: true, name: "${STACK_NAME}_unused_v1"}
+"""
+SAMPLE = """
+SECRET_PLAIN_VERSION=v1
+SECRET_SWAPPED_VERSION=v1 # length=5
+SECRET_OTHER_VERSION=v1 # length=20
+SECRET_HEXED_VERSION=v2 # length=64 charset=hex
+SECRET_GIVEN_VERSION=v1 # generate=false
+"""
+
+
+def test_the_variable_in_a_secrets_name_decides_its_modifiers(tmp_path: Path) -> None:
+    read = load(write(tmp_path, SECRETS, **{".env.sample": SAMPLE}))
+    by_key = {secret.key: secret for secret in read.secrets}
+    assert set(by_key) == {"plain", "swapped", "hexed", "given"}, "one that no service uses is not made"
+    assert by_key["plain"] == Secret(f"{STACK}_plain_v1", "plain")
+    assert by_key["swapped"].length == 20
+    value = random_secret(by_key["hexed"])
+    assert len(value) == 64 and set(value) <= set("0123456789abcdef")
+    with pytest.raises(DeployError) as caught:
+        random_secret(by_key["given"])
+    assert caught.value.recipes_fault and "given" in caught.value.message
+    assert '[secrets]: given = "…"' in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("sample", "words"),
+    [
+        (SAMPLE.replace("charset=hex", "charset=klingon"), "unknown charset"),
+        (SAMPLE.replace("length=64", "length=0"), "invalid length"),
+        (SAMPLE.replace("SECRET_PLAIN_VERSION=v1", ""), "is named ccci-0123456789ab_plain_, without a version"),
+        (SAMPLE.replace("SECRET_PLAIN_VERSION=v1", "SECRET_PLAIN_VERSION=" + "v" * 50), "has 74 characters, and Docker takes 64"),
+    ],
+)
+def test_secrets_that_cannot_be_made_say_why(sample: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(DeployError) as caught:
+        load(write(tmp_path, SECRETS, **{".env.sample": sample}))
+    assert words in caught.value.message and caught.value.recipes_fault
+
+
+@pytest.mark.parametrize("name", ["../outside.yml", "link.yml", "/etc/passwd", ".git/config"])
+def test_files_are_read_from_inside_only(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "recipe"
+    write(folder, APP, **{".env.sample": f"COMPOSE_FILE=compose.yml:{name}\n", ".git/config": APP, "../outside.yml": APP})
+    (folder / "link.yml").symlink_to("../outside.yml")
+    with pytest.raises(DeployError, match="points out of the recipe") as caught:
+        load(folder)
+    assert caught.value.kind == "forbidden"
+
+
+def test_a_missing_overlay_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DeployError, match=r"no file compose\.smtp\.yml"):
+        load(write(tmp_path, APP, **{".env.sample": "COMPOSE_FILE=compose.yml:compose.smtp.yml\n"}))
+
+
+def test_volumes_with_a_name_of_their_own_are_known_by_their_key(tmp_path: Path) -> None:
+    text = f"{APP}\nvolumes: {{data: , rows: {{name: mine}}, far: {{external: {{name: theirs}}}}}}"
+    assert load(write(tmp_path, text)).volume_keys == {"mine": "rows", "theirs": "far"}
+
+
+# --- what is deployed
+
+
+def deployed(read: Recipe, published: Any = None, **labels: str) -> dict[str, Any]:
+    return stackfile.of_run(read, labels or {"ours": "1"}, {"number": "2"}, published or {}, STACK)
+
+
+def test_what_is_deployed_is_labelled_unpublished_and_filled_in(tmp_path: Path) -> None:
+    folder = tmp_path / "web"
+    shutil.copytree(RECIPES / "web", folder)
+    read = load(folder)
+    document = deployed(read)
+    app = document["services"]["app"]
+    assert "ports" not in app
+    assert app["labels"] == {"ours": "1"}
+    assert app["deploy"]["labels"].items() >= {"ours": "1", "number": "2"}.items()
+    assert app["deploy"]["labels"][f"traefik.http.routers.{STACK}.rule"] == "Host(`web.example.com`)"
+    assert app["environment"]["PRICE"] == "5$"
+    handed = json.loads(stackfile.text(document))
+    assert handed["services"]["app"]["environment"]["PRICE"] == "5$$", "Docker fills in once more"
+    assert document["volumes"] == {"data": {"labels": {"ours": "1"}}}
+    assert document["configs"]["index"] == {
+        "name": f"{STACK}_index_v2",
+        "file": str(folder / "index.html"),
+        "labels": {"ours": "1"},
+    }
+    assert document["secrets"]["session_key"] == {"external": True, "name": f"{STACK}_session_key_v1"}
+    assert "version" not in document
+
+
+def test_the_network_of_the_proxy_becomes_one_of_the_runs_own(tmp_path: Path) -> None:
+    text = """
+services:
+  app:
+    image: x
+    networks: [front, default]
+    deploy: {labels: ["traefik.docker.network=proxy"]}
+  db: {image: x}
+networks: {front: {external: true, name: proxy}, unused: {external: true, name: proxy}}
+"""
+    read = load(write(tmp_path, text))
+    document = deployed(read)
+    assert document["networks"]["front"] == {"driver": "overlay", "attachable": True, "labels": {"ours": "1"}}
+    assert stackfile.joined_networks(document, read, STACK) == [f"{STACK}_front"]
+    labels = document["services"]["app"]["deploy"]["labels"]
+    assert labels["traefik.docker.network"] == f"{STACK}_front"
+    assert "traefik.docker.network" not in document["services"]["db"]["deploy"]["labels"]
+    of_app = stackfile.of_app(read, {}, {}, {})
+    assert of_app["networks"]["front"] == {"external": True, "name": "proxy"}, "the server's own apps share it"
+
+
+def test_routers_of_tcp_and_udp_and_certificates_are_left_out_for_runs_alone(tmp_path: Path) -> None:
+    text = """
+services:
+  app:
+    image: x
+    deploy:
+      labels:
+        - "traefik.tcp.routers.x.rule=HostSNI(`*`)"
+        - "traefik.http.routers.${STACK_NAME}.tls.certresolver=production"
+"""
+    read = load(write(tmp_path, text))
+    labels = deployed(read)["services"]["app"]["deploy"]["labels"]
+    assert labels == {f"traefik.http.routers.{STACK}.tls": "true", "ours": "1", "number": "2"}
+    kept = stackfile.of_app(read, {}, {}, {})["services"]["app"]["deploy"]["labels"]
+    assert len(kept) == 2 and "traefik.tcp.routers.x.rule" in kept
+
+
+def test_published_ports_are_those_of_the_plan(tmp_path: Path) -> None:
+    read = load(write(tmp_path, 'services: {app: {image: x, ports: ["2222:22", "25:25"]}}'))
+    document = deployed(read, ports.plan(read.services, None, {25}))
+    assert document["services"]["app"]["ports"] == [
+        {"target": 22, "protocol": "tcp", "mode": "ingress"},
+        {"target": 25, "protocol": "tcp", "mode": "ingress", "published": 25},
+    ]
+
+
+def test_a_variable_without_a_value_is_not_taken_from_our_own_environment(tmp_path: Path) -> None:
+    read = load(write(tmp_path, "services: {app: {image: x, environment: [HOME, OTHER, SET=1]}}"))
+    document = deployed(read)
+    stackfile.without_values(document, {"HOME", "PATH", "SET"})
+    assert document["services"]["app"]["environment"] == {"OTHER": None, "SET": "1"}

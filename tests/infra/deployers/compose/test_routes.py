@@ -1,0 +1,307 @@
+"""Labels for the server's proxy: what is about the run's own domain, and everything else that a stranger may try."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from infra.deployers import policy, stackfile  # CORE
+from infra.deployers.base import Address, Answer, DeployError
+from infra.deployers.compose.routes import misplaced, problems, rule_problem, unruled, without_tcp_and_udp
+from tests.infra.deployers.test_compose import load, recipe  # CORE
+
+DOMAIN = "run1.ci.example.com"
+STACK = "ccci-0123456789ab"
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "Host(`run1.ci.example.com`)",
+        'Host("RUN1.ci.example.com")',
+        "host(`run1.ci.example.com`, `api.run1.ci.example.com`)",
+        "Host(`run1.ci.example.com`) && PathPrefix(`/api`, `/x`)",
+        "PathPrefix(`/`) && (Host(`run1.ci.example.com`) || Host(`a.run1.ci.example.com`))",
+        "Host(`run1.ci.example.com`)\n  && !(Path(`/a`) || Method(`POST`))",
+        "!!Host(`run1.ci.example.com`)",
+        "!(!Host(`run1.ci.example.com`) || Path(`/x`))",
+        "(((Host(`run1.ci.example.com`)))) && Header(`X-A`, `Host(evil)`)",
+        "Host(`run1.ci.example.com`) && !Host(`a.run1.ci.example.com`)",
+        r"HostRegexp(`^.+\.run1.ci.example.com$`)",
+        r"HostRegexp(`^[a-z0-9-]+\.run1\.ci\.example\.com$`)",
+        "HostRegexp(`{sub:[a-z]+}.run1.ci.example.com`)",
+        "HostRegexp(`^run1.ci.example.com$`)",
+    ],
+)
+def test_a_rule_about_the_runs_own_domain(rule: str) -> None:
+    assert rule_problem(rule, DOMAIN) == ""
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("Host(`ci.example.com`)", "is another host; write Host(`${DOMAIN}`)"),
+        ("Host(`evilrun1.ci.example.com`)", "another host"),
+        ("Host(`run1.ci.example.com.evil.org`)", "another host"),
+        ("Host(`run1.ci.example.com.`)", "another host"),
+        ("Host(`*.run1.ci.example.com`)", "another host"),
+        ("Host(`run1.ci.example.com`, `ci.example.com`)", "another host"),
+        ("Host(`run1.ci.example.com`,`ci.example.com`,)", "lacks a text"),
+        ("Host(`run1.ci.example.com`) || Host(`ci.example.com`)", "another host"),
+        ("Host(`run1.ci.example.com`) && !Host(`ci.example.com`)", "another host"),
+        ("Host(`run1.ci.example.com`) || Path(`/`)", "also matches other hosts"),
+        ("Path(`/`) || Host(`run1.ci.example.com`) && Path(`/a`)", "also matches other hosts"),
+        ("!Host(`run1.ci.example.com`)", "also matches other hosts"),
+        ("!(Host(`run1.ci.example.com`) && Path(`/x`))", "also matches other hosts"),
+        ("!(!Host(`run1.ci.example.com`) && Path(`/x`))", "also matches other hosts"),
+        ("PathPrefix(`/`)", "also matches other hosts"),
+        ("Header(`Host`, `run1.ci.example.com`)", "also matches other hosts"),
+        ("HostSNI(`*`)", "HostSNI is for TCP, and this is the rule of an HTTP router; write Host(`${DOMAIN}`)"),
+        ("HostSNI(`run1.ci.example.com`)", "HostSNI is for TCP"),
+        ("HostSNIRegexp(`^.+\\.run1.ci.example.com$`)", "HostSNIRegexp is for TCP"),
+        ("Host(`run1.ci.example.com`) && alpn(`h2`)", "alpn is for TCP"),
+        ("HostRegexp(`.*`)", "not surely the run's own"),
+        ("HostRegexp(`run1.ci.example.com`)", "not surely"),
+        (r"HostRegexp(`^.+run1\.ci\.example\.com$`)", "not surely"),
+        (r"HostRegexp(`^evil\.org$|^.+\.run1\.ci\.example\.com$`)", "not surely"),
+        (r"HostRegexp(`^(a|b)\.run1.ci.example.com$`)", "not surely"),
+        (r"HostRegexp(`^(x\.run1.ci.example.com$)?`)", "not surely"),
+        ("HostRegexp(`{a:.*}`)", "not surely"),
+        ("HostRegexp(`{a:.*}.{b:.*}.run1.ci.example.com.evil`)", "not surely"),
+        ('Host("run1.ci.example.com\\u002eevil")', "not understood"),
+        ("Host(`run1.ci.example.com`) /* && */ || Path(`/`)", "not understood"),
+        ("Host(`run1.ci.example.com`) // comment", "not understood"),
+        ("Host(`run1.ci.\rexample.com`)", "not understood"),
+        ("Host('run1.ci.example.com')", "not understood"),
+        ("Host(`a` + `b`)", "not understood"),
+        ("Host(`run1.ci.example.com`) & Path(`/`)", "not understood"),
+        ("Host(`run1.ci.example.com`) Path(`/`)", "not understood at 'Path'"),
+        ("Host(`run1.ci.example.com`) &&", "lacks a word"),
+        ("(Host(`run1.ci.example.com`)", "lacks a )"),
+        ("Host()", "lacks a text"),
+        ("Host:run1.ci.example.com", "not understood"),
+        ("HostNew(`run1.ci.example.com`)", "matcher HostNew is not known"),
+        ("", "the rule is empty"),
+        ("Host(``)", "another host"),
+        ("!" * 100 + "Host(`run1.ci.example.com`)", "nested too deeply"),
+        ("Host(`run1.ci.example.com`)" + " && Path(`/`)" * 1000, "length"),
+    ],
+)
+def test_a_rule_that_is_not(rule: str, words: str) -> None:
+    assert words in rule_problem(rule, DOMAIN)
+
+
+def test_without_a_domain_no_host_is_the_runs_own() -> None:
+    assert rule_problem("Host(``)", "")
+    assert rule_problem("HostRegexp(`^$`)", "")
+
+
+R, S, M = (f"traefik.http.{kind}.{STACK}" for kind in ("routers", "services", "middlewares"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        (f"{R}.service", "api@internal", "'api@internal' belongs to the server (@internal)"),
+        (f"{R}.middlewares", f"{STACK}-x, auth@file", "'auth@file' belongs to the server (@file)"),
+        (f"{R}.middlewares", "keycloak-auth", "is not the stack's own"),
+        (f"{R}.service", "keycloak@swarm", "is not the stack's own"),
+        (f"{R}.service", f"{STACK}9", "is not the stack's own"),
+        (f"{R}.middlewares[0]", "auth@file", "not known here"),
+        (f"{R}.parentrefs", "other", "not known here"),
+        (f"{R}.tls.options", "x@file", "belongs to the server"),
+        (f"{R}.tls.domains[0].main", "ci.example.com", "a certificate for 'ci.example.com'"),
+        (f"{R}.tls.domains[0].sans", f"*.{DOMAIN}, *.example.com", "a certificate for '*.example.com'"),
+        ("traefik.HTTP.Routers." + STACK + ".Rule", "Host(`evil`)", "another host"),
+        ("traefik.http.routers.keycloak.rule", f"Host(`{DOMAIN}`)", "keycloak is not the stack's own name"),
+        ("traefik.http.services.keycloak.loadbalancer.server.port", "80", "keycloak is not the stack's own name"),
+        (f"{S}.loadbalancer.server.url", "http://127.0.0.1:8080", "may lead elsewhere"),
+        (f"{S}.loadbalancer.servers[0].url", "http://127.0.0.1:8080", "may lead elsewhere"),
+        (f"{S}.loadbalancer.healthcheck.hostname", "ci.example.com", "may lead elsewhere"),
+        (f"{S}.loadbalancer.serverstransport", "x@file", "may lead elsewhere"),
+        (f"{S}.failover.service", "keycloak", "may lead elsewhere"),
+        (f"{M}.chain.middlewares", "auth@file", "belongs to the server"),
+        (f"{M}.chain.middlewares[0]", "auth@file", "not understood"),
+        (f"{M}.errors.service", "api@internal", "belongs to the server"),
+        (f"{M}.forwardauth.address", "http://127.0.0.1:8080/api", "is not the stack's own"),
+        (f"{M}.forwardauth.address", f"http://{STACK}_app@127.0.0.1/", "is not the stack's own"),
+        (f"{M}.forwardauth.address", f"http://{STACK}_app.evil.org/", "is not the stack's own"),
+        (f"{M}.forwardauth.tls.cert", "/etc/passwd", "reads a file"),
+        (f"{M}.basicauth.usersfile", "/etc/passwd", "reads a file"),
+        (f"{M}.plugin.x.y", "1", "the middleware plugin is not for recipes"),
+        (f"traefik.http.serverstransports.{STACK}.insecureskipverify", "true", "is not for recipes"),
+        (f"{R}.rule", "HostSNI(`*`)", "HostSNI is for TCP"),
+        (f"{R}.tls.passthrough", "true", "not known here"),
+        (f"{S}.loadbalancer.proxyprotocol.version", "1", "may lead elsewhere"),
+        (f"{M}.inflightconn.amount", "1", "the middleware inflightconn is not for recipes"),
+        # Traefik 3.7 takes each of these for the key in plain letters.
+        (f"{M}.forwardauth.addreſſ", "http://127.0.0.1:8080/api", "letters beyond ASCII"),
+        (f"{M}.errors.ſervice", "api@internal", "letters beyond ASCII"),
+        (f"{M}.chain.middlewareſ", "auth@file", "letters beyond ASCII"),
+        (f"traefik.http.middlewareſ.{STACK}.forwardauth.address", "http://127.0.0.1:8080/api", "letters beyond ASCII"),
+        ("traefi\u212a.http.routers.x.rule", "Host(`evil`)", "letters beyond ASCII"),
+        ("traefik.tls.stores.default.defaultcertificate.certfile", "/x", "reaches beyond"),
+        ("traefik.frontend.rule", "Host:ci.example.com", "not understood"),
+        (" traefik.http.x", "", "not understood"),
+        ("TRAEFIK.http.routers." + STACK + ".rule", "Host(`evil`)", "another host"),
+    ],
+)
+def test_labels_that_reach_beyond_the_run(key: str, value: str, words: str) -> None:
+    [(named, said)] = problems({key: value}, DOMAIN, STACK)
+    assert named == key
+    assert words in said
+
+
+def test_what_recipes_do_every_day() -> None:
+    labels = {
+        "traefik.enable": "true",
+        "traefik.docker.network": "proxy",
+        "coop-cloud.x.version": "1",
+        f"{S}.loadbalancer.server.port": "80",
+        f"{R}.rule": f"Host(`{DOMAIN}`)",
+        f"{R}.entrypoints": "web-secure",
+        f"{R}.tls": "true",
+        f"{R}.tls.certresolver": "",
+        f"{R}.tls.options": "default",
+        f"{R}.tls.domains[0].sans": f"*.{DOMAIN}",
+        f"{R}.middlewares": f"{STACK}-redirect, {STACK}_auth@swarm",
+        f"{R}.service": STACK,
+        f"{M}-redirect.headers.SSLForceHost": "true",
+        f"{M}-redirect.headers.customRequestHeaders.X-Forwarded-Proto": "https",
+        f"{M}-auth.forwardauth.address": f"http://{STACK}_auth:9000/outpost",
+        f"{M}-all.chain.middlewares": f"{STACK}-redirect",
+        f"{M}-gzip.compress": "true",
+        "traefik.tcp.routers.mumble.entrypoints": "mumble",
+        "traefik.tcp.services.mumble.loadbalancer.server.port": "1935",
+    }
+    assert list(problems(labels, DOMAIN, STACK)) == []
+    assert list(unruled(labels)) == []
+    assert list(misplaced(labels)) == []
+
+
+def test_a_router_without_a_rule() -> None:
+    [(key, words)] = unruled({f"{R}.entrypoints": "web", f"{R}.tls": "true", f"{R}-b.rule": "x"})
+    assert key == f"{R}.entrypoints"
+    assert "has no rule" in words
+
+
+def test_tcp_and_udp_are_left_out_of_what_a_run_deploys() -> None:
+    labels = {
+        "traefik.enable": "true",
+        f"traefik.tcp.routers.{STACK}.rule": "HostSNI(`*`)",
+        f"{R}.rule": f"Host(`{DOMAIN}`)",
+        "traefik.udp.services.x.loadbalancer.server.port": "53",
+        "mumble.traefik.tcp.x": "",
+    }
+    stay, left_out = without_tcp_and_udp(labels)
+    assert left_out == [f"traefik.tcp.routers.{STACK}.rule", "traefik.udp.services.x.loadbalancer.server.port"]
+    assert list(stay) == ["traefik.enable", f"{R}.rule", "mumble.traefik.tcp.x"]
+    assert list(labels) != list(stay)  # given back anew, and not changed
+
+
+@pytest.mark.parametrize(
+    ("key", "out"),
+    [
+        ("traefik.tcp.routers.x.rule", True),
+        ("traefik.tcp.routers", True),
+        ("traefik.tcp.", True),
+        ("TRAEFIK.TCP.x", True),
+        ("traefik.Udp.Routers.x.entryPoints", True),
+        (" \t\ntraefik.tcp.routers.x.rule", True),
+        ("\u00a0traefik.tcp.routers.x.rule", True),
+        ("traefik.tcp.routers[0].x.rule", True),
+        ("traefik.tcp.ſervices.x.loadbalancer.server.port", True),
+        ("traefi\u212a.tcp.routers.x.rule", True),
+        ("traefik.tcp", False),
+        ("traefik.udp", False),
+        ("traefik.tcp[0].routers.x.rule", False),
+        ("traefik.tcp[.routers.x.rule", False),
+        ("traefik.tcp .routers.x.rule", False),
+        ("traefik.tcp/routers.x.rule.y", False),
+        ("traefik.tcpx.routers.x.rule", False),
+        ("traefik..tcp.routers.x.rule", False),
+        ("traefik .tcp.routers.x.rule", False),
+        ("traefik[0].tcp.routers.x.rule", False),
+        ("traefik.\uff54cp.routers.x.rule", False),
+    ],
+)
+def test_no_label_about_tcp_or_udp_is_deployed_however_it_is_written(key: str, out: bool) -> None:
+    labels = {key: "HostSNI(`*`)"}
+    assert without_tcp_and_udp(labels) == (({}, [key]) if out else (labels, []))
+    assert bool(list(problems(labels, DOMAIN, STACK))) is not out
+
+
+@pytest.mark.parametrize(
+    ("rule", "names"),
+    [
+        ("Host(`x`)", "Host is for HTTP only"),
+        ("HostSNI(`*`) && PathPrefix (`/x`)", "PathPrefix is for HTTP only"),
+        ("!(hostregexp(`x`) || Path(`/`) || Path(`/y`))", "hostregexp and Path are for HTTP only"),
+        ("HostSNI(`Host(x)`) && ALPN(`h2`) && ClientIP(`10.0.0.0/8`)", ""),
+        ('HostSNI("a\\"Host(x)")', ""),
+        ("HostSNI(`*`", ""),
+        ("", ""),
+    ],
+)
+def test_a_matcher_for_http_in_a_tcp_router_is_reported(rule: str, names: str) -> None:
+    for key in (f"traefik.tcp.routers.{STACK}.rule", "traefik.TCP.Routers.mumble.Rule"):
+        found = list(misplaced({f"{R}.rule": "Host(`x`)", key: rule, "traefik.tcp.routers.x.service": "Host(`x`)"}))
+        assert [key for key, _ in found] == ([key] if names else [])
+        assert all(names in words and "HostSNI(`*`)" in words for _, words in found)
+
+
+_EVIL = """services:
+  app:
+    image: x
+    deploy:
+      labels:
+        - "traefik.enable=true"
+        - "traefik.http.routers.${STACK_NAME}.rule=Host(`ci.example.com`)"
+"""
+
+
+@pytest.mark.parametrize("over", ["services: {app: {deploy: x}}", "services: {app: {deploy: {labels: }}}", "x-y: 1"])
+def test_the_policy_names_file_line_and_label_whatever_a_later_file_puts_over_it(over: str, tmp_path: Path) -> None:
+    files = {"over.yml": over, ".env.sample": "COMPOSE_FILE=compose.yml:over.yml\n"}
+    with pytest.raises(DeployError) as caught:
+        policy.check(load(recipe(tmp_path, _EVIL, **files)))
+    assert caught.value.kind == "forbidden"
+    label = f"services.app.deploy.labels: {R}.rule: Host(`ci.example.com`) is another host; write Host(`${{DOMAIN}}`)"
+    assert f"compose.yml:7: {label}" in caught.value.message
+
+
+def test_labels_of_containers_count_as_well(tmp_path: Path) -> None:
+    text = "services:\n  app:\n    labels:\n      traefik.http.routers.x.rule: Host(`evil`)\n"
+    with pytest.raises(DeployError, match=r"compose\.yml:4: services\.app\.labels: traefik\.http\.routers\.x\.rule: x is not"):
+        policy.check(load(recipe(tmp_path, text)))
+
+
+def test_a_later_file_may_add_to_a_router(tmp_path: Path) -> None:
+    text = _EVIL.replace("ci.example.com", "${DOMAIN}")
+    over = "services: {app: {deploy: {labels: ['traefik.http.routers.${STACK_NAME}.tls=true']}}}"
+    policy.check(load(recipe(tmp_path, text, **{"over.yml": over, ".env.sample": "COMPOSE_FILE=compose.yml:over.yml\n"})))
+
+
+def test_a_router_without_a_rule_is_named_in_the_file_that_has_it(tmp_path: Path) -> None:
+    over = "services:\n  app:\n    deploy:\n      labels:\n        - traefik.http.routers.${STACK_NAME}-x.tls=true\n"
+    files = {"over.yml": over, ".env.sample": "COMPOSE_FILE=compose.yml:over.yml\n"}
+    with pytest.raises(DeployError, match=r"over\.yml:5: services\.app\.deploy\.labels: .*-x\.tls: the router has no rule"):
+        policy.check(load(recipe(tmp_path, _EVIL.replace("ci.example.com", "${DOMAIN}"), **files)))
+
+
+def test_no_run_asks_for_a_certificate(tmp_path: Path) -> None:
+    text = _EVIL.replace("ci.example.com", "${DOMAIN}") + '        - "traefik.http.routers.${STACK_NAME}.tls.certresolver=prod"\n'
+    [document] = stackfile.stackfiles(load(recipe(tmp_path, text)), {}, with_proxy=True)
+    labels = document["services"]["app"]["deploy"]["labels"]
+    assert labels[f"{R}.tls"] == "true"
+    assert not [key for key in labels if "certresolver" in key]
+
+
+def test_a_proxy_that_leads_everything_to_https_is_no_app() -> None:
+    answer = Answer(301, "Moved", "https://web.example.com/", "web.example.com")
+    assert not answer.from_app(Address("127.0.0.1", 80, proxied=True))
+    assert answer.from_app(Address("127.0.0.1", 443, proxied=True, tls=True))
+    assert answer.from_app(Address("127.0.0.1", 8080))
+    assert Answer(302, "", "/login", "web.example.com").from_app(Address("127.0.0.1", 80, proxied=True))
+    assert Answer(302, "", "https://[", "web.example.com").from_app(Address("127.0.0.1", 80, proxied=True))
