@@ -9,11 +9,12 @@ class RunsConfig(AppConfig):
     def ready(self) -> None:
         from controlplane.registry import Card, Recurring, registry
         from enrollment.signals import comment_received
-        from runs import evidence, receivers, reporting, views
+        from runs import checks, evidence, receivers, reporting, views
         from runs.lifecycle import run_moved
 
         comment_received.connect(receivers.on_comment, dispatch_uid="runs")
         run_moved.connect(reporting.on_run_moved, dispatch_uid="runs")
+        registry.check("deployments", checks.check_judged)
         registry.answer("version_evidence", evidence.version_evidence)
         registry.card("runs", Card("runs/_recent_card.html", views.recent_card, 10))
         registry.card("repositories", Card("runs/_repositories_card.html", views.repositories_card, 20))

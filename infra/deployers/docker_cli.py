@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -41,12 +41,25 @@ def environment() -> dict[str, str]:
     return {**env, "LC_ALL": "C"}
 
 
-def call(*arguments: str, timeout: float = 30.0, given: str | None = None) -> subprocess.CompletedProcess[str]:
+def stack_deploy(*arguments: str, host: str, timeout: float) -> subprocess.CompletedProcess[str]:
+    """`docker stack deploy` of a document whose variables are filled in, at `host` (empty: where Docker's command looks).
+
+    A variable of a service that is empty or has no value is looked up in the command's own environment, so it has none. (Only
+    where Docker is reached by more than a unix socket it needs what is said there.)
+    """
+    if not host:
+        return call("stack", "deploy", *arguments, timeout=timeout)
+    return call("--config=/nonexistent", f"--host={host}", "stack", "deploy", *arguments, timeout=timeout, env={})
+
+
+def call(
+    *arguments: str, timeout: float = 30.0, given: str | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run docker. Raises DeployError when there is none or when it hangs; a failure is for the caller to judge."""
     try:
         return subprocess.run(
-            ["docker", *arguments],
-            env=environment(),
+            [shutil.which("docker") or "docker", *arguments],
+            env=environment() if env is None else env,
             input=given,
             stdin=subprocess.DEVNULL if given is None else None,
             capture_output=True,

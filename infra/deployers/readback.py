@@ -13,6 +13,16 @@ from infra.deployers.base import DeployError
 #: How the error begins; `doctor` knows such runs by it.
 BEGINS = "The Swarm has what was not judged"
 _DEFAULT = "default"
+#: What Docker says of a container besides what is compared, and that opens it towards nothing (Engine API 1.41 to 1.50).
+_KNOWN = frozenset(
+    ("Image", "Labels", "Command", "Args", "Hostname", "Env", "Dir", "User", "Groups", "Privileges", "TTY", "OpenStdin")
+    + ("ReadOnly", "Mounts", "StopSignal", "StopGracePeriod", "Healthcheck", "Hosts", "DNSConfig", "Secrets", "OomScoreAdj")
+    + ("Configs", "Isolation", "Init", "Sysctls", "CapabilityAdd", "CapabilityDrop", "Ulimits")
+)
+#: The same of a task.
+_KNOWN_OF_TASK = frozenset(
+    ("ContainerSpec", "Resources", "RestartPolicy", "Placement", "Networks", "LogDriver", "ForceUpdate", "Runtime")
+)
 
 
 def check(document: Mapping[str, Any], stack: str, services: Iterable[Mapping[str, Any]], networks: Mapping[str, str]) -> None:
@@ -89,6 +99,11 @@ def _has(spec: Mapping[str, Any], networks: Mapping[str, str]) -> Iterator[str]:
     if container.get("OomScoreAdj"):
         yield f"the priority {container['OomScoreAdj']} when memory runs out"
     yield f"the image {container.get('Image')}"
+    unknown = [key for key in container if key not in _KNOWN] + [key for key in template if key not in _KNOWN_OF_TASK]
+    if template.get("Runtime") not in (None, "", "container"):
+        unknown.append("Runtime")
+    for key in unknown:
+        yield f"what is not known here: {key}"
 
 
 def _mount(kind: str, source: str, target: str, read_only: bool) -> str:

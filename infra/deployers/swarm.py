@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from infra.deployers import aliases, containers, images, proxy, readback, settling, stacks, words
+from infra.deployers import aliases, containers, engine, images, proxy, readback, settling, stacks, words
 from infra.deployers.asking import Asker
 from infra.deployers.backups import Backups, Labelled, labelled, plan
 from infra.deployers.base import Address, Backup, BackupPart, Context, Deployer, DeployError, Deployment
@@ -23,9 +23,9 @@ from infra.deployers.docker_cli import (
     LABEL_DEPLOYMENT,
     call,
     docker,
-    environment,
     inspect,
     last_line,
+    stack_deploy,
     swarm_problem,
     tail,
 )
@@ -140,25 +140,25 @@ class SwarmDeployer(Deployer):
         self._created += not self._before
         self._count += 1
         document = self._document(recipe, published)
-        stackfile.without_values(document, environment().keys())
         path = context.work / f"stack-{self._count}.json"
         path.write_text(stackfile.text(document))
         self._judged[self._mark()] = document
         options = ["--resolve-image=never", *self.deploy_options, f"--compose-file={path}", self.stack]
         with self._host() as host:
-            done = call(*host, "stack", "deploy", *options, timeout=_DEPLOY_SECONDS)
+            done = stack_deploy(*options, host=host, timeout=_DEPLOY_SECONDS)
         if done.returncode:
             raise words.refused(last_line(done.stderr))
         self._join()
 
     @contextmanager
-    def _host(self) -> Iterator[Sequence[str]]:
-        """Options that lead Docker's command to Docker: past the names that a stranger's services would have for the proxy."""
+    def _host(self) -> Iterator[str]:
+        """Where Docker's command finds Docker: past the names that a stranger's services would have for the proxy."""
         if not self._joined:
-            yield ()
+            socket = engine.socket_path()
+            yield f"unix://{socket}" if socket else ""
             return
         with aliases.without(self._joined, self.stack) as host:
-            yield (f"--host={host}",)
+            yield host
 
     def _join(self) -> None:
         """Have the server's proxy on the networks that it has to reach this run's services by."""

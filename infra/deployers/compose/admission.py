@@ -25,6 +25,7 @@ _LOG_OPTIONS = frozenset(
 #: Labels by which we, and Docker's own tools, tell what belongs to whom. `cc-ci.keep` would keep the sweep away.
 _LABELS_OF_OTHERS = ("cc-ci.", "com.docker.")
 _MOST_REPLICAS = 20
+_LONGEST_KEY = 1000  #: of a mapping; Docker reads no more than 1022 characters
 #: Not those that give a process more of the processor than others (`nice`, `rtprio`, `rttime`).
 _ULIMITS = frozenset(
     ("as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nofile", "nproc", "rss", "sigpending", "stack")
@@ -139,6 +140,8 @@ def _map_of_texts(path: tuple[str, ...], key: str, value: Any) -> Iterator[Probl
         isinstance(value, dict) and all(isinstance(k, str) and (v is None or isinstance(v, str)) for k, v in value.items())
     ):
         yield _shape(path, key)
+    elif not all(0 < len(name) <= _LONGEST_KEY for name in value or {}):
+        yield Problem(path, f"a name in {key} that is empty or longer than {_LONGEST_KEY} characters", (key,), allowable=False)
 
 
 def _shape(path: tuple[str, ...], key: str) -> Problem:
@@ -155,8 +158,6 @@ def _mapping_of(known: Mapping[str, Judge]) -> Judge:
             yield _shape(path, key)
             return
         for name, inner in value.items():
-            if str(name).startswith("x-"):
-                continue
             full = f"{key}.{name}"
             yield from (known[name](path, full, inner) if name in known else _each(path, full, inner))
 

@@ -305,7 +305,7 @@ def _modifiers(comment: str, name: str) -> Modifiers | None:
             number = _LENGTH.fullmatch(value)
             if not number or int(number[1]) > _LONGEST_SECRET:
                 raise EnvironmentProblem(
-                    f"{_short(name)}: invalid length {_short(value)}: write a number from 1 to {_LONGEST_SECRET}, such as length=64."
+                    f"{_short(name)}: invalid length {_short(value)}: write a number from 1 to {_LONGEST_SECRET}, like length=64."
                 )
             asked = replace(asked, length=int(number[1]))
         elif key == "charset":
@@ -410,7 +410,8 @@ def _shell_word(line: str, at: int) -> tuple[str | None, int]:
             start, at = at - 1, _end_of(_PLAIN_INSIDE if inside else _PLAIN_WORD, line, at - 1)
             pieces.append(line[start:at])
     word = "".join(pieces)
-    return (word if plain and not closers and "$" not in word and "`" not in word else None), at
+    more = closers or line[at : at + 1] in ("(", "<", ">")  # an array, a process substitution, a redirection
+    return (word if plain and not more and "$" not in word and "`" not in word else None), at
 
 
 def _end_of(pattern: re.Pattern[str], text: str, at: int) -> int:

@@ -32,9 +32,12 @@ from infra.deployers.docker_cli import reader_problem
 PLACE = "/recipe"
 _SECONDS = 120.0
 _MEMORY_MB = 1024
-_MOST_OUTPUT = 2 << 20
+_MOST_OUTPUT = 1 << 19
 _MOST_FILES = 50
+_DEEPEST = 50  #: levels of a document
 _MOST_ENV = 120_000  #: Linux lets one variable have 128 kB
+#: What Docker's reader refuses without saying which.
+_FORBIDDEN = ("extends", "volume_driver", "volumes_from", "cpu_quota", "cpu_shares", "cpuset", "mem_limit", "memswap_limit")
 #: Variables that mean something to the command, or to any program written in Go.
 _OF_DOCKERS_OWN = re.compile(r"DOCKER_|LD_|GO(?:MAXPROCS|MEMLIMIT|GC|DEBUG|TRACEBACK|COVERDIR)\Z")
 _number = itertools.count()
@@ -61,6 +64,10 @@ def render(
     if len(names) > _MOST_FILES:
         raise _invalid(f"The recipe names {len(names)} compose files, more than {_MOST_FILES}.", "Name fewer in COMPOSE_FILE.")
     for name in names:
+        if set(name) & set(',"\r\n'):  # Docker's option is a list
+            raise _invalid(
+                f"The name of the compose file {name[:200]!r} has a comma, a quote or a line break in it.", "Rename it."
+            )
         inside(checkout, name)
     answers = _run(checkout, [(names, env) for env in environments], trusted)
     for env, answer in zip(environments, answers, strict=True):
@@ -85,10 +92,12 @@ def _refused(checkout: Path, names: Sequence[str], env: Mapping[str, str], answe
 
 def _because(checkout: Path, name: str, env: Mapping[str, str], answer: _Answer) -> DeployError:
     if answer.code is None:
-        return _invalid(f"{name} unfolds to more than {_MOST_OUTPUT >> 20} MB.", "Use fewer aliases and anchors.")
+        return _invalid(f"{name} unfolds to more than {_MOST_OUTPUT >> 10} kB.", "Use fewer aliases and anchors.")
     if answer.code == -9:
         return _invalid(f"{name} takes more than {_MEMORY_MB} MB to read.", "Use fewer aliases and anchors.")
     said = _words(answer.err)
+    if "forbidden properties" in said:
+        said = f"{said} ({_forbidden(checkout, name)})"
     fix = f"`docker stack config -c {name}` says the same."
     if own := sorted(filter(_OF_DOCKERS_OWN.match, env)):
         fix += f" (Docker's command itself is changed by the variables {', '.join(own[:5])}.)"
@@ -100,8 +109,12 @@ def _invalid(message: str, fix: str) -> DeployError:
 
 
 def _words(said: str) -> str:
-    """Docker's error on one line, without the place of the checkout, and without what the loader of programs says."""
+    """Docker's error on one line, without the place of the checkout, and without what the loader of programs says.
+
+    Where Docker's command itself broke, what broke, without the stack of calls.
+    """
     kept = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith("ERROR: ld.so")]
+    kept = [line for line in kept if line.startswith(("panic: ", "fatal error: "))][:1] or kept
     text = " ".join(kept).replace(f"{PLACE}/", "")
     return "".join(c if c.isprintable() else "?" for c in text)[:500].rstrip(". ") or "without a word of why"
 
@@ -194,37 +207,89 @@ def _output(box: sandbox.Sandbox, config: Mapping[str, Any]) -> str:
     return said.decode(errors="replace")
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Reads what Docker prints: quoted is text, and plain is a number, a boolean or null only where it looks just like it.
+def _forbidden(checkout: Path, name: str) -> str:
+    """The keys that Docker forbids and does not name: which of them stand in a file, with their lines."""
+    found = []
+    for number, line in enumerate(inside(checkout, name).read_text(errors="replace").splitlines(), 1):
+        key = line.strip().partition(":")[0]
+        if key in _FORBIDDEN:
+            found.append(f"{key} in line {number}")
+    return ", ".join(found[:5]) or f"one of {', '.join(_FORBIDDEN)}"
 
-    Docker quotes each text that its own reader would take for something else; what looks like it to nobody but a reader of
-    YAML 1.1 (`12:30`, `1_000`, `0o17`, `yes`) is text.
-    """
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
-
-
-for _tag, _pattern, _first in (
-    ("null", r"null|~|", ["n", "~", ""]),
-    ("bool", r"true|false", ["t", "f"]),
-    ("int", r"-?(?:0|[1-9][0-9]*)", list("-0123456789")),
-    ("float", r"-?(?:[0-9]+\.[0-9]+(?:e[-+]?[0-9]+)?|[0-9]+e[-+]?[0-9]+)", list("-0123456789")),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
-_Loader.yaml_constructors = {  # no other tag is known: what Docker prints as binary is no text
-    key: value
-    for key, value in yaml.SafeLoader.yaml_constructors.items()
-    if key is None or key.rpartition(":")[2] in ("null", "bool", "int", "str", "seq", "map")
-}
-_Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(node.value))
+_WHOLE = re.compile(r"-?(?:0|[1-9][0-9]{0,17})")
+_BROKEN = re.compile(r"-?[0-9]{1,40}(?:\.[0-9]{1,40}(?:e[-+]?[0-9]{1,2})?|e[-+]?[0-9]{1,2})")
 
 
 def _document(text: str) -> dict[str, Any]:
     try:
-        document = yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader that knows fewer types
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        try:
+            document = _read(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        except yaml.scanner.ScannerError:  # libyaml does not take a text that begins with a tab as Docker prints it
+            document = _read(text, yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError) as error:
         said = " ".join(str(error).split())[:200]
         raise _invalid(f"What Docker makes of the compose files cannot be read: {said}.", "Use plain text values.") from error
     if not isinstance(document, dict):
         raise _invalid("What Docker makes of the compose files is no mapping.", "Give them services.")
     return document
+
+
+def _read(text: str, loader: type[yaml.SafeLoader]) -> Any:
+    """What Docker prints: one document of mappings, lists, texts, numbers, booleans and null, as deep as a compose file is.
+
+    Docker prints nothing else that YAML knows (aliases, tags, keys that are no text). Raises yaml.YAMLError, ValueError.
+    """
+    documents: list[Any] = []
+    around: list[tuple[Any, list[str]]] = [(documents, [])]  # what is open, each with its keys so far
+    for event in yaml.parse(text, Loader=loader):
+        if isinstance(event, yaml.CollectionEndEvent):
+            around.pop()
+        if not isinstance(event, yaml.NodeEvent):
+            continue
+        if event.anchor or getattr(event, "tag", None):
+            raise ValueError("it has an alias, an anchor or a tag")
+        value = (
+            _scalar(event, text)
+            if isinstance(event, yaml.ScalarEvent)
+            else {}
+            if isinstance(event, yaml.MappingStartEvent)
+            else []
+        )
+        place, keys = around[-1]
+        if isinstance(place, list):
+            place.append(value)
+        elif len(keys) > len(place):
+            place[keys[-1]] = value
+        elif isinstance(event, yaml.ScalarEvent) and (key := _text(event, text)) not in place:
+            keys.append(key)
+        else:
+            raise ValueError("a key is no text, or is there twice")
+        if isinstance(value, (dict, list)):
+            around.append((value, []))
+        if len(around) > _DEEPEST:
+            raise ValueError("it is nested too deeply")
+    return documents[0] if len(documents) == 1 else None
+
+
+def _scalar(event: yaml.ScalarEvent, printed: str) -> Any:
+    """Quoted is text, and plain is a number, a boolean or null only where it looks just like it.
+
+    Docker quotes each text that its own reader would take for something else; what looks like it to nobody but a reader of
+    YAML 1.1 (`12:30`, `1_000`, `0o17`, `yes`) is text, and so is what is too big for a number.
+    """
+    text = str(event.value)
+    if event.style:
+        return _text(event, printed)
+    if text in ("null", "~", ""):
+        return None
+    if text in ("true", "false"):
+        return text == "true"
+    return int(text) if _WHOLE.fullmatch(text) else float(text) if _BROKEN.fullmatch(text) else text
+
+
+def _text(event: yaml.ScalarEvent, printed: str) -> str:
+    """A text of several lines that begins with line breaks is printed with one too few (`|2`, by the encoder of yaml.v3)."""
+    text, at = str(event.value), event.start_mark.index + 1 if event.start_mark else 0
+    lost = event.style == "|" and printed[at : at + 1].isdigit() and (not text.startswith(" ") or "\n" not in text)
+    return f"\n{text}" if lost else text

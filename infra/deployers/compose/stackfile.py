@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from infra.deployers.compose import render, routes
@@ -18,6 +18,12 @@ from infra.deployers.compose.recipe import Recipe, mapping, relative, texts
 
 #: The network of the server's proxy, which a run does not share: it gets one of its own in place of it, and the proxy joins that.
 PROXY = "proxy"
+_FOLDED = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+#: Lists in which Docker wants each entry once, and may have made two of one, such as when files are laid over each other.
+_ONCE = (
+    *("cap_add", "cap_drop", "dns", "dns_search", "extra_hosts", "tmpfs", "depends_on", "devices", "security_opt", "expose"),
+    *("external_links", "links"),
+)
 _RESOLVER = re.compile(r"traefik\.(?:http|tcp)\.routers\.[^.]+\.tls\.certresolver", re.IGNORECASE)
 
 
@@ -57,8 +63,12 @@ def of_app(
 
 
 def text(document: Mapping[str, Any]) -> str:
-    """What Docker is given: every `$` of a value is doubled, because the variables are filled in already (keys have none)."""
-    return json.dumps(_escape(document), indent=1)
+    """What Docker is given: every `$` of a value is doubled, because the variables are filled in already (keys have none).
+
+    Docker reads it as YAML, which knows no surrogate pairs and folds some characters that JSON leaves alone.
+    """
+    written = json.dumps(_escape(document), indent=1, ensure_ascii=False)
+    return _FOLDED.sub(lambda match: f"\\u{ord(match[0]):04x}", written)
 
 
 def joined_networks(document: Mapping[str, Any], recipe: Recipe, stack: str) -> list[str]:
@@ -82,10 +92,27 @@ def _copy(recipe: Recipe) -> dict[str, Any]:
     for service in document["services"].values():
         service.pop("env_file", None)
         service.pop("build", None)
+        _readable_again(service)
         for mount in service.get("volumes") or []:
             if mount.get("type") == "bind" and (source := str(mount.get("source"))).startswith(f"{render.PLACE}/"):
                 mount["source"] = str(recipe.checkout / relative(source))
     return document
+
+
+def _readable_again(service: dict[str, Any]) -> None:
+    """What Docker makes of a service, in a form that Docker takes as well, and understands in the same way."""
+    for key in _ONCE:
+        if isinstance(listed := service.get(key), list):
+            service[key] = list(dict.fromkeys(listed))
+    for network in mapping(service.get("networks")).values():
+        if mapping(network).get("aliases"):
+            network["aliases"] = list(dict.fromkeys(network["aliases"]))
+    if hosts := service.get("extra_hosts"):  # printed with a colon, but cut at an equals sign first when there is one
+        service["extra_hosts"] = [str(host).replace(":", "=", 1) for host in hosts]
+    for limit in mapping(service.get("ulimits")).values():
+        if isinstance(limit, dict):  # a zero is left out
+            limit.setdefault("soft", 0)
+            limit.setdefault("hard", 0)
 
 
 def _labelled(
@@ -121,11 +148,3 @@ def _escape(node: Any) -> Any:
     if isinstance(node, list):
         return [_escape(value) for value in node]
     return node.replace("$", "$$") if isinstance(node, str) else node
-
-
-def without_values(document: dict[str, Any], names: Collection[str]) -> None:
-    """Take out variables without a value that Docker's command would find in its own environment (`names`)."""
-    for service in document["services"].values():
-        environment = mapping(service.get("environment"))
-        for name in [name for name, value in environment.items() if value is None and name in names]:
-            del environment[name]

@@ -222,10 +222,3 @@ def test_published_ports_are_those_of_the_plan(tmp_path: Path) -> None:
         {"target": 22, "protocol": "tcp", "mode": "ingress"},
         {"target": 25, "protocol": "tcp", "mode": "ingress", "published": 25},
     ]
-
-
-def test_a_variable_without_a_value_is_not_taken_from_our_own_environment(tmp_path: Path) -> None:
-    read = load(write(tmp_path, "services: {app: {image: x, environment: [HOME, OTHER, SET=1]}}"))
-    document = deployed(read)
-    stackfile.without_values(document, {"HOME", "PATH", "SET"})
-    assert document["services"]["app"]["environment"] == {"OTHER": None, "SET": "1"}

@@ -8,7 +8,7 @@ import pytest
 
 from infra.deployers import policy, stackfile  # CORE
 from infra.deployers.base import Address, Answer, DeployError
-from infra.deployers.compose.routes import misplaced, problems, rule_problem, unruled, without_tcp_and_udp
+from infra.deployers.compose.routes import lead_over, misplaced, problems, rule_problem, unruled, without_tcp_and_udp
 from tests.infra.deployers.test_compose import load, recipe  # CORE
 
 DOMAIN = "run1.ci.example.com"
@@ -249,6 +249,23 @@ def test_a_matcher_for_http_in_a_tcp_router_is_reported(rule: str, names: str) -
         found = list(misplaced({f"{R}.rule": "Host(`x`)", key: rule, "traefik.tcp.routers.x.service": "Host(`x`)"}))
         assert [key for key, _ in found] == ([key] if names else [])
         assert all(names in words and "HostSNI(`*`)" in words for _, words in found)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {}),
+        ({"traefik.docker.network": "proxy"}, {}),
+        ({"traefik.swarm.network": "proxy"}, {}),
+        ({"Traefik.Swarm.Network": "x", " traefik.docker.network": "y"}, {}),
+        ({"traefik.swarm.network": "proxy", "traefik.swarm.lbswarm": "true"}, {"traefik.docker.lbswarm": "true"}),
+        ({"traefik.docker.lbSwarm": "true"}, {"traefik.docker.lbswarm": "true"}),
+    ],
+)
+def test_one_label_says_which_network_the_proxy_takes(before: dict[str, str], after: dict[str, str]) -> None:
+    labels = {"traefik.enable": "true", **before}
+    lead_over(labels, "ccci-x_proxy")
+    assert labels == {"traefik.enable": "true", **after, "traefik.docker.network": "ccci-x_proxy"}
 
 
 _EVIL = """services:
