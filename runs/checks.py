@@ -24,4 +24,5 @@ def check_judged() -> Iterable[Finding]:
         return [Finding("deployments", "ok", f"in {_DAYS} days nothing ran on the Swarm that was not judged before")]
     listed = "; ".join(f"{run.repository} {run.url}" for run in runs)
     text = f"the Swarm had more of a run than was judged before it: {listed}"
-    return [Finding("deployments", "error", text, "see each run's reason; who else deploys on this Swarm, or changes services by hand?")]
+    fix = "read each run's reason; find out who else changes services on this Swarm"
+    return [Finding("deployments", "error", text, fix)]

@@ -69,7 +69,7 @@ class LastingDeployer(SwarmDeployer):
         pass
 
     def _published(self, recipe: Recipe) -> dict[str, list[ports.Port]]:
-        found = {name: ports.read(service.get("ports") or [], name) for name, service in recipe.services.items()}
+        found = {name: ports.read(service.get("ports") or []) for name, service in recipe.services.items()}
         return {name: own for name, own in found.items() if own}
 
     def _document(self, recipe: Recipe, published: Mapping[str, Sequence[ports.Port]]) -> dict[str, Any]:

@@ -14,15 +14,13 @@ from infra.deployers.base import DeployError
 BEGINS = "The Swarm has what was not judged"
 _DEFAULT = "default"
 #: What Docker says of a container besides what is compared, and that opens it towards nothing (Engine API 1.41 to 1.50).
-_KNOWN = frozenset(
-    ("Image", "Labels", "Command", "Args", "Hostname", "Env", "Dir", "User", "Groups", "Privileges", "TTY", "OpenStdin")
-    + ("ReadOnly", "Mounts", "StopSignal", "StopGracePeriod", "Healthcheck", "Hosts", "DNSConfig", "Secrets", "OomScoreAdj")
-    + ("Configs", "Isolation", "Init", "Sysctls", "CapabilityAdd", "CapabilityDrop", "Ulimits")
+_KNOWN = (
+    *("Image", "Labels", "Command", "Args", "Hostname", "Env", "Dir", "User", "Groups", "Privileges", "TTY", "OpenStdin"),
+    *("ReadOnly", "Mounts", "StopSignal", "StopGracePeriod", "Healthcheck", "Hosts", "DNSConfig", "Secrets", "OomScoreAdj"),
+    *("Configs", "Isolation", "Init", "Sysctls", "CapabilityAdd", "CapabilityDrop", "Ulimits"),
 )
 #: The same of a task.
-_KNOWN_OF_TASK = frozenset(
-    ("ContainerSpec", "Resources", "RestartPolicy", "Placement", "Networks", "LogDriver", "ForceUpdate", "Runtime")
-)
+_KNOWN_OF_TASK = ("ContainerSpec", "Resources", "RestartPolicy", "Placement", "Networks", "LogDriver", "ForceUpdate", "Runtime")
 
 
 def check(document: Mapping[str, Any], stack: str, services: Iterable[Mapping[str, Any]], networks: Mapping[str, str]) -> None:

@@ -19,7 +19,6 @@ from infra.deployers import safeyaml
 from infra.deployers.base import DeployError
 from infra.deployers.compose import environment, files
 from infra.deployers.compose.environment import EnvironmentProblem
-from infra.deployers.compose.interpolate import Unset, interpolate
 from infra.versions import Unreadable, Version
 from runs.harness.protocol import LintFinding
 
@@ -367,9 +366,8 @@ def _images(recipe: _Recipe, file: _File) -> Iterator[LintFinding]:
         image = service.get("image")
         if not isinstance(image, str):
             continue
-        try:
-            image = interpolate(image[:500], recipe.values)
-        except Unset:
+        image = environment.fill(image[:500], recipe.values)
+        if "$" in image:
             continue  # what it becomes is the operator's choice
         path, _, digest = image.partition("@")
         _, colon, tag = path.rpartition(":")

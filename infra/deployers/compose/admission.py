@@ -7,8 +7,10 @@ the enrolment allows that very thing for that repository. What is judged is the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from infra.deployers.base import DeployError
@@ -25,6 +27,7 @@ _LOG_OPTIONS = frozenset(
 #: Labels by which we, and Docker's own tools, tell what belongs to whom. `cc-ci.keep` would keep the sweep away.
 _LABELS_OF_OTHERS = ("cc-ci.", "com.docker.")
 _MOST_REPLICAS = 20
+_LONGEST_WORDS = 500
 _LONGEST_KEY = 1000  #: of a mapping; Docker reads no more than 1022 characters
 #: Not those that give a process more of the processor than others (`nice`, `rtprio`, `rttime`).
 _ULIMITS = frozenset(
@@ -47,6 +50,18 @@ class Problem:
         return f"{'.'.join(self.path)}: {self.words}" if self.path else self.words
 
 
+@dataclass(frozen=True)
+class _Run:
+    """What is the run's own: names that begin with its stack's, and its domain."""
+
+    stack: str
+    domain: str
+
+    def owns(self, host: str) -> bool:
+        of_stack = bool(self.stack) and host.startswith(self.stack)
+        return of_stack or (bool(self.domain) and f".{host}".endswith(f".{self.domain}"))
+
+
 def check(recipe: Recipe, allow: Collection[str] = ()) -> None:
     """Raises DeployError `forbidden` with everything that the recipe may not have.
 
@@ -57,11 +72,16 @@ def check(recipe: Recipe, allow: Collection[str] = ()) -> None:
     found = [problem for problem in problems(recipe) if not (problem.allowable and str(problem) in allowed)]
     if not found:
         return
-    said = [f"{_where(recipe, problem)}: {problem}" for problem in found[:10]]
+    said = [f"{_where(recipe, problem)}: {_shown(problem)}" for problem in found[:10]]
     more = f"; and {len(found) - 10} more" if len(found) > 10 else ""
-    allowable = list(dict.fromkeys(f"`{problem}`" for problem in found[:10] if problem.allowable))
+    allowable = list(dict.fromkeys(f"`{p}`" for p in found[:10] if p.allowable and _shown(p) == str(p)))
     way = f" Or allow it for this repository at its enrolment, one a line: {', '.join(allowable)}." if allowable else ""
     raise DeployError("forbidden", f"The recipe asks for what a run may not have: {'; '.join(said)}{more}.", _FIX + way)
+
+
+def _shown(problem: Problem) -> str:
+    """On one line, and no longer than anybody reads."""
+    return "".join(c if c.isprintable() else "?" for c in str(problem)[:_LONGEST_WORDS])
 
 
 def _where(recipe: Recipe, problem: Problem) -> str:
@@ -71,31 +91,31 @@ def _where(recipe: Recipe, problem: Problem) -> str:
 
 def problems(recipe: Recipe) -> Iterator[Problem]:
     """All that is not admitted, in the order of the document."""
-    stack, domain = recipe.env.get("STACK_NAME", ""), recipe.env.get("DOMAIN", "")
+    run = _Run(recipe.env.get("STACK_NAME", ""), recipe.env.get("DOMAIN", ""))
     document = recipe.document
     for key, value in document.items():
         if key not in ("version", "services", "networks", "volumes", "configs", "secrets") and not key.startswith("x-"):
             yield from _each((), key, value)
     declared = {kind: mapping(document.get(kind)) for kind in ("networks", "volumes", "configs", "secrets")}
     for name, service in recipe.services.items():
-        yield from _service(("services", name), service, declared, stack)
-        yield from _routes(("services", name, "deploy", "labels"), recipe.labels(name), domain, stack)
-        yield from _routes(("services", name, "labels"), texts(service.get("labels")), domain, stack)
+        yield from _service(("services", name), service, declared, run)
+        yield from _routes(("services", name, "deploy", "labels"), recipe.labels(name), run)
+        yield from _routes(("services", name, "labels"), texts(service.get("labels")), run)
     for kind, judge in (("networks", _network), ("volumes", _volume), ("configs", _file), ("secrets", _file)):
         for name, definition in declared[kind].items():
-            for problem in judge((kind, name), mapping(definition), stack):
-                words = problem.words.replace(stack, "${STACK_NAME}") if stack else problem.words
+            for problem in judge((kind, name), mapping(definition), run):
+                words = problem.words.replace(run.stack, "${STACK_NAME}") if run.stack else problem.words
                 yield Problem(problem.path, words, problem.at, problem.allowable)
     for path, words in check_files(recipe):
         yield Problem(path, words, allowable=False)
 
 
-def _routes(path: tuple[str, ...], labels: Mapping[str, str], domain: str, stack: str) -> Iterator[Problem]:
+def _routes(path: tuple[str, ...], labels: Mapping[str, str], run: _Run) -> Iterator[Problem]:
     if variables := [key for key in labels if "$" in key and key.lower().lstrip().startswith("traefik")]:
         words = "a key of a mapping is not filled in; write the labels as a list"
         yield Problem(path, f"{variables[0]}: {words}", (variables[0],), allowable=False)
         return
-    for key, words in (*routes.problems(labels, domain, stack), *routes.unruled(labels)):
+    for key, words in (*routes.problems(labels, run.domain, run.stack), *routes.unruled(labels)):
         yield Problem(path, f"{key}: {words}", (key,), allowable=False)
 
 
@@ -299,22 +319,25 @@ _SERVICE: Mapping[str, Judge] = {
 _PASSED_OVER = ("build",)
 
 
-def _service(path: tuple[str, ...], service: Mapping[str, Any], declared: Mapping[str, Any], stack: str) -> Iterator[Problem]:
+def _service(path: tuple[str, ...], service: Mapping[str, Any], declared: Mapping[str, Any], run: _Run) -> Iterator[Problem]:
     for key, value in service.items():
         if key in _PASSED_OVER or key.startswith("x-"):
             continue
-        if key == "volumes":
-            for mount in value or []:
-                yield from _mount(path, mount, declared["volumes"])
-        elif key == "networks":
-            yield from _attachments(path, value, declared["networks"], stack)
+        if key == "networks":
+            yield from _attachments(path, value, declared[key], run)
+        elif key == "volumes":
+            yield from _list_of(partial(_mount, declared[key]))(path, key, value)
         elif key in ("configs", "secrets"):
-            for entry in value or []:
-                yield from _used(path, key, entry, declared[key])
+            yield from _list_of(partial(_used, declared[key]))(path, key, value)
         elif judge := _SERVICE.get(key):
             yield from judge(path, key, value)
         else:
             yield from _each(path, key, value)
+    # Docker makes a name of it, like an alias.
+    if (name := str(service.get("hostname") or "")) and not run.owns(name):
+        for network in mapping(service.get("networks")) or ["default"]:
+            if network in _shared(declared["networks"], run.stack):
+                yield Problem(path, f"the hostname {name} on the shared network {network}", ("hostname",))
 
 
 _VOLUME_MOUNT = _mapping_of(
@@ -331,30 +354,30 @@ _TMPFS_MOUNT = _mapping_of(
         "tmpfs": _mapping_of({"size": _number, "mode": _number}),
     }
 )
+_BIND_MOUNT = _mapping_of(
+    {
+        **dict.fromkeys(("type", "source", "target", "consistency"), _text),
+        "read_only": _flag,
+        "bind": _mapping_of({"propagation": _one_of("", "rprivate", "private")}),
+    }
+)
+_FILE_MOUNT = _mapping_of({**dict.fromkeys(("source", "target", "uid", "gid"), _text), "mode": _number})
 
 
-def _mount(path: tuple[str, ...], mount: Any, declared: Mapping[str, Any]) -> Iterator[Problem]:
+def _mount(declared: Mapping[str, Any], path: tuple[str, ...], key: str, mount: Any) -> Iterator[Problem]:
     kind, source = mapping(mount).get("type"), mapping(mount).get("source")
     if kind == "volume":
-        if source is not None and source not in declared:
-            yield Problem(
-                path, f"a mount of {source}, which is no volume of the recipe", ("volumes", str(source)), allowable=False
-            )
-        yield from _VOLUME_MOUNT(path, "volumes", mount)
+        if source is not None and str(source) not in declared:
+            words = f"a mount of {source}, which is no volume of the recipe"
+            yield Problem(path, words, (key, str(source)), allowable=False)
+        yield from _VOLUME_MOUNT(path, key, mount)
     elif kind == "tmpfs":
-        yield from _TMPFS_MOUNT(path, "volumes", mount)
+        yield from _TMPFS_MOUNT(path, key, mount)
     elif kind == "bind":
         yield _bind(path, str(source or ""))
-        yield from _mapping_of(_BIND_MOUNT)(path, "volumes", mount)
+        yield from _BIND_MOUNT(path, key, mount)
     else:
-        yield Problem(path, f"a mount of type {kind}", ("volumes",))
-
-
-_BIND_MOUNT: Mapping[str, Judge] = {
-    **dict.fromkeys(("type", "source", "target", "consistency"), _text),
-    "read_only": _flag,
-    "bind": _mapping_of({"propagation": _one_of("", "rprivate", "private")}),
-}
+        yield Problem(path, f"a mount of type {kind}", (key,))
 
 
 def _bind(path: tuple[str, ...], source: str) -> Problem:
@@ -366,39 +389,46 @@ def _bind(path: tuple[str, ...], source: str) -> Problem:
     return Problem(path, words + (" (the docker socket)" if "docker.sock" in source else ""), ("volumes", shown), allowable)
 
 
-def _attachments(path: tuple[str, ...], value: Any, declared: Mapping[str, Any], stack: str) -> Iterator[Problem]:
+def _attachments(path: tuple[str, ...], value: Any, declared: Mapping[str, Any], run: _Run) -> Iterator[Problem]:
     if value is not None and not isinstance(value, dict):
         yield _shape(path, "networks")
     for name, options in mapping(value).items():
         if name not in declared and name != "default":
             yield Problem(path, f"the network {name}, which is none of the recipe", ("networks", name), allowable=False)
+        if options is not None and not isinstance(options, dict):
+            yield _shape(path, f"networks.{name}")
         for key, inner in mapping(options).items():
-            if key == "aliases":
-                yield from _list_of_texts(path, f"networks.{name}.aliases", inner)
-                for alias in inner or []:
-                    # On a network that others share an alias is a way to be taken for somebody else.
-                    if _external(declared.get(name)) and not (stack and str(alias).startswith(stack)):
-                        at = ("networks", name, "aliases", str(alias))
-                        yield Problem(path, f"the alias {alias} on the shared network {name}", at)
-            elif inner:
+            if key != "aliases" and inner:
                 yield Problem(path, f"{key} on the network {name}", ("networks", name, key))
+        aliases = mapping(options).get("aliases")
+        yield from _list_of_texts(path, f"networks.{name}.aliases", aliases)
+        # On a network that others share an alias is a way to be taken for somebody else.
+        for alias in aliases if isinstance(aliases, list) and name in _shared(declared, run.stack) else []:
+            if not run.stack or not str(alias).startswith(run.stack):
+                at = ("networks", name, "aliases", str(alias))
+                yield Problem(path, f"the alias {alias} on the shared network {name}", at)
 
 
 def _external(definition: Any) -> bool:
-    return bool(mapping(definition).get("external"))
+    return mapping(definition).get("external") is True
 
 
-def _used(path: tuple[str, ...], kind: str, entry: Any, declared: Mapping[str, Any]) -> Iterator[Problem]:
-    known = {**dict.fromkeys(("source", "target", "uid", "gid"), _text), "mode": _number}
-    yield from _mapping_of(known)(path, kind, entry)
-    if (source := mapping(entry).get("source")) not in declared:
-        words = f"the {kind.removesuffix('s')} {source}, which is none of the recipe"
-        yield Problem(path, words, (kind, str(source)), allowable=False)
+def _shared(networks: Mapping[str, Any], stack: str) -> set[str]:
+    """The keys of the networks that the proxy joins, whatever else they are called in the recipe."""
+    external = {key for key, network in networks.items() if _external(network)}
+    names = [f"{stack}_{key}" for key in external]
+    return external | {key for key, network in networks.items() if mapping(network).get("name") in names}
 
 
-def _names(path: tuple[str, ...], definition: Mapping[str, Any], stack: str) -> Iterator[Problem]:
-    name = definition.get("name")
-    if name is not None and not (isinstance(name, str) and stack and name.startswith(f"{stack}_")):
+def _used(declared: Mapping[str, Any], path: tuple[str, ...], key: str, entry: Any) -> Iterator[Problem]:
+    yield from _FILE_MOUNT(path, key, entry)
+    if str(source := mapping(entry).get("source")) not in declared:
+        words = f"the {key.removesuffix('s')} {source}, which is none of the recipe"
+        yield Problem(path, words, (key, str(source)), allowable=False)
+
+
+def _own_name(path: tuple[str, ...], name: Any, run: _Run) -> Iterator[Problem]:
+    if name is not None and not (run.stack and re.fullmatch(rf"{re.escape(run.stack)}_[A-Za-z0-9_.-]+", str(name))):
         yield Problem(path, f"the name {name}, which is not the stack's own", ("name",))
 
 
@@ -416,46 +446,46 @@ def _any(path: tuple[str, ...], key: str, value: Any) -> Iterator[Problem]:
     yield from ()
 
 
-def _network(path: tuple[str, ...], definition: Mapping[str, Any], stack: str) -> Iterator[Problem]:
+def _network(path: tuple[str, ...], definition: Mapping[str, Any], run: _Run) -> Iterator[Problem]:
+    name = definition.get("name")
     if _external(definition):
-        name = str(definition.get("name") or path[-1])
-        if name != "proxy":
-            yield Problem(path, f"the external network {name}", ("external",))
-        return
-    yield from _names(path, definition, stack)
+        if (name or path[-1]) != "proxy":
+            yield Problem(path, f"the external network {name or path[-1]}", ("external",))
+    else:
+        yield from _own_name(path, name, run)
     if definition.get("driver") not in (None, "", "overlay"):
         yield Problem(path, f"the network driver {definition['driver']}", ("driver",))
     if definition.get("driver_opts"):
         yield Problem(path, "driver_opts", ("driver_opts",))
     if definition.get("ipam"):
         yield Problem(path, "ipam: addresses of its own choice can take those of others", ("ipam",))
-    judged = dict.fromkeys(("name", "driver", "driver_opts", "ipam", "external"), _any)
-    yield from _known(path, definition, {**judged, "internal": _flag, "attachable": _flag, "labels": _labels})
+    known = {**dict.fromkeys(("name", "driver", "driver_opts", "ipam"), _any), "labels": _labels}
+    yield from _known(path, definition, {**known, **dict.fromkeys(("external", "internal", "attachable"), _flag)})
 
 
-def _volume(path: tuple[str, ...], definition: Mapping[str, Any], stack: str) -> Iterator[Problem]:
+def _volume(path: tuple[str, ...], definition: Mapping[str, Any], run: _Run) -> Iterator[Problem]:
+    name = definition.get("name")
     if _external(definition):
-        yield Problem(path, f"the external volume {definition.get('name') or path[-1]}", ("external",))
-        return
-    yield from _names(path, definition, stack)
+        yield Problem(path, f"the external volume {name or path[-1]}", ("external",))
+    else:
+        yield from _own_name(path, name, run)
     if definition.get("driver") not in (None, "", "local"):
         yield Problem(path, f"the volume driver {definition['driver']}", ("driver",))
     if options := mapping(definition.get("driver_opts")):
         listed = ", ".join(f"{name}={value}" for name, value in options.items())
         yield Problem(path, f"driver_opts, which can mount any folder: {listed}", ("driver_opts",))
-    judged = dict.fromkeys(("name", "driver", "driver_opts", "external"), _any)
-    yield from _known(path, definition, {**judged, "labels": _labels})
+    known = {"name": _any, "driver": _any, "driver_opts": _map_of_texts, "external": _flag, "labels": _labels}
+    yield from _known(path, definition, known)
 
 
-def _file(path: tuple[str, ...], definition: Mapping[str, Any], stack: str) -> Iterator[Problem]:
+def _file(path: tuple[str, ...], definition: Mapping[str, Any], run: _Run) -> Iterator[Problem]:
     """A config or a secret: a file of the recipe; a secret may also be one that is made for the run."""
-    kind = path[0].removesuffix("s")
+    kind, name = path[0].removesuffix("s"), definition.get("name")
     if _external(definition) and kind == "config":
-        yield Problem(path, f"the external config {definition.get('name') or path[-1]}", ("external",))
-        return
-    named = {"name": path[-1], **definition} if _external(definition) else definition
-    yield from _names(path, named, stack)
+        yield Problem(path, f"the external config {name or path[-1]}", ("external",))
+    else:
+        yield from _own_name(path, (name or path[-1]) if _external(definition) else name, run)
     if definition.get("driver"):
         yield Problem(path, f"the driver {definition['driver']}", ("driver",))
-    judged = dict.fromkeys(("name", "driver", "external"), _any)
-    yield from _known(path, definition, {**judged, "file": _text, "labels": _labels, "template_driver": _one_of("", "golang")})
+    known = {"name": _any, "driver": _any, "external": _flag, "file": _text, "labels": _labels}
+    yield from _known(path, definition, {**known, "template_driver": _one_of("", "golang")})

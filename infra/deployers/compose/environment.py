@@ -21,7 +21,8 @@ As in godotenv, though a shell differs: `X: value`; in double quotes `\t` is `t`
 does not close them; another assignment may follow a closing quote on its line; a bare value keeps inner blanks and quotes, and
 ends at a carriage return.
 
-abra itself puts the domain in place of `<recipe>.example.com` even inside a longer name; here the name has to be whole.
+abra itself is said to put the domain in place of `<recipe>.example.com` inside longer names too (unverified); here the name has to
+be whole.
 """
 
 from __future__ import annotations
@@ -429,3 +430,9 @@ def _short(text: str) -> str:
     """The beginning of a stranger's text, on one line, for a message."""
     shown = "".join(character if character.isprintable() else " " for character in text[:60]).rstrip()
     return f'"{shown}{"…" if len(text) > 60 else ""}"'
+
+
+def fill(text: str, values: Mapping[str, str]) -> str:
+    """A value of a compose file with its variables filled in, as far as the sample knows them too; `$$` is a dollar."""
+    known = _Values(values)
+    return "$".join("".join(known.filled_in(part, "")) for part in text.split("$$"))

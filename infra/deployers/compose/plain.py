@@ -16,8 +16,8 @@ import yaml
 
 from infra.deployers import safeyaml
 from infra.deployers.base import Context, DeployError
+from infra.deployers.compose.environment import fill
 from infra.deployers.compose.files import inside, text
-from infra.deployers.compose.interpolate import Unset, interpolate
 from infra.deployers.compose.recipe import Recipe, compose_files, mapping, read_environment
 
 _KEY = "x-cc-ci-process"
@@ -70,7 +70,7 @@ def processes(recipe: Recipe, ports: Mapping[str, int], others: Mapping[str, str
         env = {**recipe.env, **others, "PORT": str(ports[name])}
         try:
             words = shlex.split(wanted) if isinstance(wanted, str) else [str(word) for word in wanted or []]
-            command = [interpolate(word, env) for word in words]
+            command = [fill(word, env) for word in words]
         except (ValueError, TypeError) as error:
             raise DeployError("invalid_recipe", f"{_KEY} of {name} cannot be read: {error}.") from error
         if not command:
@@ -85,7 +85,7 @@ def _read(checkout: Path, name: str, env: Mapping[str, str]) -> dict[str, Any]:
     try:
         document, _ = safeyaml.load(text(checkout, name))
         filled = _fill(document, env)
-    except (yaml.YAMLError, Unset, RecursionError, ValueError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise DeployError("invalid_recipe", f"{name} cannot be read: {' '.join(str(error).split())[:300]}.") from error
     if not isinstance(filled, dict):
         raise DeployError("invalid_recipe", f"{name} is no compose file.")
@@ -98,7 +98,7 @@ def _fill(node: Any, env: Mapping[str, str]) -> Any:
         return {str(key): value if str(key).startswith("x-") else _fill(value, env) for key, value in node.items()}
     if isinstance(node, list):
         return [_fill(value, env) for value in node]
-    return interpolate(node, env) if isinstance(node, str) and "$" in node else node
+    return fill(node, env) if isinstance(node, str) else node
 
 
 def _over(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

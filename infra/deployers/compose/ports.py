@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from infra.deployers.base import Context, DeployError
-
-_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
-_MOST = 1000  #: ports of one entry
+from infra.deployers.base import Context
 
 
 @dataclass(frozen=True)
@@ -31,64 +27,13 @@ class Port:
         return {**entry, "published": self.published} if self.published else entry
 
 
-def read(entries: Iterable[Any], service: str = "") -> list[Port]:
-    """The ports of a service's `ports`, short and long syntax. An address to bind to is dropped, as the Swarm does.
-
-    Raises DeployError invalid_recipe.
-    """
-    found: dict[Port, None] = {}
-    for entry in entries:
-        try:
-            found |= dict.fromkeys(_long(entry) if isinstance(entry, dict) else _short(str(entry)))
-        except (ValueError, TypeError) as error:
-            message = f"The port {str(entry)[:60]!r} of {service or 'a service'} cannot be read: {error}."
-            raise DeployError("invalid_recipe", message, "Write published:target.") from error
-    return list(found)
-
-
-def _long(entry: Mapping[str, Any]) -> list[Port]:
-    published = str(entry.get("published") or "0")
-    return [
-        Port(
-            _number(str(entry["target"]) if "target" in entry else ""),
-            _number(published) if published != "0" else 0,
-            _protocol(str(entry.get("protocol") or "tcp")),
-            "host" if entry.get("mode") == "host" else "ingress",
-        )
+def read(entries: Iterable[Mapping[str, Any]]) -> list[Port]:
+    """The ports of a service as Docker writes them out, each of them once."""
+    found = [
+        Port(int(one["target"]), int(one.get("published") or 0), one.get("protocol") or "tcp", one.get("mode") or "ingress")
+        for one in entries
     ]
-
-
-def _short(entry: str) -> list[Port]:
-    text, _, protocol = entry.partition("/")
-    before, _, target = text.rpartition(":")
-    targets = _numbers(target)
-    wanted = before.rpartition(":")[2]
-    published = _numbers(wanted) if wanted else [0] * len(targets)
-    if len(published) != len(targets):
-        raise ValueError("both ranges have to be of one length")
-    return [Port(t, p, _protocol(protocol or "tcp")) for t, p in zip(targets, published, strict=True)]
-
-
-def _numbers(text: str) -> list[int]:
-    match = _RANGE.fullmatch(text)
-    if not match:
-        raise ValueError(f"{text!r} is no port")
-    first, last = _number(match[1]), _number(match[2] or match[1])
-    if not 0 <= last - first < _MOST:
-        raise ValueError(f"{text!r} is no range of at most {_MOST} ports")
-    return list(range(first, last + 1))
-
-
-def _number(text: str) -> int:
-    if not text.isdigit() or not 0 < int(text) < 65536:
-        raise ValueError(f"{text!r} is no port")
-    return int(text)
-
-
-def _protocol(text: str) -> str:
-    if text not in ("tcp", "udp", "sctp"):
-        raise ValueError(f"{text!r} is no protocol")
-    return text
+    return list(dict.fromkeys(found))
 
 
 def plan(
@@ -102,7 +47,7 @@ def plan(
     result: dict[str, list[Port]] = {}
     for name, service in services.items():
         kept: dict[Port, None] = {}
-        for port in read(service.get("ports") or [], name):
+        for port in read(service.get("ports") or []):
             if port.published in exclusive:
                 kept[port] = None
             elif (name, port.target) != web:

@@ -83,7 +83,8 @@ class Recipe:
                 if file := mapping(definition).get("file"):
                     yield (kind, key), relative(str(file))
         for name, service in self.services.items():
-            for file in service.get("env_file") or []:
+            files = service.get("env_file")
+            for file in files if isinstance(files, list) else []:
                 yield ("services", name, "env_file"), str(file)
 
 
@@ -133,7 +134,7 @@ def problems(context: Context, checkout: Path, names: Sequence[str]) -> dict[str
     readable = []
     for name in names:
         try:
-            inside(checkout, name)
+            render.check_name(checkout, name)
             readable.append(name)
         except DeployError as error:
             found[name] = error

@@ -15,6 +15,7 @@ import shutil
 import stat
 import tempfile
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,9 @@ _MEMORY_MB = 1024
 _MOST_OUTPUT = 1 << 19
 _MOST_FILES = 50
 _DEEPEST = 50  #: levels of a document
-_MOST_ENV = 120_000  #: Linux lets one variable have 128 kB
+_MOST_ENV = 120_000  #: bytes of one variable; Linux takes 128 kB, and 2 MB of all together
+_MOST_ENV_TOGETHER = 1_500_000
+_MOST_ERROR = 4096
 #: What Docker's reader refuses without saying which.
 _FORBIDDEN = ("extends", "volume_driver", "volumes_from", "cpu_quota", "cpu_shares", "cpuset", "mem_limit", "memswap_limit")
 #: Variables that mean something to the command, or to any program written in Go.
@@ -64,20 +67,25 @@ def render(
     if len(names) > _MOST_FILES:
         raise _invalid(f"The recipe names {len(names)} compose files, more than {_MOST_FILES}.", "Name fewer in COMPOSE_FILE.")
     for name in names:
-        if set(name) & set(',"\r\n'):  # Docker's option is a list
-            raise _invalid(
-                f"The name of the compose file {name[:200]!r} has a comma, a quote or a line break in it.", "Rename it."
-            )
-        inside(checkout, name)
-    answers = _run(checkout, [(names, env) for env in environments], trusted)
+        check_name(checkout, name)
+    answers = _run(checkout, [(names, env) for env in environments], trusted, shown=_MOST_OUTPUT)
     for env, answer in zip(environments, answers, strict=True):
         if answer.code != 0:
             raise _refused(checkout, names, env, answer, trusted)
     return [_document(answer.out) for answer in answers]
 
 
+def check_name(checkout: Path, name: str) -> None:
+    """Raises DeployError unless `name` is a file of the checkout that can be given to Docker."""
+    if set(name) & set(',"\r\n'):  # Docker's option is a list
+        raise _invalid(f"The name of the compose file {name[:200]!r} has a comma, a quote or a line break in it.", "Rename it.")
+    inside(checkout, name)
+
+
 def problems(checkout: Path, names: Sequence[str], env: Mapping[str, str], trusted: bool) -> dict[str, DeployError]:
     """What Docker refuses of each of these files, read by itself; those that it takes are left out. Raises DeployError."""
+    if len(names) > _MOST_FILES:
+        raise _invalid(f"The recipe has {len(names)} compose files, more than {_MOST_FILES}.", "Merge or remove some.")
     answers = _run(checkout, [([name], env) for name in names], trusted)
     return {name: _because(checkout, name, env, answer) for name, answer in zip(names, answers, strict=True) if answer.code != 0}
 
@@ -119,8 +127,10 @@ def _words(said: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)[:500].rstrip(". ") or "without a word of why"
 
 
-def _run(checkout: Path, wanted: Sequence[tuple[Sequence[str], Mapping[str, str]]], trusted: bool) -> list[_Answer]:
-    """Have Docker read these files under these environments, all at once."""
+def _run(
+    checkout: Path, wanted: Sequence[tuple[Sequence[str], Mapping[str, str]]], trusted: bool, shown: int = 0
+) -> list[_Answer]:
+    """Have Docker read these files under these environments; of what it prints, give the first `shown` bytes."""
     if problem := reader_problem():
         raise DeployError("tool_missing", problem.text, problem.fix)
     isolated = sandbox.available()
@@ -144,12 +154,16 @@ def _run(checkout: Path, wanted: Sequence[tuple[Sequence[str], Mapping[str, str]
         config = {
             "jobs": [{"command": _command(docker, box.where(PLACE), names), "env": _environment(env)} for names, env in wanted],
             "most": _MOST_OUTPUT,
+            "shown": shown,
+            "error": _MOST_ERROR,
         }
         said = _output(box, config)
     try:
         answers = [_Answer(one["code"], str(one["out"]), str(one["err"])) for one in json.loads(said)]
-    except (ValueError, KeyError, TypeError):
-        raise DeployError("tool_failed", f"Docker's reader could not be run: {said[-300:].strip() or 'it was killed'}.") from None
+        if len(answers) != len(wanted):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise DeployError("tool_failed", f"Docker's reader could not be run: {_words(said[-300:])}.") from None
     if not isolated.ok:
         answers = [_Answer(one.code, one.out.replace(f"{checkout}/", f"{PLACE}/"), one.err) for one in answers]
     return answers
@@ -176,11 +190,16 @@ def _for_anybody(checkout: Path, scratch: Path) -> Path:
 
 
 def _environment(env: Mapping[str, str]) -> dict[str, str]:
+    together = 0
     for name, value in env.items():
-        if len(value) > _MOST_ENV:
-            raise _invalid(f"The variable {name[:100]} is longer than {_MOST_ENV} characters.", "Put the text into a file.")
+        size = len(f"{name}={value}".encode(errors="replace"))
+        together += size
+        if size > _MOST_ENV:
+            raise _invalid(f"The variable {name[:100]} is longer than {_MOST_ENV} bytes.", "Put the text into a file.")
         if "\0" in value:
             raise _invalid(f"The variable {name[:100]} holds a NUL.", "Take it out.")
+    if together > _MOST_ENV_TOGETHER:
+        raise _invalid(f"All variables together are longer than {_MOST_ENV_TOGETHER} bytes.", "Put texts into files.")
     return dict(env)
 
 
@@ -192,18 +211,22 @@ def _command(docker: str, place: str, names: Sequence[str]) -> list[str]:
 
 def _output(box: sandbox.Sandbox, config: Mapping[str, Any]) -> str:
     """What the program in the sandbox prints, no more than can be right, in no more than _SECONDS."""
+    until = time.monotonic() + _SECONDS
     process = box.start("render.py", config)
     late = threading.Timer(_SECONDS, process.kill)
     late.daemon = True
     late.start()
     try:
         assert process.stdout
-        said = process.stdout.read(len(config["jobs"]) * 7 * _MOST_OUTPUT)
+        said = process.stdout.read(len(config["jobs"]) * 7 * (config["shown"] + config["error"]))
+        hungry = box.cgroup and box.cgroup.out_of_memory()
     finally:
         late.cancel()
         box.end(process)
-    if late.finished.is_set() and not said:
+    if time.monotonic() >= until:
         raise _invalid(f"Docker did not get through the compose files within {_SECONDS:g} s.", "Make them smaller.")
+    if not said and hungry:
+        raise _invalid(f"The compose files take more than {_MEMORY_MB} MB to read.", "Use fewer aliases and anchors.")
     return said.decode(errors="replace")
 
 

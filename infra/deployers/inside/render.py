@@ -1,7 +1,8 @@
 """Has Docker's own reader render compose files: `render.py CONFIG_FD`. Runs in the sandbox, as nobody.
 
 The configuration is JSON: `jobs` (a list of `command` and `env`, the whole environment of that command), `most` (bytes of what
-a command may print). Prints one JSON list of `code`, `out` and `err` for each job; `code` is null where too much was printed.
+a command may print), `shown` and `error` (how much of that, and of its errors, is wanted).
+Prints one JSON list of `code`, `out` and `err` for each job; `code` is null where too much was printed.
 
 A recipe's variables are the reader's environment, and may make it do anything (LD_PRELOAD): what it prints is a stranger's word.
 """
@@ -11,28 +12,30 @@ import os
 import subprocess
 import sys
 import tempfile
-from typing import IO
+from collections.abc import Iterator
+from typing import IO, Any
+
+TOGETHER = 8  #: jobs at a time: each has some ten threads
 
 
 def main() -> None:
     with os.fdopen(int(sys.argv[1])) as file:
         config = json.load(file)
+    jobs = config["jobs"]
+    answers = [one for at in range(0, len(jobs), TOGETHER) for one in run(jobs[at : at + TOGETHER], config)]
+    sys.stdout.write(json.dumps(answers))
+
+
+def run(jobs: list[dict[str, Any]], config: dict[str, Any]) -> Iterator[dict[str, Any]]:
     running = []
-    for job in config["jobs"]:
+    for job in jobs:
         out, err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115 - read further down
         process = subprocess.Popen(job["command"], env=job["env"], stdin=subprocess.DEVNULL, stdout=out, stderr=err)
         running.append((process, out, err))
-    answers = []
     for process, out, err in running:
         code = process.wait()
-        answers.append(
-            {
-                "code": code if os.fstat(out.fileno()).st_size <= config["most"] else None,
-                "out": read(out, config["most"]),
-                "err": read(err, 4096),
-            }
-        )
-    sys.stdout.write(json.dumps(answers))
+        fits = os.fstat(out.fileno()).st_size <= config["most"]
+        yield {"code": code if fits else None, "out": read(out, config["shown"]), "err": read(err, config["error"])}
 
 
 def read(file: IO[bytes], most: int) -> str:

@@ -502,37 +502,11 @@ NASTY = [
     *('"', "'", '\\"', "\\'", "'\"", "\"'", '"$(', '"`', "`'", " ", "\t", "\r", "\n", "\r\n", "\u2028", "\0", "\ufeff", "é"),
     *("#", " #", "\n#", "#\n", "=", ":", "A", "A ", "A=", "A=\n", 'A=""', "A='' ", "A=$A\n", "A=x$B\n", "A='\n", 'A="\n"'),
     *("export", "export ", "export\n", "export A=1 ", "export A=1;", "export A='1'\n", "&&", ";"),
-    *(
-        "-",
-        ".",
-        "a.",
-        "example.com",
-        "pad.example.com ",
-        "a.example.com",
-        "-pad.example.com ",
-        "TYPE=a\n",
-        "DOMAIN=a.example.com\n",
-    ),
+    *("-", ".", "a.", "example.com", "pad.example.com ", "a.example.com", "-pad.example.com "),
+    *("TYPE=a\n", "DOMAIN=a.example.com\n"),
     *("length=1 ", "length=1,", "charset=hex,", "charset=hex ", "hex,", ",", ",a", "0", "SECRET_A_VERSION=v1 # length=2\n"),
 ]
-QUICK = [
-    "$",
-    "${",
-    "${A:-x",
-    '"',
-    "'",
-    "\\",
-    "`",
-    '"$(',
-    " ",
-    "\n",
-    "\0",
-    " #",
-    "A=\n",
-    "A=x$B\n",
-    "export A=1;",
-    "pad.example.com ",
-]
+QUICK = ["$", "${", "${A:-x", '"', "'", "\\", "`", '"$(', " ", "\n", "\0", " #", "A=x$B\n", "export A=1;", "pad.example.com "]
 SAMPLES = ["", "B=" + "y" * 50_000 + "\nA=", 'A=1\nA="', "A='", "TYPE=", "DOMAIN=example.com\nA=", "SECRET_"]
 SAMPLES += [f"{SECRET}=v1 # {modifier}" for modifier in ("", "charset=", "length=")]
 EXPORTS = ["", "export ", "export A=", 'export A="', "export A='", "export A=$(", "export A=`"]

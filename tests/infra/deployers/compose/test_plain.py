@@ -8,38 +8,12 @@ import pytest
 
 from infra.deployers.base import DeployError
 from infra.deployers.compose import plain
-from infra.deployers.compose.interpolate import Unset, interpolate
 from infra.deployers.compose.recipe import Recipe
 from tests.infra.deployers.compose.reading import context, write
 
 
 def load(checkout: Path) -> Recipe:
     return plain.load(context(checkout), checkout)
-
-
-@pytest.mark.parametrize(
-    ("text", "filled"),
-    [
-        ("plain", "plain"),
-        ("$A-${A}", "1-1"),
-        ("$$A ${EMPTY}|${UNSET}", "$A |"),
-        ("${UNSET:-d} ${EMPTY:-d} ${EMPTY-d} ${A:-d}", "d d  1"),
-        ("${A:+yes}${EMPTY:+no}${EMPTY+there}", "yesthere"),
-        ("${UNSET:-${EMPTY:-${A}}/x}", "1/x"),
-        ("${UNSET:-a b:c}", "a b:c"),
-        ("${A?needed}", "1"),
-    ],
-)
-def test_variables(text: str, filled: str) -> None:
-    assert interpolate(text, {"A": "1", "EMPTY": ""}) == filled
-
-
-@pytest.mark.parametrize(
-    "text", ["${UNSET:?say why}", "${EMPTY:?}", "${", "${A", "$ ", "${A!x}", "${1}", "${X:-" * 50 + "}" * 50]
-)
-def test_variables_that_cannot_be_filled(text: str) -> None:
-    with pytest.raises(Unset):
-        interpolate(text, {"A": "1", "EMPTY": ""})
 
 
 def test_processes_get_their_ports_filled_in(tmp_path: Path) -> None:
@@ -81,7 +55,6 @@ services:
         ("services: [", "compose.yml cannot be read"),
         ("- a list", "is no compose file"),
         ("version: '3.8'", "has no services"),
-        ("services: {app: {image: '${TAG:?set TAG}'}}", "TAG is needed: set TAG"),
         ("services: {app: {x: !!python/object/apply:os.system [id]}}", "cannot be read"),
         ("services: {app: {image: x}}\n#" + "x" * (1 << 20), "bigger than a megabyte"),
         (

@@ -17,49 +17,42 @@ from infra.deployers.base import Context, DeployError
 from infra.deployers.compose import ports
 from infra.deployers.compose.ports import Leases, Port
 from tests.docker import need_swarm
+from tests.infra.deployers.compose.reading import load, write
 
 Make = Callable[..., Any]
 
 
-@pytest.mark.parametrize(
-    ("entry", "expected"),
-    [
-        ("22", [Port(22)]),
-        (8080, [Port(8080)]),
-        ("2222:22", [Port(22, 2222)]),
-        ("127.0.0.1:2222:22/udp", [Port(22, 2222, "udp")]),
-        ("[::1]:2222:22", [Port(22, 2222)]),
-        ("5000-5001:6000-6001", [Port(6000, 5000), Port(6001, 5001)]),
-        ("6000-6001", [Port(6000), Port(6001)]),
-        ({"target": 22}, [Port(22)]),
-        ({"target": "22", "published": "2222", "protocol": "udp", "mode": "host"}, [Port(22, 2222, "udp", "host")]),
-    ],
-)
-def test_ports_are_read_in_both_syntaxes(entry: Any, expected: list[Port]) -> None:
-    assert ports.read([entry]) == expected
+def test_ports_are_read_as_docker_writes_them_out(tmp_path: Path) -> None:
+    listed = ["22", "2222:22", "127.0.0.1:53:53/udp", "5000-5001:6000-6001", "{target: 80, published: 8080, mode: host}"]
+    read = load(write(tmp_path, f"services: {{app: {{image: x, ports: [{', '.join(listed)}]}}}}"))
+    assert ports.read(read.services["app"]["ports"]) == [
+        Port(22),
+        Port(22, 2222),
+        Port(53, 53, "udp"),
+        Port(6000, 5000),
+        Port(6001, 5001),
+        Port(80, 8080, "tcp", "host"),
+    ]
 
 
-@pytest.mark.parametrize(
-    "entry",
-    ["", "x:22", "0:0", "1:70000", "1-3:1-2", "3-1", "1-20000", "22/icmp", {"published": 22}, {"target": []}, [1], None],
-)
-def test_what_is_no_port_is_the_recipes_fault(entry: Any) -> None:
-    with pytest.raises(DeployError, match="of app cannot be read") as caught:
-        ports.read([entry], "app")
-    assert caught.value.kind == "invalid_recipe"
+def written(*entries: tuple[int, int, str, str]) -> dict[str, Any]:
+    keys = ("published", "target", "protocol", "mode")
+    return {"ports": [dict(zip(keys, entry, strict=True)) for entry in entries]}
 
 
 def test_the_published_number_is_dropped_unless_it_is_exclusive() -> None:
     services = {
-        "app": {"ports": ["80:8080", "2222:22", "2222:22", {"target": 22, "published": 2223, "mode": "host"}]},
-        "mail": {"ports": ["25:25", "25:25/udp"]},
+        "app": written(
+            (80, 8080, "tcp", "ingress"), (2222, 22, "tcp", "ingress"), (2222, 22, "tcp", "ingress"), (2223, 22, "tcp", "host")
+        ),
+        "mail": written((25, 25, "tcp", "ingress"), (25, 25, "udp", "ingress")),
         "db": {},
     }
     assert ports.plan(services, ("app", 8080), {25}) == {
         "app": [Port(22), Port(22, mode="host")],
         "mail": [Port(25, 25), Port(25, 25, "udp")],
     }
-    assert ports.plan({"app": {"ports": ["80:8080"]}}, ("app", 8080), {80}) == {"app": [Port(8080, 80)]}
+    assert ports.plan({"app": written((80, 8080, "tcp", "ingress"))}, ("app", 8080), {80}) == {"app": [Port(8080, 80)]}
     assert Port(22).entry() == {"target": 22, "protocol": "tcp", "mode": "ingress"}
     assert Port(25, 25).entry()["published"] == 25
 

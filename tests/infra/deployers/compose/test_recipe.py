@@ -74,7 +74,8 @@ def test_overlays_ports_versions_images_and_secrets() -> None:
 
 
 def test_a_port_is_the_labels_else_a_published_one_that_is_the_webs(tmp_path: Path) -> None:
-    text = 'services: {db: {image: x, ports: ["5432:5432"]}, app: {image: x, ports: ["25:25", "127.0.0.1:99:8080/tcp", {target: 80}]}}'
+    app = 'app: {image: x, ports: ["25:25", "127.0.0.1:99:8080/tcp", {target: 80}]}'
+    text = f"services: {{db: {{image: x, ports: ['5432:5432']}}, {app}}}"
     assert load(write(tmp_path, text)).web({80, 8080}) == ("app", 8080)
     assert load(write(tmp_path, "services: {db: {image: x, ports: ['5432:5432']}}")).web({80}) is None
 
