@@ -74,6 +74,11 @@ def _files(mirror: Mirror, commit: str, folder: Path) -> None:
     (folder / ".complete").touch()
 
 
+def make_deployer(context: Context) -> LastingDeployer:
+    """The deployer of an app."""
+    return LastingDeployer(context)
+
+
 def deployer_for(
     app: InfraApp,
     files: Path,
@@ -119,7 +124,7 @@ def deployer_for(
         log=log,
         check=check,
     )
-    return LastingDeployer(context)
+    return make_deployer(context)
 
 
 def are_here() -> bool:

@@ -194,7 +194,7 @@ def _ours(ledger: Path) -> dict[str, _Here]:
         by_name = {name: item for item in found for name in _names(item)}
         here = {}
         for name, use in uses.items():
-            item = by_name.get(_full(name))
+            item = by_name.get(full_name(name))
             if item and str(item["Id"]) == use.id:
                 here[name] = _Here(use.id, int(item.get("Size") or 0))
         _write(ledger, {name: use for name, use in uses.items() if name in here})
@@ -204,10 +204,10 @@ def _ours(ledger: Path) -> dict[str, _Here]:
 def _names(item: Mapping[str, object]) -> Iterator[str]:
     for key in ("RepoTags", "RepoDigests"):
         names = item.get(key)
-        yield from (_full(str(name)) for name in (names if isinstance(names, list) else ()))
+        yield from (full_name(str(name)) for name in (names if isinstance(names, list) else ()))
 
 
-def _full(name: str) -> str:
+def full_name(name: str) -> str:
     """A name as docker lists it: without Docker Hub's host, with a tag; a digest makes the tag idle."""
     for start in _HUB:
         name = name.removeprefix(start)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from infra.deployers import images
 from infra.deployers.base import DeployError
 
 #: How the error begins; `doctor` knows such runs by it.
@@ -65,7 +66,7 @@ def _expected(document: Mapping[str, Any], stack: str, service: Mapping[str, Any
         yield "privileges of its own"
     for name, value in _pairs(service.get("sysctls")):
         yield f"the sysctl {name}={value}"
-    yield f"the image {service.get('image')}"
+    yield f"the image {images.full_name(str(service.get('image')))}"
 
 
 def _has(spec: Mapping[str, Any], networks: Mapping[str, str]) -> Iterator[str]:
@@ -96,7 +97,7 @@ def _has(spec: Mapping[str, Any], networks: Mapping[str, str]) -> Iterator[str]:
         yield f"the group {group}"
     if container.get("OomScoreAdj"):
         yield f"the priority {container['OomScoreAdj']} when memory runs out"
-    yield f"the image {container.get('Image')}"
+    yield f"the image {images.full_name(str(container.get('Image')))}"
     unknown = [key for key in container if key not in _KNOWN] + [key for key in template if key not in _KNOWN_OF_TASK]
     if template.get("Runtime") not in (None, "", "container"):
         unknown.append("Runtime")

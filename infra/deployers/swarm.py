@@ -148,7 +148,6 @@ class SwarmDeployer(Deployer):
             done = stack_deploy(*options, host=host, timeout=_DEPLOY_SECONDS)
         if done.returncode:
             raise words.refused(last_line(done.stderr))
-        self._join()
 
     @contextmanager
     def _host(self) -> Iterator[str]:
@@ -160,21 +159,27 @@ class SwarmDeployer(Deployer):
         with aliases.without(self._joined, self.stack) as host:
             yield host
 
-    def _join(self) -> None:
-        """Have the server's proxy on the networks that it has to reach this run's services by."""
-        if self._joined:
-            proxy.join(self._joined, self.context.proxy_url)
+    def _join(self) -> bool:
+        """Have the server's proxy on the network that it reaches this run's services by. Whether it is, or is no container here.
+
+        To be called before each question: it cannot join before a task is here, and may be started anew at any time.
+        """
+        url = self.context.proxy_url
+        return not self._joined or bool(proxy.join(self._joined, url)) or not proxy.containers(url)
 
     def _published(self, recipe: Recipe) -> dict[str, list[ports.Port]]:
         return ports.plan(recipe.services, self._web, self.context.exclusive_ports)
 
     def _document(self, recipe: Recipe, published: Mapping[str, Sequence[ports.Port]]) -> dict[str, Any]:
         mark = {LABEL_DEPLOYMENT: self._mark()}
-        document = stackfile.of_run(recipe, stacks.marks(self.context), mark, published, self.stack)
-        if self.context.proxy_url:
-            self._joined = stackfile.joined_networks(document, recipe, self.stack)
-        for name in recipe.services:
+        document = stackfile.of_run(
+            recipe, stacks.marks(self.context), mark, published, self.stack, proxied=bool(self.context.proxy_url)
+        )
+        self._joined = stackfile.front(document, self.stack)
+        for name, service in recipe.services.items():
             labels = recipe.labels(name)
+            if service.get("hostname") and "hostname" not in document["services"][name]:
+                self._tell(f"{name} runs without its hostname {service['hostname']}, by which the server's proxy would know it.")
             if left_out := routes.without_tcp_and_udp(labels)[1]:
                 self._tell(
                     f"Routers of TCP and UDP are not deployed (ports are reached directly); {name} has: {', '.join(left_out)}."
@@ -279,7 +284,7 @@ class SwarmDeployer(Deployer):
             done = settler.judge(look)
             quiet_since = (quiet_since or time.monotonic()) if done else 0.0
             quiet = time.monotonic() - quiet_since
-            if done and (self._asker.answers(self.address()) if self._web else quiet >= _QUIET_SECONDS):
+            if done and (self._join() and self._asker.answers(self.address()) if self._web else quiet >= _QUIET_SECONDS):
                 return self._deployment(services, look) if services == everything else self.state()
             now = Deployment(look.services, look.version, self._web is not None)
             text = f"Waiting: {now}"
@@ -288,8 +293,6 @@ class SwarmDeployer(Deployer):
             if text != said:
                 said = text
                 self.context.report(text)
-            if done and self._web:
-                self._join()  # the proxy may have been started anew meanwhile
             if time.monotonic() > until:
                 raise self._too_late(now, done)
             pause = _LOOKS[min(steps, len(_LOOKS) - 1)]
@@ -416,7 +419,12 @@ class SwarmDeployer(Deployer):
         labels = " ".join(f"-f label={label}" for label in self.owned.labels)
         # A volume is in use until its containers are gone, which takes Docker a while.
         volumes = f"until docker volume rm $(docker volume ls -q {labels}); do sleep 2; done"
-        return f"the stack {self.stack}. Remove it with: docker stack rm {self.stack}; {volumes}"
+        leave = "".join(
+            f"docker network disconnect --force {network} {container[:12]}; "
+            for network in self._joined
+            for container in proxy.containers(self.context.proxy_url)
+        )
+        return f"the stack {self.stack}. Remove it with: {leave}docker stack rm {self.stack}; {volumes}"
 
     def undeploy(self) -> None:
         self._log_all()

@@ -43,7 +43,7 @@ def test_words_are_split_at_commas_and_spaces(monkeypatch: pytest.MonkeyPatch) -
     [
         ("CC_CI_POLL_SECONDS", "0", "greater than or equal to 1"),
         ("CC_CI_POLL_SECONDS", "often", "valid number"),
-        ("CC_CI_DEPLOYER", "kubernetes", "'auto', 'swarm', 'process'"),
+        ("CC_CI_DEPLOYER", "kubernetes", "'auto', 'swarm' or 'process'"),
         ("CC_CI_BASE_URL", "ci.example.org", "must look like https://ci.example.org"),
         ("CC_CI_BASE_URL", "", "must not be empty"),
         ("CC_CI_PROXY_URL", "tcp://proxy", "must look like"),

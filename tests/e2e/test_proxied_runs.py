@@ -76,9 +76,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
         asked = {
             "plain": _ask(tmp, f"http://{host}", "web", "${DOMAIN}"),
             "secure": _ask(tmp, f"https://{host}", "web-secure", "${DOMAIN}", tls=True, trusted=False),
-            "other": _ask(tmp, f"http://{host}", "web", "sub.${DOMAIN}", settle=5),
-            "port": _ask(tmp, f"http://{host}:81", "web-secure", "${DOMAIN}", tls=True, settle=5),
-            "down": _ask(tmp, f"http://{host}:9", "web", "${DOMAIN}", settle=3),
+            "other": _ask(tmp, f"http://{host}", "web", "sub.${DOMAIN}", settle=15),
+            "port": _ask(tmp, f"http://{host}:81", "web-secure", "${DOMAIN}", tls=True, settle=15),
+            "down": _ask(tmp, f"http://{host}:9", "web", "${DOMAIN}", settle=15),
             "stranger": _ask(tmp, f"http://{host}", "web", "ci.example.com", trusted=False),
         }
         started: dict[str, subprocess.Popen[str]] = {}

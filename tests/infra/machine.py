@@ -59,7 +59,7 @@ class Scene:
         InfraApp.objects.filter(pk=self.app.pk).update(**running.see(self.app, full=True).columns())
         self.app.refresh_from_db()
 
-    def _deployer(self, name: str, context: Context) -> Any:
+    def _deployer(self, context: Context) -> Any:
         return FolderDeployer(context, self.machine)
 
     def _faults_between_steps(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,9 +45,26 @@ def only(findings: Iterable[Finding]) -> Finding:
     return finding
 
 
+READS = "if [ $1 = stack ]; then echo 'Usage:  docker stack config [OPTIONS]'; exit; fi\n"
+
+
 def test_docker_well(docker: Callable[[str], None]) -> None:
-    docker(says(MANAGER))
+    docker(READS + says(MANAGER))
     assert only(checks.check_docker()).level == "ok"
+
+
+@pytest.mark.parametrize(("deployer", "level"), [("swarm", "error"), ("auto", "warning")])
+def test_a_docker_command_that_is_too_old_to_read_recipes(
+    docker: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, deployer: str, level: str
+) -> None:
+    """As in Debian 12: `docker stack` knows no `config` there, and shows its help."""
+    monkeypatch.setattr(settings.CC_CI, "deployer", deployer)
+    old = "case $1 in stack) echo 'Usage:  docker stack [OPTIONS] COMMAND'; exit;; --version) echo Docker version 20.10.24; exit;; esac\n"
+    docker(old + says(MANAGER))
+    finding = only(checks.check_docker())
+    assert finding.level == level
+    assert "too old to read compose files (Docker version 20.10.24)" in finding.text
+    assert "apt-get install docker-ce-cli" in finding.fix
 
 
 def test_no_docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from django.core.management import call_command
 from controlplane.cli import Exit
 from controlplane.models import Lease
 from infra import bundles, carrying, rebuilding, releases, running, snapshots, wanting
+from infra.deployers.base import Secret
 from infra.models import AppSecret, InfraApp, InfraFile, InfraRelease, Snapshot, Upgrade
 from infra.ownership import Refused
 from infra.states import UpgradeState
@@ -62,7 +63,7 @@ def upgraded(scene: Scene, version: str = GOOD) -> Upgrade:
 
 
 def test_an_app_comes_back_with_the_data_of_its_newest_snapshot_and_its_secrets(scene: Scene) -> None:
-    made = running.secret_of(scene.app, "app_password_v1", "password", 20)
+    made = running.secret_of(scene.app, Secret("app_password_v1", "password", 20))
     assert upgraded(scene).state == S.SUCCEEDED
     names = [path.name for path in (scene.machine.root.parent / "store" / "app").iterdir()]
     app = lose(scene)
@@ -73,7 +74,7 @@ def test_an_app_comes_back_with_the_data_of_its_newest_snapshot_and_its_secrets(
     assert scene.carry_out(upgrade) == S.SUCCEEDED, log_of(upgrade)
     assert scene.is_new(), "the data of the old version, which the pinned one has migrated, as it had done before"
     assert (scene.app.running_version, scene.app.state) == (GOOD, "settled")
-    assert running.secret_of(scene.app, "app_password_v1", "password", 20) == made
+    assert running.secret_of(scene.app, Secret("app_password_v1", "password", 20)) == made
     assert rebuilding.recover([app]) == [] and app.taken.count() == 1, "a second time does nothing"
     assert wanting.plan_of(scene.app).verdicts, "and it is an app like others"
 
@@ -182,7 +183,7 @@ def test_another_key_is_said_before_anything_is_begun(
 ) -> None:
     first, second = Fernet.generate_key().decode(), Fernet.generate_key().decode()
     monkeypatch.setattr(settings.CC_CI, "secret_keys", (first,))
-    made = running.secret_of(scene.app, "app_password_v1", "password", 20)
+    made = running.secret_of(scene.app, Secret("app_password_v1", "password", 20))
     upgraded(scene)
     bundle = "".join(path.read_text() for path in (scene.machine.root.parent / "store").rglob("*.json"))
     assert made not in bundle and "app_password_v1" in bundle
@@ -197,7 +198,7 @@ def test_another_key_is_said_before_anything_is_begun(
     assert Upgrade.objects.count() == 0, "nothing was begun"
     monkeypatch.setattr(settings.CC_CI, "secret_keys", (second, first))
     assert rebuilding.recover([app]) == []
-    assert running.secret_of(app, "app_password_v1", "password", 20) == made
+    assert running.secret_of(app, Secret("app_password_v1", "password", 20)) == made
 
 
 def test_what_is_refused_before_anything_is_touched(scene: Scene, tmp_path: Path) -> None:

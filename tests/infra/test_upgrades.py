@@ -16,6 +16,7 @@ from django.utils import timezone
 from controlplane import leases
 from controlplane.registry import registry
 from infra import alerts, carrying, nightly, ownership, running, tasks, upgrades, wanting, worker
+from infra.deployers.base import Secret
 from infra.models import AlertSent, AppSecret, InfraApp, InfraRelease, Snapshot, Upgrade
 from infra.ownership import Refused
 from infra.states import UpgradeState
@@ -126,9 +127,9 @@ def test_no_secret_of_the_app_comes_into_evidence_reasons_or_the_log(
     (tmp_path / "given").write_text("given-value\n")
     InfraApp.objects.update(secrets={"token": f"file:{tmp_path / 'given'}"})
     scene.app.refresh_from_db()
-    made = running.secret_of(scene.app, "app_key_v1", "key", 20)
-    assert running.secret_of(scene.app, "app_key_v1", "key", 20) == made, "the same one, as long as the app lives"
-    assert running.secret_of(scene.app, "app_token_v1", "token", 20) == "given-value"
+    made = running.secret_of(scene.app, Secret("app_key_v1", "key", 20))
+    assert running.secret_of(scene.app, Secret("app_key_v1", "key", 20)) == made, "the same one, as long as the app lives"
+    assert running.secret_of(scene.app, Secret("app_token_v1", "token", 20)) == "given-value"
     assert len(made) == 20 and made not in str(AppSecret.objects.values_list("value")), "it is encrypted"
     scene.machine.leak = f" {made} given-value"
 

@@ -26,6 +26,8 @@ _LOG_OPTIONS = frozenset(
 )
 #: Labels by which we, and Docker's own tools, tell what belongs to whom. `cc-ci.keep` would keep the sweep away.
 _LABELS_OF_OTHERS = ("cc-ci.", "com.docker.")
+#: How the names of a run's networks begin that it gets from us.
+_OURS = "cc-ci-"
 _MOST_REPLICAS = 20
 _LONGEST_WORDS = 500
 _LONGEST_KEY = 1000  #: of a mapping; Docker reads no more than 1022 characters
@@ -50,18 +52,6 @@ class Problem:
         return f"{'.'.join(self.path)}: {self.words}" if self.path else self.words
 
 
-@dataclass(frozen=True)
-class _Run:
-    """What is the run's own: names that begin with its stack's, and its domain."""
-
-    stack: str
-    domain: str
-
-    def owns(self, host: str) -> bool:
-        of_stack = bool(self.stack) and host.startswith(self.stack)
-        return of_stack or (bool(self.domain) and f".{host}".endswith(f".{self.domain}"))
-
-
 def check(recipe: Recipe, allow: Collection[str] = ()) -> None:
     """Raises DeployError `forbidden` with everything that the recipe may not have.
 
@@ -72,7 +62,8 @@ def check(recipe: Recipe, allow: Collection[str] = ()) -> None:
     found = [problem for problem in problems(recipe) if not (problem.allowable and str(problem) in allowed)]
     if not found:
         return
-    said = [f"{_where(recipe, problem)}: {_shown(problem)}" for problem in found[:10]]
+    places = lines.Places(recipe.checkout, recipe.names)
+    said = [f"{_where(places, problem)}: {_shown(problem)}" for problem in found[:10]]
     more = f"; and {len(found) - 10} more" if len(found) > 10 else ""
     allowable = list(dict.fromkeys(f"`{p}`" for p in found[:10] if p.allowable and _shown(p) == str(p)))
     way = f" Or allow it for this repository at its enrolment, one a line: {', '.join(allowable)}." if allowable else ""
@@ -84,38 +75,38 @@ def _shown(problem: Problem) -> str:
     return "".join(c if c.isprintable() else "?" for c in str(problem)[:_LONGEST_WORDS])
 
 
-def _where(recipe: Recipe, problem: Problem) -> str:
+def _where(places: lines.Places, problem: Problem) -> str:
     *above, last = (*problem.path, *(problem.at or ("",)))
-    return lines.of(recipe.checkout, recipe.names, above, last)
+    return places.of(above, last)
 
 
 def problems(recipe: Recipe) -> Iterator[Problem]:
     """All that is not admitted, in the order of the document."""
-    run = _Run(recipe.env.get("STACK_NAME", ""), recipe.env.get("DOMAIN", ""))
+    stack, domain = recipe.env.get("STACK_NAME", ""), recipe.env.get("DOMAIN", "")
     document = recipe.document
     for key, value in document.items():
         if key not in ("version", "services", "networks", "volumes", "configs", "secrets") and not key.startswith("x-"):
             yield from _each((), key, value)
     declared = {kind: mapping(document.get(kind)) for kind in ("networks", "volumes", "configs", "secrets")}
     for name, service in recipe.services.items():
-        yield from _service(("services", name), service, declared, run)
-        yield from _routes(("services", name, "deploy", "labels"), recipe.labels(name), run)
-        yield from _routes(("services", name, "labels"), texts(service.get("labels")), run)
+        yield from _service(("services", name), service, declared, stack)
+        yield from _routes(("services", name, "deploy", "labels"), recipe.labels(name), domain, stack)
+        yield from _routes(("services", name, "labels"), texts(service.get("labels")), domain, stack)
     for kind, judge in (("networks", _network), ("volumes", _volume), ("configs", _file), ("secrets", _file)):
         for name, definition in declared[kind].items():
-            for problem in judge((kind, name), mapping(definition), run):
-                words = problem.words.replace(run.stack, "${STACK_NAME}") if run.stack else problem.words
+            for problem in judge((kind, name), mapping(definition), stack):
+                words = problem.words.replace(stack, "${STACK_NAME}") if stack else problem.words
                 yield Problem(problem.path, words, problem.at, problem.allowable)
     for path, words in check_files(recipe):
         yield Problem(path, words, allowable=False)
 
 
-def _routes(path: tuple[str, ...], labels: Mapping[str, str], run: _Run) -> Iterator[Problem]:
+def _routes(path: tuple[str, ...], labels: Mapping[str, str], domain: str, stack: str) -> Iterator[Problem]:
     if variables := [key for key in labels if "$" in key and key.lower().lstrip().startswith("traefik")]:
         words = "a key of a mapping is not filled in; write the labels as a list"
         yield Problem(path, f"{variables[0]}: {words}", (variables[0],), allowable=False)
         return
-    for key, words in (*routes.problems(labels, run.domain, run.stack), *routes.unruled(labels)):
+    for key, words in (*routes.problems(labels, domain, stack), *routes.unruled(labels)):
         yield Problem(path, f"{key}: {words}", (key,), allowable=False)
 
 
@@ -132,8 +123,7 @@ def _each(path: tuple[str, ...], key: str, value: Any) -> Iterator[Problem]:
         yield Problem(path, key, (key,))
     elif isinstance(value, list):
         for item in value:
-            name = str(item.get("source") or item.get("path") or item) if isinstance(item, dict) else str(item)
-            yield Problem(path, f"{key} {name}", (key, name))
+            yield Problem(path, f"{key} {item}", (key, str(item)))
     elif isinstance(value, dict):
         for name, inner in value.items():
             yield Problem(path, f"{key} {name}={inner}", (key, str(name)))
@@ -172,8 +162,6 @@ def _mapping_of(known: Mapping[str, Judge]) -> Judge:
     """A mapping with these keys and no other."""
 
     def judge(path: tuple[str, ...], key: str, value: Any) -> Iterator[Problem]:
-        if value is None:
-            return
         if not isinstance(value, dict):
             yield _shape(path, key)
             return
@@ -319,12 +307,12 @@ _SERVICE: Mapping[str, Judge] = {
 _PASSED_OVER = ("build",)
 
 
-def _service(path: tuple[str, ...], service: Mapping[str, Any], declared: Mapping[str, Any], run: _Run) -> Iterator[Problem]:
+def _service(path: tuple[str, ...], service: Mapping[str, Any], declared: Mapping[str, Any], stack: str) -> Iterator[Problem]:
     for key, value in service.items():
         if key in _PASSED_OVER or key.startswith("x-"):
             continue
         if key == "networks":
-            yield from _attachments(path, value, declared[key], run)
+            yield from _attachments(path, value, declared[key], stack)
         elif key == "volumes":
             yield from _list_of(partial(_mount, declared[key]))(path, key, value)
         elif key in ("configs", "secrets"):
@@ -333,11 +321,6 @@ def _service(path: tuple[str, ...], service: Mapping[str, Any], declared: Mappin
             yield from judge(path, key, value)
         else:
             yield from _each(path, key, value)
-    # Docker makes a name of it, like an alias.
-    if (name := str(service.get("hostname") or "")) and not run.owns(name):
-        for network in mapping(service.get("networks")) or ["default"]:
-            if network in _shared(declared["networks"], run.stack):
-                yield Problem(path, f"the hostname {name} on the shared network {network}", ("hostname",))
 
 
 _VOLUME_MOUNT = _mapping_of(
@@ -389,7 +372,7 @@ def _bind(path: tuple[str, ...], source: str) -> Problem:
     return Problem(path, words + (" (the docker socket)" if "docker.sock" in source else ""), ("volumes", shown), allowable)
 
 
-def _attachments(path: tuple[str, ...], value: Any, declared: Mapping[str, Any], run: _Run) -> Iterator[Problem]:
+def _attachments(path: tuple[str, ...], value: Any, declared: Mapping[str, Any], stack: str) -> Iterator[Problem]:
     if value is not None and not isinstance(value, dict):
         yield _shape(path, "networks")
     for name, options in mapping(value).items():
@@ -403,21 +386,14 @@ def _attachments(path: tuple[str, ...], value: Any, declared: Mapping[str, Any],
         aliases = mapping(options).get("aliases")
         yield from _list_of_texts(path, f"networks.{name}.aliases", aliases)
         # On a network that others share an alias is a way to be taken for somebody else.
-        for alias in aliases if isinstance(aliases, list) and name in _shared(declared, run.stack) else []:
-            if not run.stack or not str(alias).startswith(run.stack):
+        for alias in aliases if isinstance(aliases, list) and _external(declared.get(name)) else []:
+            if not stack or not str(alias).startswith(stack):
                 at = ("networks", name, "aliases", str(alias))
                 yield Problem(path, f"the alias {alias} on the shared network {name}", at)
 
 
 def _external(definition: Any) -> bool:
     return mapping(definition).get("external") is True
-
-
-def _shared(networks: Mapping[str, Any], stack: str) -> set[str]:
-    """The keys of the networks that the proxy joins, whatever else they are called in the recipe."""
-    external = {key for key, network in networks.items() if _external(network)}
-    names = [f"{stack}_{key}" for key in external]
-    return external | {key for key, network in networks.items() if mapping(network).get("name") in names}
 
 
 def _used(declared: Mapping[str, Any], path: tuple[str, ...], key: str, entry: Any) -> Iterator[Problem]:
@@ -427,8 +403,8 @@ def _used(declared: Mapping[str, Any], path: tuple[str, ...], key: str, entry: A
         yield Problem(path, words, (key, str(source)), allowable=False)
 
 
-def _own_name(path: tuple[str, ...], name: Any, run: _Run) -> Iterator[Problem]:
-    if name is not None and not (run.stack and re.fullmatch(rf"{re.escape(run.stack)}_[A-Za-z0-9_.-]+", str(name))):
+def _own_name(path: tuple[str, ...], name: Any, stack: str) -> Iterator[Problem]:
+    if name is not None and not (stack and re.fullmatch(rf"{re.escape(stack)}_[A-Za-z0-9_.-]+", str(name))):
         yield Problem(path, f"the name {name}, which is not the stack's own", ("name",))
 
 
@@ -446,13 +422,15 @@ def _any(path: tuple[str, ...], key: str, value: Any) -> Iterator[Problem]:
     yield from ()
 
 
-def _network(path: tuple[str, ...], definition: Mapping[str, Any], run: _Run) -> Iterator[Problem]:
+def _network(path: tuple[str, ...], definition: Mapping[str, Any], stack: str) -> Iterator[Problem]:
     name = definition.get("name")
     if _external(definition):
         if (name or path[-1]) != "proxy":
             yield Problem(path, f"the external network {name or path[-1]}", ("external",))
     else:
-        yield from _own_name(path, name, run)
+        yield from _own_name(path, name, stack)
+    if path[-1].startswith(_OURS) or str(name or "").startswith(f"{stack}_{_OURS}"):
+        yield Problem(path, f"a name that begins with {_OURS}, which is the server's own", allowable=False)
     if definition.get("driver") not in (None, "", "overlay"):
         yield Problem(path, f"the network driver {definition['driver']}", ("driver",))
     if definition.get("driver_opts"):
@@ -463,12 +441,12 @@ def _network(path: tuple[str, ...], definition: Mapping[str, Any], run: _Run) ->
     yield from _known(path, definition, {**known, **dict.fromkeys(("external", "internal", "attachable"), _flag)})
 
 
-def _volume(path: tuple[str, ...], definition: Mapping[str, Any], run: _Run) -> Iterator[Problem]:
+def _volume(path: tuple[str, ...], definition: Mapping[str, Any], stack: str) -> Iterator[Problem]:
     name = definition.get("name")
     if _external(definition):
         yield Problem(path, f"the external volume {name or path[-1]}", ("external",))
     else:
-        yield from _own_name(path, name, run)
+        yield from _own_name(path, name, stack)
     if definition.get("driver") not in (None, "", "local"):
         yield Problem(path, f"the volume driver {definition['driver']}", ("driver",))
     if options := mapping(definition.get("driver_opts")):
@@ -478,13 +456,13 @@ def _volume(path: tuple[str, ...], definition: Mapping[str, Any], run: _Run) -> 
     yield from _known(path, definition, known)
 
 
-def _file(path: tuple[str, ...], definition: Mapping[str, Any], run: _Run) -> Iterator[Problem]:
+def _file(path: tuple[str, ...], definition: Mapping[str, Any], stack: str) -> Iterator[Problem]:
     """A config or a secret: a file of the recipe; a secret may also be one that is made for the run."""
     kind, name = path[0].removesuffix("s"), definition.get("name")
     if _external(definition) and kind == "config":
         yield Problem(path, f"the external config {name or path[-1]}", ("external",))
     else:
-        yield from _own_name(path, (name or path[-1]) if _external(definition) else name, run)
+        yield from _own_name(path, (name or path[-1]) if _external(definition) else name, stack)
     if definition.get("driver"):
         yield Problem(path, f"the driver {definition['driver']}", ("driver",))
     known = {"name": _any, "driver": _any, "external": _flag, "file": _text, "labels": _labels}

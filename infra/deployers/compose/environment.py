@@ -21,7 +21,7 @@ As in godotenv, though a shell differs: `X: value`; in double quotes `\t` is `t`
 does not close them; another assignment may follow a closing quote on its line; a bare value keeps inner blanks and quotes, and
 ends at a carriage return.
 
-abra itself is said to put the domain in place of `<recipe>.example.com` inside longer names too (unverified); here the name has to
+abra is said to put the domain in place of `<recipe>.example.com` inside longer names too (unverified); here the name has to
 be whole.
 """
 

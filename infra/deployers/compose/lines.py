@@ -6,19 +6,20 @@ Best effort, and of no consequence: what is deployed is never read here.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
-from infra.deployers import safeyaml
 from infra.deployers.base import DeployError
 from infra.deployers.compose.files import inside
 
 _LINE = re.compile(r"\bline (\d{1,7})\b")
 _PATH = re.compile(r"\b(?:services|networks|volumes|configs|secrets)(?:\.[^\s:]{1,200})?")
 _KEY = re.compile(r"Additional property (\S{1,200}) is not allowed")
-_BIGGEST = 1 << 20
+#: Of the files that are searched, together: what is longer is no compose file that people read, and takes minutes.
+_BIGGEST = 1 << 18
+_DEEPEST = 100
 
 
 def of_error(checkout: Path, name: str, said: str) -> str:
@@ -34,24 +35,39 @@ def of_error(checkout: Path, name: str, said: str) -> str:
     return f":{line}" if depth else ""
 
 
-def of(checkout: Path, names: Iterable[str], path: Sequence[str], hint: str) -> str:
-    """`file:line` of what lies under these keys; of the last file that has the most of them, as later files win.
+class Places:
+    """Where keys stand in the compose files `names`, each of which is read once."""
 
-    `hint` names the key, or is the start of the text, of what is meant beneath them.
-    """
-    best = ("", 0, -1)
-    for name in names:
-        line, depth = _find(_tree(checkout, name), [*path, *([hint] if hint else [])])
-        if depth >= best[2]:
-            best = (name, line, depth)
-    return f"{best[0]}:{best[1]}"
+    def __init__(self, checkout: Path, names: Sequence[str]) -> None:
+        self._trees = {name: _tree(checkout, name, _BIGGEST // max(len(names), 1)) for name in names}
+
+    def of(self, path: Sequence[str], hint: str) -> str:
+        """`file:line` of what lies under these keys; of the last file that has the most of them, as later files win.
+
+        `hint` names the key, or is the start of the text, of what is meant beneath them.
+        """
+        best = ("", 0, -1)
+        for name, tree in self._trees.items():
+            line, depth = _find(tree, [*path, *([hint] if hint else [])])
+            if depth >= best[2]:
+                best = (name, line, depth)
+        return f"{best[0]}:{best[1]}"
 
 
-def _tree(checkout: Path, name: str) -> yaml.Node | None:
+def _tree(checkout: Path, name: str, most: int = _BIGGEST) -> yaml.Node | None:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    depth = 0
     try:
         path = inside(checkout, name)
-        return safeyaml.nodes(path.read_text()) if path.stat().st_size <= _BIGGEST else None
-    except (DeployError, OSError, yaml.YAMLError, ValueError, RecursionError):
+        if path.stat().st_size > most:
+            return None
+        text = path.read_text()
+        for event in yaml.parse(text, Loader=loader):  # libyaml's own composer breaks down over what is very deep
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST:
+                return None
+        return yaml.compose(text, Loader=loader)
+    except (DeployError, OSError, yaml.YAMLError, ValueError):
         return None
 
 

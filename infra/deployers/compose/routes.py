@@ -311,6 +311,11 @@ def web_port(labels: Mapping[str, str]) -> int:
     return next((int(value) for key, value in labels.items() if _PORT.fullmatch(key) and value.isdecimal()), 0)
 
 
+def any_of(labels: Mapping[str, str]) -> bool:
+    """Whether a service has routes of HTTP."""
+    return any(key.lower().startswith("traefik.http.") for key in labels)
+
+
 def lead_over(labels: dict[str, str], network: str) -> None:
     """Have the proxy reach a service over this network, whatever its labels say: it is on no other of the service's.
 

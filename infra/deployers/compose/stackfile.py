@@ -16,8 +16,8 @@ from infra.deployers.compose.files import inside
 from infra.deployers.compose.ports import Port
 from infra.deployers.compose.recipe import Recipe, mapping, relative, texts
 
-#: The network of the server's proxy, which a run does not share: it gets one of its own in place of it, and the proxy joins that.
-PROXY = "proxy"
+#: The network of a run that the server's proxy joins.
+_FRONT = "cc-ci-front"
 _FOLDED = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 #: Lists in which Docker wants each entry once, and may have made two of one, such as when files are laid over each other.
 _ONCE = (
@@ -33,26 +33,38 @@ def of_run(
     mark: Mapping[str, str],
     ports: Mapping[str, Sequence[Port]],
     stack: str,
+    proxied: bool,
 ) -> dict[str, Any]:
     """The document of a run.
 
     `labels` go on everything, `mark` on the services alone: what differs from one deployment to the next may not stand on a
     container, or every task would be started anew. What is published is `ports` and nothing else. Every external network is
-    the proxy's (`admission`), and becomes a private one of the stack that the proxy can join. A router's certresolver becomes
-    plain `tls`; routers of TCP and UDP are left out.
+    the proxy's (`admission`), and becomes a private one of the stack. Where the run is `proxied`, the services on it that have
+    routes are on one more, which the proxy joins (`front`). A router's certresolver becomes plain `tls`; routers of TCP and UDP
+    are left out.
     """
     document = _copy(recipe)
-    joined = {key for key, network in mapping(document.get("networks")).items() if mapping(network).get("external")}
-    for key in joined:
-        document["networks"][key] = {"driver": "overlay", "attachable": True}
+    networks = document["networks"]
+    shared = {key for key, network in networks.items() if network.get("external")}
+    networks |= {key: {"driver": "overlay"} for key in shared}
     for service in document["services"].values():
         deploy = service.setdefault("deploy", {})
         kept, _ = routes.without_tcp_and_udp(texts(deploy.get("labels")))
         deploy["labels"] = _without_certificates(kept)
         service["labels"], _ = routes.without_tcp_and_udp(texts(service.get("labels")))
-        if networks := [key for key in joined if key in mapping(service.get("networks"))]:
-            routes.lead_over(deploy["labels"], f"{stack}_{networks[0]}")
+        if proxied and routes.any_of(deploy["labels"]) and shared & mapping(service.get("networks")).keys():
+            networks[_FRONT] = {"driver": "overlay", "attachable": True}
+            service["networks"] = {**service["networks"], _FRONT: None}
+            routes.lead_over(deploy["labels"], f"{stack}_{_FRONT}")
+            if not own_hostname(str(service.get("hostname") or ""), recipe):
+                del service["hostname"]
     return _labelled(document, labels, mark, ports)
+
+
+def own_hostname(name: str, recipe: Recipe) -> bool:
+    """Whether a hostname, by which Docker knows a container on each of its networks, is the run's own; none is."""
+    domain = recipe.env.get("DOMAIN", "")
+    return not name or name.startswith(recipe.env["STACK_NAME"]) or name == domain or name.endswith(f".{domain}")
 
 
 def of_app(
@@ -71,12 +83,12 @@ def text(document: Mapping[str, Any]) -> str:
     return _FOLDED.sub(lambda match: f"\\u{ord(match[0]):04x}", written)
 
 
-def joined_networks(document: Mapping[str, Any], recipe: Recipe, stack: str) -> list[str]:
-    """The names of the run's networks that the proxy has to join."""
-    before = mapping(recipe.document.get("networks"))
-    external = {key for key, network in before.items() if mapping(network).get("external")}
-    used = {key for service in document["services"].values() for key in mapping(service.get("networks"))}
-    return [f"{stack}_{key}" for key in sorted(external & used)]
+def front(document: Mapping[str, Any], stack: str) -> list[str]:
+    """The name of the run's network that the proxy has to join, if there is one.
+
+    On it services have no alias but those that begin with the stack's name: `aliases`.
+    """
+    return [f"{stack}_{_FRONT}"] if _FRONT in document["networks"] else []
 
 
 def _copy(recipe: Recipe) -> dict[str, Any]:

@@ -85,7 +85,11 @@ def _engine(recorded: Recorded) -> Iterator[str]:
 class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     daemon_threads = True
     block_on_close = False
+    request_queue_size = 64
     recorded: Recorded
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Docker's command that has seen enough hangs up."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -159,18 +159,25 @@ def test_no_stack_answers_to_anothers_names(lived: tuple[str, list[Place]], run:
         assert one.ask("db") == one.ask(f"{first.stack}_app") == set()
 
 
-@pytest.mark.parametrize("hostnames", [{}, {"app": "auth.example.com", "db": "db", "keycloak": "keycloak"}])
-def test_no_run_answers_the_proxy_to_a_name_of_the_servers_own(hostnames: dict[str, str], run: Callable[..., Place]) -> None:
-    """The proxy is on a network of each run: a stranger's service must not be taken for one of the server's there.
-
-    Docker makes a name of a container's `hostname` as well.
-    """
-    place = run("proxy, internal", **hostnames)
+def test_no_run_answers_the_proxy_to_a_name_of_the_servers_own(run: Callable[..., Place]) -> None:
+    """The proxy is on a network of each run: a stranger's service must not be taken for one of the server's there."""
+    place = run("proxy, internal", app="${STACK_NAME}-app", db="auth.example.com")
     beside = docker("run", "--detach", f"--network={_joined(place)}", IMAGE)
     try:
         asked = Place("", {"": beside}, frozenset())
-        assert asked.ask(f"{place.stack}_app") <= place.addresses and asked.ask(f"{place.stack}_app")
+        for name in (f"{place.stack}_app", f"{place.stack}-app"):
+            assert asked.ask(name) and asked.ask(name) <= place.addresses
         assert {name: found for name in NAMES if (found := asked.ask(name))} == {}
+    finally:
+        docker("rm", "--force", beside)
+
+
+def test_a_hostname_is_such_a_name_as_well(run: Callable[..., Place]) -> None:
+    """Docker's DNS knows a container by its `hostname`, on each of its networks."""
+    place = run("proxy, internal", app="keycloak")
+    beside = docker("run", "--detach", f"--network={_joined(place)}", IMAGE)
+    try:
+        assert Place("", {"": beside}, frozenset()).ask("keycloak") == set()
     finally:
         docker("rm", "--force", beside)
 

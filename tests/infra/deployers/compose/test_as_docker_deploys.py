@@ -168,8 +168,14 @@ def network_of_the_proxy(bodies: Mapping[str, Bodies]) -> None:
 
 
 def network_of_the_routes(bodies: Mapping[str, Bodies]) -> None:
-    """The label `traefik.docker.network` names that network."""
+    """A service that was on it and has routes is on one network more, `cc-ci-front`, which the proxy's container joins for as
+    long as the run lives: the label `traefik.docker.network` names that one, and a hostname that is not the run's is dropped."""
+    bodies["networks"].pop(f"{STACK}_cc-ci-front", None)
     _drop_labels(bodies, r"traefik\.(?:docker|swarm)\.")
+    for service, container in _services(bodies):
+        attached = service["TaskTemplate"]["Networks"]
+        service["TaskTemplate"]["Networks"] = [one for one in attached if one["Target"] != f"{STACK}_cc-ci-front"]
+        container.pop("Hostname", None)
 
 
 def routers_of_tcp_and_udp(bodies: Mapping[str, Bodies]) -> None:
@@ -253,7 +259,7 @@ def handed_over(recipe: Recipe, folder: Path, of_run: bool = False) -> Recorded:
     """What the Swarm gets from us for one of the server's apps, or for a run."""
     if of_run:
         published = ports.plan(recipe.services, None, ())
-        document = stackfile.of_run(recipe, {"cc-ci.run": "1"}, {"cc-ci.deployment": "2"}, published, STACK)
+        document = stackfile.of_run(recipe, {"cc-ci.run": "1"}, {"cc-ci.deployment": "2"}, published, STACK, True)
     else:
         published = {name: ports.read(service.get("ports") or []) for name, service in recipe.services.items()}
         document = stackfile.of_app(recipe, {}, {}, published)
@@ -289,6 +295,10 @@ def _unequal(theirs: Any, ours: Any, path: str = "") -> Iterator[str]:
         yield f"{path}: from Docker {theirs!r}, from us {ours!r}"
 
 
+#: What a run changes something about, by the files' names. (Each deployment takes its time.)
+CHANGED_FOR_A_RUN = ("configs", "labels", "networks", "over", "ports", "secrets", "volumes")
+
+
 @pytest.mark.parametrize("case", cases(FILES), ids=str)
 def test_the_swarm_gets_from_us_what_it_gets_from_docker(case: Case, tmp_path: Path) -> None:
     reading.need_reader()
@@ -297,13 +307,13 @@ def test_the_swarm_gets_from_us_what_it_gets_from_docker(case: Case, tmp_path: P
     assert theirs.services
     recipe = read(case)
     ours = handed_over(recipe, tmp_path)
-    admitted = not list(admission.problems(recipe))
+    admitted = not any(admission.problems(recipe))
     if str(case) in WE_REFUSE:
         assert ours.code
         assert not admitted
         return
     same(theirs, ours, DIFFERENCES)
-    if admitted:
+    if admitted and str(case).startswith(CHANGED_FOR_A_RUN):
         same(theirs, handed_over(recipe, tmp_path, of_run=True), [*DIFFERENCES, *DIFFERENCES_OF_A_RUN])
 
 

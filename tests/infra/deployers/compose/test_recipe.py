@@ -151,8 +151,8 @@ def test_volumes_with_a_name_of_their_own_are_known_by_their_key(tmp_path: Path)
 # --- what is deployed
 
 
-def deployed(read: Recipe, published: Any = None, **labels: str) -> dict[str, Any]:
-    return stackfile.of_run(read, labels or {"ours": "1"}, {"number": "2"}, published or {}, STACK)
+def deployed(read: Recipe, published: Any = None, proxied: bool = False) -> dict[str, Any]:
+    return stackfile.of_run(read, {"ours": "1"}, {"number": "2"}, published or {}, STACK, proxied)
 
 
 def test_what_is_deployed_is_labelled_unpublished_and_filled_in(tmp_path: Path) -> None:
@@ -178,25 +178,39 @@ def test_what_is_deployed_is_labelled_unpublished_and_filled_in(tmp_path: Path) 
     assert "version" not in document
 
 
-def test_the_network_of_the_proxy_becomes_one_of_the_runs_own(tmp_path: Path) -> None:
-    text = """
+PROXIED = """
 services:
   app:
     image: x
-    networks: [front, default]
-    deploy: {labels: ["traefik.docker.network=proxy"]}
-  db: {image: x}
-networks: {front: {external: true, name: proxy}, unused: {external: true, name: proxy}}
+    hostname: keycloak
+    networks: [shared, default]
+    deploy: {labels: ["traefik.docker.network=proxy", "traefik.http.routers.${STACK_NAME}.rule=Host(`${DOMAIN}`)"]}
+  api:
+    image: x
+    hostname: api.${DOMAIN}
+    networks: [shared]
+    deploy: {labels: ["traefik.http.routers.${STACK_NAME}-api.rule=x"]}
+  db: {image: x, hostname: db, networks: [shared]}
+networks: {shared: {external: true, name: proxy}}
 """
-    read = load(write(tmp_path, text))
-    document = deployed(read)
-    assert document["networks"]["front"] == {"driver": "overlay", "attachable": True, "labels": {"ours": "1"}}
-    assert stackfile.joined_networks(document, read, STACK) == [f"{STACK}_front"]
-    labels = document["services"]["app"]["deploy"]["labels"]
-    assert labels["traefik.docker.network"] == f"{STACK}_front"
-    assert "traefik.docker.network" not in document["services"]["db"]["deploy"]["labels"]
+
+
+def test_a_run_is_not_on_the_network_of_the_proxy_but_what_has_routes_is_on_one_that_the_proxy_joins(tmp_path: Path) -> None:
+    read = load(write(tmp_path, PROXIED))
+    document = deployed(read, proxied=True)
+    services = document["services"]
+    assert document["networks"]["shared"] == {"driver": "overlay", "labels": {"ours": "1"}}, "for the run's own names"
+    assert document["networks"]["cc-ci-front"] == {"driver": "overlay", "attachable": True, "labels": {"ours": "1"}}
+    assert stackfile.front(document, STACK) == [f"{STACK}_cc-ci-front"]
+    assert list(services["app"]["networks"]) == ["default", "shared", "cc-ci-front"]
+    assert list(services["db"]["networks"]) == ["shared"]
+    assert services["app"]["deploy"]["labels"]["traefik.docker.network"] == f"{STACK}_cc-ci-front"
+    assert [services[name].get("hostname") for name in services] == ["api.web.example.com", None, "db"]
+    alone = deployed(read)
+    assert stackfile.front(alone, STACK) == [] and list(alone["services"]["app"]["networks"]) == ["default", "shared"]
+    assert alone["services"]["app"]["hostname"] == "keycloak"
     of_app = stackfile.of_app(read, {}, {}, {})
-    assert of_app["networks"]["front"] == {"external": True, "name": "proxy"}, "the server's own apps share it"
+    assert of_app["networks"]["shared"] == {"external": True, "name": "proxy"}, "the server's own apps share it"
 
 
 def test_routers_of_tcp_and_udp_and_certificates_are_left_out_for_runs_alone(tmp_path: Path) -> None:
