@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -18,7 +19,6 @@ from controlplane.processes import die_with_parent, forks_die_with_parent
 
 log = logging.getLogger("controlplane.work")
 TICK_SECONDS = 0.5
-WEB_THREADS = 8
 
 
 class Report:
@@ -77,32 +77,11 @@ def ticker(report: Report) -> None:
 
 def web(report: Report, listener: str) -> None:
     """Serve the pages on the supervisor's listening socket, which outlives this process, so no request is refused."""
-    from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
+    from controlplane import webserver
+    from controlplane.registry import registry
+    from controlplane.wsgi import application
 
-    class Pages(BaseApplication):  # type: ignore[misc]
-        def load_config(self) -> None:
-            settings = {
-                "bind": f"fd://{listener}",
-                "workers": 1,
-                "worker_class": "gthread",
-                "threads": WEB_THREADS,
-                "timeout": 60,
-                "graceful_timeout": 5,
-                "control_socket_disable": True,
-                "loglevel": "warning",
-                "post_worker_init": lambda worker: report(ready=True),
-            }
-            for name, value in settings.items():
-                if name in self.cfg.settings:  # older gunicorns have no control socket to switch off
-                    self.cfg.set(name, value)
-
-        def load(self) -> Any:
-            from controlplane.wsgi import application
-
-            return application
-
-    forks_die_with_parent()
-    Pages().run()
+    webserver.serve(application, socket.socket(fileno=int(listener)), registry.judge, lambda: report(ready=True))
 
 
 def _host() -> str:

@@ -118,6 +118,31 @@ class Config(BaseSettings):
     )
     processes: int = Field(512, alias="CC_CI_PROCESSES", ge=16, description="Processes that a recipe's tests may have at once.")
     disk_mb: int = Field(2048, alias="CC_CI_DISK_MB", ge=16, description="Disk that a recipe's tests may fill, in megabytes.")
+    app_memory_mb: int = Field(
+        2048, alias="CC_CI_APP_MEMORY_MB", ge=16, description="Memory that each service of a run may use, in megabytes."
+    )
+    app_cpus: float = Field(
+        1.0, alias="CC_CI_APP_CPUS", ge=0.1, le=1024, description="Processors that each service of a run may use."
+    )
+    app_processes: int = Field(
+        1024, alias="CC_CI_APP_PROCESSES", ge=16, description="Processes that each service of a run may have at once."
+    )
+    app_log_mb: int = Field(20, alias="CC_CI_APP_LOG_MB", ge=2, description="Megabytes that Docker keeps of each service's log.")
+    volumes_mb: int = Field(
+        8192,
+        alias="CC_CI_VOLUMES_MB",
+        ge=16,
+        description="Megabytes that a run's app may write, into volumes and beside them; the run ends above it.",
+    )
+    most_tasks: int = Field(
+        20, alias="CC_CI_MOST_TASKS", ge=1, description="Tasks (services times replicas) that a run may ask for."
+    )
+    most_services: int = Field(20, alias="CC_CI_MOST_SERVICES", ge=1, description="Services that a run may have.")
+    most_secrets: int = Field(50, alias="CC_CI_MOST_SECRETS", ge=1, description="Secrets that a run may have.")
+    most_configs: int = Field(50, alias="CC_CI_MOST_CONFIGS", ge=1, description="Configs that a run may have.")
+    most_networks: int = Field(
+        20, alias="CC_CI_MOST_NETWORKS", ge=1, description="Networks that a run may have; each takes a range of addresses."
+    )
     pictures: bool = Field(
         True, alias="CC_CI_PICTURES", description="Take a picture of each app, where there is a Chromium on this machine."
     )

@@ -5,7 +5,7 @@ Filled in each `AppConfig.ready`, so that the frame needs to import nobody.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -46,12 +46,17 @@ class Card:
     order: int = 100
 
 
+#: Judges a request by its method and its headers, before its body is read: a status and a text to refuse it, or None.
+Guard = Callable[[str, Mapping[str, str]], tuple[int, str] | None]
+
+
 @dataclass
 class Registry:
     checks: dict[str, Callable[[], Iterable[Finding]]] = field(default_factory=dict)
     recurring: dict[str, Recurring] = field(default_factory=dict)
     cards: dict[str, Card] = field(default_factory=dict)
     answers: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    guards: dict[str, Guard] = field(default_factory=dict)
 
     def check(self, name: str, function: Callable[[], Iterable[Finding]]) -> None:
         self.checks[name] = function
@@ -70,6 +75,14 @@ class Registry:
         """Ask for an answer; `default` where nobody offers it."""
         function = self.answers.get(name)
         return default if function is None else function(*args)
+
+    def guard(self, prefix: str, function: Guard) -> None:
+        """Have requests to addresses that begin so judged before their bodies are read."""
+        self.guards[prefix] = function
+
+    def judge(self, method: str, path: str, headers: Mapping[str, str]) -> tuple[int, str] | None:
+        """What the guard of this address says; the web server asks."""
+        return next((guard(method, headers) for prefix, guard in self.guards.items() if path.startswith(prefix)), None)
 
 
 registry = Registry()

@@ -207,18 +207,23 @@ class EnrollForm(forms.ModelForm):  # type: ignore[type-arg]
         return data
 
 
+#: What a person may change of a repository.
+EDITABLE = ("active", *POLICIES, "allowances", "allowances_for_strangers", "webhooks")
+
+
 class RepositoryForm(forms.ModelForm):  # type: ignore[type-arg]
     allowances = forms.CharField(
         required=False,
         strip=True,
         widget=UnfoldAdminTextareaWidget(attrs={"rows": 3}),
         help_text="What this recipe may ask of the machine though a recipe may not, one a line, as the refusal of a run "
-        "prints it: services.app: cap_add NET_ADMIN",
+        "prints it: services.app: cap_add NET_ADMIN. It counts for trusted commits only: those that nobody but people who may ask "
+        "here can have pushed.",
     )
 
     class Meta:
         model = Repository
-        fields = ("active", *POLICIES, "allowances", "webhooks")
+        fields = EDITABLE
         widgets = {"allow": short_list(), "block": short_list()}
 
     def clean_block(self) -> list[int]:
@@ -233,10 +238,6 @@ class RepositoryForm(forms.ModelForm):  # type: ignore[type-arg]
 
     def clean_allow(self) -> list[int]:
         return _list_of(self.cleaned_data["allow"], int, "[17, 42]")
-
-
-#: What a person may change of a repository.
-EDITABLE = ("active", *POLICIES, "allowances", "webhooks")
 
 
 @admin.register(Repository)

@@ -9,7 +9,7 @@ class EnrollmentConfig(AppConfig):
 
     def ready(self) -> None:
         from controlplane.registry import Card, Recurring, registry
-        from enrollment import checks, hook_checks
+        from enrollment import checks, hook_checks, receiver
 
         registry.recur(
             Recurring("enrollment.tasks.poll", "enrollment.tasks.poll", settings.CC_CI.poll_seconds, text="Look at every forge.")
@@ -28,5 +28,6 @@ class EnrollmentConfig(AppConfig):
         ):
             registry.recur(Recurring(f"enrollment.tasks.{name}", f"enrollment.tasks.{name}", seconds, text=text))
         registry.card("forges in trouble", Card("enrollment/_trouble_card.html", checks.trouble_card, 5))
+        registry.guard("/hooks/", receiver.guard)
         registry.check("forges", checks.check_forges)
         registry.check("webhooks", hook_checks.check_webhooks)

@@ -50,11 +50,9 @@ def receive(request: HttpRequest, forge: str) -> HttpResponse:
 
 
 def _answer(request: HttpRequest, forge: str) -> Answer:
-    if wrong := receiver.judge_head(
-        request.method or "", request.META.get("CONTENT_TYPE", ""), request.META.get("CONTENT_LENGTH") or ""
-    ):
-        return Answer(wrong)
     headers: Mapping[str, str] = request.headers
+    if wrong := receiver.judge_head(request.method or "", headers):
+        return Answer(wrong)
     try:
         body = request.body
     except RequestDataTooBig:

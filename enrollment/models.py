@@ -129,7 +129,13 @@ class Repository(models.Model):
     allowances = models.JSONField(
         default=list,
         blank=True,
-        help_text="What this recipe's compose files may ask for though a recipe may not: lines as a refusal prints them.",
+        help_text="What this recipe's compose files may ask for though a recipe may not: lines as a refusal prints them. "
+        "They count for trusted commits only.",
+    )
+    allowances_for_strangers = models.BooleanField(
+        default=False,
+        help_text="Whether strangers' commits get what is allowed, too. With the Docker socket allowed that makes anybody root on "
+        "this server who can open a pull request and have it run.",
     )
     webhooks = models.CharField(
         max_length=3,

@@ -1,7 +1,8 @@
 """Signed delivery -> Delivery row -> Comment row, or a look at the pull request.
 
-A request is judged in the order of OUTCOMES, by what is cheapest first; nothing of it is read before its signature is found
-right. The forge waits meanwhile, and gives up after some seconds: one row is written, and the work is left to a task.
+A request is judged in the order of OUTCOMES, by what is cheapest first: by its head before its body is read, and nothing of that
+is parsed before its signature is found right. The forge waits meanwhile, and gives up after some seconds: one row is written, and
+the work is left to a task.
 
 A delivery decides nothing. It brings the very Comment row that polling would have made, or it makes the poller look at that
 pull request now; what is lost or doubtful is found by polling.
@@ -74,15 +75,24 @@ OUTCOMES: dict[str, Outcome] = {
 }
 
 
-def judge_head(method: str, content_type: str, length: str) -> Outcome | None:
-    """What is wrong with a request before its body is read, if anything."""
+def judge_head(method: str, headers: Mapping[str, str]) -> Outcome | None:
+    """What is wrong with a request before its body is read, if anything. Nobody's body is waited for who does not sign it."""
     if method != "POST":
         return OUTCOMES["method"]
-    if content_type.partition(";")[0].strip().lower() != "application/json":
+    if headers.get("Content-Type", "").partition(";")[0].strip().lower() != "application/json":
         return OUTCOMES["type"]
+    length = headers.get("Content-Length", "")
     if length.isdecimal() and (len(length) > 15 or int(length) > MAX_BODY):
         return OUTCOMES["large"]
+    if not any(kind.signatures(headers) for kind in DELIVERIES.values()):
+        return OUTCOMES["unsigned"]
     return None
+
+
+def guard(method: str, headers: Mapping[str, str]) -> tuple[int, str] | None:
+    """The same for the web server, which has not read the body yet."""
+    wrong = judge_head(method, headers)
+    return (wrong.status, f"{wrong.name}\n") if wrong else None
 
 
 # --- who signed it

@@ -10,11 +10,12 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from typing import Any
+from functools import cache
+from typing import Any, Literal
 
 from django.conf import settings
 
-from enrollment.forges.base import Forbidden, ForgeClient, Pull, Push, User
+from enrollment.forges.base import Forbidden, ForgeClient, NotFound, Pull, Push, User
 from enrollment.models import Comment, Forge, Repository, Right
 from enrollment.policies import Policy, policy_of
 from enrollment.rights import NO_ORGANISATION, RIGHTS
@@ -73,12 +74,42 @@ class Person:
 
 
 @dataclass(frozen=True)
+class Code:
+    """Where a pull request's code comes from. `unknown` is all that the forge does not clearly say, and is a stranger's."""
+
+    kind: Literal["branch", "fork", "agit", "unknown"] = "unknown"
+    place: str = ""  #: the fork
+    owner: Person | None = None  #: of the fork, where the author is trusted
+    doubt: str = ""  #: why it is a stranger's, whoever the author and the owner are
+
+    def trusted(self, author: Person) -> bool:
+        """Whether nobody but trusted people can have put it there."""
+        if self.doubt:
+            return False
+        if self.kind == "fork":
+            return author.trusted and self.owner is not None and self.owner.trusted
+        return self.kind == "branch" or (self.kind == "agit" and author.trusted)
+
+    def origin(self, author: Person) -> str:
+        """Where it comes from, and who of those behind it is not trusted, in words."""
+        where = {"fork": f"from the fork {self.place}", "agit": "by a push without a branch (AGit)", "branch": "from a branch"}
+        people = {person.id: person for person in (author, self.owner) if person and not person.trusted}
+        told = [f"{person.login} (user {person.id}), who {person.standing()}" for person in people.values()]
+        words = f"the code comes {where.get(self.kind, 'from elsewhere')}{' of ' if told else ''}{' and of '.join(told)}"
+        return f"{words}; {self.doubt}" if self.doubt else words
+
+
+#: The code, where it was not asked about: who asks decides alone.
+NOT_ASKED = Code(doubt="nobody asked where")
+
+
+@dataclass(frozen=True)
 class Facts:
     """All that a decision stands on."""
 
     asker: Person
     author: Person
-    from_fork: bool
+    code: Code
     head_sha: str
     commits: tuple[str, ...] = ()  #: of the pull request; gathered when a commit was named
     wanted_sha: str = ""
@@ -89,8 +120,13 @@ class Facts:
 
     @property
     def strange_code(self) -> bool:
-        """Whether the code comes from somebody who is not trusted."""
-        return self.from_fork and not self.author.trusted
+        """Whether the code may come from somebody who is not trusted."""
+        return not self.code.trusted(self.author)
+
+    def trusts(self, sha: str) -> bool:
+        """Whether a commit of the pull request runs as a trusted one. Of an AGit pull request the head alone is known to be
+        its author's."""
+        return self.asker.trusted and not self.strange_code and (self.code.kind != "agit" or sha == self.head_sha)
 
     def as_json(self) -> dict[str, Any]:
         facts = asdict(self)
@@ -125,7 +161,7 @@ def decide(facts: Facts) -> Decision:
     if named:
         return named
     if facts.strange_code:
-        origin = f"the code comes from the fork of {facts.author.login} (user {facts.author.id}), who {facts.author.standing()}"
+        origin = facts.code.origin(facts.author)
         if facts.pushed_after_comment is None:
             return Decision(False, f"{who}; {origin}; the forge does not tell when it was pushed", refusal="needs_sha")
         if facts.pushed_after_comment:
@@ -204,10 +240,15 @@ def gather(
 ) -> Facts:
     """Ask the forge for the facts about a comment. Raises ForgeError; then nothing is decided, and it is asked again."""
     author = asker if pull.author.id == asker.id else person(pull.author, repository, client)
+
+    @cache
+    def newest_push() -> Push | None:
+        return client.last_push(repository.owner, repository.name, pull.number)
+
     facts = Facts(
         asker,
         author,
-        pull.from_fork,
+        _code(pull, author, repository, client, newest_push) if asker.trusted else NOT_ASKED,
         pull.head_sha,
         wanted_sha=wanted_sha.lower(),
         policy=policy_of(repository),
@@ -216,10 +257,62 @@ def gather(
     if wanted_sha:
         return replace(facts, commits=tuple(client.pull_commits(repository.owner, repository.name, pull.number)))
     if facts.strange_code and asker.trusted:
-        push = client.last_push(repository.owner, repository.name, pull.number)
+        push = newest_push()
         _compare(repository.forge, push is not None)
         return replace(facts, pushed_after_comment=_pushed_after(comment.created_at, pull.head_sha, push))
     return facts
+
+
+def code_of(pull: Pull, repository: Repository, client: ForgeClient) -> tuple[Code, Person]:
+    """Where the code of a pull request comes from, and its author. Raises ForgeError."""
+    author = person(pull.author, repository, client)
+    push = cache(lambda: client.last_push(repository.owner, repository.name, pull.number))
+    return _code(pull, author, repository, client, push), author
+
+
+def _code(
+    pull: Pull, author: Person, repository: Repository, client: ForgeClient, newest_push: Callable[[], Push | None]
+) -> Code:
+    head = pull.head
+    if head is None:
+        return Code(doubt="its head repository is gone, or what the forge says of it does not add up")
+    if pull.agit:
+        return Code("agit", doubt=_pushed_by_another(pull, author, newest_push) if author.trusted else "")
+    if not head.branch:
+        return Code(doubt=f"the head is no branch of {head.full_name}, or it was deleted")
+    if head.repo_id == pull.base.id:
+        return _own_code(pull, head.branch, repository, client)
+    if not author.trusted:
+        return Code("fork", head.full_name)
+    owner = author if head.owner.id == author.id else person(head.owner, repository, client)
+    doubt = ""
+    if owner.is_owner and owner.id != author.id and not policy_of(repository).members:
+        # An organisation: whoever its members are, the policy does not trust them for that.
+        doubt = f"{owner.login} owns it, as well as this repository, and its members may not ask here"
+    return Code("fork", head.full_name, owner, doubt)
+
+
+def _own_code(pull: Pull, branch: str, repository: Repository, client: ForgeClient) -> Code:
+    """Only who may write to the repository can put a commit on a branch of it. The forge has to show that branch, at the head."""
+    try:
+        tip = client.branch_head(repository.owner, repository.name, branch)
+    except (NotFound, Forbidden) as error:
+        return Code(doubt=f"the branch {branch} cannot be seen in the repository ({error})")
+    if tip != pull.head_sha:
+        return Code(doubt=f"the branch {branch} of the repository is at another commit")
+    return Code("branch")
+
+
+def _pushed_by_another(pull: Pull, author: Person, newest_push: Callable[[], Push | None]) -> str:
+    """Why an AGit head may be somebody else's than the author's; empty when it is the author's.
+
+    The forge takes a push for the one who has the name that the pull request was opened under. That can be another person by
+    now: of a pull request that is closed when its author is renamed the forge keeps the old name.
+    """
+    push = newest_push()
+    if push is None or push.sha != pull.head_sha:
+        return "the forge does not tell who pushed the head"
+    return "" if push.by == author.id else f"user {push.by}, who is not the author, pushed the head"
 
 
 def _pushed_after(written: datetime, head: str, push: Push | None) -> bool | None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from datetime import timedelta
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
+from controlplane.untrusted import plain
 from infra.models import AlertSent, InfraApp
 
 log = logging.getLogger(__name__)
+#: Characters of a line of an alert.
+LONGEST_LINE = 2000
 _TITLES = {
     "held": "A version waits",
     "contested": "Contested",
@@ -23,11 +27,15 @@ _TITLES = {
 }
 
 
-def tell(kind: str, app: InfraApp | None, text: str, *, key: str = "") -> bool:
+def tell(kind: str, app: InfraApp | None, text: str | Sequence[str], *, key: str = "") -> bool:
     """Tell people of one thing, once: the same kind and key (else the text) are not told again. Whether it was told now.
+
+    A text is one line; several are given one by one. So what an app said, or a recipe's author wrote, cannot begin a line of its
+    own that looks like one of ours; and none of it is a mention, a link or a command where the alert arrives.
 
     Never raises for an address that does not answer: what went wrong is kept with the row, and `retry` tries again.
     """
+    text = "\n".join(plain(line, LONGEST_LINE, at_forge=False) for line in ([text] if isinstance(text, str) else text))
     name = f"{kind}:{app.name if app else ''}:{key or text}"[:300]
     try:
         with transaction.atomic():
@@ -66,5 +74,5 @@ def _notify(addresses: list[str], title: str, text: str) -> str:
     failed = 0
     for address in addresses:
         service = apprise.Apprise()
-        failed += not (service.add(address) and service.notify(body=text, title=title))
+        failed += not (service.add(address) and service.notify(body=text, title=title, body_format=apprise.NotifyFormat.TEXT))
     return f"{failed} of {len(addresses)} addresses of CC_CI_ALERTS did not take it" if failed else ""

@@ -109,10 +109,10 @@ def tell_held() -> int:
     for release in waiting:
         if not InfraRelease.objects.filter(pk=release.pk, held_told_at=None).update(held_told_at=timezone.now()):
             continue
-        reasons = "\n".join(f"{r['text']} {r['lift']}" for r in release.reasons)
-        passages = "\n".join(f"  {p['line']}: {p['text']}" for r in release.reasons for p in r["passages"])
-        notes = f"\n\nIts notes:\n{release.notes[:3000]}" if release.notes else ""
-        text = f"{release} waits for a person.\n{reasons}\n{passages}{notes}"
+        reasons = [f"{r['text']} {r['lift']}" for r in release.reasons]
+        passages = [f"> {p['line']}: {p['text']}" for r in release.reasons for p in r["passages"]]
+        notes = ["", "Its notes:", *(f"> {line}" for line in release.notes[:3000].splitlines())] if release.notes else []
+        text = [f"{release} waits for a person.", *reasons, *passages, *notes]
         told += alerts.tell("held", release.app, text, key=f"{release.version}:{release.commit[:12]}")
     return told
 
@@ -127,5 +127,5 @@ def summary() -> str:
     if not done:
         return ""
     lines = [f"{one}: {one.get_state_display()}{f'. {one.reason}' if one.reason else ''}" for one in done]
-    alerts.tell("nightly", None, "\n".join(lines), key=f"{done[len(done) - 1].pk}")
+    alerts.tell("nightly", None, lines, key=f"{done[len(done) - 1].pk}")
     return f"told of {len(lines)} upgrades"

@@ -7,7 +7,7 @@ is pushed meanwhile needs an approval of its own. The decision is `enrollment.tr
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import fields
 from datetime import datetime, timedelta
 
@@ -333,9 +333,23 @@ def _ask_forge(run: TestRun, approval: RunEvent | None) -> tuple[bool, str]:
         if not asked.trusted and not (again and run.sha in approved_commits(comment.pull_request, client)):
             return False, f"{asked.login}, who {'approved' if approval else 'asked for'} it, {asked.standing()} by now."
         if approval is None and asked.trusted:
+            for person in _behind(run, comment, asked, client):
+                if not person.trusted:
+                    return False, f"{person.login}, whose code it is, {person.standing()} by now."
             return True, words
     trouble = _moved_on(run, client)
     return not trouble, trouble or words
+
+
+def _behind(run: TestRun, comment: Comment, asked: trust.Person, client: ForgeClient) -> Iterator[trust.Person]:
+    """Those whose standing made a run a trusted one, as they stand now: the author of its code, and the owner of their fork."""
+    code = comment.facts.get("code", {})
+    if not run.trusted or code.get("kind") == "branch":
+        return
+    known = {fact["id"]: fact["login"] for fact in (comment.facts.get("author"), code.get("owner")) if fact}
+    for number, login in known.items():
+        if number != asked.id:
+            yield trust.person(User(number, login), run.repository, client)
 
 
 def _moved_on(run: TestRun, client: ForgeClient) -> str:

@@ -15,6 +15,7 @@ from django.db import transaction
 from django.db.models import Q, QuerySet
 from django.utils import timezone
 
+from controlplane import untrusted
 from enrollment.clients import client_for
 from enrollment.models import Repository
 from runs.deferred_file import CannotTick, Entry, Problem, decode, encode, parse, plain, ports, tick
@@ -330,10 +331,11 @@ def _deliver(item: DeferredItem, source: Source, old: Read, new: bytes) -> Close
     if not old.remote or not may_push(client, source.repository):
         return Closed(item, made)
     slug = item.slug.replace("`", "'")
-    body = f"`{item.closed_commit}` ported it as the extra test `{item.closed_test}`."
+    body = f"`{untrusted.commit(item.closed_commit)}` ported it as the extra test {untrusted.code(item.closed_test)}."
     if item.proof:
         body += f" [This run]({item.proof.url}) passed it."
-    url = offer(client, source, old.remote, new, slug=slug, title=f"Close the deferred test {slug}", body=body)
+    title = untrusted.plain(f"Close the deferred test {slug}", 200)
+    url = offer(client, source, old.remote, new, slug=slug, title=title, body=body)
     this.update(pull_url=url[:500])
     return Closed(item, made, pull_url=url)
 

@@ -69,7 +69,7 @@ def _answer(comment: Comment, command: Command | Problem, client: ForgeClient) -
     asker = trust.person(User(comment.author_id, comment.author_login), repository, client)
     if not asker.trusted and not _may_wait(asker, comment, command):
         # Who the author is and what was pushed is not asked: it would change nothing.
-        facts = trust.Facts(asker, asker, from_fork=False, head_sha="")
+        facts = trust.Facts(asker, asker, trust.NOT_ASKED, head_sha="")
         decision = trust.decide(facts)
         if decision.refusal == "nothing":
             return ignore(comment, decision.reason, facts)
@@ -92,7 +92,7 @@ def _answer(comment: Comment, command: Command | Problem, client: ForgeClient) -
     if pull.state != "open":
         return _reply_to(asker, comment, render.reply_closed(), f"the pull request is {pull.state}")
     if command.verb == "retry":
-        return _retry(comment)
+        return _retry(comment, asker, pull, client)
     if command.verb == "approve":
         return approval.answer(comment, command, asker, pull, read_at)
     approved = approval.approved_commits(comment.pull_request, client)
@@ -100,7 +100,7 @@ def _answer(comment: Comment, command: Command | Problem, client: ForgeClient) -
     facts = replace(facts, head_read_at=read_at.isoformat())
     decision = trust.decide(facts)
     if decision.allowed:
-        trusted = asker.trusted and not facts.strange_code
+        trusted = facts.trusts(decision.sha)
         return _run(comment, decision.sha, command.stages, decision.reason, trusted=trusted, asker=asker, facts=facts)
     if decision.refusal == "needs_approval":
         return approval.wait(comment, decision.sha, command.stages, decision.reason, facts)
@@ -183,7 +183,7 @@ def _reply_to(asker: trust.Person, comment: Comment, text: str, reason: str, fac
     """A reply to somebody who may ask; others get theirs once."""
     if asker.trusted:
         return reply(comment, text, reason, facts)
-    return _outsider(comment, reason, facts or trust.Facts(asker, asker, from_fork=False, head_sha=""))
+    return _outsider(comment, reason, facts or trust.Facts(asker, asker, trust.NOT_ASKED, head_sha=""))
 
 
 def _outsider(comment: Comment, reason: str, facts: trust.Facts) -> Comment.Outcome:
@@ -222,7 +222,7 @@ def _cancel(comment: Comment) -> Comment.Outcome:
     return settle(comment, Comment.Outcome.ACTED, "cancel", follow)
 
 
-def _retry(comment: Comment) -> Comment.Outcome:
+def _retry(comment: Comment, asker: trust.Person, pull: Pull, client: ForgeClient) -> Comment.Outcome:
     # One that nobody approved was never let go, and is not to be by this.
     let_go = TestRun.objects.filter(pull_request=comment.pull_request, events__kind=State.QUEUED).distinct()
     last = let_go.order_by("created_at").last()
@@ -230,7 +230,13 @@ def _retry(comment: Comment) -> Comment.Outcome:
         return reply(comment, render.reply_nothing("retry"), "nothing to repeat")
     wanted = {*DEFAULT_STAGES, *last.stages}
     stages = tuple(stage for stage in STAGES if stage in wanted)
-    return _run(comment, last.sha, stages, f"repeats {last}", trusted=last.trusted, retry_of=last)
+    facts = None
+    if last.trusted:
+        # Who was trusted then may not be now. A commit that was let go in a sandbox stays in one.
+        code, author = trust.code_of(pull, comment.pull_request.repository, client)
+        facts = trust.Facts(asker, author, code, pull.head_sha)
+    trusted = facts is not None and facts.trusts(last.sha)
+    return _run(comment, last.sha, stages, f"repeats {last}", trusted=trusted, facts=facts, retry_of=last)
 
 
 def newest_run(pull: PullRequest) -> TestRun | None:
@@ -257,7 +263,9 @@ def _run(
         reporting.want_reaction(comment)
         for other in TestRun.objects.filter(pull_request=pull, state__in=ACTIVE, stop_wanted=""):
             waits = other.state == State.AWAITING_APPROVAL
-            if other.sha == sha and set(stages) <= set(other.stages) and not waits:
+            # Who may ask, and finds that the code is trusted no longer, does not join a run from when it was.
+            doubted = other.trusted and not trusted and (asker is None or asker.trusted)
+            if other.sha == sha and set(stages) <= set(other.stages) and not waits and not doubted:
                 lifecycle.note(other, "joined", f"{comment.author_login} asked for the same", comment=comment.forge_comment_id)
                 return Comment.Outcome.JOINED
             if asker is not None and not asker.trusted and not waits:

@@ -27,10 +27,10 @@ from rich.table import Table
 
 from controlplane.cli import MISUSE, Exit
 from infra.deployers.base import stack_name
-from runs.executors.local import shared_credential, shared_of_machine
+from runs.executors.local import limits, shared_credential, shared_of_machine
 from runs.harness.checkout import resolve
 from runs.harness.git import CheckoutError
-from runs.harness.protocol import DEFAULT_STAGES, STAGES, Event, Limits, Request, Results, RunFolder, Verdict
+from runs.harness.protocol import DEFAULT_STAGES, STAGES, Event, Request, Results, RunFolder, Verdict
 
 #: What the harness may see of our environment: no setting, no secret.
 _PASSED_ON = (
@@ -94,13 +94,7 @@ class LocalRun(BaseCommand):
             domain=f"{stack_name(run_id)}.{config.domain}" if config.domain else "",
             proxy_url=config.proxy_url,
             keep=options["keep"],
-            limits=Limits(
-                run_seconds=config.run_seconds,
-                stage_seconds=config.stage_seconds,
-                memory_mb=config.memory_mb,
-                processes=config.processes,
-                disk_mb=config.disk_mb,
-            ),
+            limits=limits(),
             **shared_of_machine(),
         )
 

@@ -1,7 +1,7 @@
 """A run as Markdown for the forge. Pure: a run with its rows in, text out.
 
-Text from outside (logs, test names, messages) is data: it stands in fences that it cannot close, or with everything that
-means something to Markdown, and every `@` that would ping a person, made harmless.
+Text from outside (logs, test names, messages, names of people and repositories) is data, and goes through
+`controlplane.untrusted`: through `markdown` where it is one line, and through `code_block` where it is output.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from controlplane.untrusted import code, code_block, commit, markdown, plain, shorten, web_address
 from runs import chatops, deferred
-from runs.harness.protocol import ExtraTest
+from runs.harness.protocol import STAGES, ExtraTest
 from runs.models import Artefact, CaseResult, StageResult, State, TestRun
 
 MARK = {
@@ -51,14 +52,17 @@ HEADLINE = {
 FAILURES = 5
 MOST_NAMES = 20
 TAIL_LINES = 30
-ZERO_WIDTH = "\u200b"
+#: Characters of a comment: what forges take. What is beyond it is left to the page.
+LONGEST = 60_000
+#: Characters of a status's description that forges take.
+DESCRIPTION = 255
 
 
 def report(run: TestRun, *, ahead: int = 0, marker: str = "") -> str:
     """The comment about a run. `ahead`: how many runs are before it. `marker`: the hidden id, put first."""
     state = State(run.state)
     parts = [f"<!-- {marker} -->"] if marker else []
-    parts.append(f"### {MARK[state]} The test of {plain(run.repository.name)} at `{run.short_sha}` {HEADLINE[state]}")
+    parts.append(f"### {MARK[state]} The test of {markdown(run.repository.name)} at {_commit(run.sha)} {HEADLINE[state]}")
     if state == State.QUEUED and ahead:
         parts.append(f"{ahead} {'run is' if ahead == 1 else 'runs are'} ahead of it.")
     if state == State.AWAITING_APPROVAL:
@@ -66,25 +70,43 @@ def report(run: TestRun, *, ahead: int = 0, marker: str = "") -> str:
     stages = list(run.stage_results.all())
     # The table gives the reason of a stage that failed; twice would be noise.
     if run.reason and state != State.PASSED and not any(stage.reason and stage.reason in run.reason for stage in stages):
-        parts.append(plain(run.reason))
+        parts.append(f"Reason: {markdown(run.reason)}")
     if stages:
         parts.append(stage_table(stages))
     elif running := running_stages(run):
         parts.append(running)
     parts += failures(stages)
-    parts += [f"⚠️ {plain(text)}" for text in run.warnings]
+    parts += warnings(run.warnings)
     parts += findings(run)
-    parts.append(footer(run))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*_that_fit(parts, LONGEST - 1000), footer(run)]) + "\n"
+
+
+def _that_fit(parts: Sequence[str], room: int) -> list[str]:
+    """The parts that fit into so many characters, with a word on it where some do not."""
+    kept = []
+    for part in parts:
+        if len(part) + 2 <= room:
+            kept.append(part)
+            room -= len(part) + 2
+    return kept if len(kept) == len(parts) else [*kept, "The rest is too long for a comment, and is on the page."]
+
+
+def warnings(texts: Sequence[str]) -> list[str]:
+    more = [f"… and {len(texts) - MOST_NAMES} more on the page."] if len(texts) > MOST_NAMES else []
+    return [f"⚠️ {markdown(text)}" for text in texts[:MOST_NAMES]] + more
+
+
+def description(run: TestRun) -> str:
+    """The run in a line, for the commit's status."""
+    return plain(f"The test {HEADLINE[State(run.state)]}.", DESCRIPTION)[:DESCRIPTION]
 
 
 def approval(run: TestRun) -> str:
     """What a maintainer has to do about a run that waits. The line names the commit: it counts for that one alone."""
     pull_url = run.pull_request.html_url if run.pull_request else ""
     return (
-        f"{plain(run.requested_by)} is not a maintainer, so somebody who is has to look first. Please read "
-        f"[that commit's changes]({pull_url}/commits/{run.sha}), and if they are fine, write:"
-        f"\n\n```\n!testme approve {run.short_sha}\n```\n\n"
+        f"It was asked for by {markdown(run.requested_by)}, who is not a maintainer, so somebody who is has to look first. "
+        f"Please read {_changes(pull_url, run.sha)}, and if they are fine, write:\n\n{_approve(run.sha)}\n\n"
         "It counts for this commit only; what is pushed later needs an approval of its own."
     )
 
@@ -92,10 +114,10 @@ def approval(run: TestRun) -> str:
 def stage_table(stages: Sequence[StageResult]) -> str:
     rows = ["| stage | result | tests | time |", "|---|---|---|---|"]
     for stage in stages:
-        words = f"{STAGE_MARK.get(stage.status, '')} {stage.status.replace('_', ' ')}"
+        words = f"{STAGE_MARK.get(stage.status, '')} {markdown(stage.status.replace('_', ' '))}"
         if stage.reason:
-            words += f": {plain(shorten(stage.reason, 200))}"
-        rows.append(f"| {plain(stage.name)} | {words} | {counts(stage.cases.all())} | {seconds(stage.seconds)} |")
+            words += f": {markdown(stage.reason, 200)}"
+        rows.append(f"| {markdown(stage.name)} | {words} | {counts(stage.cases.all())} | {seconds(stage.seconds)} |")
     return "\n".join(rows)
 
 
@@ -112,7 +134,7 @@ def running_stages(run: TestRun) -> str:
     status = progress(run)
     if all(word == "waiting" for _, word in status):
         return ""
-    rows = [f"| {name} | {STAGE_MARK.get(word, '')} {plain(word.replace('_', ' '))} |" for name, word in status]
+    rows = [f"| {markdown(name)} | {STAGE_MARK.get(word, '')} {markdown(word.replace('_', ' '))} |" for name, word in status]
     return "\n".join(["| stage | result |", "|---|---|", *rows])
 
 
@@ -129,10 +151,9 @@ def failures(stages: Iterable[StageResult]) -> list[str]:
     bad = [case for stage in stages for case in stage.cases.all() if case.status in ("failed", "errored")]
     parts = []
     for case in bad[:FAILURES]:
-        title = html(shorten(f"{case.file}::{case.name}" if case.file else case.name, 150))
-        parts.append(
-            f"<details><summary>❌ <code>{title}</code></summary>\n\n{fence(tail(case.output or case.message))}\n\n</details>"
-        )
+        title = code(f"{case.file}::{case.name}" if case.file else case.name, 150)
+        output = code_block(tail(case.output or case.message))
+        parts.append(f"<details><summary>❌ {title}</summary>\n\n{output}\n\n</details>")
     if len(bad) > FAILURES:
         parts.append(f"… and {len(bad) - FAILURES} more on the page.")
     return parts
@@ -144,15 +165,15 @@ def findings(run: TestRun) -> list[str]:
     if not details:
         return []
     parts = [line for line in (level(details), versions(details)) if line]
-    parts += [f"⚠️ {plain(text)}" for text in details.get("loosened", [])]
+    parts += warnings(details.get("loosened", []))
     if leaks := details.get("secret_leaks"):
-        names = ", ".join(f"`{name}`" for name in leaks)
+        names = ", ".join(code(name, 150) for name in leaks[:MOST_NAMES]) + (" and more" if len(leaks) > MOST_NAMES else "")
         parts.append(f"⚠️ A secret of this run was printed, and is blackened, in {names}.")
     parts += extra_tests(details.get("extras", {}))
     parts += closes(run)
     picture = run.artefacts.filter(kind=Artefact.Kind.PICTURE).defer("data").first()
     if picture and not run.repository.private:  # the forge's readers could not load a private one
-        parts.append(f"<details><summary>The app</summary>\n\n![The app]({picture.url})\n\n</details>")
+        parts.append(f"<details><summary>The app</summary>\n\n![The app]({web_address(picture.url)})\n\n</details>")
     return parts
 
 
@@ -161,19 +182,18 @@ def level(details: Mapping[str, Any]) -> str:
     found = details.get("level") or {}
     if not found.get("rungs"):
         return ""
-    text = f"Level **{found['value']}** of 5"
+    text = f"Level **{int(found['value'])}** of 5"
     stop = next((rung for rung in found["rungs"] if rung["status"] == "stopped"), None)
     if stop:
-        text += f"; {plain(stop['name'])} ended the climb" + (
-            f": {plain(shorten(stop['reason'], 200))}" if stop["reason"] else ""
-        )
+        text += f"; {markdown(stop['name'])} ended the climb" + (f": {markdown(stop['reason'], 200)}" if stop["reason"] else "")
     return text if text.endswith((".", "…")) else f"{text}."
 
 
 def versions(details: Mapping[str, Any]) -> str:
     if not details.get("upgraded_from"):
         return ""
-    return f"Deployed as {plain(details['upgraded_from'])}, then upgraded to {plain(details.get('version') or 'the commit')}."
+    new = markdown(details.get("version") or "the commit", 150)
+    return f"Deployed as {markdown(details['upgraded_from'], 150)}, then upgraded to {new}."
 
 
 def extra_tests(extras: Mapping[str, Any]) -> list[str]:
@@ -184,9 +204,7 @@ def extra_tests(extras: Mapping[str, Any]) -> list[str]:
     text = f"{count} extra {'test was' if count == 1 else 'tests were'} not run."
     suggested = extras.get("suggested", [])
     if suggested:
-        names = "\n".join(
-            f"- <code>{plain(shorten(test['file'] + '::' + test['name'], 150))}</code>" for test in suggested[:MOST_NAMES]
-        )
+        names = "\n".join(f"- {code(test['file'] + '::' + test['name'], 150)}" for test in suggested[:MOST_NAMES])
         more = f"\n- … and {len(suggested) - MOST_NAMES} more" if len(suggested) > MOST_NAMES else ""
         text += f" This change touches what these cover:\n\n{names}{more}\n\n"
     return [f"{text.rstrip(' ')} Run them with: `{chatops.OPTIONS['--extra-tests'].form}`".replace("\n\n Run", "\n\nRun")]
@@ -200,47 +218,19 @@ def closes(run: TestRun) -> list[str]:
     slugs = deferred.would_close(run.repository.full_name, tests, run.details.get("changed", []))
     if not slugs:
         return []
-    names = ", ".join(f"**{plain(slug)}**" for slug in slugs)
+    names = ", ".join(f"**{markdown(slug, 150)}**" for slug in slugs[:MOST_NAMES])
     return [f"This ports the deferred test {names}; its entry can be closed once it is merged."]
 
 
 def footer(run: TestRun) -> str:
-    who = f"Asked for by {plain(run.requested_by)}." if run.requested_by else ""
+    who = f"Asked for by {markdown(run.requested_by, 100)}." if run.requested_by else ""
     if run.active:
         return f"[Follow it live]({run.url}). {who} Stop it: `{chatops.VERBS['cancel'].form}`".replace("  ", " ")
     took = f" It took {seconds(run.seconds)}." if run.seconds else ""
     return f"[Log and details]({run.url}).{took} {who} Run it again: `{chatops.VERBS['retry'].form}`".replace("  ", " ")
 
 
-# --- making text harmless
-
-
-def plain(text: str) -> str:
-    """Text from outside, on one line, with nothing that Markdown, HTML or a forge would act on."""
-    text = " ".join(text.split())
-    text = html(text)
-    text = re.sub(r"([\\`*_{}\[\]()#+!|~])", r"\\\1", text)
-    return defuse(text)
-
-
-def html(text: str) -> str:
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return defuse(text.replace("|", "&#124;").replace("`", "&#96;"))
-
-
-def defuse(text: str) -> str:
-    """No mention, no link to an issue, no control character."""
-    text = re.sub(r"@(?=\w)", "@" + ZERO_WIDTH, text)
-    text = re.sub(r"(?<![&\w])#(?=\d)", "#" + ZERO_WIDTH, text)
-    return "".join(char for char in text if char in "\n\t" or (char.isprintable() or char == ZERO_WIDTH))
-
-
-def fence(text: str) -> str:
-    """Text in a fence longer than any in it."""
-    text = defuse(text)
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    ticks = "`" * max(3, longest + 1)
-    return f"{ticks}text\n{text}\n{ticks}"
+# --- pieces
 
 
 def tail(text: str) -> str:
@@ -248,8 +238,27 @@ def tail(text: str) -> str:
     return "\n".join(lines[-TAIL_LINES:])
 
 
-def shorten(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+def _commit(sha: str) -> str:
+    return f"`{commit(sha)[:10]}`" if commit(sha) else "an unknown commit"
+
+
+def _named(wanted: str) -> str:
+    """What a person gave for a commit's id."""
+    return f"`{wanted}`" if commit(wanted) else code(wanted, 64)
+
+
+def _changes(pull_url: str, sha: str) -> str:
+    """A link to what a commit changes, where the forge gave an address that can be one."""
+    address = web_address(f"{pull_url}/commits/{commit(sha)}")
+    return f"[that commit's changes]({address})" if address else "that commit's changes"
+
+
+def _run_of(sha: str, digits: int = 10) -> str:
+    return f"```\n!testme {commit(sha)[:digits]}\n```"
+
+
+def _approve(sha: str) -> str:
+    return f"```\n!testme approve {commit(sha)[:10]}\n```"
 
 
 def seconds(value: float | None) -> str:
@@ -269,7 +278,20 @@ def reply_help() -> str:
 
 
 def reply_problem(problem: chatops.Problem) -> str:
-    return f"{problem.text} Nearest valid form:\n\n```\n{problem.nearest}\n```\n\nAll forms: `{chatops.VERBS['help'].form}`"
+    # What stands between backticks is code, our own word or a stranger's.
+    words = [code(part, 100) if place % 2 else _spaced(part) for place, part in enumerate(problem.text.split("`"))]
+    # One of ours, and never the line that somebody wrote.
+    ours = problem.nearest in {entry.form for entry in chatops.table()} or re.fullmatch(
+        rf"!testme --stages (({'|'.join(STAGES)}),?)+", problem.nearest
+    )
+    nearest = problem.nearest if ours else chatops.RUN.form
+    return f"{''.join(words)} Nearest valid form:\n\n```\n{nearest}\n```\n\nAll forms: `{chatops.VERBS['help'].form}`"
+
+
+def _spaced(part: str) -> str:
+    """A part of a sentence, with the spaces at its ends."""
+    before, after = part[:1].isspace(), part[1:][-1:].isspace()
+    return f"{' ' * before}{markdown(part) if part.strip() else ''}{' ' * after}"
 
 
 def reply_edited() -> str:
@@ -281,57 +303,51 @@ def reply_edited() -> str:
 
 def reply_outsider(repository: str) -> str:
     return (
-        f"Thank you. Runs for {plain(repository)} can be asked for by its owner, members of its organisation and collaborators; "
-        "one of them may write the command here."
+        f"Thank you. Runs for {markdown(repository)} can be asked for by its owner, members of its organisation and "
+        "collaborators; one of them may write the command here."
     )
 
 
 def reply_unseen(repository: str) -> str:
     """For somebody who may be a member, where the forge does not let cc-ci see whether they are."""
     return (
-        f"Thank you. cc-ci cannot see here who may ask for runs of {plain(repository)}, so it does not know whether you may, and "
-        "nothing was started. Please tell whoever looks after cc-ci: `cc-ci doctor` says which right its token lacks. Until "
+        f"Thank you. cc-ci cannot see here who may ask for runs of {markdown(repository)}, so it does not know whether you may, "
+        "and nothing was started. Please tell whoever looks after cc-ci: `cc-ci doctor` says which right its token lacks. Until "
         "that is mended, the repository's owner, or somebody on its allow-list, may write the command here."
     )
 
 
 def reply_needs_sha(sha: str, pull_url: str) -> str:
     """The exact line to write, and where to look at what it would run."""
-    diff = f"{pull_url}/commits/{sha}"
     return (
         "This code comes from a fork of somebody who is not a maintainer, and the forge does not tell that it stayed the same "
-        f"after your comment. Please look at [that commit's changes]({diff}), and if they are fine, write:"
-        f"\n\n```\n!testme {sha[:10]}\n```"
+        f"after your comment. Please look at {_changes(pull_url, sha)}, and if they are fine, write:\n\n{_run_of(sha)}"
     )
 
 
 def reply_unknown_sha(wanted: str, head: str) -> str:
-    return f"`{wanted}` is no commit of this pull request. The newest is:\n\n```\n!testme {head[:10]}\n```"
+    return f"{_named(wanted)} is no commit of this pull request. The newest is:\n\n{_run_of(head)}"
 
 
 def reply_ambiguous_sha(wanted: str, head: str) -> str:
-    return f"`{wanted}` does not name one commit; please write more digits:\n\n```\n!testme {head[:16]}\n```"
+    return f"{_named(wanted)} does not name one commit; please write more digits:\n\n{_run_of(head, 16)}"
 
 
 def reply_approve_named(sha: str, pull_url: str) -> str:
     return (
-        f"When you wrote that, the run of `{sha[:10]}` was not there yet, so I do not know which code you looked at. "
-        f"Please look at [that commit's changes]({pull_url}/commits/{sha}), and if they are fine, write:"
-        f"\n\n```\n!testme approve {sha[:10]}\n```"
+        f"When you wrote that, the run of {_commit(sha)} was not there yet, so I do not know which code you looked at. "
+        f"Please look at {_changes(pull_url, sha)}, and if they are fine, write:\n\n{_approve(sha)}"
     )
 
 
 def reply_approve_other(wanted: str, waiting: str) -> str:
-    return (
-        f"The run that waits is not of `{wanted}`. The one that does is approved by:\n\n```\n!testme approve {waiting[:10]}\n```"
-    )
+    return f"The run that waits is not of {_named(wanted)}. The one that does is approved by:\n\n{_approve(waiting)}"
 
 
 def reply_approve_moved(old: str, new: str, pull_url: str) -> str:
     return (
-        f"Something was pushed since the run of `{old[:10]}` was asked for, so your approval started nothing. Please look at "
-        f"[the newest commit's changes]({pull_url}/commits/{new}), and if they are fine, write:"
-        f"\n\n```\n!testme approve {new[:10]}\n```"
+        f"Something was pushed since the run of {_commit(old)} was asked for, so your approval started nothing. Please look at "
+        f"{_changes(pull_url, new)}, and if they are fine, write:\n\n{_approve(new)}"
     )
 
 
@@ -351,7 +367,7 @@ def reply_nothing(verb: str) -> str:
 
 def reply_status(run: TestRun, ahead: int) -> str:
     state = State(run.state)
-    text = f"{MARK[state]} The newest run, of `{run.short_sha}`, {HEADLINE[state]}."
+    text = f"{MARK[state]} The newest run, of {_commit(run.sha)}, {HEADLINE[state]}."
     if state == State.QUEUED and ahead:
         text += f" {ahead} ahead of it."
     return f"{text} [Details]({run.url})"

@@ -25,6 +25,7 @@ from django_q.tasks import async_task
 from controlplane import backoff
 from controlplane.leases import lease
 from controlplane.secrets import SecretUnreadable
+from controlplane.untrusted import mention
 from enrollment.budget import Purpose
 from enrollment.clients import client_for
 from enrollment.enrolling import refresh_repository, update_facts
@@ -75,7 +76,7 @@ def want_reaction(comment: Comment) -> None:
 def want_reply(comment: Comment, text: str) -> None:
     """A reply to a comment, once."""
     marker = f"{MARKER}reply:{comment.forge_comment_id}"
-    body = f"<!-- {marker} -->\n@{comment.author_login}: {text}\n"
+    body = f"<!-- {marker} -->\n{mention(comment.author_login)}: {text}\n"
     links = {"comment": comment, "pull_request": comment.pull_request, "repository": comment.pull_request.repository}
     _want(f"reply:{comment.pk}", Report.Kind.REPLY, {"body": body}, marker, **links)
 
@@ -93,8 +94,7 @@ def want_run(run: TestRun) -> None:
         _want(f"run:{run.pull_request_id}", Report.Kind.RUN, {"body": body, "phase": phase}, marker, **links)
     if not TestRun.objects.filter(repository=run.repository_id, sha=run.sha, created_at__gt=run.created_at).exists():
         state = STATUS.get(State(run.state), "pending")
-        description = f"The test {render.HEADLINE[State(run.state)]}."
-        wanted = {"sha": run.sha, "state": state, "description": description, "target_url": run.url}
+        wanted = {"sha": run.sha, "state": state, "description": render.description(run), "target_url": run.url}
         links = {"run": run, "pull_request": run.pull_request, "repository": run.repository}
         _want(f"status:{run.repository_id}:{run.sha}", Report.Kind.STATUS, wanted, "", **links)
 

@@ -114,6 +114,16 @@ class PullSummary:
 
 
 @dataclass(frozen=True)
+class Head:
+    """The repository and the branch that a pull request's code comes from, where all that the forge says of them agrees."""
+
+    repo_id: int
+    full_name: str
+    owner: User
+    branch: str  #: empty where there is none (any more)
+
+
+@dataclass(frozen=True)
 class Pull:
     number: int
     title: str
@@ -124,13 +134,11 @@ class Pull:
     created_at: datetime
     updated_at: datetime
     head_sha: str
-    head_repo_id: int | None  #: None when the fork was deleted
+    head: Head | None  #: None when the fork was deleted, and where the forge's answer does not add up
     base: Repo
     base_ref: str
-
-    @property
-    def from_fork(self) -> bool:
-        return self.head_repo_id != self.base.id
+    #: Pushed for review to the base repository, with no branch and no fork (AGit): open to anybody who may read there.
+    agit: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,6 +149,7 @@ class Push:
 
     at: datetime | None
     sha: str  #: the commit that it led to; empty where that is not told
+    by: int | None = None  #: the id of who pushed; None where that is not told
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from enrollment.forges.base import (
     Found,
     Garbage,
     Gate,
+    Head,
     Hook,
     NotFound,
     OddRows,
@@ -118,8 +119,12 @@ class GiteaClient:
                 yield repo
 
     def branch_head(self, owner: str, name: str, branch: str) -> str:
-        path = f"/repos/{_part(owner)}/{_part(name)}/branches/{quote(branch, safe='')}"
-        return self._get(path, lambda data: _sha(data["commit"]["id"]))
+        """The newest commit of a branch. Raises NotFound when there is none of that name."""
+        path = f"/repos/{_part(owner)}/{_part(name)}/branches/{_part(branch)}"
+        found, sha = self._get(path, lambda data: (data["name"], _sha(data["commit"]["id"])))
+        if found != branch:
+            raise Garbage(f"{path}: the answer is about another branch")
+        return sha
 
     def read_file(self, owner: str, name: str, path: str, branch: str) -> RemoteFile:
         """A file of a branch. Raises NotFound when there is none, and Garbage for a folder or a file too big to be shown."""
@@ -209,7 +214,7 @@ class GiteaClient:
         except (NotFound, Forbidden):
             return None
         try:
-            return self._get(f"{path}/permission", lambda data: _label(data["permission"])) not in ("read", "none")
+            return self._get(f"{path}/permission", lambda data: _label(data["permission"])) in ("write", "admin", "owner")
         except (NotFound, Forbidden):
             return True
 
@@ -455,10 +460,26 @@ def _summary(data: Any) -> PullSummary:
     )
 
 
+def _head(data: Any) -> Head | None:
+    """None for a deleted fork, whose `repo` is null, and for anything that is not as documented: nobody is trusted by that."""
+    try:
+        repo, ref = data["repo"], _label(data["ref"])
+        head = Head(
+            repo_id=_key(repo["id"]),
+            full_name=f"{_label(repo['owner']['login'])}/{_label(repo['name'])}",
+            owner=User(_key(repo["owner"]["id"]), _label(repo["owner"]["login"])),
+            # The name of a branch that exists; else refs/pull/N/head, which is also what no branch may be taken for.
+            branch="" if ref.startswith("refs/") else ref,
+        )
+        return head if _key(data["repo_id"]) == head.repo_id else None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
 def _pull(data: Any) -> Pull:
-    head_repo = data["head"].get("repo")
+    number, base, head = _number(data["number"]), _repo(data["base"]["repo"]), _head(data["head"])
     return Pull(
-        number=_number(data["number"]),
+        number=number,
         title=_text(data.get("title")),
         author=_user(data["user"]),
         state=_text(data["state"]),
@@ -467,9 +488,16 @@ def _pull(data: Any) -> Pull:
         created_at=_time(data["created_at"]),
         updated_at=_time(data["updated_at"]),
         head_sha=_sha(data["head"]["sha"]),
-        head_repo_id=_key(head_repo["id"]) if head_repo else None,
-        base=_repo(data["base"]["repo"]),
+        head=head,
+        base=base,
         base_ref=_text(data["base"]["ref"]),
+        # The label is the branch's name, also when the branch was deleted. Such a pull request never had one.
+        agit=(
+            head is not None
+            and head.repo_id == base.id
+            and data["head"]["ref"] == f"refs/pull/{number}/head"
+            and data["head"].get("label") == ""
+        ),
     )
 
 
@@ -477,7 +505,8 @@ def _push(data: Any) -> Push:
     # The text holds {"is_force_push": …, "commit_ids": […]}: the new commits, the oldest first; of a forced push the old head and
     # the new one. Commits that are on the base branch already are left out.
     commits = json.loads(data["body"])["commit_ids"]
-    return Push(_time(data["created_at"]), _sha(commits[-1]) if commits else "")
+    by = _user(data["user"]).id if data.get("user") else None
+    return Push(_time(data["created_at"]), _sha(commits[-1]) if commits else "", by)
 
 
 def _comment(data: Any, pull_number: int | None = None) -> RemoteComment:

@@ -23,6 +23,7 @@ class Features:
     bad_hook_url_refused: bool  # 422 for a hook whose URL is none
     not_found: str  # the message of a 404
     not_found_url_key: str  # the key under which a 404 names the documentation
+    agit: bool  # takes pushes to refs/for/… as pull requests, from whoever may read
     newer_fields: bool  # comments and issues carry assets, repositories their topics
 
 
@@ -40,6 +41,7 @@ _GITEA_1_15 = Features(
     bad_hook_url_refused=False,
     not_found="Not Found",
     not_found_url_key="documentation_url",
+    agit=False,
     newer_fields=False,
 )
 _GITEA_1_22 = Features(
@@ -56,6 +58,7 @@ _GITEA_1_22 = Features(
     bad_hook_url_refused=False,
     not_found="The target couldn't be found.",
     not_found_url_key="url",
+    agit=True,
     newer_fields=True,
 )
 _FORGEJO_13 = Features(
@@ -72,6 +75,7 @@ _FORGEJO_13 = Features(
     bad_hook_url_refused=True,
     not_found="The target couldn't be found.",
     not_found_url_key="url",
+    agit=True,
     newer_fields=True,
 )
 

@@ -69,15 +69,19 @@ def init(folder: Path) -> None:
     )
 
 
-def commit(folder: Path, branch: str, files: Files, message: str, author: str, at: datetime, *, fresh: bool = False) -> str:
-    """Add a commit to a branch (made from main when it does not exist, or with `fresh` from nothing) and give its SHA.
+def commit(
+    folder: Path, branch: str, files: Files, message: str, author: str, at: datetime, *, fresh: bool = False, on: str = ""
+) -> str:
+    """Add a commit to a branch (made from main when it does not exist, or with `fresh` from nothing) and give its SHA; with a
+    commit `on`, one that follows it and is on no branch.
 
     A file that is None is removed; a shell script or a file that begins with `#!` is made executable.
     Raises GitError.
     """
-    tip = "" if fresh else resolve(folder, f"refs/heads/{branch}") or resolve(folder, "refs/heads/main")
+    ref = "refs/new" if on else f"refs/heads/{branch}"
+    tip = on if on else "" if fresh else resolve(folder, f"refs/heads/{branch}") or resolve(folder, "refs/heads/main")
     who = f"{author} <{author}@example.org> {int(at.timestamp())} +0000"
-    stream = [f"commit refs/heads/{branch}\nauthor {who}\ncommitter {who}\n".encode(), _data(message.encode())]
+    stream = [f"commit {ref}\nauthor {who}\ncommitter {who}\n".encode(), _data(message.encode())]
     if tip:
         stream.append(f"from {tip}\n".encode())
     for name, content in files.items():
@@ -88,7 +92,10 @@ def commit(folder: Path, branch: str, files: Files, message: str, author: str, a
         mode = "100755" if raw.startswith(b"#!") else "100644"
         stream += [f'M {mode} inline "{name}"\n'.encode(), _data(raw)]
     git(folder, "fast-import", "--quiet", "--force", "--done", stdin=b"".join([*stream, b"done\n"]))
-    return resolve(folder, f"refs/heads/{branch}")
+    sha = resolve(folder, ref)
+    if on:
+        git(folder, "update-ref", "-d", ref)
+    return sha
 
 
 def _data(raw: bytes) -> bytes:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from enrollment.sandbox import git
+from enrollment.sandbox.features import Features
 from enrollment.sandbox.model import Comment, Issue, Pull, Reaction, Repo, Status, User
 from enrollment.sandbox.tables import Tables
 
@@ -33,6 +34,7 @@ class IssueStore:
 
     lock: threading.RLock
     tables: Tables
+    features: Features
     listeners: list[Callable[[Event], None]]
 
     if TYPE_CHECKING:  # what the other half brings
@@ -68,34 +70,99 @@ class IssueStore:
 
         Raises git.GitError when one of the branches does not exist.
         """
-        with self.changing() as tables:
-            row, source, now = self.repo(base), self.repo(head), self.now()
+        with self.changing():
+            row, source = self.repo(base), self.repo(head)
             number = self._number(row)
             sha = self._fetch_head(row, source, branch, number)
-            base_sha = git.resolve(self.folder(row), f"refs/heads/{base_branch}")
-            if not base_sha:
-                raise git.GitError(f"{row.full_name} has no branch {base_branch}")
-            pull = Pull(
-                id=tables.next_id("issues"),
-                repo_id=row.id,
-                number=number,
-                user_id=self.user(user).id,
-                title=title or f"Merge {branch}",
-                body=body,
-                created=now,
-                updated=now,
-                pull_id=tables.next_id("pulls"),
-                head_repo_id=source.id,
-                head_branch=branch,
-                head_sha=sha,
-                base_branch=base_branch,
-                base_sha=base_sha,
-                merge_base=_merge_base(self.folder(row), base_sha, sha),
-            )
-            tables.issues[pull.id] = pull
-            commits = git.text(self.folder(row), "rev-list", "--reverse", f"{base_sha}..{sha}").split()
-            if commits:
-                self._pushed_to(pull, user, commits)
+            return self._add_pull(row, number, user, title or f"Merge {branch}", body, source, branch, sha, base_branch)
+
+    def _add_pull(
+        self,
+        base: Repo,
+        number: int,
+        user: User | str,
+        title: str,
+        body: str,
+        head: Repo,
+        branch: str,
+        sha: str,
+        base_branch: str,
+        agit: bool = False,
+    ) -> Pull:
+        tables, now = self.tables, self.now()
+        base_sha = git.resolve(self.folder(base), f"refs/heads/{base_branch}")
+        if not base_sha:
+            raise git.GitError(f"{base.full_name} has no branch {base_branch}")
+        pull = Pull(
+            id=tables.next_id("issues"),
+            repo_id=base.id,
+            number=number,
+            user_id=self.user(user).id,
+            title=title,
+            body=body,
+            created=now,
+            updated=now,
+            pull_id=tables.next_id("pulls"),
+            head_repo_id=head.id,
+            head_branch=branch,
+            head_sha=sha,
+            base_branch=base_branch,
+            base_sha=base_sha,
+            merge_base=_merge_base(self.folder(base), base_sha, sha),
+            agit=agit,
+        )
+        tables.issues[pull.id] = pull
+        commits = git.text(self.folder(base), "rev-list", "--reverse", f"{base_sha}..{sha}").split()
+        if commits:
+            self._pushed_to(pull, user, commits)
+        return pull
+
+    def push_for_review(
+        self,
+        repo: Repo | str,
+        user: User | str,
+        topic: str,
+        commit: str | git.Files,
+        *,
+        base_branch: str = "main",
+        title: str = "",
+        body: str = "",
+        force: bool = False,
+    ) -> Pull:
+        """What `git push origin HEAD:refs/for/main -o topic=…` does (AGit): open a pull request with neither branch nor fork, or
+        put a new head to the one that was opened under this login and topic. The right to read is enough.
+
+        `commit`: the files of a commit to be made on the present head (or on the base branch), or one that is there.
+        Raises git.GitError for a push that is refused.
+        """
+        with self.changing() as tables:
+            row, pusher = self.repo(repo), self.user(user)
+            if not self.features.agit:
+                raise git.GitError("refs/for is not taken here")
+            # By the name, not by who it is; a topic that begins with the own name stays as it is.
+            prefix = f"{pusher.login.lower()}/"
+            branch = topic if topic.startswith(prefix) else prefix + topic
+            folder = self.folder(row)
+            rows = [pull for pull in tables.issues.values() if isinstance(pull, Pull) and pull.repo_id == row.id and pull.agit]
+            pull = next((p for p in rows if p.state == "open" and (p.head_branch, p.base_branch) == (branch, base_branch)), None)
+            old = pull.head_sha if pull else ""
+            if isinstance(commit, str):
+                sha = commit
+            else:
+                on = old or git.resolve(folder, f"refs/heads/{base_branch}")
+                sha = git.commit(folder, "", commit, title or "Change", pusher.login, self.now(), on=on)
+            if pull is None:
+                number = self._number(row)
+                git.git(folder, "update-ref", f"refs/pull/{number}/head", sha)
+                said = git.commits(folder, sha, 1)[0]["message"].splitlines()
+                title = title or (said[0] if said else topic)
+                return self._add_pull(row, number, pusher, title, body, row, branch, sha, base_branch, agit=True)
+            if sha == old:
+                raise git.GitError("new commit is same with old commit")
+            if not force and _merge_base(folder, old, sha) != old:
+                raise git.GitError("request `force-push` push option")
+            git.git(folder, "update-ref", f"refs/pull/{pull.number}/head", sha)
+            self._moved(pull, sha, pusher)
             return pull
 
     def close_pull(self, pull: Issue, user: User | str = "") -> None:
@@ -163,11 +230,17 @@ class IssueStore:
         return tip
 
     def _follow_head(self, pull: Pull, pusher: User | None = None) -> None:
+        if pull.agit:
+            return
         base, head = self.tables.repos[pull.repo_id], self.tables.repos.get(pull.head_repo_id)
         tip = git.resolve(self.folder(head), f"refs/heads/{pull.head_branch}") if head else ""
         if not head or tip in ("", pull.head_sha):
             return
-        old, pull.head_sha = pull.head_sha, self._fetch_head(base, head, pull.head_branch, pull.number)
+        self._moved(pull, self._fetch_head(base, head, pull.head_branch, pull.number), pusher)
+
+    def _moved(self, pull: Pull, sha: str, pusher: User | None) -> None:
+        base = self.tables.repos[pull.repo_id]
+        old, pull.head_sha = pull.head_sha, sha
         pull.merge_base = _merge_base(self.folder(base), pull.base_sha, pull.head_sha)
         pull.updated = self.now()
         if pusher is None:

@@ -103,7 +103,10 @@ class Issue:
 
 @dataclass(kw_only=True)
 class Pull(Issue):
-    """A pull request. `pull_id` is the id of its answers under /pulls, `id` that of its answers under /issues."""
+    """A pull request. `pull_id` is the id of its answers under /pulls, `id` that of its answers under /issues.
+
+    One with `agit` was pushed to refs/for/… of the base repository: its head is no branch, and `head_branch` holds the login
+    that it was pushed under, a slash and the topic, which is what a further push is known by."""
 
     pull_id: int
     head_repo_id: int
@@ -115,6 +118,7 @@ class Pull(Issue):
     merged: datetime | None = None
     merged_by: int = 0
     merge_sha: str = ""
+    agit: bool = False
 
 
 @dataclass

@@ -174,7 +174,8 @@ class Renderer:
         tables = self.forge.tables
         url = self.issue_url(pull)
         base, head = tables.repos[pull.repo_id], tables.repos.get(pull.head_repo_id)
-        there = head is not None and git.resolve(self.forge.folder(head), f"refs/heads/{pull.head_branch}")
+        branch = "" if pull.agit else pull.head_branch
+        there = head is not None and branch and git.resolve(self.forge.folder(head), f"refs/heads/{branch}")
         return {
             "id": pull.pull_id,
             "url": url,
@@ -205,8 +206,8 @@ class Renderer:
                 "repo": self.repo(base),
             },
             "head": {
-                "label": pull.head_branch,
-                "ref": pull.head_branch if there else f"refs/pull/{pull.number}/head",
+                "label": branch,
+                "ref": branch if there else f"refs/pull/{pull.number}/head",
                 "sha": pull.head_sha,
                 "repo_id": head.id if head else -1,
                 "repo": self.repo(head) if head else None,

@@ -75,7 +75,7 @@ def open_pull(call: Call) -> Response:
     if not all(git.resolve(folder, f"refs/heads/{name}") for name in (head, base)):
         raise call.missing()
     for row in call.forge.tables.issues.values():
-        if not isinstance(row, Pull) or row.state != "open":
+        if not isinstance(row, Pull) or row.state != "open" or row.agit:
             continue
         if (row.repo_id, row.head_repo_id, row.head_branch, row.base_branch) == (repo.id, repo.id, head, base):
             raise call.error(409, f"pull request already exists for these targets [id: {row.pull_id}, issue_id: {row.number}]")

@@ -136,6 +136,10 @@ class Forge(IssueStore):
         with self.changing() as tables:
             row = self.user(user)
             self._add_redirect(row.login, "", row.id)
+            for pull in tables.issues.values():
+                # Of a closed one the forge forgets it: who takes the name takes that over, once it is opened again.
+                if isinstance(pull, Pull) and pull.agit and pull.user_id == row.id and pull.state == "open":
+                    pull.head_branch = f"{login.lower()}/{pull.head_branch.partition('/')[2]}"
             row.login = login
             for repo in tables.repos.values():
                 if repo.owner_id == row.id:
@@ -284,7 +288,7 @@ class Forge(IssueStore):
             repo.updated = self.now()
             self._measure(repo)
             for pull in list(tables.issues.values()):
-                if isinstance(pull, Pull) and pull.state == "open" and pull.head_repo_id == repo.id:
+                if isinstance(pull, Pull) and pull.state == "open" and pull.head_repo_id == repo.id and not pull.agit:
                     self._follow_head(pull, user)
                 if isinstance(pull, Pull) and pull.state == "open" and pull.repo_id == repo.id:
                     pull.base_sha = git.resolve(self.folder(repo), f"refs/heads/{pull.base_branch}") or pull.base_sha

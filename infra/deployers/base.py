@@ -281,6 +281,22 @@ def _untimed(_step: str) -> AbstractContextManager[None]:
     return nullcontext()
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """What each service of a run may have (`memory_mb` … `log_mb`), and how much there may be in all."""
+
+    memory_mb: int = 2048
+    cpus: float = 1.0
+    processes: int = 1024
+    log_mb: int = 20
+    tasks: int = 20
+    services: int = 20
+    secrets: int = 50
+    configs: int = 50
+    networks: int = 20
+    volumes_mb: int = 8192
+
+
 @dataclass
 class Context:
     """What a deployer is given for one run."""
@@ -298,7 +314,9 @@ class Context:
     memory_mb: int = 2048
     processes: int = 512
     disk_mb: int = 2048
-    allow: Sequence[str] = ()  #: refusals of `policy` that are allowed for this recipe, word for word without the place
+    bounds: Bounds = Bounds()
+    allow: Sequence[str] = ()  #: refusals of `admission` that are allowed for this recipe, word for word without the place
+    withheld: Sequence[str] = ()  #: those that are allowed for it, but not to a stranger's commit, which this one is
     env: Mapping[str, str] = field(default_factory=dict)  #: added to the app's `.env` (from the recipe's cc-ci.toml)
     env_upgrade: Mapping[str, str] = field(default_factory=dict)  #: the same, for the files in `checkout` alone
     secret_values: Mapping[str, str] = field(default_factory=dict)  #: by name in the recipe, for tests (from its cc-ci.toml)
@@ -457,6 +475,10 @@ class Deployer(ABC):
 
     def cannot(self, what: str) -> DeployError:
         return DeployError("not_applicable", f"The deployer {self.name} cannot {what}.", "Use the deployer swarm.")
+
+    def exceeded(self) -> str:
+        """Why the run has to end, since its app takes more than it may; empty while it does not. Called often."""
+        return ""
 
     def keep(self) -> str:
         """Leave the deployment for a person to look at, if it can outlive the harness. Says how to get rid of it."""

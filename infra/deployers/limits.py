@@ -104,6 +104,18 @@ def _bases() -> list[Path]:
     return bases
 
 
+def refused_processes(container: str) -> bool:
+    """Whether the kernel has refused a container of Docker's a process, for its limit; False where that is not to be seen."""
+    places = (f"pids/docker/{container}", f"docker/{container}", f"system.slice/docker-{container}.scope")
+    for place in (*places, f"pids/system.slice/docker-{container}.scope"):
+        with suppress(OSError, ValueError):
+            for line in (ROOT / place / "pids.events").read_text().splitlines():
+                key, _, value = line.partition(" ")
+                if key == "max" and int(value):
+                    return True
+    return False
+
+
 def existing(prefix: str = "") -> Iterator[tuple[str, Cgroup]]:
     """Name and cgroup of every sandbox on this machine whose name starts with `prefix`."""
     found: dict[str, list[Path]] = {}

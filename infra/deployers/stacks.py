@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from infra.deployers import proxy
+from infra.deployers import egress, proxy
 from infra.deployers.base import Context, DeployError
 from infra.deployers.docker_cli import (
     KINDS,
@@ -97,6 +97,7 @@ def remove(
             return [f"{kind} {name}" for kind, names in left.items() for name in names]
         if "network" in left:
             proxy.leave(left["network"])
+            egress.remove(left["network"])
         for kind, names in left.items():
             if kind == "container" and not ephemeral:
                 continue  # the Swarm stops them, their service being gone

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from infra.deployers import aliases, containers, engine, images, proxy, readback, settling, stacks, words
+from infra.deployers import aliases, containers, egress, engine, images, proxy, readback, settling, stacks, usage, words
 from infra.deployers.asking import Asker
 from infra.deployers.backups import Backups, Labelled, labelled, plan
 from infra.deployers.base import Address, Backup, BackupPart, Context, Deployer, DeployError, Deployment
-from infra.deployers.compose import admission, ports, recipe, routes, stackfile
+from infra.deployers.compose import admission, bounds, ports, recipe, routes, stackfile
 from infra.deployers.compose.recipe import Recipe
 from infra.deployers.docker_cli import (
     LABEL_DEPLOYMENT,
@@ -66,6 +66,7 @@ class SwarmDeployer(Deployer):
         self._created = 0
         self._before: dict[str, settling.Spec] = {}
         self._networks: dict[str, str] = {}
+        self._meter = usage.Meter(self.owned, context.bounds.volumes_mb << 20)
         self._told: list[str] = []
         self._joined: list[str] = []  # networks of ours that the server's proxy has to be on
         self._judged: dict[str, dict[str, Any]] = {}  # by the mark of the deployment: the document that it was made of
@@ -125,7 +126,10 @@ class SwarmDeployer(Deployer):
         return recipe.problems(self.context, checkout, names)
 
     def _refuse(self, found: Recipe) -> None:
-        admission.check(found, self.context.allow)
+        context = self.context
+        admission.check(found, context.allow, context.withheld, trusted=context.trusted)
+        if said := list(bounds.too_many(found, context.bounds)):
+            raise DeployError("forbidden", f"The recipe has {'; '.join(said)}.", "Put what tests do not need into an overlay.")
 
     def _put(self) -> None:
         context = self.context
@@ -148,6 +152,11 @@ class SwarmDeployer(Deployer):
             done = stack_deploy(*options, host=host, timeout=_DEPLOY_SECONDS)
         if done.returncode:
             raise words.refused(last_line(done.stderr))
+        if self.context.ephemeral:
+            self._meter.start()
+
+    def exceeded(self) -> str:
+        return self._meter.exceeded()
 
     @contextmanager
     def _host(self) -> Iterator[str]:
@@ -173,9 +182,11 @@ class SwarmDeployer(Deployer):
     def _document(self, recipe: Recipe, published: Mapping[str, Sequence[ports.Port]]) -> dict[str, Any]:
         mark = {LABEL_DEPLOYMENT: self._mark()}
         document = stackfile.of_run(
-            recipe, stacks.marks(self.context), mark, published, self.stack, proxied=bool(self.context.proxy_url)
+            recipe, stacks.marks(self.context), mark, published, self.stack, bool(self.context.proxy_url), self.context.bounds
         )
         self._joined = stackfile.front(document, self.stack)
+        if egress.make(self.stack, {**stacks.marks(self.context), stacks.LABEL_STACK: self.stack}, self.context.allow):
+            egress.attach(document, self.stack)
         for name, service in recipe.services.items():
             labels = recipe.labels(name)
             if service.get("hostname") and "hostname" not in document["services"][name]:
@@ -356,7 +367,7 @@ class SwarmDeployer(Deployer):
         return any(state.get("OOMKilled") and not state["Running"] for state in states)
 
     def address(self) -> Address | None:
-        """Through the proxy when there is one, else the task's own address on docker_gwbridge."""
+        """Through the proxy when there is one, else the task's own address on the bridge by which it leaves (`egress`)."""
         if not self._web:
             return None
         if self.context.proxy_url:
@@ -366,7 +377,7 @@ class SwarmDeployer(Deployer):
         service, port = self._web
         with suppress(DeployError):
             container = self.owned.container(service)
-            for network in inspect("network", ["docker_gwbridge"]):
+            for network in inspect("network", [egress.network(self.stack), egress.GATEWAY]):
                 entry = (network.get("Containers") or {}).get(container)
                 if entry and (host := entry["IPv4Address"].partition("/")[0]):
                     return Address(host, port)
@@ -424,7 +435,7 @@ class SwarmDeployer(Deployer):
             for network in self._joined
             for container in proxy.containers(self.context.proxy_url)
         )
-        return f"the stack {self.stack}. Remove it with: {leave}docker stack rm {self.stack}; {volumes}"
+        return f"the stack {self.stack}. Remove it with: {leave}docker stack rm {self.stack}; {egress.removal(self.stack)}; {volumes}"
 
     def undeploy(self) -> None:
         self._log_all()
@@ -438,6 +449,7 @@ class SwarmDeployer(Deployer):
         except DeployError as error:
             return [f"the stack {self.stack}: {error}"]
         finally:
+            self._meter.stop()
             self._watcher.stop()
             self._leases.release()
 

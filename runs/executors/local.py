@@ -17,7 +17,7 @@ from django.conf import settings
 from controlplane.installation import installation_id
 from controlplane.registry import registry
 from runs.executors.base import ExecutorError, Observation
-from runs.harness.protocol import FolderState, Images, Limits, Oidc, Request, Results, RunFolder, Source
+from runs.harness.protocol import AppLimits, FolderState, Images, Limits, Oidc, Request, Results, RunFolder, Source
 from runs.models import TestRun
 
 START_SECONDS = 20
@@ -83,7 +83,8 @@ class LocalExecutor:
 
 
 def request_for(run: TestRun) -> Request:
-    config = settings.CC_CI
+    config, row = settings.CC_CI, run.repository
+    counts = run.trusted or row.allowances_for_strangers
     return Request(
         run_id=str(run.id),
         installation_id=installation_id(),
@@ -95,15 +96,34 @@ def request_for(run: TestRun) -> Request:
         trusted=run.trusted,
         domain=f"{run.id.hex[:12]}.{config.domain}" if config.domain else "",
         proxy_url=config.proxy_url,
-        limits=Limits(
-            run_seconds=config.run_seconds,
-            stage_seconds=config.stage_seconds,
-            memory_mb=config.memory_mb,
-            processes=config.processes,
-            disk_mb=config.disk_mb,
-        ),
-        allow=run.repository.allowances,
+        limits=limits(),
+        allow=row.allowances if counts else [],
+        withheld=[] if counts else row.allowances,
         **shared_of_machine(),
+    )
+
+
+def limits() -> Limits:
+    """What a run may use on this server."""
+    config = settings.CC_CI
+    return Limits(
+        run_seconds=config.run_seconds,
+        stage_seconds=config.stage_seconds,
+        memory_mb=config.memory_mb,
+        processes=config.processes,
+        disk_mb=config.disk_mb,
+        app=AppLimits(
+            memory_mb=config.app_memory_mb,
+            cpus=config.app_cpus,
+            processes=config.app_processes,
+            log_mb=config.app_log_mb,
+            tasks=config.most_tasks,
+            services=config.most_services,
+            secrets=config.most_secrets,
+            configs=config.most_configs,
+            networks=config.most_networks,
+            volumes_mb=config.volumes_mb,
+        ),
     )
 
 

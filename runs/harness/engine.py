@@ -19,7 +19,7 @@ from runs.harness.owntests import Outcome, concluded
 from runs.harness.prepare import Prepared
 from runs.harness.protocol import STAGES, Extras, Oidc, Results, RunFolder, StageResult, Teardown, Verdict
 from runs.harness.settings import SettingsError
-from runs.harness.watch import Cancelled, TimedOut, Watch
+from runs.harness.watch import Cancelled, Exceeded, TimedOut, Watch
 
 
 class Stop(Exception):
@@ -93,6 +93,7 @@ class Engine:
             self._prepared = ready = prepare.checked_out(request, context, self._credential, self._journal, self.watch)
             self._lend(ready)
             self._deployer = choose(request.deployer, context)
+        self.watch.exceeded = self._deployer.exceeded
         self._read(ready, self._deployer)
         self._run = run = self._make_run(ready, self._deployer)
         self._deploy(run, ready)
@@ -155,7 +156,7 @@ class Engine:
             raise Stop(Verdict.TIMED_OUT, str(error)) from error
         except DeployError as error:
             raise Stop(Verdict.FAILED if error.recipes_fault else Verdict.ERRORED, str(error)) from error
-        except (SettingsError, stages.HookFailed) as error:
+        except (SettingsError, stages.HookFailed, Exceeded) as error:
             raise Stop(Verdict.FAILED, str(error)) from error
         except CheckoutError as error:
             raise Stop(Verdict.FAILED if error.recipes_fault else verdict, f"No checkout: {error}") from error
@@ -245,7 +246,7 @@ class Engine:
         if not (self._request.picture and self._answered) or run.settings.picture.off or self.watch.cancelled:
             return
         # It decides nothing: a wish to stop is heard by whatever comes next.
-        with self._journal.timed("picture"), suppress(Cancelled, TimedOut):
+        with self._journal.timed("picture"), suppress(Cancelled, TimedOut, Exceeded):
             artefacts.picture(run)
 
     def _teardown(self) -> Teardown:

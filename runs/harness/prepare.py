@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from infra.deployers.base import Context, Deployer, DeployError, stack_name
+from infra.deployers.base import Bounds, Context, Deployer, DeployError, stack_name
 from infra.deployers.compose import files
 from infra.deployers.compose.recipe import Recipe
 from runs.harness import extras, lint, settings
@@ -91,7 +91,9 @@ def context_of(request: Request, work: Path, credential: Mapping[str, str], jour
         memory_mb=limits.memory_mb,
         processes=limits.processes,
         disk_mb=limits.disk_mb,
+        bounds=Bounds(**limits.app.model_dump()),
         allow=request.allow,
+        withheld=request.withheld,
         locks=Path(request.locks) if request.locks else None,
         mirror=request.images.mirror,
         registry_auth=credential.get("registry_auth", ""),

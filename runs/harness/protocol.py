@@ -34,6 +34,21 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class AppLimits(_Model):
+    """What the services of the app may have: each of them (`memory_mb` to `log_mb`), and all together."""
+
+    memory_mb: int = 2048
+    cpus: float = 1.0
+    processes: int = 1024
+    log_mb: int = 20
+    tasks: int = 20
+    services: int = 20
+    secrets: int = 50
+    configs: int = 50
+    networks: int = 20
+    volumes_mb: int = 8192  #: in volumes and beside them; the run ends above it
+
+
 class Limits(_Model):
     """What a run may use. Seconds of wall clock, megabytes, number of processes."""
 
@@ -43,6 +58,7 @@ class Limits(_Model):
     memory_mb: int = 2048
     processes: int = 512
     disk_mb: int = 2048
+    app: AppLimits = Field(default_factory=AppLimits)
 
 
 class Source(_Model):
@@ -88,6 +104,7 @@ class Request(_Model):
     keep: bool = False
     limits: Limits = Field(default_factory=Limits)
     allow: list[str] = Field(default_factory=list)  #: what this recipe may ask for though a stranger may not (docs/security.md)
+    withheld: list[str] = Field(default_factory=list)  #: what it might if this commit were a trusted one; only to say so
     images: Images = Field(default_factory=Images)
     oidc: Oidc | None = None
     locks: str = ""  #: a folder of this machine, the same for all its runs, in which exclusive ports are leased

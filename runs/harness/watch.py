@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -14,8 +15,12 @@ class TimedOut(Exception):
     """The run or a stage took longer than it may."""
 
 
+class Exceeded(Exception):
+    """The app takes more of the machine than it may."""
+
+
 class Watch:
-    """`check` raises when the run shall stop: cancelled, or out of time."""
+    """`check` raises when the run shall stop: cancelled, out of time, or when `exceeded` says so."""
 
     def __init__(self, cancel: Path, run_seconds: float) -> None:
         self._cancel = cancel
@@ -25,6 +30,7 @@ class Watch:
         self._stage_text = ""
         self._looked = 0.0
         self.cancelled = False
+        self.exceeded: Callable[[], str] = str
 
     def stage(self, name: str, seconds: float) -> None:
         """Begin a stage of at most `seconds`."""
@@ -38,6 +44,8 @@ class Watch:
             self.cancelled = self._cancel.exists()
         if self.cancelled:
             raise Cancelled("The run was cancelled.")
+        if words := self.exceeded():
+            raise Exceeded(words)
         if now > self._run_until:
             raise TimedOut(f"The run took longer than {self._run_seconds:g} s.")
         if self._stage_until and now > self._stage_until:

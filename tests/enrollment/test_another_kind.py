@@ -22,6 +22,7 @@ from enrollment.forges.base import (
     Found,
     Garbage,
     Gate,
+    Head,
     Heard,
     Hook,
     NotFound,
@@ -46,7 +47,8 @@ pytestmark = pytest.mark.django_db
 BOT, ALICE, MALLORY = User(1, "cc-ci"), User(2, "alice"), User(3, "mallory")
 WEB = Repo(7, "recipes", 70, "web", False, "main", "memory:web", "https://memory.example.org/web", frozenset({"pull"}))
 EARLIER = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=1)
-PULL = Pull(1, "A change", ALICE, "open", False, f"{WEB.html_url}/1", EARLIER, EARLIER, "a" * 40, WEB.id, WEB, "main")
+HEAD = Head(WEB.id, WEB.full_name, User(WEB.owner_id, WEB.owner), "change")
+PULL = Pull(1, "A change", ALICE, "open", False, f"{WEB.html_url}/1", EARLIER, EARLIER, "a" * 40, HEAD, WEB, "main")
 
 
 @dataclass
@@ -94,7 +96,7 @@ class Memory:
         yield from ()
 
     def branch_head(self, owner: str, name: str, branch: str) -> str:
-        return "b" * 40
+        return ("a" if branch == "change" else "b") * 40
 
     def read_file(self, owner: str, name: str, path: str, branch: str) -> RemoteFile:
         raise NotFound(path)

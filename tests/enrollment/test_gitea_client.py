@@ -17,6 +17,7 @@ from enrollment.forges.base import (
     Forbidden,
     ForgeError,
     Garbage,
+    Head,
     NotFound,
     OddRows,
     Push,
@@ -90,7 +91,9 @@ def test_reads_what_polling_and_trust_need(place: Place) -> None:
     (summary,) = client.changed_pulls(LONG_AGO, "recipes")
     assert (summary.repo_id, summary.repo_full_name, summary.number) == (repo.id, "recipes/web", 1)
     found = client.pull("recipes", "web", 1)
-    assert (found.head_sha, found.from_fork, found.author.login, found.base.id) == (pull.head_sha, False, "alice", repo.id)
+    assert (found.head_sha, found.agit, found.author.login, found.base.id) == (pull.head_sha, False, "alice", repo.id)
+    assert found.head == Head(repo.id, "recipes/web", User(place.org.id, "recipes"), "change")
+    assert client.branch_head("recipes", "web", "change") == pull.head_sha
     assert client.pull_commits("recipes", "web", 1) == [pull.head_sha]
     (comment,) = client.pull_comments("recipes", "web", 1, None)
     assert (comment.id, comment.body, comment.author.id, comment.pull_number) == (said.id, said.body, place.alice.id, 1)
@@ -129,10 +132,10 @@ def test_members_collaborators_and_pushes_as_far_as_they_show(place: Place) -> N
     assert client.is_collaborator("recipes", "web", "mallory") is (True if new else None)
     assert client.is_collaborator("recipes", "web", "alice") is None
     pull = place.remote.pull("recipes/web", 1)
-    assert client.last_push("recipes", "web", 1) == (Push(pull.created, pull.head_sha) if new else None)
+    assert client.last_push("recipes", "web", 1) == (Push(pull.created, pull.head_sha, place.alice.id) if new else None)
     place.clock.move(seconds=5)
     sha = place.remote.push("recipes/web", "change", {"more.txt": "1"}, "More", place.alice)
-    assert client.last_push("recipes", "web", 1) == (Push(pull.updated, sha) if new else None)
+    assert client.last_push("recipes", "web", 1) == (Push(pull.updated, sha, place.alice.id) if new else None)
     for row in place.remote.comments_of(pull, kinds="pull_push"):
         del place.remote.tables.comments[row.id]
     assert client.last_push("recipes", "web", 1) == (Push(None, "") if new else None)
@@ -201,8 +204,12 @@ SAID = {
     "user": lambda said, body: said == User(body["id"], body["login"]),
     "repository": lambda said, body: said.full_name == body["full_name"] and said.permissions == {"pull"},
     "repository_as_admin": lambda said, body: said.permissions == {"pull", "push", "admin"},
-    "pull": lambda said, body: said.head_sha == body["head"]["sha"] and not said.from_fork,
-    "pull_from_fork": lambda said, body: said.from_fork and said.head_repo_id == body["head"]["repo"]["id"],
+    "pull": lambda said, body: (
+        (said.head_sha, said.head.repo_id, said.head.branch) == (body["head"]["sha"], said.base.id, "upgrade")
+    ),
+    "pull_from_fork": lambda said, body: (
+        said.head == Head(4, "mallory/matrix-synapse", User(body["user"]["id"], "mallory"), "evil") and said.base.id != 4
+    ),
     "issues_search_pulls": lambda said, body: [row.number for row in said] == [row["number"] for row in body],
     "issues_search_none": lambda said, body: said == [],
     "issue_comments": lambda said, body: [row.id for row in said] == [row["id"] for row in body],

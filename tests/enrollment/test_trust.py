@@ -15,7 +15,7 @@ from enrollment import tasks, trust
 from enrollment.forges.base import User
 from enrollment.models import Comment, Repository
 from enrollment.sandbox.faults import Fault
-from enrollment.trust import Facts, Person, decide
+from enrollment.trust import NOT_ASKED, Code, Facts, Person, decide
 from runs import approval
 from runs.models import TestRun
 from tests.world import World
@@ -23,8 +23,9 @@ from tests.world import World
 HEAD, OLDER, ALIKE = "a" * 40, "abc1234" + "0" * 33, "abc1234" + "1" * 33
 MEMBER = Person(3, "alice", is_member=True)
 STRANGER = Person(4, "mallory")
-OWN = Facts(MEMBER, MEMBER, from_fork=False, head_sha=HEAD, commits=(HEAD, OLDER))
-STRANGE = Facts(MEMBER, STRANGER, from_fork=True, head_sha=HEAD, commits=(HEAD, OLDER))
+BRANCH, FORK, PUSHED = Code("branch"), Code("fork", "mallory/web", STRANGER), Code("agit")
+OWN = Facts(MEMBER, MEMBER, BRANCH, head_sha=HEAD, commits=(HEAD, OLDER))
+STRANGE = Facts(MEMBER, STRANGER, FORK, head_sha=HEAD, commits=(HEAD, OLDER))
 
 
 @pytest.mark.parametrize(
@@ -41,15 +42,28 @@ STRANGE = Facts(MEMBER, STRANGER, from_fork=True, head_sha=HEAD, commits=(HEAD, 
         # A stranger may not ask for their own code, with or without a commit named.
         (replace(STRANGE, asker=STRANGER), "", "outsider", "neither"),
         (replace(STRANGE, asker=STRANGER, wanted_sha=HEAD), "", "outsider", "neither"),
-        # Code from a branch of the repository itself, or from a trusted person's fork, is no strange code.
-        (replace(STRANGE, from_fork=False), HEAD, "", "member"),
-        (replace(STRANGE, author=MEMBER), HEAD, "", "member"),
+        # Code from a branch of the repository itself, or from a trusted person's own fork, is no strange code.
+        (replace(STRANGE, code=BRANCH), HEAD, "", "member"),
+        (replace(STRANGE, author=MEMBER, code=Code("fork", "alice/web", MEMBER)), HEAD, "", "member"),
+        (replace(STRANGE, author=MEMBER, code=PUSHED), HEAD, "", "member"),
+        # Of a fork the author and the owner count, and of all else nobody.
+        (replace(STRANGE, author=MEMBER), "", "needs_sha", "from the fork mallory/web of mallory (user 4), who is neither owner"),
+        (
+            replace(STRANGE, code=Code("fork", "alice/web", MEMBER)),
+            "",
+            "needs_sha",
+            "from the fork alice/web of mallory (user 4)",
+        ),
+        (replace(STRANGE, author=MEMBER, code=Code("fork", "alice/web")), "", "needs_sha", "from the fork alice/web"),
+        (replace(STRANGE, code=PUSHED), "", "needs_sha", "by a push without a branch (AGit) of mallory (user 4), who is neither"),
+        (replace(STRANGE, author=MEMBER, code=Code()), "", "needs_sha", "from elsewhere"),
+        *((replace(OWN, code=replace(code, doubt="who knows")), "", "needs_sha", "who knows") for code in (BRANCH, FORK, PUSHED)),
         # A bot's fork is, whatever rights the bot has.
         (replace(STRANGE, author=Person(9, "renovate", is_bot=True, is_member=True)), "", "needs_sha", "who is a bot"),
         # Strange code: a commit named, or a proof that nothing was pushed since.
         (STRANGE, "", "needs_sha", "does not tell when it was pushed"),
         (replace(STRANGE, pushed_after_comment=True), "", "needs_sha", "something was pushed since the comment"),
-        (replace(STRANGE, pushed_after_comment=False), HEAD, "", "the fork of mallory (user 4)"),
+        (replace(STRANGE, pushed_after_comment=False), HEAD, "", "the fork mallory/web of mallory (user 4)"),
         (replace(STRANGE, wanted_sha=HEAD), HEAD, "", "named the commit"),
         (replace(STRANGE, wanted_sha=HEAD[:7]), HEAD, "", "named the commit"),
         (replace(STRANGE, wanted_sha=OLDER[:7]), OLDER, "", "named the commit"),
@@ -69,6 +83,24 @@ def test_decide(facts: Facts, sha: str, refusal: str, words: str) -> None:
     decision = decide(facts)
     assert (decision.allowed, decision.sha, decision.refusal) == (bool(sha), sha, refusal)
     assert words in decision.reason
+
+
+@pytest.mark.parametrize(
+    ("facts", "sha", "trusts"),
+    [
+        (OWN, HEAD, True),
+        (OWN, OLDER, True),
+        (replace(OWN, asker=STRANGER), HEAD, False),
+        (STRANGE, HEAD, False),
+        (replace(OWN, code=Code("fork", "alice/web", MEMBER)), OLDER, True),
+        (replace(OWN, code=NOT_ASKED), HEAD, False),
+        (replace(OWN, code=PUSHED), HEAD, True),
+        (replace(OWN, code=PUSHED), OLDER, False),  # who pushed the head says nothing of what was there before
+        (replace(STRANGE, code=PUSHED), HEAD, False),
+    ],
+)
+def test_which_commit_runs_as_a_trusted_one(facts: Facts, sha: str, trusts: bool) -> None:
+    assert facts.trusts(sha) is trusts
 
 
 @pytest.mark.parametrize(
@@ -103,6 +135,7 @@ def test_the_facts_can_be_kept_with_the_comment() -> None:
         "unseen": (),
     }
     assert facts["commits"] == 2
+    assert (facts["code"]["kind"], facts["code"]["owner"]["id"]) == ("fork", 4)
 
 
 # --- asking the forge

@@ -12,7 +12,7 @@ from django.conf import settings
 from enrollment import trust
 from enrollment.models import Comment
 from enrollment.sandbox.faults import Fault, Request
-from enrollment.trust import Approval, Decision, Facts, Person, approve, decide
+from enrollment.trust import Approval, Code, Decision, Facts, Person, approve, decide
 from runs import supervision
 from runs.models import State, TestRun
 from tests.world import World
@@ -178,26 +178,27 @@ def test_a_push_that_the_timeline_does_not_tell_of_starts_nothing(world: World, 
 MEMBER, STRANGER = Person(3, "alice", is_member=True), Person(4, "mallory")
 BLOCKED = Person(5, "trudy", is_member=True, is_owner=True, is_allowed=True, is_team=True, is_blocked=True)
 A, B = "a" * 40, "b" * 40
+FORK = Code("fork", "mallory/web")
 WITH_APPROVAL = trust.Policy(approval=True)
 
 
 @pytest.mark.parametrize(
     ("facts", "expected"),
     [
-        (Facts(BLOCKED, BLOCKED, True, A), (False, "", "nothing")),
-        (Facts(BLOCKED, BLOCKED, True, A, policy=WITH_APPROVAL, approved=(A,)), (False, "", "nothing")),
-        (Facts(Person(6, "t", is_team=True), STRANGER, False, A), (True, A, "")),
-        (Facts(STRANGER, STRANGER, True, A), (False, "", "outsider")),
-        (Facts(STRANGER, STRANGER, True, A, policy=WITH_APPROVAL), (False, A, "needs_approval")),
-        (Facts(STRANGER, MEMBER, True, A, policy=WITH_APPROVAL), (False, "", "outsider")),
-        (Facts(STRANGER, STRANGER, True, A, policy=WITH_APPROVAL, approved=(A,)), (True, A, "")),
-        (Facts(STRANGER, STRANGER, True, A, policy=WITH_APPROVAL, approved=(B,)), (False, A, "needs_approval")),
-        (Facts(STRANGER, STRANGER, True, A, (A, B), B[:7], policy=WITH_APPROVAL, approved=(A,)), (False, B, "needs_approval")),
-        (Facts(STRANGER, STRANGER, True, A, (A, B), B[:7], policy=WITH_APPROVAL, approved=(B,)), (True, B, "")),
-        (Facts(STRANGER, STRANGER, True, A, (A,), "f" * 7, policy=WITH_APPROVAL), (False, "", "unknown_sha")),
+        (Facts(BLOCKED, BLOCKED, FORK, A), (False, "", "nothing")),
+        (Facts(BLOCKED, BLOCKED, FORK, A, policy=WITH_APPROVAL, approved=(A,)), (False, "", "nothing")),
+        (Facts(Person(6, "t", is_team=True), STRANGER, Code("branch"), A), (True, A, "")),
+        (Facts(STRANGER, STRANGER, FORK, A), (False, "", "outsider")),
+        (Facts(STRANGER, STRANGER, FORK, A, policy=WITH_APPROVAL), (False, A, "needs_approval")),
+        (Facts(STRANGER, MEMBER, FORK, A, policy=WITH_APPROVAL), (False, "", "outsider")),
+        (Facts(STRANGER, STRANGER, FORK, A, policy=WITH_APPROVAL, approved=(A,)), (True, A, "")),
+        (Facts(STRANGER, STRANGER, FORK, A, policy=WITH_APPROVAL, approved=(B,)), (False, A, "needs_approval")),
+        (Facts(STRANGER, STRANGER, FORK, A, (A, B), B[:7], policy=WITH_APPROVAL, approved=(A,)), (False, B, "needs_approval")),
+        (Facts(STRANGER, STRANGER, FORK, A, (A, B), B[:7], policy=WITH_APPROVAL, approved=(B,)), (True, B, "")),
+        (Facts(STRANGER, STRANGER, FORK, A, (A,), "f" * 7, policy=WITH_APPROVAL), (False, "", "unknown_sha")),
         # An approval helps the stranger, and changes nothing for a member: their own rules are stricter.
-        (Facts(MEMBER, STRANGER, True, A, policy=WITH_APPROVAL, approved=(A,)), (False, "", "needs_sha")),
-        (Facts(MEMBER, BLOCKED, True, A), (False, "", "needs_sha")),
+        (Facts(MEMBER, STRANGER, FORK, A, policy=WITH_APPROVAL, approved=(A,)), (False, "", "needs_sha")),
+        (Facts(MEMBER, BLOCKED, FORK, A), (False, "", "needs_sha")),
     ],
 )  # fmt: skip
 def test_decide(facts: Facts, expected: tuple[bool, str, str]) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import subprocess
+from html import unescape
 from pathlib import Path
 
 import pytest
 from django.core.management import CommandError, call_command
 
 from controlplane.cli import OURS, Exit
+from controlplane.untrusted import ZERO_WIDTH
 from enrollment.models import Repository
 from enrollment.sandbox import git
 from enrollment.sandbox.faults import Fault, Request
@@ -120,7 +122,8 @@ def test_with_a_right_to_push_a_pull_request_is_opened(world: World, registry: R
     output, errors = close(port)
     assert output == ""
     pull = world.remote.pull("recipes/registry", 1)
-    assert pull.title == "Close the deferred test web-login" and port in pull.body and TEST in pull.body
+    assert pull.title == "Close the deferred test web-login" and port in pull.body
+    assert f"<code>{TEST}</code>" in unescape(pull.body).replace(ZERO_WIDTH, "")
     assert item().pull_url == f"{world.server.url}/recipes/registry/pulls/1" and item().pull_url in errors
     assert (on(world, "main"), on(world, "cc-ci/close-web-login")) == (REGISTRY, ticked(port))
 

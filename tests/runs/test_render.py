@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from html import unescape
+
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from controlplane.untrusted import ZERO_WIDTH
 from runs import render
 from runs.models import State, TestRun
 from tests.factories import ArtefactFactory, CaseResultFactory, DeferredItemFactory, StageResultFactory, TestRunFactory, details
 
 HOSTILE = "@alice ```\n</details>\n<!-- x --> #12 | pipe <script>alert(1)</script> [x](http://evil.example) ~~~"
+
+
+def read(text: str) -> str:
+    """A comment as people read it."""
+    return unescape(text).replace(ZERO_WIDTH, "")
 
 
 @pytest.fixture
@@ -25,11 +31,18 @@ def failed(db: None) -> TestRun:
 
 
 def test_the_verdict_comes_first_then_stages_then_failures_then_what_to_do(failed: TestRun) -> None:
-    text = render.report(failed, marker="cc-ci:x")
+    text = read(render.report(failed, marker="cc-ci:x"))
     assert text.startswith("<!-- cc-ci:x -->\n\n### ❌ The test of")
     order = [
         text.index(part)
-        for part in ("failed", "| stage |", "tests/test_page.py::test_page", "AssertionError: 404", failed.url, "!testme retry")
+        for part in (
+            "failed",
+            "| stage |",
+            "<code>tests/test_page.py::test_page</code>",
+            "AssertionError: 404",
+            failed.url,
+            "!testme retry",
+        )
     ]
     assert order == sorted(order)
     assert "test_fine" not in text
@@ -66,23 +79,6 @@ def test_nothing_from_outside_acts(db: None) -> None:
     assert "<!--" not in html.replace("&lt;", "")
 
 
-@given(st.text(max_size=400))
-@settings(max_examples=200, deadline=None)
-def test_a_fence_cannot_be_closed_from_inside(text: str) -> None:
-    tokens = MarkdownIt("commonmark").parse(render.fence(text) + "\n\nafter")
-    assert [token.type for token in tokens] == ["fence", "paragraph_open", "inline", "paragraph_close"]
-
-
-@given(st.text(max_size=200))
-@settings(max_examples=200, deadline=None)
-def test_plain_text_is_one_paragraph_without_a_mention(text: str) -> None:
-    plain = render.plain("x" + text)
-    tokens = MarkdownIt("commonmark").parse(plain)
-    assert [token.type for token in tokens] == ["paragraph_open", "inline", "paragraph_close"]
-    assert all(child.type in ("text", "text_special") for child in tokens[1].children or [])
-    assert not render.re.search(r"@\w", plain)
-
-
 def test_only_the_last_lines_of_a_long_log(db: None) -> None:
     run = TestRunFactory(state=State.FAILED)
     stage = StageResultFactory(run=run, name="custom", order=0, status="failed")
@@ -100,11 +96,11 @@ def test_what_else_was_found_is_told(db: None) -> None:
     ArtefactFactory(run=run, name="picture.png", kind="picture", data=b"png")
     text = render.report(run)
     assert "Level **2** of 5; own tests ended the climb: 1 of 3 tests failed." in text
-    assert "Deployed as 1.0.0\\+2.0, then upgraded to 1.1.0\\+2.1." in text
+    assert "Deployed as 1.0.0+2.0, then upgraded to 1.1.0+2.1." in read(text)
     assert "1 extra test was not run. This change touches what these cover:" in text
-    assert "- <code>extra/test\\_heavy.py::test\\_many\\_users</code>\n\nRun them with: `!testme --extra-tests`" in text
-    assert "changes app.status" in text and "counts once it is merged" in text
-    assert "A secret of this run was printed, and is blackened, in `log.txt`." in text
+    assert "- <code>extra/test_heavy.py::test_many_users</code>\n\nRun them with: `!testme --extra-tests`" in read(text)
+    assert "changes app.status" in read(text) and "counts once it is merged" in text
+    assert "A secret of this run was printed, and is blackened, in <code>log.txt</code>." in read(text)
     assert f"![The app]({run.url}files/picture.png)" in text
 
 

@@ -29,6 +29,9 @@ _LABELS_OF_OTHERS = ("cc-ci.", "com.docker.")
 #: How the names of a run's networks begin that it gets from us.
 _OURS = "cc-ci-"
 _MOST_REPLICAS = 20
+#: What Docker takes for the names of services, networks, volumes, configs and secrets in a compose file, and of images.
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
+_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,499}")
 _LONGEST_WORDS = 500
 _LONGEST_KEY = 1000  #: of a mapping; Docker reads no more than 1022 characters
 #: Not those that give a process more of the processor than others (`nice`, `rtprio`, `rttime`).
@@ -52,21 +55,28 @@ class Problem:
         return f"{'.'.join(self.path)}: {self.words}" if self.path else self.words
 
 
-def check(recipe: Recipe, allow: Collection[str] = ()) -> None:
+def check(recipe: Recipe, allow: Collection[str] = (), withheld: Collection[str] = (), *, trusted: bool = True) -> None:
     """Raises DeployError `forbidden` with everything that the recipe may not have.
 
     `allow` holds what an enrolment allows, word for word as the error says it, such as `services.app: cap_add NET_ADMIN`.
+    `withheld` is not allowed: what the enrolment would allow to a trusted commit, so that the error can say it.
     What a run shares with others is allowed to nobody: routes of the proxy, labels of ours, files beside the checkout.
     """
-    allowed = {line.strip() for line in allow}
+    allowed, missed = {line.strip() for line in allow}, {line.strip() for line in withheld}
     found = [problem for problem in problems(recipe) if not (problem.allowable and str(problem) in allowed)]
     if not found:
         return
     places = lines.Places(recipe.checkout, recipe.names)
     said = [f"{_where(places, problem)}: {_shown(problem)}" for problem in found[:10]]
     more = f"; and {len(found) - 10} more" if len(found) > 10 else ""
-    allowable = list(dict.fromkeys(f"`{p}`" for p in found[:10] if p.allowable and _shown(p) == str(p)))
+    # Each once, and only what is printed in full: it is to be copied.
+    told = dict.fromkeys(f"`{p}`" for p in found if p.allowable and _shown(p) == str(p))
+    allowable, held = ([line for line in told if (line[1:-1] in missed) is known][:10] for known in (False, True))
     way = f" Or allow it for this repository at its enrolment, one a line: {', '.join(allowable)}." if allowable else ""
+    if way and not trusted:
+        way += " That counts for a stranger's commit, which this is, only where the enrolment says so, too."
+    if held:
+        way += f" The enrolment allows {', '.join(held)}, but not to a stranger's commit, which this is."
     raise DeployError("forbidden", f"The recipe asks for what a run may not have: {'; '.join(said)}{more}.", _FIX + way)
 
 
@@ -88,6 +98,10 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
         if key not in ("version", "services", "networks", "volumes", "configs", "secrets") and not key.startswith("x-"):
             yield from _each((), key, value)
     declared = {kind: mapping(document.get(kind)) for kind in ("networks", "volumes", "configs", "secrets")}
+    for kind, section in (("services", recipe.services), *declared.items()):
+        for name in section:
+            if not _NAME.fullmatch(name):
+                yield Problem((kind,), f"the name {name!r}, with more than letters, digits, `.`, `_` and `-`", allowable=False)
     for name, service in recipe.services.items():
         yield from _service(("services", name), service, declared, stack)
         yield from _routes(("services", name, "deploy", "labels"), recipe.labels(name), domain, stack)
@@ -117,9 +131,7 @@ Judge = Callable[[tuple[str, ...], str, Any], Iterator[Problem]]
 
 def _each(path: tuple[str, ...], key: str, value: Any) -> Iterator[Problem]:
     """Nothing of this key is admitted: each thing by its name is a problem of its own, so that one can be allowed by itself."""
-    if value is None or value is False or value == [] or value == {} or value == "":
-        return
-    if value is True:
+    if not value or value is True:
         yield Problem(path, key, (key,))
     elif isinstance(value, list):
         for item in value:
@@ -134,23 +146,21 @@ def _each(path: tuple[str, ...], key: str, value: Any) -> Iterator[Problem]:
 def _is(*kinds: type) -> Judge:
     def judge(path: tuple[str, ...], key: str, value: Any) -> Iterator[Problem]:
         # A boolean is a number to Python, and to nobody else.
-        if value is not None and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             yield _shape(path, key)
 
     return judge
 
 
 def _list_of_texts(path: tuple[str, ...], key: str, value: Any) -> Iterator[Problem]:
-    if value is not None and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
+    if not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
         yield _shape(path, key)
 
 
 def _map_of_texts(path: tuple[str, ...], key: str, value: Any) -> Iterator[Problem]:
-    if value is not None and not (
-        isinstance(value, dict) and all(isinstance(k, str) and (v is None or isinstance(v, str)) for k, v in value.items())
-    ):
+    if not (isinstance(value, dict) and all(text is None or isinstance(text, str) for text in value.values())):
         yield _shape(path, key)
-    elif not all(0 < len(name) <= _LONGEST_KEY for name in value or {}):
+    elif not all(0 < len(name) <= _LONGEST_KEY for name in value):
         yield Problem(path, f"a name in {key} that is empty or longer than {_LONGEST_KEY} characters", (key,), allowable=False)
 
 
@@ -174,10 +184,10 @@ def _mapping_of(known: Mapping[str, Judge]) -> Judge:
 
 def _list_of(judge: Judge) -> Judge:
     def each(path: tuple[str, ...], key: str, value: Any) -> Iterator[Problem]:
-        if value is not None and not isinstance(value, list):
+        if not isinstance(value, list):
             yield _shape(path, key)
             return
-        for item in value or []:
+        for item in value:
             yield from judge(path, key, item)
 
     return each
@@ -185,7 +195,7 @@ def _list_of(judge: Judge) -> Judge:
 
 def _one_of(*allowed: Any) -> Judge:
     def judge(path: tuple[str, ...], key: str, value: Any) -> Iterator[Problem]:
-        if value is not None and value not in allowed:
+        if value not in allowed:
             yield Problem(path, f"{key} {value}", (key,))
 
     return judge
@@ -193,6 +203,11 @@ def _one_of(*allowed: Any) -> Judge:
 
 _text, _number, _flag, _duration = _is(str), _is(int), _is(bool), _is(str)
 _size = _is(str, int)
+
+
+def _image(path: tuple[str, ...], key: str, value: Any) -> Iterator[Problem]:
+    if not (isinstance(value, str) and _IMAGE.fullmatch(value)):
+        yield Problem(path, f"the image {value!r}, which is no image's name", (key,), allowable=False)
 
 
 def _labels(path: tuple[str, ...], key: str, value: Any) -> Iterator[Problem]:
@@ -210,7 +225,7 @@ def _replicas(path: tuple[str, ...], key: str, value: Any) -> Iterator[Problem]:
 
 
 def _log_driver(path: tuple[str, ...], key: str, value: Any) -> Iterator[Problem]:
-    if value not in (None, *_LOG_DRIVERS):
+    if value not in _LOG_DRIVERS:
         yield Problem(path, f"the log driver {value}", ("logging", "driver"))
 
 
@@ -222,21 +237,16 @@ def _log_options(path: tuple[str, ...], key: str, value: Any) -> Iterator[Proble
 
 
 def _ulimits(path: tuple[str, ...], key: str, value: Any) -> Iterator[Problem]:
+    if not isinstance(value, dict):
+        yield _shape(path, key)
     for name, limit in mapping(value).items():
         if name not in _ULIMITS:
-            yield Problem(path, f"ulimits {name}", ("ulimits", str(name)))
-        elif not (_plain_int(limit) or (isinstance(limit, dict) and limit.keys() <= {"soft", "hard"})) or (
-            isinstance(limit, dict) and not all(_plain_int(number) for number in limit.values())
-        ):
-            yield _shape(path, key)
-    if value is not None and not isinstance(value, dict):
-        yield _shape(path, key)
+            yield Problem(path, f"ulimits {name}", ("ulimits", name))
+        else:
+            yield from (_LIMIT if isinstance(limit, dict) else _number)(path, f"{key}.{name}", limit)
 
 
-def _plain_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
+_LIMIT = _mapping_of({"soft": _number, "hard": _number})
 _UPDATE = _mapping_of(
     {
         "parallelism": _number,
@@ -287,7 +297,8 @@ _LOGGING = _mapping_of({"driver": _log_driver, "options": _log_options})
 
 #: Every key of a service that is admitted, with its shape. Those that need the other sections are judged in `_service`.
 _SERVICE: Mapping[str, Judge] = {
-    **dict.fromkeys(("image", "hostname", "domainname", "user", "working_dir", "stop_signal", "restart", "mac_address"), _text),
+    "image": _image,
+    **dict.fromkeys(("hostname", "domainname", "user", "working_dir", "stop_signal", "restart", "mac_address"), _text),
     **dict.fromkeys(
         ("command", "entrypoint", "dns", "dns_search", "extra_hosts", "expose", "links", "depends_on"), _list_of_texts
     ),
@@ -367,23 +378,23 @@ def _bind(path: tuple[str, ...], source: str) -> Problem:
     # What lies in the checkout is the folder of the run itself, with its sockets and logins above it.
     inner = relative(source)
     allowable = source.startswith("/") and inner == source and ".." not in source.split("/")
-    shown = source if inner == source else f"./{inner}"
+    shown = source if inner == source else f"./{inner}" if inner != "." else inner
     words = f"a bind mount of {shown or 'nothing'}"
     return Problem(path, words + (" (the docker socket)" if "docker.sock" in source else ""), ("volumes", shown), allowable)
 
 
 def _attachments(path: tuple[str, ...], value: Any, declared: Mapping[str, Any], stack: str) -> Iterator[Problem]:
-    if value is not None and not isinstance(value, dict):
+    if not isinstance(value, dict):
         yield _shape(path, "networks")
     for name, options in mapping(value).items():
         if name not in declared and name != "default":
             yield Problem(path, f"the network {name}, which is none of the recipe", ("networks", name), allowable=False)
         if options is not None and not isinstance(options, dict):
             yield _shape(path, f"networks.{name}")
-        for key, inner in mapping(options).items():
-            if key != "aliases" and inner:
+        for key in mapping(options):
+            if key != "aliases":
                 yield Problem(path, f"{key} on the network {name}", ("networks", name, key))
-        aliases = mapping(options).get("aliases")
+        aliases = mapping(options).get("aliases", [])
         yield from _list_of_texts(path, f"networks.{name}.aliases", aliases)
         # On a network that others share an alias is a way to be taken for somebody else.
         for alias in aliases if isinstance(aliases, list) and _external(declared.get(name)) else []:
@@ -431,13 +442,13 @@ def _network(path: tuple[str, ...], definition: Mapping[str, Any], stack: str) -
         yield from _own_name(path, name, stack)
     if path[-1].startswith(_OURS) or str(name or "").startswith(f"{stack}_{_OURS}"):
         yield Problem(path, f"a name that begins with {_OURS}, which is the server's own", allowable=False)
-    if definition.get("driver") not in (None, "", "overlay"):
+    if definition.get("driver", "") not in ("", "overlay"):
         yield Problem(path, f"the network driver {definition['driver']}", ("driver",))
-    if definition.get("driver_opts"):
+    if "driver_opts" in definition:
         yield Problem(path, "driver_opts", ("driver_opts",))
-    if definition.get("ipam"):
+    if "ipam" in definition:
         yield Problem(path, "ipam: addresses of its own choice can take those of others", ("ipam",))
-    known = {**dict.fromkeys(("name", "driver", "driver_opts", "ipam"), _any), "labels": _labels}
+    known = {"name": _text, "driver": _text, "driver_opts": _any, "ipam": _any, "labels": _labels}
     yield from _known(path, definition, {**known, **dict.fromkeys(("external", "internal", "attachable"), _flag)})
 
 
@@ -447,12 +458,12 @@ def _volume(path: tuple[str, ...], definition: Mapping[str, Any], stack: str) ->
         yield Problem(path, f"the external volume {name or path[-1]}", ("external",))
     else:
         yield from _own_name(path, name, stack)
-    if definition.get("driver") not in (None, "", "local"):
+    if definition.get("driver", "") not in ("", "local"):
         yield Problem(path, f"the volume driver {definition['driver']}", ("driver",))
     if options := mapping(definition.get("driver_opts")):
         listed = ", ".join(f"{name}={value}" for name, value in options.items())
         yield Problem(path, f"driver_opts, which can mount any folder: {listed}", ("driver_opts",))
-    known = {"name": _any, "driver": _any, "driver_opts": _map_of_texts, "external": _flag, "labels": _labels}
+    known = {"name": _text, "driver": _text, "driver_opts": _map_of_texts, "external": _flag, "labels": _labels}
     yield from _known(path, definition, known)
 
 
@@ -463,7 +474,7 @@ def _file(path: tuple[str, ...], definition: Mapping[str, Any], stack: str) -> I
         yield Problem(path, f"the external config {name or path[-1]}", ("external",))
     else:
         yield from _own_name(path, (name or path[-1]) if _external(definition) else name, stack)
-    if definition.get("driver"):
+    if "driver" in definition:
         yield Problem(path, f"the driver {definition['driver']}", ("driver",))
-    known = {"name": _any, "driver": _any, "external": _flag, "file": _text, "labels": _labels}
+    known = {"name": _text, "driver": _any, "external": _flag, "file": _text, "labels": _labels}
     yield from _known(path, definition, {**known, "template_driver": _one_of("", "golang")})

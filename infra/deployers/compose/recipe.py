@@ -80,7 +80,8 @@ class Recipe:
         """
         for kind in ("configs", "secrets"):
             for key, definition in mapping(self.document.get(kind)).items():
-                if file := mapping(definition).get("file"):
+                # Of an external one Docker reads no file.
+                if not mapping(definition).get("external") and (file := mapping(definition).get("file")):
                     yield (kind, key), relative(str(file))
         for name, service in self.services.items():
             files = service.get("env_file")
@@ -90,7 +91,7 @@ class Recipe:
 
 def relative(path: str) -> str:
     """A path of the document as it is in the checkout."""
-    return path.removeprefix(f"{render.PLACE}/")
+    return "." if path == render.PLACE else path.removeprefix(f"{render.PLACE}/")
 
 
 def mapping(value: Any) -> dict[str, Any]:
@@ -200,4 +201,4 @@ def check_files(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
         try:
             inside(recipe.checkout, name)
         except DeployError as error:
-            yield path, error.message
+            yield path, error.message.rstrip(".")

@@ -72,7 +72,7 @@ def render(
     for env, answer in zip(environments, answers, strict=True):
         if answer.code != 0:
             raise _refused(checkout, names, env, answer, trusted)
-    return [_document(answer.out) for answer in answers]
+    return [parse(answer.out) for answer in answers]
 
 
 def check_name(checkout: Path, name: str) -> None:
@@ -99,16 +99,16 @@ def _refused(checkout: Path, names: Sequence[str], env: Mapping[str, str], answe
 
 
 def _because(checkout: Path, name: str, env: Mapping[str, str], answer: _Answer) -> DeployError:
+    own = sorted(filter(_OF_DOCKERS_OWN.match, env))[:5]
+    changed = f" (Docker's command itself is changed by the variables {', '.join(own)}.)" if own else ""
     if answer.code is None:
-        return _invalid(f"{name} unfolds to more than {_MOST_OUTPUT >> 10} kB.", "Use fewer aliases and anchors.")
+        return _invalid(f"{name} unfolds to more than {_MOST_OUTPUT >> 10} kB.", f"Use fewer aliases and anchors.{changed}")
     if answer.code == -9:
-        return _invalid(f"{name} takes more than {_MEMORY_MB} MB to read.", "Use fewer aliases and anchors.")
+        return _invalid(f"{name} takes more than {_MEMORY_MB} MB to read.", f"Use fewer aliases and anchors.{changed}")
     said = _words(answer.err)
     if "forbidden properties" in said:
         said = f"{said} ({_forbidden(checkout, name)})"
-    fix = f"`docker stack config -c {name}` says the same."
-    if own := sorted(filter(_OF_DOCKERS_OWN.match, env)):
-        fix += f" (Docker's command itself is changed by the variables {', '.join(own[:5])}.)"
+    fix = f"`docker stack config -c {name}` says the same.{changed}"
     return _invalid(f"Docker refuses {name}{lines.of_error(checkout, name, said)}: {said}.", fix)
 
 
@@ -165,7 +165,8 @@ def _run(
     except (ValueError, KeyError, TypeError, RecursionError):
         raise DeployError("tool_failed", f"Docker's reader could not be run: {_words(said[-300:])}.") from None
     if not isolated.ok:
-        answers = [_Answer(one.code, one.out.replace(f"{checkout}/", f"{PLACE}/"), one.err) for one in answers]
+        here = re.compile(rf"{re.escape(str(checkout))}(?![\w.-])")
+        answers = [_Answer(one.code, here.sub(PLACE, one.out), one.err) for one in answers]
     return answers
 
 
@@ -244,7 +245,8 @@ _WHOLE = re.compile(r"-?(?:0|[1-9][0-9]{0,17})")
 _BROKEN = re.compile(r"-?[0-9]{1,40}(?:\.[0-9]{1,40}(?:e[-+]?[0-9]{1,2})?|e[-+]?[0-9]{1,2})")
 
 
-def _document(text: str) -> dict[str, Any]:
+def parse(text: str) -> dict[str, Any]:
+    """The document that Docker printed, or a stranger in its place. Raises DeployError."""
     try:
         try:
             document = _read(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
@@ -272,13 +274,10 @@ def _read(text: str, loader: type[yaml.SafeLoader]) -> Any:
             continue
         if event.anchor or getattr(event, "tag", None):
             raise ValueError("it has an alias, an anchor or a tag")
-        value = (
-            _scalar(event, text)
-            if isinstance(event, yaml.ScalarEvent)
-            else {}
-            if isinstance(event, yaml.MappingStartEvent)
-            else []
-        )
+        value: Any = {} if isinstance(event, yaml.MappingStartEvent) else []
+        if isinstance(event, yaml.ScalarEvent):
+            event.value.encode()  # half of a surrogate pair is no text
+            value = _scalar(event, text)
         place, keys = around[-1]
         if isinstance(place, list):
             place.append(value)

@@ -11,7 +11,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from infra.deployers.compose import render, routes
+from infra.deployers.base import Bounds
+from infra.deployers.compose import routes
+from infra.deployers.compose.bounds import keep_within
 from infra.deployers.compose.files import inside
 from infra.deployers.compose.ports import Port
 from infra.deployers.compose.recipe import Recipe, mapping, relative, texts
@@ -34,6 +36,7 @@ def of_run(
     ports: Mapping[str, Sequence[Port]],
     stack: str,
     proxied: bool,
+    bounds: Bounds,
 ) -> dict[str, Any]:
     """The document of a run.
 
@@ -41,9 +44,10 @@ def of_run(
     container, or every task would be started anew. What is published is `ports` and nothing else. Every external network is
     the proxy's (`admission`), and becomes a private one of the stack. Where the run is `proxied`, the services on it that have
     routes are on one more, which the proxy joins (`front`). A router's certresolver becomes plain `tls`; routers of TCP and UDP
-    are left out.
+    are left out. No service has more of the machine than `bounds`.
     """
     document = _copy(recipe)
+    keep_within(document, bounds)
     networks = document["networks"]
     shared = {key for key, network in networks.items() if network.get("external")}
     networks |= {key: {"driver": "overlay"} for key in shared}
@@ -99,6 +103,8 @@ def _copy(recipe: Recipe) -> dict[str, Any]:
         for definition in section.values():
             for key in [key for key in definition if key[:2] == "x-" and key != "x-cluster-spec"]:
                 del definition[key]
+            if definition.get("external"):
+                definition.pop("file", None)
             if kind in ("configs", "secrets") and (file := definition.get("file")):
                 definition["file"] = str(inside(recipe.checkout, relative(str(file))))
     for service in document["services"].values():
@@ -106,8 +112,9 @@ def _copy(recipe: Recipe) -> dict[str, Any]:
         service.pop("build", None)
         _readable_again(service)
         for mount in service.get("volumes") or []:
-            if mount.get("type") == "bind" and (source := str(mount.get("source"))).startswith(f"{render.PLACE}/"):
-                mount["source"] = str(recipe.checkout / relative(source))
+            source = str(mount.get("source"))
+            if mount.get("type") == "bind" and (inner := relative(source)) != source:
+                mount["source"] = str(recipe.checkout / inner)
     return document
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from infra.deployers.process import ProcessDeployer
 from runs.harness.engine import Engine
 from runs.harness.oidc import Provider
 from runs.harness.protocol import Images, Oidc, Results, RunFolder, Source, Verdict

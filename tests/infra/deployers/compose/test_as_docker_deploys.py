@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from infra.deployers.base import DeployError
+from infra.deployers.base import Bounds, DeployError
 from infra.deployers.compose import admission, ports, render, stackfile
 from infra.deployers.compose.recipe import Recipe, compose_files, read_environment
 from infra.deployers.engine import socket_path
@@ -188,7 +188,20 @@ def certificates(bodies: Mapping[str, Bodies]) -> None:
     _drop_labels(bodies, r"traefik\.\w+\.routers\.[^.]+\.tls(?:\.certresolver)?$")
 
 
+def limits_of_the_machine(bodies: Mapping[str, Bodies]) -> None:
+    """No service has more of the machine than a run may have: memory, processors, processes, log, a health check each second."""
+    for service, container in _services(bodies):
+        task = service["TaskTemplate"]
+        task.pop("Resources", None)
+        task.pop("LogDriver", None)
+        check = container.get("Healthcheck") or {}
+        for key in ("Interval", "StartInterval"):
+            if 0 < check.get(key, 0) < 10**9:
+                check[key] = 10**9
+
+
 DIFFERENCES_OF_A_RUN: list[Change] = [
+    limits_of_the_machine,
     our_labels,
     published_numbers,
     network_of_the_proxy,
@@ -251,7 +264,7 @@ def read(case: Case) -> Recipe:
     done = subprocess.run(command, env=dict(case.env), stdin=subprocess.DEVNULL, capture_output=True)
     if done.returncode:
         raise DeployError("invalid_recipe", done.stderr.decode())
-    document = render._document(done.stdout.decode().replace(str(case.folder), render.PLACE))
+    document = render.parse(done.stdout.decode().replace(str(case.folder), render.PLACE))
     return Recipe(case.folder, case.env, document, case.names)
 
 
@@ -259,7 +272,7 @@ def handed_over(recipe: Recipe, folder: Path, of_run: bool = False) -> Recorded:
     """What the Swarm gets from us for one of the server's apps, or for a run."""
     if of_run:
         published = ports.plan(recipe.services, None, ())
-        document = stackfile.of_run(recipe, {"cc-ci.run": "1"}, {"cc-ci.deployment": "2"}, published, STACK, True)
+        document = stackfile.of_run(recipe, {"cc-ci.run": "1"}, {"cc-ci.deployment": "2"}, published, STACK, True, Bounds())
     else:
         published = {name: ports.read(service.get("ports") or []) for name, service in recipe.services.items()}
         document = stackfile.of_app(recipe, {}, {}, published)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from infra.deployers.base import DeployError, Secret, random_secret
+from infra.deployers.base import Bounds, DeployError, Secret, random_secret
 from infra.deployers.compose import ports, stackfile
 from infra.deployers.compose.recipe import Recipe, read_environment
 from tests.infra.deployers.compose.reading import STACK, context, load, write
@@ -152,7 +152,7 @@ def test_volumes_with_a_name_of_their_own_are_known_by_their_key(tmp_path: Path)
 
 
 def deployed(read: Recipe, published: Any = None, proxied: bool = False) -> dict[str, Any]:
-    return stackfile.of_run(read, {"ours": "1"}, {"number": "2"}, published or {}, STACK, proxied)
+    return stackfile.of_run(read, {"ours": "1"}, {"number": "2"}, published or {}, STACK, proxied, Bounds())
 
 
 def test_what_is_deployed_is_labelled_unpublished_and_filled_in(tmp_path: Path) -> None:

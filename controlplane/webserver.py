@@ -1,0 +1,228 @@
+"""The web server of `cc-ci work --web`: waitress, with deadlines for slow clients.
+
+One thread reads all connections, and a request takes one of the others only when it is there as a whole; so clients that send a
+byte now and then keep nobody waiting. Waitress closes connections that are silent, and no others: here each request has its time
+to arrive and each answer its time to be read, the number of connections and what they may send is bounded, and when there are too
+many, the one that has waited longest makes room. A request that `Registry.guards` refuses is answered before its body is read.
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from typing import Any
+
+from django.http.request import HttpHeaders
+from waitress import wasyncore
+from waitress.adjustments import Adjustments
+from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser
+from waitress.server import TcpWSGIServer
+from waitress.task import ThreadedTaskDispatcher
+
+log = logging.getLogger("controlplane.work")
+
+THREADS = 16
+#: Connections at once, where the system lets us have as many open files.
+CONNECTIONS = 500
+#: Bytes of a request's head and body, and of all bodies together that have not arrived yet.
+HEAD_BYTES, BODY_BYTES, ALL_BYTES = 32 * 1024, 1024 * 1024, 64 * 1024 * 1024
+#: Seconds that a connection may take, by what it is at. A proxy keeps connections open between requests for up to 90 s.
+SECONDS = {"head": 10, "body": 20, "idle": 120, "answer": 120, "closing": 2}
+#: Seconds in which requests that were begun are still answered when the server is stopped.
+GRACE = 5
+
+#: What may refuse a request by its method, path and headers: a status and a text, or None.
+Judge = Callable[[str, str, Mapping[str, str]], tuple[int, str] | None]
+
+
+class Refusal:
+    """An answer that is given in place of reading a body. What waitress takes for an error."""
+
+    def __init__(self, status: int, text: str) -> None:
+        self.status, self.text = HTTPStatus(status), text
+
+    def to_response(self, ident: str | None = None) -> tuple[str, list[tuple[str, str]], bytes]:
+        headers = [("Content-Type", "text/plain; charset=utf-8")]
+        return f"{self.status.value} {self.status.phrase}", headers, self.text.encode()
+
+
+class Parser(HTTPRequestParser):  # type: ignore[misc]
+    """A request on its way. It is judged when its head is there, and its body is not."""
+
+    judged = False
+
+    def received(self, data: bytes) -> int:
+        consumed: int = super().received(data)
+        if self.headers_finished and not self.judged and not self.empty:
+            self.judged = True
+            waits = self.body_rcv is not None and not self.body_bytes_received
+            if waits and (refused := self.adj.judge(self.command.upper(), self.path, self._headers())):
+                self.error, self.completed = Refusal(*refused), True
+        if self.error:
+            self.expect_continue = False  # it is answered, and not asked for more
+        return consumed
+
+    def _headers(self) -> Mapping[str, str]:
+        plain = ("CONTENT_TYPE", "CONTENT_LENGTH")
+        return HttpHeaders({name if name in plain else f"HTTP_{name}": value for name, value in self.headers.items()})
+
+
+class Channel(HTTPChannel):  # type: ignore[misc]
+    """A connection, and since when it has been at what."""
+
+    parser_class = Parser
+    #: Whether its request was refused: what it still sends is read and dropped for a moment, or it would not get the answer.
+    refused = lingering = False
+    served = 0
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self.at: tuple[str, object] = ("head", None)
+        self.since = time.monotonic()
+
+    def _doing(self) -> tuple[str, object]:
+        """What it is at, and of which request: the next one's time begins anew."""
+        if self.requests:
+            return "served", None
+        if self.lingering:
+            return "closing", None
+        if self.total_outbufs_len:
+            return "answer", self.served
+        if self.request is not None:
+            return ("body" if self.request.headers_finished else "head"), self.request
+        return ("idle", self.served) if self.served else ("head", None)
+
+    def tend(self, now: float) -> None:
+        """Close it when its time is over. Called every second."""
+        doing = self._doing()
+        if doing[0] != self.at[0] or doing[1] is not self.at[1]:
+            self.at, self.since = doing, now
+        elif now - self.since > SECONDS.get(doing[0], float("inf")):
+            self.drop()
+
+    def drop(self) -> None:
+        """Close it at once."""
+        self.refused = False
+        self.handle_close()
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is the client's turn."""
+        return not self.requests and not self.total_outbufs_len
+
+    @property
+    def bytes_waiting(self) -> int:
+        return self.request.body_bytes_received if self.request is not None else 0
+
+    def service(self) -> None:
+        self.refused = self.refused or bool(self.requests[0].error)
+        super().service()
+        self.served += 1
+
+    def handle_close(self) -> None:
+        if self.refused and not self.lingering and self.connected:
+            try:
+                self.socket.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass
+            else:
+                self.lingering, self.will_close = True, False
+                return
+        super().handle_close()
+
+    def readable(self) -> bool:
+        return self.lingering or bool(super().readable())
+
+    def handle_read(self) -> None:
+        if not self.lingering:
+            super().handle_read()
+            return
+        try:
+            self.recv(65536)
+        except OSError:
+            self.handle_close()
+
+
+class Server(TcpWSGIServer):  # type: ignore[misc]
+    """The listening socket."""
+
+    channel_class = Channel
+
+    def maintenance(self, now: float) -> None:
+        now = time.monotonic()
+        channels: list[Channel] = list(self.active_channels.values())
+        for channel in channels:
+            channel.tend(now)
+        waiting = sum(channel.bytes_waiting for channel in channels)
+        for channel in sorted(channels, key=lambda channel: channel.since) if waiting > ALL_BYTES else []:
+            if waiting > ALL_BYTES and channel.bytes_waiting:
+                waiting -= channel.bytes_waiting
+                channel.drop()
+
+    def handle_accept(self) -> None:
+        super().handle_accept()
+        if len(self.active_channels) > self.adj.most_connections:
+            oldest = min((c for c in self.active_channels.values() if c.waits), key=lambda channel: channel.since, default=None)
+            if oldest is not None:
+                oldest.drop()
+
+    @property
+    def busy(self) -> bool:
+        return any(not channel.waits or channel.request is not None for channel in self.active_channels.values())
+
+
+def serve(application: Callable[..., Any], listener: socket.socket, judge: Judge, ready: Callable[[], object]) -> None:
+    """Serve until SIGTERM or SIGINT, then let what was begun come to its end, for a few seconds."""
+    adjustments = Adjustments(
+        sockets=[listener],
+        threads=THREADS,
+        max_request_header_size=HEAD_BYTES,
+        max_request_body_size=BODY_BYTES + 1,
+        inbuf_overflow=64 * 1024,
+        outbuf_high_watermark=64 * 1024 * 1024,
+        cleanup_interval=1,
+        asyncore_use_poll=True,
+        log_socket_errors=False,
+        clear_untrusted_proxy_headers=False,  # `controlplane.middleware` knows which proxies are believed
+        ident=None,
+    )
+    adjustments.judge = judge
+    adjustments.most_connections = _connections()
+    adjustments.connection_limit = adjustments.most_connections + 100  # one too many is dropped, and none is kept waiting
+    dispatcher = ThreadedTaskDispatcher()
+    dispatcher.set_thread_count(THREADS)
+    sockets: dict[int, Any] = {}
+    info = (listener.family, listener.type, listener.proto, listener.getsockname())
+    server = Server(application, sockets, True, listener, dispatcher, adjustments, info, bind_socket=False)
+    stopping: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        stopping.append(number)
+        server.pull_trigger()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    ready()
+    while not stopping:
+        wasyncore.loop(timeout=1, use_poll=True, map=sockets, count=1)
+    server.accepting = False
+    until = time.monotonic() + GRACE
+    while server.busy and time.monotonic() < until:
+        wasyncore.loop(timeout=0.1, use_poll=True, map=sockets, count=1)
+    dispatcher.shutdown(timeout=max(0.0, until - time.monotonic()))
+
+
+def _connections() -> int:
+    """How many connections there may be: each is a file, and two more when what it sends and gets is long."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 3 * CONNECTIONS + 200
+    if soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return max(20, min(CONNECTIONS, (soft - 200) // 3))

@@ -1,0 +1,88 @@
+"""How much of the machine the services of a run may have: memory, processor, processes, logs, and how many of them. Pure.
+
+An image of a stranger's choice runs in them. What the recipe itself asks for counts where it is less.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from infra.deployers.base import Bounds
+from infra.deployers.compose.recipe import Recipe, mapping
+
+_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([kmgtp]?)i?b?", re.IGNORECASE)
+_DURATION = re.compile(r"(?:[0-9]{1,12}(?:\.[0-9]{0,9})?(?:ns|us|µs|ms|s|m|h))+")
+_PART = re.compile(r"([0-9.]+)(ns|us|µs|ms|s|m|h)")
+_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+#: A health check that is run more often is a load of its own.
+_CHECK_SECONDS = 1.0
+_LOG_FILES = 2
+
+
+def too_many(recipe: Recipe, bounds: Bounds) -> Iterator[str]:
+    """Of what a recipe has more than a run may have, with the setting that says how many."""
+    document = recipe.document
+    counts = {kind: len(mapping(document.get(kind))) for kind in ("services", "secrets", "configs", "networks")}
+    counts["tasks"] = sum(_replicas(service) for service in recipe.services.values())
+    for kind, count in counts.items():
+        most = getattr(bounds, kind)
+        if count > most:
+            yield f"{count} {kind}, more than the {most} that one run may have on this server (CC_CI_MOST_{kind.upper()})"
+
+
+def _replicas(service: Mapping[str, Any]) -> int:
+    replicas = mapping(service.get("deploy")).get("replicas")
+    return replicas if isinstance(replicas, int) else 1
+
+
+def keep_within(document: dict[str, Any], bounds: Bounds) -> None:
+    """Give each service of a document its limits."""
+    for service in document["services"].values():
+        limits = service.setdefault("deploy", {}).setdefault("resources", {}).setdefault("limits", {})
+        limits["memory"] = str(min(_bytes(limits.get("memory")) or bounds.memory_mb << 20, bounds.memory_mb << 20))
+        limits["cpus"] = f"{min(_number(limits.get('cpus')) or bounds.cpus, bounds.cpus):g}"
+        pids = int(limits.get("pids") or 0)  # 0 and -1 are Docker's words for no limit
+        limits["pids"] = pids if 0 < pids < bounds.processes else bounds.processes
+        # What is reserved has to lie within the limits, and is no longer anybody's to have.
+        reserved = mapping(service["deploy"]["resources"].get("reservations"))
+        if memory := _bytes(reserved.get("memory")):
+            reserved["memory"] = str(min(memory, int(limits["memory"])))
+        if cpus := _number(reserved.get("cpus")):
+            reserved["cpus"] = f"{min(cpus, float(limits['cpus'])):g}"
+        _log(service, bounds)
+        check = mapping(service.get("healthcheck"))
+        for key in ("interval", "start_interval"):
+            if 0 < _seconds(check.get(key)) < _CHECK_SECONDS:
+                check[key] = f"{_CHECK_SECONDS:g}s"
+
+
+def _log(service: dict[str, Any], bounds: Bounds) -> None:
+    """A log that grows no further: the daemon's own default may keep everything, or send it elsewhere."""
+    logging = mapping(service.get("logging"))
+    driver = logging.get("driver") or "json-file"
+    service["logging"] = {"driver": driver}
+    if driver != "none":
+        options = {key: text for key, text in mapping(logging.get("options")).items() if key not in ("max-size", "max-file")}
+        size = max(bounds.log_mb // _LOG_FILES, 1)
+        service["logging"]["options"] = {**options, "max-size": f"{size}m", "max-file": str(_LOG_FILES)}
+
+
+def _bytes(text: Any) -> int:
+    """A size as Docker writes it, in bytes; 0 for none. Its units are powers of 1024."""
+    match = _SIZE.fullmatch(str(text or "").strip())
+    return int(float(match[1]) * 1024 ** " kmgtp".index(match[2].lower() or " ")) if match else 0
+
+
+def _number(text: Any) -> float:
+    try:
+        return max(float(text or 0), 0.0)
+    except ValueError:
+        return 0.0
+
+
+def _seconds(text: Any) -> float:
+    if not isinstance(text, str) or not _DURATION.fullmatch(text):
+        return 0.0
+    return sum(float(number) * _SECONDS[unit] for number, unit in _PART.findall(text))

@@ -1,0 +1,166 @@
+"""How a run's containers leave: over a bridge of the run's own, whose name tells the firewall that a stranger is behind it.
+
+Left to itself the Swarm sends what all services of the machine have to say to the world over one bridge, docker_gwbridge, where
+nothing tells a stranger's container from one of the server's own apps: addresses there change hands at once, and a container can
+write any source address. So each run has a network of its own on this machine: a bridge named `ccci-…`, the default route of
+its containers, which then are not on docker_gwbridge at all. Rules on that name (`infra.firewall`) hold before the first packet.
+
+The name also says what the run may reach besides the internet: its first four digits are a hash of what its recipe's enrolment
+allows (`network: 10.1.2.3:5432/tcp`), "0000" where it allows nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from infra.deployers.base import DeployError
+from infra.deployers.docker_cli import call, docker, inspect, last_line
+
+#: The bridge of everything else that the Swarm runs on this machine.
+GATEWAY = "docker_gwbridge"
+#: How the names of the runs' bridges begin. The kernel takes 15 characters.
+PREFIX = "ccci-"
+NOTHING = "0000"
+#: How a line of an enrolment's allowances begins that is for the firewall, and not about the compose files.
+ALLOWS = "network:"
+
+_KEY = "cc-ci-egress"
+_TEMPLATE = "-template"
+_NAME_OPTION = "com.docker.network.bridge.name"
+_MTU_OPTION = "com.docker.network.driver.mtu"
+_EXISTS = re.compile("already exists", re.IGNORECASE)
+_ENTRY = re.compile(r"(?:\[(?P<six>[^\]]+)\]|(?P<four>[^\[\]:]+))(?::(?P<port>\d+)(?:/(?P<protocol>tcp|udp))?)?")
+
+
+@dataclass(frozen=True, order=True)
+class Allowed:
+    """Something that may be reached though it is this machine's or in a private range."""
+
+    network: str  #: an address is a network of one
+    port: int = 0  #: 0: all of it
+    protocol: str = ""  #: tcp or udp; empty with port 0
+
+    @property
+    def version(self) -> int:
+        return ipaddress.ip_network(self.network).version
+
+    def __str__(self) -> str:
+        network = ipaddress.ip_network(self.network)
+        address = str(network.network_address) if network.num_addresses == 1 else str(network)
+        if not self.port:
+            return address
+        return f"{f'[{address}]' if self.version == 6 else address}:{self.port}/{self.protocol}"
+
+
+def parse(text: str) -> Allowed:
+    """`10.1.2.3:5432/tcp`, `10.1.2.3:5432` (the same), `10.1.0.0/16`, `[fd00::1]:636`, `fd00::/64`.
+
+    Raises ValueError, which says what is wrong.
+    """
+    text = text.strip()
+    try:
+        return Allowed(str(ipaddress.ip_network(text)))
+    except ValueError:
+        pass
+    found = _ENTRY.fullmatch(text)
+    try:
+        network = ipaddress.ip_network((found["six"] or found["four"]) if found else "")
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not an address, such as 10.1.2.3:5432/tcp, [fd00::1]:636 or 10.1.0.0/16") from error
+    assert found
+    if network.version != (6 if found["six"] else 4):
+        raise ValueError(f"{text!r}: an IPv6 address with a port is written in brackets, and no other is")
+    port = int(found["port"] or 0)
+    if found["port"] and not 0 < port < 65536:
+        raise ValueError(f"{text!r}: a port is a number from 1 to 65535")
+    return Allowed(str(network), port, (found["protocol"] or "tcp") if port else "")
+
+
+def allowed(lines: Iterable[str]) -> list[Allowed]:
+    """What an enrolment's lines allow a recipe's runs to reach. Lines about other things, or that mean nothing, allow nothing."""
+    found = set()
+    for line in lines:
+        if line.strip().startswith(ALLOWS):
+            try:
+                found.add(parse(line.strip().removeprefix(ALLOWS)))
+            except ValueError:
+                continue
+    return sorted(found)
+
+
+def group(entries: Sequence[Allowed]) -> str:
+    """Four digits that bridges with these allowances have in common, and no others."""
+    if not entries:
+        return NOTHING
+    digest = hashlib.sha256("\n".join(map(str, sorted(entries))).encode()).hexdigest()
+    return next(part for start in range(0, 60, 4) if (part := digest[start : start + 4]) != NOTHING)
+
+
+def network(stack: str) -> str:
+    return f"{stack}_{_KEY}"
+
+
+def bridge(stack: str, lines: Iterable[str] = ()) -> str:
+    """The name of the bridge of a run's stack on this machine."""
+    return f"{PREFIX}{group(allowed(lines))}{hashlib.sha256(stack.encode()).hexdigest()[:6]}"
+
+
+def make(stack: str, labels: Mapping[str, str], lines: Iterable[str] = ()) -> bool:
+    """Make the network of a run, unless it is there. Whether there is one: not where the Swarm has several machines.
+
+    There each machine would need the template beforehand, and tasks would not start on one without it. Raises DeployError.
+    """
+    if docker("info", "--format={{.Swarm.Nodes}}").strip() != "1":
+        return False
+    name, known = network(stack), {str(one["Name"]): one for one in inspect("network", [GATEWAY, network(stack)])}
+    if name in known:
+        return True
+    options = {_NAME_OPTION: bridge(stack, lines)}
+    if mtu := ((known.get(GATEWAY) or {}).get("Options") or {}).get(_MTU_OPTION):
+        options[_MTU_OPTION] = str(mtu)
+    # The Swarm has a network of this machine's only by way of a template, which alone can have labels.
+    chosen = [
+        *(f"--label={key}={text}" for key, text in labels.items()),
+        *(f"--opt={key}={text}" for key, text in options.items()),
+    ]
+    _create("--config-only", *chosen, name + _TEMPLATE)
+    _create("--scope=swarm", "--driver=bridge", f"--config-from={name}{_TEMPLATE}", name)
+    return True
+
+
+def _create(*arguments: str) -> None:
+    done = call("network", "create", *arguments)
+    if done.returncode and not _EXISTS.search(done.stderr):
+        raise DeployError("tool_failed", f"docker network create: {last_line(done.stderr)}")
+
+
+def attach(document: dict[str, Any], stack: str) -> None:
+    """Have the services of a stack's document leave over its own bridge; not those that are on internal networks alone."""
+    networks = document["networks"]
+    for service in document["services"].values():
+        own = service.get("networks") or {"default": None}
+        if any(not (networks.get(key) or {}).get("internal") for key in own):
+            service["networks"] = {**own, _KEY: None}
+            networks[_KEY] = {"external": True, "name": network(stack)}
+
+
+def remove(ids: Sequence[str]) -> None:
+    """Take networks out of the Swarm whose templates are among these (those with our labels): they have no labels themselves."""
+    for template in inspect("network", ids):
+        name = str(template["Name"])
+        if not template.get("ConfigOnly") or not name.endswith(_KEY + _TEMPLATE):
+            continue
+        for made in inspect("network", [name.removesuffix(_TEMPLATE)]):
+            if (made.get("ConfigFrom") or {}).get("Network") == name:
+                call("network", "rm", str(made["Id"]))
+
+
+def removal(stack: str) -> str:
+    """The line to type that removes what `make` made, once nothing uses it."""
+    name = network(stack)
+    return f"docker network rm {name} 2>/dev/null; until docker network rm {name}{_TEMPLATE}; do sleep 2; done"

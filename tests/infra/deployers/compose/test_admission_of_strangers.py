@@ -1,0 +1,43 @@
+"""What the enrolment allows to trusted commits alone: a stranger's is refused, and the refusal says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from infra.deployers.base import DeployError
+from infra.deployers.compose import admission
+from tests.infra.deployers.compose.reading import load, write
+
+SOCKET = "services.app: a bind mount of /var/run/docker.sock (the docker socket)"
+HUNGRY = """
+services:
+  app:
+    image: x
+    cap_add: [NET_ADMIN]
+    volumes: ['/var/run/docker.sock:/var/run/docker.sock']
+"""
+
+
+def refused(checkout: Path, allow: list[str], withheld: list[str], *, trusted: bool) -> str:
+    with pytest.raises(DeployError) as refusal:
+        admission.check(load(checkout), allow, withheld, trusted=trusted)
+    return str(refusal.value)
+
+
+def test_what_is_withheld_is_refused_and_named(tmp_path: Path) -> None:
+    said = refused(write(tmp_path, HUNGRY), [], [SOCKET, "services.app: privileged"], trusted=False)
+    assert "docker.sock" in said and "NET_ADMIN" in said
+    assert f"The enrolment allows `{SOCKET}`, but not to a stranger's commit, which this is." in said
+    assert "privileged" not in said, "that would not have helped"
+    # What nothing allows yet is offered, and that it takes one more thing is said.
+    assert "one a line: `services.app: cap_add NET_ADMIN`. That counts for a stranger's commit, which this is, only where" in said
+
+
+def test_a_trusted_commit_hears_nothing_of_strangers(tmp_path: Path) -> None:
+    assert "stranger" not in refused(write(tmp_path, HUNGRY), [SOCKET], [], trusted=True)
+
+
+def test_what_reaches_a_stranger_is_admitted(tmp_path: Path) -> None:
+    admission.check(load(write(tmp_path, HUNGRY)), [SOCKET, "services.app: cap_add NET_ADMIN"], trusted=False)

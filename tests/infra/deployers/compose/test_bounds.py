@@ -1,0 +1,100 @@
+"""How much of the machine a run's services may have, decided on paper."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.deployers.base import Bounds
+from infra.deployers.compose.bounds import _bytes, _seconds, keep_within, too_many
+from infra.deployers.usage import size
+from tests.infra.deployers.compose.reading import load, write
+
+SMALL = Bounds(memory_mb=64, cpus=0.5, processes=32, log_mb=4)
+
+
+def bounded(service: dict[str, Any], bounds: Bounds = SMALL) -> dict[str, Any]:
+    document = {"services": {"app": service}}
+    keep_within(document, bounds)
+    return document["services"]["app"]
+
+
+def test_a_service_that_says_nothing_has_the_servers_limits_and_a_bounded_log() -> None:
+    app = bounded({"image": "x"})
+    assert app["deploy"]["resources"]["limits"] == {"memory": str(64 << 20), "cpus": "0.5", "pids": 32}
+    assert app["logging"] == {"driver": "json-file", "options": {"max-size": "2m", "max-file": "2"}}
+
+
+def test_the_recipes_own_count_where_they_are_smaller() -> None:
+    limits = {"memory": "1048576", "cpus": "0.25", "pids": 5}
+    assert bounded({"deploy": {"resources": {"limits": dict(limits)}}})["deploy"]["resources"]["limits"] == limits
+    greedy = {"memory": "8g", "cpus": "64", "pids": 100_000}
+    app = bounded({"deploy": {"resources": {"limits": greedy, "reservations": {"memory": "4g", "cpus": "8"}}}})
+    assert app["deploy"]["resources"] == {
+        "limits": {"memory": str(64 << 20), "cpus": "0.5", "pids": 32},
+        "reservations": {"memory": str(64 << 20), "cpus": "0.5"},
+    }
+    none = {"memory": "0", "cpus": "0", "pids": -1}  # Docker's words for no limit
+    assert bounded({"deploy": {"resources": {"limits": none}}})["deploy"]["resources"]["limits"] == {
+        "memory": str(64 << 20),
+        "cpus": "0.5",
+        "pids": 32,
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "becomes"),
+    [
+        (
+            {"driver": "local", "options": {"max-size": "1t", "compress": "false"}},
+            {"compress": "false", "max-size": "2m", "max-file": "2"},
+        ),
+        ({"options": {"max-file": "1000"}}, {"max-size": "2m", "max-file": "2"}),
+        ({"driver": "none"}, None),
+    ],
+)
+def test_a_log_is_bounded_whatever_the_recipe_says(given: dict[str, Any], becomes: dict[str, str] | None) -> None:
+    logging = bounded({"logging": given})["logging"]
+    assert logging["driver"] == given.get("driver", "json-file")
+    assert logging.get("options") == becomes
+
+
+@pytest.mark.parametrize(
+    ("interval", "becomes"),
+    [("1ms", "1s"), ("500ms", "1s"), ("999999us", "1s"), ("1s", "1s"), ("1m30s", "1m30s"), ("0s", "0s"), ("0.5s", "1s")],
+)
+def test_health_checks_are_no_more_often_than_each_second(interval: str, becomes: str) -> None:
+    check = bounded({"healthcheck": {"test": ["CMD", "true"], "interval": interval, "start_interval": interval}})["healthcheck"]
+    assert (check["interval"], check["start_interval"]) == (becomes, becomes)
+
+
+def test_how_many_things_a_run_may_have(tmp_path: Path) -> None:
+    text = "services:\n" + "".join(f"  s{number}: {{image: x, deploy: {{replicas: 2}}}}\n" for number in range(11))
+    text += "networks:\n" + "".join(f"  n{number}: \n" for number in range(3))
+    recipe = load(write(tmp_path, text))
+    assert list(too_many(recipe, Bounds())) == [
+        "22 tasks, more than the 20 that one run may have on this server (CC_CI_MOST_TASKS)"
+    ]
+    said = list(too_many(recipe, Bounds(services=10, networks=2, tasks=22)))
+    assert [words.split(" (")[0].split(",")[0] for words in said] == ["11 services", "3 networks"]
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("52428800", 52428800), ("64M", 64 << 20), ("1.5g", 3 << 29), ("1kb", 1024), ("x", 0), (None, 0)]
+)
+def test_sizes(text: str | None, number: int) -> None:
+    assert _bytes(text) == number
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("1h2m3.5s", 3723.5), ("10µs", 1e-5), ("", 0), ("5", 0), ("-1s", 0)])
+def test_durations(text: str, seconds: float) -> None:
+    assert _seconds(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("1.2GB", 1_200_000_000), ("5B (virtual 8MB)", 5), ("0B", 0), ("None", 0), ("12kB", 12_000)]
+)
+def test_sizes_as_docker_shows_them(text: str, number: int) -> None:
+    assert size(text) == number

@@ -1,0 +1,143 @@
+"""What a stranger's image takes of the machine, on the real Swarm: it meets its limits, and a neighbour's app stays well."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.deployers import usage
+from infra.deployers.base import Bounds, DeployError, probe
+from infra.deployers.docker_cli import inspect
+from infra.deployers.swarm import SwarmDeployer
+from tests.docker import IMAGE, docker, need_swarm
+from tests.infra.deployers.compose.reading import write
+
+pytestmark = [pytest.mark.docker, pytest.mark.xdist_group("hungry")]
+
+SMALL = Bounds(memory_mb=64, cpus=0.5, processes=48, log_mb=4, volumes_mb=64)
+_NEIGHBOUR = f"""
+services:
+  app:
+    image: {IMAGE}
+    command: ["httpd", "-f", "-p", "8080", "-h", "/bin"]
+    ports: ["8080:8080"]
+"""
+
+
+@pytest.fixture
+def neighbour(deployer: Callable[..., SwarmDeployer], tmp_path: Path) -> Iterator[Callable[[], bool]]:
+    """Another run's app: says whether it answers."""
+    need_swarm()
+    app = deployer(write(tmp_path / "neighbour", _NEIGHBOUR), health_path="/busybox")
+    app.deploy()
+    app.settle()
+    address = app.address()
+    assert address is not None
+
+    def answers() -> bool:
+        answer = probe(address, path="/busybox", timeout=20)
+        return answer is not None and answer.status == 200
+
+    yield answers
+
+
+def hungry(deployer: Callable[..., SwarmDeployer], folder: Path, script: str, more: str = "", **changes: Any) -> SwarmDeployer:
+    text = f"services: {{app: {{image: '{IMAGE}', command: [sh, -c, {json.dumps(script)}]{more}}}}}"
+    app = deployer(write(folder / "hungry", text), bounds=SMALL, trusted=False, **changes)
+    app.deploy()
+    return app
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    """Wait for evidence; a machine ten times slower still gives it in time."""
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.2)
+
+
+def test_a_fork_bomb_meets_its_limit_of_processes(deployer: Any, neighbour: Any, tmp_path: Path) -> None:
+    bomb = hungry(deployer, tmp_path, "b() { b | b & }; b; while :; do sleep 1; done")
+    until(lambda: bomb.owned.containers("app"), "no container")
+    container = bomb.owned.containers("app")[0]
+    assert container["HostConfig"]["PidsLimit"] == SMALL.processes
+    for _ in range(20):
+        listed = docker("top", container["Id"], "-o", "pid", check=False).splitlines()
+        assert len(listed) <= SMALL.processes + 1
+        time.sleep(0.1)
+    assert neighbour()
+    assert bomb.teardown() == []
+
+
+def test_a_memory_hog_is_ended_and_that_is_said(deployer: Any, neighbour: Any, tmp_path: Path) -> None:
+    hog = hungry(deployer, tmp_path, "x=x; while :; do x=$$x$$x; done", settle_seconds=120)
+    with pytest.raises(DeployError) as caught:
+        hog.settle()
+    assert caught.value.kind == "out_of_memory" and caught.value.recipes_fault
+    assert "more than its limit of 64 MB" in caught.value.message
+    assert neighbour()
+
+
+def test_a_tmpfs_counts_as_memory(deployer: Any, neighbour: Any, tmp_path: Path) -> None:
+    more = ", volumes: [{type: tmpfs, target: /t}]"
+    hog = hungry(deployer, tmp_path, "exec dd if=/dev/zero of=/t/x bs=1M count=2000", more, settle_seconds=120)
+    with pytest.raises(DeployError) as caught:
+        hog.settle()
+    assert caught.value.kind == "out_of_memory"
+    assert neighbour()
+
+
+@pytest.mark.parametrize(
+    ("target", "more"), [("/data/x", ", volumes: ['data:/data']"), ("/x", ""), ("/anonymous/x", ", volumes: ['/anonymous']")]
+)
+def test_a_disk_flood_ends_the_run(target: str, more: str, deployer: Any, neighbour: Any, tmp_path: Path) -> None:
+    script = f"dd if=/dev/zero of={target} bs=1M count=200; exec sleep 1000"
+    text = f"services: {{app: {{image: '{IMAGE}', command: [sh, -c, {json.dumps(script)}]{more}}}}}\nvolumes: {{data: }}"
+    flood = deployer(write(tmp_path / "hungry", text), bounds=SMALL, trusted=False)
+    flood.deploy()
+    until(flood.exceeded, "nobody noticed")
+    assert "more than the 64 MB that a run may write on this server (CC_CI_VOLUMES_MB)" in flood.exceeded()
+    assert neighbour()
+    assert flood.teardown() == []
+
+
+def test_what_a_run_has_written_is_found_with_and_without_root(
+    deployer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_swarm()
+    script = "dd if=/dev/zero of=/data/x bs=1M count=20; exec sleep 1000"
+    text = f"services: {{app: {{image: '{IMAGE}', command: [sh, -c, {json.dumps(script)}], volumes: ['data:/data']}}}}\n"
+    app = deployer(write(tmp_path / "recipe", text + "volumes: {data: }"))
+    app.deploy()
+    app.settle()
+    until(lambda: usage.measure(app.owned)[0] >= 20 << 20, "not measured")
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    used, walked = usage.measure(app.owned)
+    assert not walked and 20_000_000 <= used < 30_000_000
+
+
+def test_a_log_flood_keeps_the_last_of_it(deployer: Any, neighbour: Any, tmp_path: Path) -> None:
+    flood = hungry(deployer, tmp_path, "yes $$(seq 200) | head -c 50000000; exec sleep 1000")
+    flood.settle()
+    [container] = flood.owned.containers("app")
+    log = Path(inspect("container", [container["Id"]])[0]["LogPath"])
+    if not log.parent.is_dir():
+        pytest.skip("Docker's folder is not to be seen here")
+    until(lambda: any(path.stat().st_size > 1 << 20 for path in log.parent.glob(f"{log.name}*")), "no log")
+    assert sum(path.stat().st_size for path in log.parent.glob(f"{log.name}*")) < 6 << 20
+    assert neighbour()
+
+
+def test_too_many_things_are_refused_before_anything_is_there(deployer: Any, tmp_path: Path) -> None:
+    need_swarm()
+    text = "services:\n" + "".join(f"  s{number}: {{image: '{IMAGE}', deploy: {{replicas: 20}}}}\n" for number in range(30))
+    app = deployer(write(tmp_path / "recipe", text))
+    with pytest.raises(DeployError, match=r"30 services, more than the 20 .* \(CC_CI_MOST_SERVICES\)") as caught:
+        app.deploy()
+    assert caught.value.recipes_fault and "600 tasks" in caught.value.message
+    assert app.owned.services() == []
