@@ -6,7 +6,9 @@ table by `manage.py configuration`, and a test keeps the two equal.
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import re
 import socket
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -143,6 +145,21 @@ class Config(BaseSettings):
     most_networks: int = Field(
         20, alias="CC_CI_MOST_NETWORKS", ge=1, description="Networks that a run may have; each takes a range of addresses."
     )
+    firewall_allow: Annotated[list[str], NoDecode] = Field(
+        [],
+        alias="CC_CI_FIREWALL_ALLOW",
+        description="What every run may reach on this machine or in private ranges, such as `10.1.2.3:5432/tcp`, `10.2.0.0/16`.",
+    )
+    firewall_everything: bool = Field(
+        False,
+        alias="CC_CI_FIREWALL_EVERYTHING",
+        description="Whether the firewall's rules hold for all that leaves by docker_gwbridge: this server's own apps, too.",
+    )
+    firewall_probe: bool = Field(
+        True,
+        alias="CC_CI_FIREWALL_PROBE",
+        description="Whether `cc-ci doctor` tries from a container what a run reaches; it takes a second or two.",
+    )
     pictures: bool = Field(
         True, alias="CC_CI_PICTURES", description="Take a picture of each app, where there is a Chromium on this machine."
     )
@@ -243,7 +260,7 @@ class Config(BaseSettings):
                 raise ValueError(f"address number {number} is none that Apprise knows; see https://appriseit.com/services/")
         return addresses
 
-    @field_validator("allowed_hosts", "secret_keys", "bots", mode="before")
+    @field_validator("allowed_hosts", "secret_keys", "bots", "firewall_allow", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return _words(value)
@@ -269,6 +286,20 @@ class Config(BaseSettings):
                 # The key itself stays out of the message: messages land in logs.
                 raise ValueError(f"key number {number} is no Fernet key; `cc-ci rotate_keys --new` makes one") from None
         return keys
+
+    @field_validator("firewall_allow")
+    @classmethod
+    def _reachable(cls, values: list[str]) -> list[str]:
+        """As `infra.deployers.egress.parse` reads them."""
+        for value in values:
+            found = re.fullmatch(r"(?:\[([^\]]+)\]|([^\[\]:]+)):(\d{1,5})(?:/(?:tcp|udp))?", value)
+            try:
+                version = ipaddress.ip_network(found[1] or found[2] if found else value).version
+                if found and ((version == 6) != bool(found[1]) or not 0 < int(found[3]) < 65536):
+                    raise ValueError
+            except ValueError:
+                raise ValueError(f"{value} is not like 10.1.2.3:5432/tcp, [fd00::1]:636 or 10.1.0.0/16") from None
+        return values
 
     @field_validator("base_url", "proxy_url", "oidc_url", "webhook_url")
     @classmethod

@@ -79,6 +79,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     parser_class = Parser
     #: Whether its request was refused: what it still sends is read and dropped for a moment, or it would not get the answer.
     refused = lingering = False
+    passed_over = 0
     served = 0
 
     def __init__(self, *args: Any, **named: Any) -> None:
@@ -144,9 +145,11 @@ class Channel(HTTPChannel):  # type: ignore[misc]
             super().handle_read()
             return
         try:
-            self.recv(65536)
+            self.passed_over += len(self.recv(65536))
         except OSError:
             self.handle_close()
+        if self.passed_over > 4 * BODY_BYTES:
+            self.drop()
 
 
 class Server(TcpWSGIServer):  # type: ignore[misc]

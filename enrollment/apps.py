@@ -9,7 +9,7 @@ class EnrollmentConfig(AppConfig):
 
     def ready(self) -> None:
         from controlplane.registry import Card, Recurring, registry
-        from enrollment import checks, hook_checks, receiver
+        from enrollment import allowances, checks, hook_checks, receiver
 
         registry.recur(
             Recurring("enrollment.tasks.poll", "enrollment.tasks.poll", settings.CC_CI.poll_seconds, text="Look at every forge.")
@@ -31,3 +31,4 @@ class EnrollmentConfig(AppConfig):
         registry.guard("/hooks/", receiver.guard)
         registry.check("forges", checks.check_forges)
         registry.check("webhooks", hook_checks.check_webhooks)
+        registry.answer("allowances", allowances.listed)

@@ -9,9 +9,12 @@ class InfraConfig(AppConfig):
     def ready(self) -> None:
         from controlplane.registry import Card, Recurring, registry
         from infra import checks, doctor, running, views
+        from infra.firewall import check as firewall
 
         registry.check("docker", checks.check_docker)
+        registry.check("networks", checks.check_networks)
         registry.check("sandbox", checks.check_sandbox)
+        registry.check("firewall", firewall.check_firewall)
         registry.check("infra", doctor.check_infra)
         registry.card("infra", Card("infra/_card.html", views.card, 30))
         registry.recur(

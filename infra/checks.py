@@ -11,7 +11,8 @@ from django.conf import settings
 
 from controlplane.registry import Finding, Level
 from infra.deployers import sandbox
-from infra.deployers.docker_cli import reader_problem
+from infra.deployers.base import DeployError
+from infra.deployers.docker_cli import LABEL_RUN, docker, inspect, reader_problem, swarm_problem
 
 DOCKER_SECONDS = 15.0
 INIT = "docker swarm init --advertise-addr 127.0.0.1"
@@ -47,6 +48,36 @@ def check_docker() -> Iterable[Finding]:
     if problem := reader_problem():
         return [Finding("docker", level, f"{problem.text[0].lower()}{problem.text[1:].rstrip('.')}{rest}", problem.fix)]
     return [Finding("docker", "ok", f"Docker {info.get('ServerVersion', '')} with a Swarm that this machine manages")]
+
+
+def check_networks() -> Iterable[Finding]:
+    """Whether runs share a network with anything that is no run: a run's services would be known by their names there."""
+    if settings.CC_CI.deployer == "process" or swarm_problem():
+        return
+    runs: dict[str, set[str]] = {}
+    others: dict[str, set[str]] = {}
+    try:
+        services = inspect("service", docker("service", "ls", "--quiet").split())
+        for service in services:
+            spec = service["Spec"]
+            into = runs if (spec.get("Labels") or {}).get(LABEL_RUN) else others
+            for network in (spec.get("TaskTemplate") or {}).get("Networks") or []:
+                into.setdefault(str(network.get("Target")), set()).add(str(spec["Name"]))
+        shared = {str(one["Id"]): str(one["Name"]) for one in inspect("network", sorted(runs.keys() & others.keys()))}
+    except DeployError as error:
+        yield Finding("networks", "warning", f"the networks of runs could not be looked at: {error}", "see Docker's log")
+        return
+    if not shared:
+        yield Finding("networks", "ok", "no run shares a network with anything else")
+    for ident, name in shared.items():
+        text = f"on the network {name} runs ({_some(runs[ident])}) stand beside other services ({_some(others[ident])})"
+        fix = "let the runs end, or docker service rm them: runs of this version have networks of their own"
+        yield Finding("networks", "warning", text, fix)
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
 
 
 def check_sandbox() -> Iterable[Finding]:

@@ -7,28 +7,36 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from urllib.parse import urlsplit
 
 
-def environment(url: str, protocols: Collection[str], token: str = "", user: str = "git") -> dict[str, str]:
+def environment(
+    url: str, protocols: Collection[str], token: str = "", user: str = "git", more: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """All that git gets. Configuration in the environment ends with the process and is written nowhere.
 
     `protocols` are git's names for the ways to fetch, such as https and file. A token goes to the server of `url` only.
+    `more` is more configuration. What is said here counts more than the repository's own configuration.
     """
     settings = {
         "core.hooksPath": "/dev/null",
         "core.fsmonitor": "false",
         "credential.helper": "",
         "fetch.recurseSubmodules": "false",
+        "fetch.unpackLimit": "1",  # what is fetched is a pack, whose size can be watched
         "gc.auto": "0",
+        "http.lowSpeedLimit": "1000",
+        "http.lowSpeedTime": "60",
         "init.defaultBranch": "main",
+        "maintenance.auto": "false",
         "protocol.allow": "never",
         "safe.directory": "*",
         "submodule.recurse": "false",
         "transfer.fsckObjects": "true",
     }
     settings |= {f"protocol.{name}.allow": "always" for name in protocols}
+    settings |= more or {}
     if token:
         parts = urlsplit(url)
         # Only for this server, and not for one that it sends us to.
@@ -43,6 +51,8 @@ def environment(url: str, protocols: Collection[str], token: str = "", user: str
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_ASKPASS": "true",
         "GIT_LFS_SKIP_SMUDGE": "1",
+        "GIT_NO_LAZY_FETCH": "1",
+        "GIT_OPTIONAL_LOCKS": "0",
         "GIT_SSH_COMMAND": "ssh -oBatchMode=yes -oConnectTimeout=10",
         "GIT_CONFIG_COUNT": str(len(settings)),
     }

@@ -15,6 +15,8 @@ _folder = tempfile.mkdtemp(prefix="cc-ci-tests-")
 atexit.register(shutil.rmtree, _folder, ignore_errors=True)
 os.environ["CC_CI_ENV_FILE"] = ""
 os.environ["CC_CI_DATA_DIR"] = _folder
+# doctor shall send nothing to the machine's real neighbours; the tests about it have a network of their own.
+os.environ["CC_CI_FIREWALL_PROBE"] = "false"
 
 from controlplane.settings import *  # noqa: E402, F403
 from controlplane.settings import CC_CI, DATABASES  # noqa: E402

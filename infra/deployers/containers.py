@@ -8,14 +8,14 @@ from __future__ import annotations
 import io
 import subprocess
 import tarfile
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
+from infra.deployers import children
 from infra.deployers.base import DeployError
 from infra.deployers.docker_cli import environment, last_line
 
@@ -45,32 +45,20 @@ class TooBig(Exception):
 @contextmanager
 def _docker(*arguments: str, seconds: float, given: bool = False) -> Iterator[subprocess.Popen[bytes]]:
     """`docker` as a stream, which is killed after `seconds`, and when the block is left early."""
-    try:
-        process = subprocess.Popen(
-            ["docker", *arguments],
-            env=environment(),
-            stdin=subprocess.PIPE if given else subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL if given else subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-    except FileNotFoundError as error:
-        raise DeployError("tool_missing", "There is no docker command here.", "Install Docker.") from error
-    watchdog = threading.Timer(seconds, process.kill)
-    watchdog.daemon = True
-    watchdog.start()
-    try:
+    with ExitStack() as stack:
+        try:
+            running = children.running(
+                ["docker", *arguments],
+                env=environment(),
+                seconds=seconds,
+                stdin=subprocess.PIPE if given else subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL if given else subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+            process = stack.enter_context(running)
+        except FileNotFoundError as error:
+            raise DeployError("tool_missing", "There is no docker command here.", "Install Docker.") from error
         yield process
-    finally:
-        watchdog.cancel()
-        if process.poll() is None:
-            process.kill()
-        for stream in (process.stdin, process.stdout, process.stderr):
-            if stream and not stream.closed:
-                try:
-                    stream.close()
-                except BrokenPipeError:
-                    pass
-        process.wait()
 
 
 def _words(process: subprocess.Popen[bytes]) -> str:

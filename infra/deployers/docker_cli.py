@@ -6,14 +6,13 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from infra.deployers import children
 from infra.deployers.base import DeployError
 
 LABEL_INSTALLATION = "cc-ci.installation"
@@ -56,46 +55,30 @@ def call(
     *arguments: str, timeout: float = 30.0, given: str | None = None, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run docker. Raises DeployError when there is none or when it hangs; a failure is for the caller to judge."""
-    try:
-        return subprocess.run(
-            [shutil.which("docker") or "docker", *arguments],
-            env=environment() if env is None else env,
-            input=given,
-            stdin=subprocess.DEVNULL if given is None else None,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout,
-        )
-    except FileNotFoundError as error:
-        raise DeployError("tool_missing", "There is no docker command here.", "Install Docker.") from error
-    except subprocess.TimeoutExpired as error:
-        said = f"docker {' '.join(arguments[:2])} did not end within {timeout:g} s."
-        raise DeployError("tool_failed", said, "Look at the Docker daemon's log.") from error
+    done = _run(arguments, environment() if env is None else env, timeout, given=(given or "").encode())
+    out, err = (text.decode(errors="replace") for text in (done.out, done.err))
+    return subprocess.CompletedProcess(["docker", *arguments], done.code, out, err)
 
 
 def tail(*arguments: str, timeout: float = 30.0, keep: int = 100_000) -> tuple[int, str]:
     """Run docker for what a recipe's container prints, which may be endless: exit code and the last `keep` bytes."""
-    last = bytearray()
-    process = subprocess.Popen(
-        ["docker", *arguments],
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    watchdog = threading.Timer(timeout, process.kill)
-    watchdog.daemon = True
-    watchdog.start()
-    with process:
-        assert process.stdout
-        while block := os.read(process.stdout.fileno(), 1 << 16):
-            last += block
-            del last[:-keep]
-    watchdog.cancel()
-    if process.returncode == -signal.SIGKILL:
-        raise DeployError("tool_failed", f"docker {arguments[0]} did not end within {timeout:g} s.")
-    return process.returncode, last.decode(errors="replace")
+    done = _run(arguments, environment(), timeout, last=keep, stderr=subprocess.STDOUT)
+    return done.code, done.out.decode(errors="replace")
+
+
+def _run(arguments: Sequence[str], env: Mapping[str, str], timeout: float, **options: Any) -> children.Done:
+    said = f"docker {' '.join(arguments[:2])}"
+    try:
+        # By its path: what it is given for an environment may have no PATH.
+        return children.run([shutil.which("docker") or "docker", *arguments], env=env, seconds=timeout, **options)
+    except FileNotFoundError as error:
+        raise DeployError("tool_missing", "There is no docker command here.", "Install Docker.") from error
+    except children.TooLong as error:
+        raise DeployError(
+            "tool_failed", f"{said} did not end within {timeout:g} s.", "Look at the Docker daemon's log."
+        ) from error
+    except children.TooMuch as error:
+        raise DeployError("tool_failed", f"{said}: {error}.") from error
 
 
 def docker(*arguments: str, timeout: float = 30.0, given: str | None = None) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import json
-import shutil
 import subprocess
 import threading
 import time
@@ -13,6 +12,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
+from infra.deployers import children
 from infra.deployers.docker_cli import environment
 
 _KEPT = 1000
@@ -27,6 +27,8 @@ _TOLD: Mapping[str, frozenset[str]] = {
 }
 #: Events come in bursts, and each look costs several commands: for so long the rest of a burst is waited for, in seconds.
 _GATHER = 0.05
+#: An event is a line of JSON, with all labels of the thing; what is longer says nothing.
+_LONGEST = 1 << 20
 #: After these the stack may be another one than before.
 _WAKE = frozenset({"start", "die", "health_status", "update", "remove"})
 
@@ -58,8 +60,9 @@ class Watcher:
         """End it, and its process. What it heard stays."""
         with self._lock:
             self._stopped = True
-            if self._process:
-                self._process.kill()
+            process = self._process
+        if process:
+            children.end(process)
         if self._thread:
             self._thread.join(5)
 
@@ -80,14 +83,12 @@ class Watcher:
         return list(self._lines)
 
     def _follow(self, since: float) -> None:
-        # The kernel ends the process with this thread: it has to be started here, not where the thread was.
-        dies_with_us = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
-        command = [*dies_with_us, "docker", "events", f"--since={since:.6f}", "--format={{json .}}"]
+        command = ["docker", "events", f"--since={since:.6f}", "--format={{json .}}"]
         with self._lock:
             if self._stopped:
                 return
             try:
-                process = subprocess.Popen(
+                process = children.start(
                     command,
                     env=environment(),
                     stdin=subprocess.DEVNULL,
@@ -99,7 +100,7 @@ class Watcher:
             self._process = process
         with process:
             assert process.stdout
-            for raw in process.stdout:
+            while raw := process.stdout.readline(_LONGEST):
                 with suppress(ValueError, KeyError, TypeError, AttributeError):
                     self._hear(json.loads(raw))
 

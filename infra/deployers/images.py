@@ -11,13 +11,13 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from infra.deployers import children
 from infra.deployers.base import Context, DeployError
 from infra.deployers.docker_cli import call, docker, environment, inspect, last_line
 
@@ -103,31 +103,16 @@ def _login(context: Context) -> Iterator[list[str]]:
 
 def _pull(image: str, options: list[str], check: Callable[[], None]) -> str:
     """Why docker could not pull; empty when it did. Raises what `check` raises, with the pull ended."""
+    command = ["docker", *options, "pull", "--quiet", "--", image]
     try:
-        process = subprocess.Popen(
-            ["docker", *options, "pull", "--quiet", "--", image],
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-        )
+        done = children.run(command, env=environment(), seconds=_PULL_SECONDS, check=check)
     except FileNotFoundError as error:
         raise DeployError("tool_missing", "There is no docker command here.", "Install Docker.") from error
-    until = time.monotonic() + _PULL_SECONDS
-    with process:
-        try:
-            while True:
-                check()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    _, errors = process.communicate(timeout=0.1)
-                    return last_line(errors) if process.returncode else ""
-                if time.monotonic() > until:
-                    return f"it took more than {_PULL_SECONDS:g} s"
-        finally:
-            if process.poll() is None:
-                process.kill()
+    except children.TooLong:
+        return f"it took more than {_PULL_SECONDS:g} s"
+    except children.TooMuch as error:
+        return str(error)
+    return last_line(done.err.decode(errors="replace")) if done.code else ""
 
 
 @dataclass(frozen=True)

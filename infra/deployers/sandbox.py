@@ -9,18 +9,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import zlib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from infra.deployers import limits
+from infra.deployers import children, limits
+from infra.deployers.children import interpreter
 
 INSIDE = Path(__file__).parent / "inside"
 PROGRAMS = "/opt/cc-ci"
@@ -65,10 +64,10 @@ def available() -> Availability:
         sandbox = Sandbox(f"ccci-probe-{os.getpid()}", bubblewrap=True)
         box = sandbox.spawn(["/usr/bin/id", "-u"])
         try:
-            output, _ = box.communicate(timeout=10)
+            output = children.collect(box, seconds=10, most=1 << 16).out
         finally:
             sandbox.end(box)
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, children.TooLong, children.TooMuch) as error:
         return Availability(False, f"bubblewrap does not start: {error}.", FIX)
     if box.returncode or output.strip() != str(sandbox.uid).encode():
         said = output.decode(errors="replace").strip()[-300:]
@@ -78,11 +77,6 @@ def available() -> Availability:
             "Run as root, or allow unprivileged user namespaces (sysctl kernel.unprivileged_userns_clone=1, AppArmor).",
         )
     return Availability(True)
-
-
-def interpreter() -> str:
-    """The Python under the virtual environment, by its real path."""
-    return os.path.realpath(sys.executable)
 
 
 @dataclass
@@ -144,28 +138,25 @@ class Sandbox:
             os.close(handle)
 
     def spawn(self, command: Sequence[str], fds: Sequence[int] = ()) -> subprocess.Popen[bytes]:
-        """Start `command`; its output is a pipe. It dies with the calling thread: call from the main one.
+        """Start `command`; its output is a pipe. It ends with this process at the latest.
 
         `fds` are handed on with the same numbers; nothing else is.
         """
         self.cgroup = limits.create(self.name, self.memory_mb, self.processes)
-        rules = {
-            "cgroups": self.cgroup.procs if self.cgroup else [],
-            "file_bytes": self.disk_mb << 20,
-            "address_bytes": 0 if self.cgroup else self.memory_mb << 20,
-        }
-        enter = [interpreter(), "-I", "-S", str(INSIDE / "enter.py"), str(os.getpid()), json.dumps(rules)]
         with _Data() as data:
-            inner = self._bubblewrap(command, data) if self.bubblewrap else list(command)
-            return subprocess.Popen(
-                [*enter, *inner],
+            return children.start(
+                self._bubblewrap(command, data) if self.bubblewrap else command,
                 env=self.environment(),
+                memory_mb=0,
+                address_mb=0 if self.cgroup else self.memory_mb,
+                file_mb=self.disk_mb,
+                cgroups=self.cgroup.procs if self.cgroup else (),
+                alone=True,
                 cwd="/" if self.bubblewrap else self.scratch,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 pass_fds=(*fds, *data.fds),
-                start_new_session=True,
             )
 
     def _bubblewrap(self, command: Sequence[str], data: _Data) -> list[str]:
@@ -226,10 +217,7 @@ class Sandbox:
 
     def end(self, box: subprocess.Popen[bytes]) -> None:
         """Kill a program and all that it started. Safe to repeat."""
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(box.pid, signal.SIGKILL)
-        with suppress(subprocess.TimeoutExpired):
-            box.wait(timeout=10)
+        children.end(box)
         self.close()
 
     def close(self) -> None:

@@ -114,13 +114,19 @@ def remove_run(installation: str, run_id: str, seconds: float = SECONDS) -> list
 
 
 def list_ours(installation: str) -> dict[str, Mapping[str, str]]:
-    """The runs that have anything on this swarm under this installation's label, with the labels of one thing each."""
-    runs: dict[str, Mapping[str, str]] = {}
+    """The runs that have anything on this swarm under this installation's label, with the labels of one thing each.
+
+    A container has its image's labels as well, which are a stranger's: whether a run is kept is believed of other things alone.
+    """
+    runs: dict[str, dict[str, str]] = {}
     for kind in KINDS:
         for item in inspect(kind, ids(kind, f"{LABEL_INSTALLATION}={installation}", LABEL_RUN)):
-            labels = labels_of(kind, item)
-            runs.setdefault(labels[LABEL_RUN], labels)
-    return runs
+            labels = dict(labels_of(kind, item))
+            kept = labels.pop(LABEL_KEEP, "")
+            run = runs.setdefault(labels[LABEL_RUN], labels)
+            if kept and kind != "container":
+                run[LABEL_KEEP] = kept
+    return dict(runs)
 
 
 def sweep(installation: str, alive: Callable[[str], bool]) -> tuple[list[str], list[str]]:

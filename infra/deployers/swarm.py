@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from infra.deployers import aliases, containers, egress, engine, images, proxy, readback, settling, stacks, usage, words
+from infra.deployers import aliases, containers, egress, engine, images, limits, proxy, readback, settling, stacks, usage, words
 from infra.deployers.asking import Asker
 from infra.deployers.backups import Backups, Labelled, labelled, plan
 from infra.deployers.base import Address, Backup, BackupPart, Context, Deployer, DeployError, Deployment
@@ -359,6 +359,8 @@ class SwarmDeployer(Deployer):
             if health and (output := str(health[-1].get("Output", "")).strip()):
                 said = f" The health check says: {output[-300:]}"
                 break
+        if any(limits.refused_processes(str(container["Id"])) for container in found):
+            said += f" It wanted more than the {self.context.bounds.processes} processes that it may have."
         lines = "\n".join(_log(str(container["Id"]), 5) for container in found[:1]).strip()
         return said + (f" Its last words: {lines[-500:]}" if lines else "")
 
@@ -435,7 +437,8 @@ class SwarmDeployer(Deployer):
             for network in self._joined
             for container in proxy.containers(self.context.proxy_url)
         )
-        return f"the stack {self.stack}. Remove it with: {leave}docker stack rm {self.stack}; {egress.removal(self.stack)}; {volumes}"
+        rest = f"docker stack rm {self.stack}; {egress.removal(self.stack)}; {volumes}"
+        return f"the stack {self.stack}. Remove it with: {leave}{rest}"
 
     def undeploy(self) -> None:
         self._log_all()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from runs.harness.git import CheckoutError, Git, local_path
@@ -14,6 +13,8 @@ from runs.harness.protocol import Source
 
 _SHA = re.compile(r"[0-9a-f]{40}")
 _MOST_FILES = 50_000
+#: For a forge to say where a branch is, while somebody waits at a terminal.
+_TIP_SECONDS = 60.0
 
 
 class Checkout:
@@ -55,7 +56,9 @@ class Checkout:
 
     def tip(self, ref: str) -> str:
         """The commit that `ref` of the source points to now."""
-        lines = self._git.run("ls-remote", "--", self._git.remote, ref, f"refs/tags/{ref}^{{}}").splitlines()
+        lines = self._git.run(
+            "ls-remote", "--", self._git.remote, ref, f"refs/tags/{ref}^{{}}", seconds=_TIP_SECONDS
+        ).splitlines()
         found = {name: sha for sha, _, name in (line.partition("\t") for line in lines)}
         for name in (f"refs/tags/{ref}^{{}}", ref, f"refs/heads/{ref}", f"refs/tags/{ref}"):
             if name in found:
@@ -78,40 +81,74 @@ class Checkout:
                 raise CheckoutError(f"{ref} does not contain the commit {sha[:12]} any more.") from error
 
     def _refuse_bombs(self) -> None:
-        """A small commit may unfold into a huge tree: count before anything is written."""
+        """A small commit may unfold into a huge tree: count before anything is written.
+
+        Folders count as well (`-t`): a few of them, each a hundred times in the next, are as many as there are files in none.
+        """
+        most = f"{_MOST_FILES} files and folders, or {self._git.disk >> 20} MB"
+        try:
+            listed = self._git.run("ls-tree", "-r", "-t", "-l", "-z", self._source.sha)
+        except CheckoutError as error:
+            if error.recipes_fault:
+                raise CheckoutError(f"The recipe is too big: more than {most}.", True) from error
+            raise
         size = count = 0
-        command = ["git", "-C", str(self._target), "ls-tree", "-r", "-l", "-z", self._source.sha]
-        with subprocess.Popen(command, env=self._git.environment(), stdout=subprocess.PIPE) as process:
-            assert process.stdout
-            rest = b""
-            while block := process.stdout.read(1 << 16):
-                self._git.check()
-                *entries, rest = (rest + block).split(b"\0")
-                for entry in entries:
-                    count += 1
-                    digits = entry.split(b"\t")[0].rpartition(b" ")[2]
-                    size += int(digits) if digits.isdigit() else 0
-                if count > _MOST_FILES or size > self._git.disk:
-                    process.kill()
-                    most = f"{_MOST_FILES} files or {self._git.disk >> 20} MB"
-                    raise CheckoutError(f"The recipe is too big: more than {most}.", True)
+        for entry in listed.split("\0"):
+            count += 1
+            digits = entry.partition("\t")[0].rpartition(" ")[2]
+            size += int(digits) if digits.isdigit() else 0
+        if count > _MOST_FILES or size > self._git.disk:
+            raise CheckoutError(f"The recipe is too big: more than {most}.", True)
 
     def _copy_working_tree(self, folder: Path) -> str:
         try:
             listed = self._git.run("ls-files", "-z", "--cached", "--others", "--exclude-standard", folder=folder)
         except CheckoutError:
-            shutil.copytree(folder, self._target, symlinks=True, dirs_exist_ok=True, ignore=_no_git)
+            self._copy(folder, _walk(folder))
             return ""
-        for name in filter(None, listed.split("\0")):
-            source, target = folder / name, self._target / name
-            if source.is_symlink() or source.is_file():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(source, target, follow_symlinks=False)
+        self._copy(folder, filter(None, listed.split("\0")))
+        # What is said in the folder's own .git is a stranger's, too, where the folder is: git would run its filters.
         try:
-            changed = self._git.run("status", "--porcelain", "--", ".", folder=folder).strip()
+            named = self._git.run("config", "--null", "--name-only", "--get-regexp", r"^filter\.", folder=folder)
+        except CheckoutError:  # none
+            named = ""
+        drivers = {name.rpartition(".")[0] for name in named.split("\0") if name}
+        harmless = {"clean": "", "smudge": "", "process": "", "required": "false"}
+        settings = {f"{driver}.{key}": value for driver in drivers for key, value in harmless.items()}
+        try:
+            command = ("status", "--porcelain", "--ignore-submodules=all", "--", ".")
+            changed = self._git.run(*command, folder=folder, settings=settings).strip()
             return "" if changed else self._git.run("rev-parse", "HEAD", folder=folder).strip()
         except CheckoutError:  # no commit yet
             return ""
+
+    def _copy(self, folder: Path, names: Iterable[str]) -> None:
+        """Copy these files and symlinks of a folder, and nothing to which a symlink of it leads."""
+        root, inner = folder.resolve(), {""}  # `inner`: the folders that are surely inside
+        size = 0
+        for count, name in enumerate(names, 1):
+            self._git.check()
+            above = os.path.dirname(name)  # noqa: PTH120
+            if above not in inner:
+                if (root / above).resolve() != root / above:
+                    continue
+                inner.add(above)
+            source, target = root / name, self._target / name
+            if not source.is_symlink() and not source.is_file():
+                continue
+            size += source.lstat().st_size
+            if count > _MOST_FILES or size > self._git.disk:
+                raise CheckoutError(f"The folder is too big: more than {_MOST_FILES} files or {self._git.disk >> 20} MB.", True)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    """The files and symlinks of a folder, but for git's own."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name != ".git"]
+        links = [name for name in folders if os.path.islink(os.path.join(place, name))]  # noqa: PTH114, PTH118
+        yield from (os.path.relpath(os.path.join(place, name), folder) for name in (*files, *links))  # noqa: PTH118
 
 
 def _let_read(folder: Path) -> None:
@@ -122,10 +159,6 @@ def _let_read(folder: Path) -> None:
             path = Path(place, name)
             if not path.is_symlink():
                 path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
-
-
-def _no_git(_folder: str, names: list[str]) -> list[str]:
-    return [name for name in names if name == ".git"]
 
 
 def resolve(url: str, ref: str = "", sha: str = "") -> Source:

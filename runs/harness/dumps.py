@@ -9,7 +9,6 @@ import lzma
 import os
 import shutil
 import struct
-import subprocess
 import tarfile
 import tempfile
 import zlib
@@ -17,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from infra.deployers import sandbox
+from infra.deployers import children, sandbox
 
 #: A dump of a test's database is small; what unfolds to more is not read to its end.
 BIGGEST = 128 << 20
@@ -87,6 +86,8 @@ def _unpacked(data: bytes, kind: str, reader: Callable[[io.BytesIO], Any]) -> by
                 content += block
                 if len(content) > BIGGEST:
                     raise _Incomplete(f"unfolds to more than {BIGGEST >> 20} MB, so it was not read to its end")
+    except MemoryError as error:
+        raise _Incomplete(f"is a {kind} file that takes more memory to unpack than there is for it") from error
     except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
         raise _Incomplete(f"is a {kind} file that is cut short or damaged: {error}".rstrip(".")) from error
     if not content:
@@ -151,8 +152,8 @@ def _postgres_custom(data: bytes) -> str:
         (folder / "dump").chmod(0o644)  # the sandbox has another uid; the folder is ours alone
         box = place.spawn([tool, "--file=/dev/null", "/dump"])
         try:
-            output, _ = box.communicate(timeout=_TOOL_SECONDS)
-        except subprocess.TimeoutExpired as error:
+            output = children.collect(box, seconds=_TOOL_SECONDS, last=_TAIL).out
+        except children.TooLong as error:
             raise _Incomplete(f"keeps pg_restore busy for more than {_TOOL_SECONDS:g} s") from error
         finally:
             place.end(box)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import tempfile
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from infra import gitrules
+from infra.deployers import children
+
+#: For one command: a forge that sends less than this takes is not waited for.
+_SECONDS = 900.0
+#: Of one process of git. It maps packs, which do not count, and holds one object at a time.
+_MEMORY_MB = 1024
+#: A pack that grows may be this much bigger than it may before it is seen.
+_MORE_MB = 64
 
 
 class CheckoutError(Exception):
@@ -44,28 +49,37 @@ class Git:
         """What to name to git: a folder here by its path, anything else by its URL."""
         return str(self.local or self.url)
 
-    def run(self, *arguments: str, folder: Path | None = None, index: Path | None = None) -> str:
-        """Run git in the folder, or in another: its output. Raises CheckoutError with git's own reason."""
-        command = ["git", "-C", str(folder or self.folder), *arguments]
-        env = self.environment() | ({"GIT_INDEX_FILE": str(index)} if index else {})
-        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-            process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, umask=0o022)
-            wait = 0.002
-            try:
-                while process.poll() is None:
-                    self.check()
-                    self._refuse_size()
-                    time.sleep(wait)
-                    wait = min(wait * 2, 0.2)
-            finally:
-                if process.poll() is None:
-                    process.kill()
-                    process.wait()
-            output.seek(0)
-            errors.seek(0)
-            if process.returncode:
-                raise CheckoutError(f"git {arguments[0]}: {gitrules.reason(errors.read(4000)) or process.returncode}")
-            return output.read().decode(errors="surrogateescape")
+    def run(
+        self, *arguments: str, folder: Path | None = None, seconds: float = _SECONDS, settings: Mapping[str, str] | None = None
+    ) -> str:
+        """Run git in the folder, or in another: its output. Raises CheckoutError with git's own reason.
+
+        `settings` is more configuration for this one command.
+        """
+        try:
+            done = children.run(
+                ["git", "-C", str(folder or self.folder), *arguments],
+                env=self.environment(settings),
+                seconds=seconds,
+                check=self._watch,
+                memory_mb=_MEMORY_MB,
+                file_mb=(self.disk >> 20) + _MORE_MB,
+                umask=0o022,
+            )
+        except FileNotFoundError as error:
+            raise CheckoutError("There is no git command here. Type: apt-get install git") from error
+        except children.TooLong as error:
+            raise CheckoutError(f"git {arguments[0]}: {error}.") from error
+        except children.TooMuch as error:
+            raise CheckoutError(f"git {arguments[0]}: {error}.", recipes_fault=True) from error
+        if done.code:
+            self._refuse_size()
+            raise CheckoutError(f"git {arguments[0]}: {gitrules.reason(done.err[:4000]) or _ended(done.code)}")
+        return done.out.decode(errors="surrogateescape")
+
+    def _watch(self) -> None:
+        self.check()
+        self._refuse_size()
 
     def _refuse_size(self) -> None:
         bare = (self.folder / "objects").is_dir()
@@ -77,11 +91,15 @@ class Git:
         if size > self.disk:
             raise CheckoutError(f"The recipe's repository is bigger than {self.disk >> 20} MB.", True)
 
-    def environment(self) -> dict[str, str]:
+    def environment(self, settings: Mapping[str, str] | None = None) -> dict[str, str]:
         """All that git gets."""
         protocols = ("http", "https", "file") if self.local else ("http", "https")
         user = self._credential.get("git_username") or "git"
-        return gitrules.environment(self.url, protocols, self._credential.get("git_token", ""), user)
+        return gitrules.environment(self.url, protocols, self._credential.get("git_token", ""), user, settings)
+
+
+def _ended(code: int) -> str:
+    return f"it was ended by signal {-code}" if code < 0 else f"it ended with {code}"
 
 
 def secrets_of(credential: Mapping[str, str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from django.conf import settings
 from controlplane.registry import Finding
 from infra import checks
 from infra.deployers import sandbox
+from infra.deployers.docker_cli import LABEL_RUN
+from tests.docker import IMAGE, need_swarm
+from tests.docker import docker as real
 
 MANAGER = {"ServerVersion": "28.0", "Swarm": {"LocalNodeState": "active", "ControlAvailable": True, "NodeID": "abc"}}
 
@@ -140,3 +144,21 @@ def test_bubblewrap_that_may_not_do_its_work(docker: Callable[[str], None], tmp_
 def test_sandbox_well(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "available", lambda: sandbox.Availability(True))
     assert only(checks.check_sandbox()).level == "ok"
+
+
+@pytest.mark.docker
+def test_runs_that_share_a_network_with_others(tmp_path: Path) -> None:
+    need_swarm()
+    run = f"test-{uuid.uuid4().hex[:8]}"
+    real("network", "create", "--driver=overlay", run)
+    options = ("--detach", "--replicas=0", f"--network={run}")
+    try:
+        real("service", "create", *options, f"--name={run}-db", f"--label={LABEL_RUN}={run}", IMAGE)
+        assert not [finding for finding in checks.check_networks() if run in finding.text]
+        real("service", "create", *options, f"--name={run}-production", IMAGE)
+        finding = only(finding for finding in checks.check_networks() if run in finding.text)
+        assert finding.level == "warning"
+        assert f"on the network {run} runs ({run}-db) stand beside other services ({run}-production)" in finding.text
+    finally:
+        real("service", "rm", f"{run}-db", f"{run}-production", check=False)
+        real("network", "rm", run, check=False)

@@ -20,10 +20,9 @@ from infra.deployers.compose.recipe import Recipe, check_files, mapping, relativ
 #: Log drivers that write into the container's own log. With the others the daemon, on the host's network, talks to whom
 #: the recipe says, or writes into the host's journal.
 _LOG_DRIVERS = ("json-file", "local", "none")
-#: Their options. Without a driver a daemon's default one gets them, which may be one that sends logs away.
-_LOG_OPTIONS = frozenset(
-    ("max-size", "max-file", "compress", "labels", "labels-regex", "env", "env-regex", "tag", "mode", "max-buffer-size")
-)
+#: Their options. Without a driver a daemon's default one gets them, which may be one that sends logs away. (Not
+#: `max-buffer-size`: so much is held in the daemon's own memory.)
+_LOG_OPTIONS = frozenset(("max-size", "max-file", "compress", "labels", "labels-regex", "env", "env-regex", "tag", "mode"))
 #: Labels by which we, and Docker's own tools, tell what belongs to whom. `cc-ci.keep` would keep the sweep away.
 _LABELS_OF_OTHERS = ("cc-ci.", "com.docker.")
 #: How the names of a run's networks begin that it gets from us.
@@ -32,6 +31,8 @@ _MOST_REPLICAS = 20
 #: What Docker takes for the names of services, networks, volumes, configs and secrets in a compose file, and of images.
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,499}")
+#: As Docker prints it: 1h0m0s, 1.5s, 20ms.
+_DURATION = re.compile(r"(?=.)(?:[0-9]+h)?(?:[0-9]+m(?!s))?(?:[0-9]+(?:\.[0-9]+)?(?:s|ms|µs|ns))?")
 _LONGEST_WORDS = 500
 _LONGEST_KEY = 1000  #: of a mapping; Docker reads no more than 1022 characters
 #: Not those that give a process more of the processor than others (`nice`, `rtprio`, `rttime`).
@@ -201,13 +202,18 @@ def _one_of(*allowed: Any) -> Judge:
     return judge
 
 
-_text, _number, _flag, _duration = _is(str), _is(int), _is(bool), _is(str)
+_text, _number, _flag = _is(str), _is(int), _is(bool)
 _size = _is(str, int)
+
+
+def _duration(path: tuple[str, ...], key: str, value: Any) -> Iterator[Problem]:
+    if not (isinstance(value, str) and _DURATION.fullmatch(value)):
+        yield _shape(path, key)
 
 
 def _image(path: tuple[str, ...], key: str, value: Any) -> Iterator[Problem]:
     if not (isinstance(value, str) and _IMAGE.fullmatch(value)):
-        yield Problem(path, f"the image {value!r}, which is no image's name", (key,), allowable=False)
+        yield Problem(path, f"what is no image's name: {value!r}", (key,), allowable=False)
 
 
 def _labels(path: tuple[str, ...], key: str, value: Any) -> Iterator[Problem]:
@@ -314,13 +320,14 @@ _SERVICE: Mapping[str, Judge] = {
     "ulimits": _ulimits,
     "ports": _PORTS,
 }
-#: Not deployed: an image is built elsewhere.
+#: Not deployed, like what begins with `x-`, but for one: an image is built elsewhere.
 _PASSED_OVER = ("build",)
+_CLUSTER = "x-cluster-spec"
 
 
 def _service(path: tuple[str, ...], service: Mapping[str, Any], declared: Mapping[str, Any], stack: str) -> Iterator[Problem]:
     for key, value in service.items():
-        if key in _PASSED_OVER or key.startswith("x-"):
+        if key in _PASSED_OVER or (key.startswith("x-") and key != _CLUSTER):
             continue
         if key == "networks":
             yield from _attachments(path, value, declared[key], stack)
@@ -378,7 +385,7 @@ def _bind(path: tuple[str, ...], source: str) -> Problem:
     # What lies in the checkout is the folder of the run itself, with its sockets and logins above it.
     inner = relative(source)
     allowable = source.startswith("/") and inner == source and ".." not in source.split("/")
-    shown = source if inner == source else f"./{inner}" if inner != "." else inner
+    shown = inner if inner == source or inner in (".", "..") or inner.startswith("../") else f"./{inner}"
     words = f"a bind mount of {shown or 'nothing'}"
     return Problem(path, words + (" (the docker socket)" if "docker.sock" in source else ""), ("volumes", shown), allowable)
 
@@ -423,7 +430,7 @@ def _known(path: tuple[str, ...], definition: Mapping[str, Any], known: Mapping[
     for key, value in definition.items():
         if key in known:
             yield from known[key](path, key, value)
-        elif key == "x-cluster-spec":
+        elif key == _CLUSTER:
             yield Problem(path, "a cluster volume", (key,))
         elif not key.startswith("x-"):
             yield from _each(path, key, value)

@@ -30,7 +30,12 @@ class Port:
 def read(entries: Iterable[Mapping[str, Any]]) -> list[Port]:
     """The ports of a service as Docker writes them out, each of them once."""
     found = [
-        Port(int(one.get("target") or 0), int(one.get("published") or 0), one.get("protocol") or "tcp", one.get("mode") or "ingress")
+        Port(
+            int(one.get("target") or 0),
+            int(one.get("published") or 0),
+            one.get("protocol") or "tcp",
+            one.get("mode") or "ingress",
+        )
         for one in entries
     ]
     return list(dict.fromkeys(found))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,7 +92,7 @@ class Recipe:
 
 def relative(path: str) -> str:
     """A path of the document as it is in the checkout."""
-    return "." if path == render.PLACE else path.removeprefix(f"{render.PLACE}/")
+    return os.path.relpath(path, render.PLACE) if path.startswith(render.ROOT) else path
 
 
 def mapping(value: Any) -> dict[str, Any]:

@@ -1,41 +1,191 @@
-"""The last step before a sandbox, still outside it: `enter.py PARENT_PID LIMITS_JSON PROGRAM ARGUMENT...`.
+"""Stands between the harness and each of its children: `enter.py PARENT_PID RULES PROGRAM ARGUMENT...` (`children.start`).
 
-Ties the process to its parent's life, leaves the caller's kernel keyring behind, joins the cgroups, sets the limits
-that need no cgroup, and becomes PROGRAM. A program of its own, because the harness has threads and must not run
-Python between fork and exec.
+Starts PROGRAM (a path) with its limits and waits for it. When it ends, when the parent ends, whatever ends that, or when the time
+is up, all that is left of it is killed: its process group, and what is in its cgroups. SIGTERM asks for the same.
+Ends as PROGRAM did: with its exit code, or by its signal.
+
+RULES are words like `seconds=30`, joined by blanks, each of which may be missing:
+`seconds` of wall clock; `grace`: seconds that PROGRAM has after a SIGTERM before it is killed; `data`, `address`, `file`: bytes
+for RLIMIT_DATA, RLIMIT_AS, RLIMIT_FSIZE; `alone`: a session and a kernel keyring of its own; `cgroups`: its `cgroup.procs` files,
+joined by colons.
+
+A program of its own, because the harness has threads and must not run Python between fork and exec. It imports little: it is
+started with each call of docker.
 """
 
-import ctypes
-import json
+import _ctypes  # all of ctypes takes as long to import as Python to start
 import os
 import resource
+import select
 import signal
 import sys
+import time
 
 PR_SET_PDEATHSIG = 1
 KEYCTL_JOIN_SESSION_KEYRING = 1
 SYS_KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219}
+#: Whoever wants the end of it.
+ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+FILES = 4096
+
+
+class Asked(Exception):
+    """Somebody asks for the end."""
 
 
 def main() -> None:
-    parent, limits = int(sys.argv[1]), json.loads(sys.argv[2])
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it died before we asked to be told
-        sys.exit(1)
-    if number := SYS_KEYCTL.get(os.uname().machine):
-        libc.syscall(number, KEYCTL_JOIN_SESSION_KEYRING, None)
-    for path in limits["cgroups"]:
-        with open(path, "w") as file:  # noqa: PTH123 - pathlib would double this program's start
-            file.write(str(os.getpid()))
+    parent, program = int(sys.argv[1]), sys.argv[3:]
+    rules = dict(word.split("=", 1) for word in sys.argv[2].split())
+    cgroups = [path for path in rules.get("cgroups", "").split(":") if path]
+    until = time.monotonic() + float(rules["seconds"]) if "seconds" in rules else None
+    signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
+    me = os.getpid()
+    child = os.fork()
+    if not child:
+        become(program, rules, cgroups, me)
+    let_go()
+    for number in ASKING:
+        signal.signal(number, ask)
+    if not watch(parent, child, until) and (grace := float(rules.get("grace", 0))):
+        os.kill(child, signal.SIGTERM)
+        watch(0, child, time.monotonic() + grace)
+    # It is not waited for before this: as long as it is there, at least as a zombie, its number is nobody else's.
+    end(child, cgroups)
+    status = os.waitpid(child, 0)[1]
+    if os.getppid() != parent:
+        remove(cgroups)  # nobody else does
+    leave(status)
+
+
+def become(program: list[str], rules: dict[str, str], cgroups: list[str], guard: int) -> None:
+    """Be the program, or nothing."""
+    try:
+        call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # should somebody kill this guard
+        if os.getppid() != guard:
+            return
+        if "alone" in rules:
+            os.setsid()
+            if number := SYS_KEYCTL.get(os.uname().machine):
+                call("syscall", number, KEYCTL_JOIN_SESSION_KEYRING, None)
+        else:
+            os.setpgid(0, 0)
+        for path in cgroups:
+            with open(path, "w") as file:  # noqa: PTH123 - pathlib would double this program's start
+                file.write(str(os.getpid()))
+        limit(rules)
+        for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and an exec would hand that on
+            signal.signal(ignored, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
+        os.execve(program[0], program, environment())  # noqa: S606
+    except BaseException as error:
+        os.write(2, f"{program[0]}: {error}\n".encode(errors="replace"))
+    finally:
+        os._exit(127)
+
+
+def call(name: str, *arguments: int | None) -> None:
+    """Call a function of the C library."""
+    _ctypes.call_function(_ctypes.dlsym(_ctypes.dlopen(None, os.RTLD_NOW), name), arguments)
+
+
+def limit(rules: dict[str, str]) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limits["file_bytes"],) * 2)
-    if limits["address_bytes"]:
-        resource.setrlimit(resource.RLIMIT_AS, (limits["address_bytes"],) * 2)
-    for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and an exec would hand that on
-        signal.signal(ignored, signal.SIG_DFL)
-    os.execv(sys.argv[3], sys.argv[3:])  # noqa: S606
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    files = FILES if most == resource.RLIM_INFINITY else min(FILES, most)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    # The harness has limits of its own (runs/harness/bounds.py), which its children have nothing to do with.
+    for kind in (resource.RLIMIT_DATA, resource.RLIMIT_CPU):
+        resource.setrlimit(kind, (resource.getrlimit(kind)[1],) * 2)
+    for name, kind in (("data", resource.RLIMIT_DATA), ("address", resource.RLIMIT_AS), ("file", resource.RLIMIT_FSIZE)):
+        if name in rules:
+            resource.setrlimit(kind, (int(rules[name]),) * 2)
+
+
+def environment() -> dict[bytes, bytes]:
+    """What this program was given: Python itself adds LC_CTYPE to its own."""
+    with open("/proc/self/environ", "rb") as file:  # noqa: PTH123
+        pairs = [item.partition(b"=") for item in file.read().split(b"\0") if item]
+    return {name: value for name, equals, value in pairs if equals}
+
+
+def let_go() -> None:
+    """Keep no end of the program's pipes."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in range(3):
+        os.dup2(null, number)
+    os.closerange(3, 65536)
+
+
+def ask(_number: int, _frame: object) -> None:
+    raise Asked
+
+
+def watch(parent: int, child: int, until: float | None) -> bool:
+    """Wait for the program's end; False when something else came first: the parent's end, the time's, or somebody who asks."""
+    poll, wait = select.poll(), None
+    try:
+        for pid in filter(None, (child, parent)):
+            poll.register(os.pidfd_open(pid), select.POLLIN)
+    except OSError:  # Linux before 5.3, or the parent is gone
+        poll, wait = select.poll(), 0.2
+    while not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        left = until - time.monotonic() if until is not None else None
+        if (parent and os.getppid() != parent) or (left is not None and left <= 0):
+            return False
+        times = [seconds for seconds in (wait, left) if seconds is not None]
+        try:
+            if parent:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
+            poll.poll(min(times) * 1000 if times else None)
+            signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
+        except Asked:
+            signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
+            return False
+    return True
+
+
+def end(child: int, cgroups: list[str]) -> None:
+    """Kill the program and whatever it left."""
+    os.kill(child, signal.SIGKILL)  # it may be so young that it has no group yet
+    try:
+        os.killpg(child, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+    for path in cgroups:
+        for _ in range(50):
+            try:
+                with open(path) as file:  # noqa: PTH123
+                    pids = file.read().split()
+            except OSError:
+                break
+            if not pids:
+                break
+            for pid in pids:
+                try:
+                    os.kill(int(pid), signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+            time.sleep(0.02)
+
+
+def remove(cgroups: list[str]) -> None:
+    for path in cgroups:
+        try:
+            os.rmdir(os.path.dirname(path))  # noqa: PTH106, PTH120
+        except OSError:
+            pass
+
+
+def leave(status: int) -> None:
+    """End as the program did."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        if number != signal.SIGKILL:
+            signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+        os.kill(os.getpid(), number)
+    os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 255)
 
 
 main()

@@ -70,6 +70,7 @@ def test_a_fork_bomb_meets_its_limit_of_processes(deployer: Any, neighbour: Any,
         listed = docker("top", container["Id"], "-o", "pid", check=False).splitlines()
         assert len(listed) <= SMALL.processes + 1
         time.sleep(0.1)
+    assert "It wanted more than the 48 processes that it may have." in bomb._last_words("app")
     assert neighbour()
     assert bomb.teardown() == []
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import http.server
+import subprocess
 import threading
 import time
 import urllib.request
+import uuid
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,10 @@ from typing import Any
 import pytest
 import yaml
 
-from infra.deployers import settling
+from infra.deployers import settling, stacks
 from infra.deployers.base import Context, DeployError, probe
 from infra.deployers.choose import choose
-from infra.deployers.docker_cli import KINDS, LABEL_INSTALLATION, LABEL_RUN, ids, inspect
+from infra.deployers.docker_cli import KINDS, LABEL_INSTALLATION, LABEL_KEEP, LABEL_RUN, ids, inspect
 from infra.deployers.swarm import SwarmDeployer
 from tests.docker import IMAGE, docker, need_swarm
 from tests.e2e.traefik import proxy_network
@@ -239,3 +241,23 @@ def test_a_long_lived_app_keeps_its_data_and_gets_time_to_stop(deployer: Any, tm
     assert second.read("app", "/data/state") == b"stopped\n"
     second.context.ephemeral = True
     assert second.teardown() == []
+
+
+def test_an_image_cannot_keep_its_container(tmp_path: Path) -> None:
+    """`LABEL cc-ci.keep=true` of an image is a stranger's word: only what cc-ci labels is kept."""
+    run, image = uuid.uuid4().hex, f"cc-ci-test/kept:{uuid.uuid4().hex[:8]}"
+    container = docker("create", IMAGE)
+    tar = subprocess.run(["docker", "export", container], capture_output=True, check=True).stdout
+    docker("rm", container)
+    subprocess.run(["docker", "import", "--change", "LABEL cc-ci.keep=true", "-", image], input=tar, capture_output=True, check=True)
+    try:
+        labels = (f"--label={LABEL_INSTALLATION}={run}", f"--label={LABEL_RUN}={run}")
+        docker("run", "--detach", *labels, image, "sleep", "1000")
+        assert stacks.list_ours(run) == {run: {LABEL_INSTALLATION: run, LABEL_RUN: run}}
+        assert stacks.sweep(run, lambda _: False) == ([f"run {run}"], [])
+        assert ids("container", f"{LABEL_RUN}={run}") == []
+        volume = docker("volume", "create", *labels, f"--label={LABEL_KEEP}=true")
+        assert stacks.sweep(run, lambda _: False) == ([], []), "kept by a person"
+        docker("volume", "rm", volume)
+    finally:
+        docker("rmi", "--force", image)

@@ -17,9 +17,10 @@ import yaml
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from infra.deployers.base import DeployError
+from infra.deployers.base import Bounds, DeployError
 from infra.deployers.compose import admission, ports, render, stackfile
 from infra.deployers.compose.recipe import Recipe
+from infra.deployers.compose.render import PLACE
 from tests.infra.deployers.compose.reading import DOMAIN, STACK, write
 
 #: A document with everything that is admitted, as Docker prints it.
@@ -30,7 +31,7 @@ services:
   app:
     image: x:1
     x-more: [a]
-    build: {{context: /recipe}}
+    build: {{context: {PLACE}}}
     command: [a, --b]
     entrypoint: [/run.sh]
     environment: {{A: "1", B: null, C: $x}}
@@ -74,8 +75,8 @@ services:
   db: {{image: "y:1"}}
 networks: {{proxy: {{name: proxy, external: true}}, internal: {{internal: true}}, other: {{driver: overlay, name: {STACK}_o}}}}
 volumes: {{data: {{}}, named: {{name: {STACK}_named, driver: local, labels: {{a: b}}}}}}
-configs: {{conf: {{name: {STACK}_conf_v1, file: /recipe/conf.txt, template_driver: golang}}}}
-secrets: {{pw: {{name: {STACK}_pw_v1, external: true}}, file: {{file: /recipe/conf.txt}}}}
+configs: {{conf: {{name: {STACK}_conf_v1, file: {PLACE}/conf.txt, template_driver: golang}}}}
+secrets: {{pw: {{name: {STACK}_pw_v1, external: true}}, file: {{file: {PLACE}/conf.txt}}}}
 """)
 
 KINDS: dict[str, tuple[type, ...]] = {
@@ -197,7 +198,15 @@ WORDS = [
     *("/", "/etc", "..", "x/../../..", "~", "host", "proxy", "ALL", "bind", "npipe", "volume", "data", "conf", "pw", "external"),
     *("name", "driver", "driver_opts", "cc-ci.keep", "cc-ci.run", " CC-CI.run", "com.docker.stack.namespace", "x-a", "<<"),
     *("x-cluster-spec", "Privileged", "privileged", "cap_add", "$HOME", "${X}", STACK, f"{STACK}_x", f"{STACK}_cc-ci-front"),
-    *("cc-ci-front", "/recipe/conf.txt", "/recipe/../etc/passwd", "/etc/passwd", "traefik.http.routers.x.rule", "syslog", "true"),
+    *(
+        "cc-ci-front",
+        f"{PLACE}/conf.txt",
+        f"{PLACE}/../etc/passwd",
+        "/etc/passwd",
+        "traefik.http.routers.x.rule",
+        "syslog",
+        "true",
+    ),
     *("traefik.tcp", "Host(`x`)", f"traefik.http.routers.{STACK}.rule", "syslog-address", "default", "null", "source", "type"),
     *("file", "content", "environment", "labels", "aliases", "hostname", "replicas", "include", "services", "label_file", "tty"),
     *("\ud800", "\0", "a=b", "", " ", "1", "C:\\x", "é:/x", "subpath", "propagation", "rshared", "nocopy", "settings.env"),
@@ -253,7 +262,7 @@ def deployed(checkout: Path, document: dict[str, Any]) -> dict[str, Any]:
     admission.check(recipe)
     assert recipe.document == before
     published = ports.plan(recipe.services, recipe.web({80}), ())
-    return stackfile.of_run(recipe, OURS, MARK, published, STACK, True)
+    return stackfile.of_run(recipe, OURS, MARK, published, STACK, True, Bounds())
 
 
 def test_the_good_document_is_admitted_and_on_the_list(checkout: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from infra.deployers.base import Bounds, DeployError, Secret, random_secret
-from infra.deployers.compose import ports, stackfile
+from infra.deployers.compose import admission, ports, stackfile
 from infra.deployers.compose.recipe import Recipe, read_environment
 from tests.infra.deployers.compose.reading import STACK, context, load, write
 
@@ -237,3 +238,13 @@ def test_published_ports_are_those_of_the_plan(tmp_path: Path) -> None:
         {"target": 22, "protocol": "tcp", "mode": "ingress"},
         {"target": 25, "protocol": "tcp", "mode": "ingress", "published": 25},
     ]
+
+
+@pytest.mark.parametrize(("source", "shown"), [("../x", "../x"), ("..", ".."), (".", "."), ("./a/../b", "./b"), ("/x", "/x")])
+def test_what_lies_beside_the_checkout_is_told_from_what_lies_at_the_top(source: str, shown: str, tmp_path: Path) -> None:
+    read = load(write(tmp_path / "recipe", f"services: {{app: {{image: x, volumes: ['{source}:/data']}}}}"))
+    with pytest.raises(DeployError, match=re.escape(f"services.app: a bind mount of {shown}")) as caught:
+        admission.check(read)
+    assert ("Or allow it" in caught.value.fix) == (shown == "/x")
+    [mount] = stackfile.of_app(read, {}, {}, {})["services"]["app"]["volumes"]
+    assert Path(mount["source"]).resolve() == (tmp_path / "recipe" / source).resolve()

@@ -1,0 +1,168 @@
+"""doctor's line on what runs reach: the rules, and what a container that leaves as theirs do does reach."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+from django.conf import settings
+from django.db import connection
+
+from controlplane.registry import Finding, Level
+from infra.deployers.base import DeployError
+from infra.deployers.docker_cli import docker, swarm_problem
+from infra.deployers.egress import GATEWAY, PREFIX, Allowed
+from infra.firewall import nft, probe, wanted
+from infra.firewall.probe import Target
+from infra.firewall.rules import Rules, is_private
+
+NAME = "firewall"
+APPLY = "cc-ci firewall --apply"
+_METADATA = "169.254.169.254"
+_MOST_PORTS, _MOST_NEIGHBOURS = 64, 8
+_ARP, _ROUTES = Path("/proc/net/arp"), Path("/proc/net/route")
+
+
+def check_firewall() -> Iterator[Finding]:
+    """How bad it is when runs reach too much: a warning as long as nobody asked for rules, an error when they do not hold."""
+    if settings.CC_CI.deployer == "process":
+        yield Finding(NAME, "ok", "not needed: CC_CI_DEPLOYER is process")
+        return
+    if not shutil.which("docker") or swarm_problem():
+        yield Finding(NAME, "ok", "not looked at: there is no Swarm here that recipes could be deployed to")
+        return
+    rules, problem = wanted.rules()
+    if problem:
+        yield Finding(NAME, "warning", problem, f"correct it in the admin, then: {APPLY}")
+    applied = True
+    try:
+        finding = _rules(rules)
+        applied = not finding
+        if finding:
+            yield finding
+    except nft.FirewallError as error:
+        # Not root: what is tried from a container tells as much.
+        if os.geteuid() == 0:
+            applied = False
+            text = f"{error} So there are no rules about what runs reach."
+            yield Finding(NAME, "warning", text, f"{error.fix} && {APPLY}")
+    yield from _tried(rules, applied)
+
+
+def _rules(rules: Rules) -> Finding | None:
+    """What is wrong with the rules that are loaded."""
+    loaded = nft.loaded()
+    if not loaded:
+        return Finding(NAME, "warning", "there are no rules about what runs reach (docs/security.md says what they do)", APPLY)
+    if loaded.counting:
+        counts = ", ".join(f"{packets} packets {where}" for where, packets in sorted(loaded.counts.items()) if where)
+        return Finding(NAME, "warning", f"the rules refuse nothing, and only count: {counts}", APPLY)
+    if loaded.text != nft.listing(rules):
+        return Finding(NAME, "error", "the rules that are loaded are not those that settings and enrolments ask for", APPLY)
+    return None
+
+
+def _tried(rules: Rules, applied: bool) -> Iterator[Finding]:
+    if not settings.CC_CI.firewall_probe:
+        if applied:
+            yield Finding(NAME, "ok", "the rules are loaded; nothing was tried, since CC_CI_FIREWALL_PROBE is false")
+        return
+    tries = [target for target in targets() if not _is_allowed(rules, target)]
+    try:
+        several = docker("info", "--format={{.Swarm.Nodes}}").strip() != "1"
+        found = probe.reached(tries, several)
+    except DeployError as error:
+        yield Finding(NAME, "warning", f"it cannot be tried what a run's container reaches: {error}", f"docker info && {APPLY}")
+        return
+    if several and not settings.CC_CI.firewall_everything:
+        text = "the Swarm has several machines, so runs leave over docker_gwbridge, like everything else"
+        yield Finding(NAME, "warning", text, f"CC_CI_FIREWALL_EVERYTHING=true, and on each machine: {APPLY}")
+    if found:
+        level: Level = "error" if applied else "warning"
+        words = "; ".join(_in_words(found))
+        fix = "nft list table inet cc_ci" if applied and os.geteuid() == 0 else APPLY
+        yield Finding(NAME, level, f"a container of a run reaches {words}", fix)
+    elif applied:
+        what = f"of {len(tries)} things tried (ports of this machine, {_METADATA}, private addresses)"
+        yield Finding(NAME, "ok", f"a container of a run reaches none {what}")
+
+
+def _in_words(found: list[Target]) -> Iterator[str]:
+    by_name: dict[str, list[str]] = {}
+    for target in found:
+        by_name.setdefault(target.name, []).append(str(target.port))
+    for name, ports in by_name.items():
+        numbers = ", ".join(dict.fromkeys(ports))
+        yield f"{name}, port{'s' if len(ports) > 1 else ''} {numbers}"
+
+
+def _is_allowed(rules: Rules, target: Target) -> bool:
+    def holds(entry: Allowed) -> bool:
+        return not entry.port or (entry.port, entry.protocol) == (target.port, "tcp")
+
+    address = ipaddress.ip_address(target.address)
+    return any(address in ipaddress.ip_network(entry.network) and holds(entry) for entry, _ in rules.allowed)
+
+
+def targets() -> list[Target]:
+    """What is worth a try: what listens on this machine, metadata, the database, and private addresses that are known here."""
+    metadata = Target(f"the metadata address {_METADATA}", _METADATA, 80)
+    return list(dict.fromkeys((*_own_ports(), *_database(), metadata, *_others())))
+
+
+def _own_ports() -> Iterator[Target]:
+    """What listens here, each at one address by which a container could come."""
+    own = dict(_addresses())
+    anywhere = own.get(GATEWAY) or next(iter(own.values()), "")
+    listening = set()
+    for one in psutil.net_connections(kind="tcp"):
+        if one.status == psutil.CONN_LISTEN and one.laddr:
+            address = ipaddress.ip_address(str(one.laddr[0]).partition("%")[0])
+            if not address.is_loopback:
+                listening.add((anywhere if address.is_unspecified else str(address), int(one.laddr[1])))
+    for where, port in sorted(listening)[:_MOST_PORTS]:
+        if where:
+            yield Target("this machine", where, port, closed_counts=False)
+
+
+def _addresses() -> Iterator[tuple[str, str]]:
+    """The IPv4 addresses of this machine by interface."""
+    for name, addresses in psutil.net_if_addrs().items():
+        for address in addresses:
+            if address.family == socket.AF_INET and not ipaddress.ip_address(address.address).is_loopback:
+                yield name, str(address.address)
+
+
+def _database() -> Iterator[Target]:
+    values = connection.settings_dict
+    host, port = str(values.get("HOST") or ""), int(values.get("PORT") or 5432)
+    if connection.vendor != "postgresql" or not host or host.startswith("/"):
+        return
+    with suppress(OSError):
+        for *_, found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            if not ipaddress.ip_address(str(found[0]).partition("%")[0]).is_loopback:
+                yield Target("the database", str(found[0]), port, closed_counts=False)
+
+
+def _others() -> Iterator[Target]:
+    """The gateway and neighbours of this machine, where their addresses are private. Nobody else is asked."""
+    found: list[str] = []
+    with suppress(OSError, ValueError):
+        for line in _ROUTES.read_text().splitlines()[1:]:
+            _, destination, gateway, *_ = line.split()
+            if int(destination, 16) == 0 and int(gateway, 16):
+                found.append(socket.inet_ntoa(int(gateway, 16).to_bytes(4, "little")))
+    with suppress(OSError, ValueError):
+        for line in _ARP.read_text().splitlines()[1:]:
+            address, _, flags, *_, device = line.split()
+            if int(flags, 16) & 2 and not device.startswith(("docker", PREFIX, "br-", "veth")):
+                found.append(address)
+    for address in list(dict.fromkeys(found))[:_MOST_NEIGHBOURS]:
+        if is_private(address):
+            yield Target(f"the private address {address}", address, 80)

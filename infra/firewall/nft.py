@@ -1,0 +1,95 @@
+"""The `nft` command: load our table, read it, remove it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+
+from infra.firewall.rules import COUNTING, TABLE, Rules
+
+_SECONDS = 20.0
+_NO_TABLE = "No such file or directory"
+_DENIED = "Operation not permitted"
+
+
+class FirewallError(Exception):
+    """It cannot be done, or cannot be seen. `fix` says what to type."""
+
+    def __init__(self, text: str, fix: str) -> None:
+        super().__init__(text)
+        self.fix = fix
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Our table as the kernel has it."""
+
+    text: str  #: as nft lists it, without counters
+    counting: bool
+    counts: dict[str, int] = field(default_factory=dict)  #: packets, by the comment of the rule
+
+
+def apply(rules: Rules) -> bool:
+    """Load the rules, in one step. Whether anything changed: what is loaded already keeps its counters. Raises FirewallError."""
+    now = loaded()
+    if now and now.text == listing(rules):
+        return False
+    _nft("--file", "-", given=rules.text())
+    return True
+
+
+def remove() -> bool:
+    """Remove our table, and nothing else. Whether there was one. Raises FirewallError."""
+    if not loaded():
+        return False
+    _nft("delete", "table", "inet", TABLE)
+    return True
+
+
+def loaded() -> Loaded | None:
+    """What is loaded now, if anything. Raises FirewallError where that cannot be seen."""
+    listed = _nft("--stateless", "list", "table", "inet", TABLE, missing=_NO_TABLE)
+    if not listed:
+        return None
+    counts: dict[str, int] = {}
+    for item in json.loads(_nft("--json", "list", "table", "inet", TABLE)).get("nftables") or []:
+        rule = item.get("rule") or {}
+        for part in rule.get("expr") or []:
+            if isinstance(part, dict) and isinstance(counter := part.get("counter"), dict):
+                comment = str(rule.get("comment", ""))
+                counts[comment] = counts.get(comment, 0) + int(counter.get("packets", 0))
+    return Loaded(listed, f", {COUNTING}" in listed.splitlines()[1], counts)
+
+
+def listing(rules: Rules) -> str:
+    """What `loaded` would show of these rules: nft writes them in a way of its own. It is asked in a network of its own."""
+    if not shutil.which("unshare"):
+        raise FirewallError("There is no unshare command here.", "apt-get install util-linux")
+    script = f"nft --file - && exec nft --stateless list table inet {TABLE}"
+    return _run(["unshare", "--net", "sh", "-c", script], rules.text())
+
+
+def _nft(*arguments: str, given: str = "", missing: str = "") -> str:
+    return _run(["nft", *arguments], given, missing)
+
+
+def _run(command: list[str], given: str, missing: str = "") -> str:
+    if not shutil.which("nft"):
+        raise FirewallError("There is no nft command here.", "apt-get install nftables")
+    try:
+        done = subprocess.run(
+            command, input=given, capture_output=True, text=True, timeout=_SECONDS, env={**os.environ, "LC_ALL": "C"}
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise FirewallError(f"nft does not work: {error}", "nft list tables") from error
+    said = next((line.strip() for line in done.stderr.splitlines() if line.strip()), f"exit code {done.returncode}")
+    if not done.returncode:
+        return done.stdout
+    if missing and missing in done.stderr:
+        return ""
+    if _DENIED in done.stderr:
+        raise FirewallError("Only root can see and change the rules.", "sudo cc-ci firewall")
+    raise FirewallError(f"nft refuses: {said}", "uname -r; nft --version: cc-ci needs Linux 5.19 and nftables 1.0 or newer")

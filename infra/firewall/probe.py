@@ -1,0 +1,128 @@
+"""Tries from a container that leaves as a run's do what it reaches, and clears away what that takes.
+
+The container has no image to speak of: the Python of this machine is mounted into an empty one.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import secrets
+import subprocess
+import sys
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from infra.deployers.base import DeployError
+from infra.deployers.docker_cli import call, docker, environment, ids, last_line
+from infra.deployers.egress import NOTHING, PREFIX
+
+LABEL = "cc-ci.doctor"
+#: How long each try may take; they are made at the same time.
+TRY_SECONDS = 2.0
+_SECONDS = 30.0
+#: In the container. A port that is closed answers too, unless it is a firewall on the way that says so.
+_SCRIPT = """
+import json, selectors, socket, sys, time
+seconds, targets = json.loads(sys.argv[1])
+waiting, found = selectors.DefaultSelector(), []
+for number, (address, port) in enumerate(targets):
+    six = ":" in address
+    try:
+        stream = socket.socket(socket.AF_INET6 if six else socket.AF_INET)
+        stream.setblocking(False)
+        stream.setsockopt(*((socket.IPPROTO_IPV6, 25) if six else (socket.IPPROTO_IP, 11)), 1)
+        if stream.connect_ex((address, port)) in (0, 115):
+            waiting.register(stream, selectors.EVENT_WRITE, number)
+    except OSError:
+        pass
+until = time.monotonic() + seconds
+while waiting.get_map() and (left := until - time.monotonic()) > 0:
+    for key, _ in waiting.select(left):
+        stream = key.fileobj
+        waiting.unregister(stream)
+        error = stream.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        try:
+            told = bool(stream.recvmsg(0, 512, socket.MSG_ERRQUEUE)[1])
+        except OSError:
+            told = False
+        if not error or (error == 111 and not told):
+            found.append((key.data, not error))
+print(json.dumps(found))
+"""
+
+
+@dataclass(frozen=True)
+class Target:
+    name: str  #: in words
+    address: str
+    port: int
+    closed_counts: bool = True  #: whether a port that is closed is an answer too
+
+
+def reached(targets: Sequence[Target], several_machines: bool = False) -> list[Target]:
+    """Those that a container reaches, that is on a bridge like a run's, or where those are on docker_gwbridge, there.
+
+    Raises DeployError when it cannot be tried.
+    """
+    _clear()
+    name = f"cc-ci-doctor-{secrets.token_hex(4)}"
+    driver = (
+        ("--driver=overlay", "--attachable")
+        if several_machines
+        else ("--driver=bridge", f"--opt=com.docker.network.bridge.name={PREFIX}{NOTHING}{secrets.token_hex(3)}")
+    )
+    asked = json.dumps([TRY_SECONDS, [[target.address, target.port] for target in targets]])
+    try:
+        image = _empty_image(name)
+        docker("network", "create", f"--label={LABEL}", *driver, name)
+        said = docker(
+            *("run", "--rm", f"--name={name}", f"--label={LABEL}", f"--network={name}", "--log-driver=none"),
+            *("--cap-drop=ALL", "--security-opt=no-new-privileges", "--read-only", "--user=65534:65534", "--memory=128m"),
+            *(f"--mount=type=bind,source={path},target={path},readonly" for path in _python_folders()),
+            *("--entrypoint", str(Path(sys.executable).resolve()), image, "-I", "-c", _SCRIPT, asked),
+            timeout=_SECONDS,
+        )
+        found = {int(number): bool(is_open) for number, is_open in json.loads(said)}
+        return [target for n, target in enumerate(targets) if found.get(n, False) or (n in found and target.closed_counts)]
+    except ValueError as error:
+        raise DeployError("tool_failed", f"the container said nothing that can be read: {error}") from error
+    finally:
+        _clear()
+
+
+def _python_folders() -> list[str]:
+    """What an interpreter needs of this machine."""
+    wanted = ["/usr", "/lib", "/lib64", "/etc/ld.so.cache", sys.base_prefix]
+    return [path for path in dict.fromkeys(wanted) if Path(path).exists() and (path == "/usr" or not path.startswith("/usr"))]
+
+
+def _empty_image(name: str) -> str:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w"):
+        pass
+    try:
+        done = subprocess.run(
+            ["docker", "import", f"--change=LABEL {LABEL}=", "-", name],
+            input=buffer.getvalue(),
+            env=environment(),
+            capture_output=True,
+            timeout=_SECONDS,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise DeployError("tool_failed", f"docker import: {error}") from error
+    if done.returncode:
+        raise DeployError("tool_failed", f"docker import: {last_line(done.stderr.decode(errors='replace'))}")
+    return name
+
+
+def _clear() -> None:
+    """Remove what this try has made, or one that was killed. (What another one uses is not to be removed.)"""
+    for container in ids("container", LABEL):
+        call("rm", "--force", container)
+    for network in ids("network", LABEL):
+        call("network", "rm", network)
+    for image in docker("image", "ls", "--quiet", f"--filter=label={LABEL}").split():
+        call("image", "rm", "--force", image)

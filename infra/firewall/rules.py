@@ -1,0 +1,136 @@
+"""The rules, as nftables reads them. Pure.
+
+Everything is in one table of our own, which dockerd, iptables and firewalld leave alone. A base chain's `accept` only ends that
+chain, and what Docker's own rules forbid stays forbidden; a `reject` is final. The chains come before Docker's (priority -5).
+
+Who a packet is from is told by the bridge that it comes in by, which a container cannot choose; its source address only has to
+be one of that bridge. Else replies could be forged: a container would send a packet with another's source address to a server of
+its own on the internet, and "answer" in that server's name.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from infra.deployers.egress import GATEWAY, NOTHING, PREFIX, Allowed, group
+
+TABLE = "cc_ci"
+REFUSING, COUNTING = "refusing", "counting only"
+#: The comments of the rules that count. They are shown, and are the same in all versions of the rules.
+TO_HOST, TO_PRIVATE, FORGED = "to this machine", "to a private or link-local range", "with a forged source address"
+
+#: Not on the internet (IANA's special-purpose registries). What is for documentation leads nowhere, and is left out.
+PRIVATE_4 = (
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",  # carriers' NAT, and VPNs such as Tailscale; metadata of Alibaba Cloud
+    "127.0.0.0/8",
+    "168.63.129.16/32",  # not private, but the host's own service in Azure, with the virtual machine's configuration
+    "169.254.0.0/16",  # link-local; metadata of most clouds
+    "172.16.0.0/12",
+    "192.0.0.0/24",
+    "192.168.0.0/16",
+    "198.18.0.0/15",
+    "224.0.0.0/3",  # multicast, reserved, broadcast
+)
+#: The first 96 bits of addresses that a NAT64 gateway takes for the IPv4 address that follows.
+_NAT64 = int(ipaddress.IPv6Address("64:ff9b::"))
+PRIVATE_6 = (
+    "::/96",
+    "::ffff:0:0/96",
+    *(
+        f"{ipaddress.IPv6Address(_NAT64 | int(network.network_address))}/{96 + network.prefixlen}"
+        for network in map(ipaddress.IPv4Network, PRIVATE_4)
+    ),
+    "64:ff9b:1::/48",
+    "100::/64",
+    "2001::/32",  # Teredo
+    "2002::/16",  # 6to4: IPv4 addresses, private ones too
+    "fc00::/7",  # unique local; metadata of AWS, Google Cloud and Scaleway
+    "fe80::/10",
+    "fec0::/10",
+    "ff00::/8",
+)
+
+
+def is_private(address: str) -> bool:
+    """Whether an address is in one of the ranges that runs do not reach."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    return any(found in ipaddress.ip_network(network) for network in (PRIVATE_4 if found.version == 4 else PRIVATE_6))
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is asked for. Equal ones make equal texts."""
+
+    allowed: Sequence[tuple[Allowed, str]] = ()  #: to all runs, with the reason
+    recipes: Sequence[Sequence[Allowed]] = field(default_factory=tuple)  #: what an enrolment allows to its recipe's runs
+    everything: bool = False  #: whether all that leaves by docker_gwbridge is held like a run
+    counting: bool = False  #: refuse nothing, and count what would be refused
+
+    def text(self) -> str:
+        """For `nft --file`: replaces the table, whether there is one or not, in one step."""
+        return f"table inet {TABLE}\ndelete table inet {TABLE}\n{self.table()}"
+
+    def table(self) -> str:
+        return "\n".join([*self._lines(), ""])
+
+    def _lines(self) -> Iterator[str]:
+        gateway = f'iifname "{GATEWAY}"'
+        run = f'iifname "{PREFIX}*"'
+        yield f"table inet {TABLE} {{"
+        yield f'\tcomment "cc-ci firewall, {COUNTING if self.counting else REFUSING}"'
+        for version, networks in ((4, PRIVATE_4), (6, PRIVATE_6)):
+            kind = f"ipv{version}_addr"
+            yield f"\tset private{version} {{ type {kind}; flags interval; auto-merge; elements = {{ {', '.join(networks)} }}; }}"
+        for hook, chain in (("input", "to_host"), ("forward", "onward")):
+            yield f"\tchain {hook} {{"
+            yield f"\t\ttype filter hook {hook} priority filter - 5; policy accept;"
+            yield f"\t\t{run} jump {chain}"
+            # A container of a run may have the server's proxy, which is on its network, forward packets of its making.
+            yield f"\t\t{gateway} jump {chain if self.everything else 'forged'}"
+            yield "\t}"
+        yield "\tchain to_host {"
+        yield "\t\tjump forged"
+        yield "\t\ticmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept"
+        yield "\t\tct direction reply accept"
+        yield "\t\tjump allowed"
+        yield from self._refuse("", TO_HOST)
+        yield "\t}"
+        yield "\tchain onward {"
+        yield "\t\tjump forged"
+        yield "\t\tct direction reply accept"
+        yield f'\t\t{run} fib daddr . iif oif exists accept comment "to the run itself"'
+        yield "\t\tjump allowed"
+        yield from self._refuse("ip daddr @private4 ", TO_PRIVATE)
+        yield from self._refuse("ip6 daddr @private6 ", TO_PRIVATE)
+        yield "\t}"
+        yield "\tchain forged {"
+        yield "\t\ticmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } return"
+        yield from self._refuse("fib saddr . iif oif missing ", FORGED, "drop")
+        yield "\t}"
+        yield "\tchain allowed {"
+        for entry, why in self.allowed:
+            yield f'\t\t{_matches(entry)} accept comment "{why}"'
+        groups = {group(entries): sorted(entries) for entries in self.recipes if entries}
+        for digits, entries in sorted(groups.items()):
+            assert digits != NOTHING
+            for entry in entries:
+                yield f'\t\tiifname "{PREFIX}{digits}*" {_matches(entry)} accept comment "by an enrolment"'
+        yield "\t}"
+        yield "}"
+
+    def _refuse(self, condition: str, comment: str, verdict: str = "reject with icmpx admin-prohibited") -> Iterator[str]:
+        if self.counting:
+            yield f'\t\t{condition}limit rate 10/minute log prefix "cc-ci would refuse: "'
+        yield f'\t\t{condition}counter {"" if self.counting else f"{verdict} "}comment "{comment}"'
+
+
+def _matches(entry: Allowed) -> str:
+    """Where the connection was meant to go: before Docker, or anybody, leads a published port on to a container."""
+    network = ipaddress.ip_network(entry.network)
+    address = str(network.network_address) if network.num_addresses == 1 else entry.network
+    where = f"ct original {'ip' if network.version == 4 else 'ip6'} daddr {address}"
+    return f"{where} meta l4proto {entry.protocol} ct original proto-dst {entry.port}" if entry.port else where

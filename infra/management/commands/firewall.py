@@ -1,0 +1,71 @@
+"""`cc-ci firewall`: what the containers of runs may reach, by rules of this machine's packet filter."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import BaseCommand
+
+from controlplane.cli import MISUSE, NO, OURS, Exit
+from infra.firewall import nft, wanted
+
+
+class Command(BaseCommand):
+    help = (
+        "What the containers of runs may reach: their own networks and the internet, but neither this machine nor private "
+        "or link-local addresses. Without an option: how it stands (exit code 1 unless the rules are loaded as they should be)."
+    )
+    requires_system_checks = ()
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        what = parser.add_mutually_exclusive_group()
+        what.add_argument("--print", action="store_true", dest="show", help="print the rules, and change nothing")
+        what.add_argument("--apply", action="store_true", help="load the rules, all in one step; a second time changes nothing")
+        what.add_argument("--remove", action="store_true", help="remove them again, and nothing else")
+        parser.add_argument("--dry", action="store_true", help="with --print, --apply: refuse nothing, only count and log it")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        if options["dry"] and not (options["show"] or options["apply"]):
+            self.stderr.write("--dry goes with --apply or --print.")
+            raise Exit(MISUSE)
+        try:
+            if options["remove"]:
+                self.stdout.write("The rules are removed." if nft.remove() else "There were no rules of cc-ci.")
+                return
+            if options["show"] or options["apply"]:
+                self._rules(options["dry"], options["apply"])
+                return
+            if not self._state():
+                raise Exit(NO)
+        except nft.FirewallError as error:
+            self.stderr.write(f"{error} Type: {error.fix}")
+            raise Exit(OURS) from error
+
+    def _rules(self, counting: bool, load: bool) -> None:
+        rules, problem = wanted.rules(counting)
+        if problem:
+            self.stderr.write(f"Left out: {problem}.")
+        if not load:
+            self.stdout.write(rules.table())
+            return
+        changed = nft.apply(rules)
+        how = "count what they would refuse, and refuse nothing" if counting else "are in force"
+        self.stdout.write(f"The rules {how}{'' if changed else ', as before'}.")
+
+    def _state(self) -> bool:
+        now = nft.loaded()
+        if not now:
+            self.stdout.write("There are no rules: runs reach this machine and private networks. Type: cc-ci firewall --apply")
+            return False
+        rules, problem = wanted.rules(now.counting)
+        current = now.text == nft.listing(rules)
+        self.stdout.write("The rules only count what they would refuse." if now.counting else "The rules are in force.")
+        for where, packets in sorted(now.counts.items()):
+            self.stdout.write(f"{packets:>10} packets {where}")
+        if problem:
+            self.stdout.write(f"Left out: {problem}.")
+        if not current:
+            again = f"cc-ci firewall --apply{' --dry' if now.counting else ''}"
+            self.stdout.write(f"They are not those that settings and enrolments ask for. Type: {again}")
+        return current and not now.counting

@@ -1,0 +1,356 @@
+"""The web server as a real process, with clients that send a byte now and then, or never end. On loopback, and bounded."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from controlplane import webserver
+from controlplane.config import BASE_DIR
+from tests.controlplane.trees import Tree, until
+from tests.enrollment.hooks import captured, fresh, sign
+
+pytestmark = [pytest.mark.crash, pytest.mark.xdist_group("work")]
+
+CLIENTS = 200
+#: An answer may take so many times what it takes without slow clients. Kept waiting, it would take for ever.
+RATIO = 12
+#: The web part of `cc-ci work`, with some of its figures changed.
+START = """
+from controlplane import children, webserver
+webserver.SECONDS.update({seconds!r})
+webserver.CONNECTIONS = {connections}
+children.main()
+"""
+HOOK = """
+from tests.factories import RepositoryFactory, WebhookConfigFactory
+row = RepositoryFactory(forge_repo_id=3, owner="recipes", name="keycloak")
+hook = WebhookConfigFactory(repository=row)
+print("HOOK", hook.forge_id, hook.key)
+"""
+
+
+class Web:
+    """A running web server and a hook that it knows."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tree = Tree(folder)
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.address = self.listener.getsockname()
+        self.process: subprocess.Popen[bytes] | None = None
+        migrated = self.tree.command("migrate", "--verbosity", "0")
+        assert migrated.returncode == 0, migrated.stderr
+        made = self.tree.command("shell", "-c", HOOK)
+        found = re.search(r"HOOK (\d+) (\w+)", made.stdout)
+        assert found, made.stderr
+        self.hook = f"/hooks/{found[1]}/?hook={found[2]}"
+
+    def start(self, connections: int = webserver.CONNECTIONS, **seconds: float) -> None:
+        reports, writing = os.pipe()
+        words = ["web", str(os.getpid()), str(writing), str(self.listener.fileno())]
+        program = START.format(seconds=seconds, connections=connections)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", program, *words],
+            cwd=BASE_DIR,
+            env=self.tree.environment,
+            pass_fds=(writing, self.listener.fileno()),
+            stderr=self.tree.log.open("ab"),
+        )
+        os.close(writing)
+        assert json.loads(os.read(reports, 1000))["ready"], self.tree.said()
+        os.close(reports)
+
+    def stop(self) -> int:
+        if self.process is None:
+            return 0
+        self.process.terminate()
+        code = self.process.wait(30)
+        self.process = None
+        return code
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(self.address, timeout=60)
+
+    def ask(self, request: bytes, *, client: socket.socket | None = None) -> bytes:
+        """The whole answer."""
+        with client or self.connect() as connection:
+            connection.sendall(request)
+            return answer(connection)
+
+    def page(self) -> bytes:
+        return self.ask(b"GET /runs/ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+
+    def delivery(self) -> bytes:
+        body = fresh(captured("pull_comment_created.issue_comment")[1], number=1)
+        return self.ask(self.head(body) + body)
+
+    def head(self, body: bytes, **other: str) -> bytes:
+        given = {
+            "Host": "localhost",
+            "Connection": "close",
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+            "X-Gitea-Event": "issue_comment",
+            "X-Gitea-Delivery": str(uuid.uuid4()),
+            "X-Gitea-Signature": sign(body),
+        }
+        given |= {name.replace("_", "-"): value for name, value in other.items()}
+        lines = [f"POST {self.hook} HTTP/1.1", *(f"{name}: {value}" for name, value in given.items() if value), "", ""]
+        return "\r\n".join(lines).encode()
+
+
+def answer(connection: socket.socket) -> bytes:
+    parts = []
+    while part := connection.recv(65536):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def closed(connection: socket.socket) -> bytes:
+    """Wait until the other side closes, and give what it said."""
+    try:
+        return answer(connection)
+    except ConnectionResetError:
+        return b""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
+    made = Web(tmp_path_factory.mktemp("web"))
+    try:
+        yield made
+    finally:
+        made.listener.close()
+        made.tree.database.drop()
+
+
+@pytest.fixture
+def web(made: Web) -> Iterator[Web]:
+    """Not started yet."""
+    try:
+        yield made
+    finally:
+        if made.process is not None:
+            made.process.kill()
+            made.process.wait()
+            made.process = None
+
+
+@contextmanager
+def slow(web: Web, number: int = CLIENTS) -> Iterator[Callable[[], int]]:
+    """So many clients of which each sends a byte every 3 s; one that is turned away comes again. Gives how many are there."""
+    starts = [
+        b"GET /runs/ HTTP/1.1\r\nHost: localhost\r\nX-Slow: ",
+        web.head(b"x" * 5000),
+        b"POST /admin/login/ HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 500\r\n\r\n",
+        b"",
+    ]
+    clients: dict[int, socket.socket] = {}
+    stop = threading.Event()
+
+    def come(place: int) -> None:
+        clients[place] = socket.create_connection(web.address, timeout=60)
+        clients[place].sendall(starts[place % len(starts)])
+        clients[place].setblocking(False)
+
+    def drip() -> None:
+        place = 0
+        while not stop.wait(3 / number):
+            place = (place + 1) % number
+            try:
+                if clients[place].send(b"x") == 0 or clients[place].recv(1) == b"":
+                    raise ConnectionResetError
+            except BlockingIOError:
+                continue
+            except OSError:
+                clients[place].close()
+                come(place)
+
+    for place in range(number):
+        come(place)
+    dripping = threading.Thread(target=drip, daemon=True)
+    dripping.start()
+    try:
+        yield lambda: sum(client.fileno() >= 0 for client in clients.values())
+    finally:
+        stop.set()
+        dripping.join(30)
+        for client in clients.values():
+            client.close()
+
+
+def median(do: Callable[[], bytes], status: bytes) -> float:
+    times = []
+    for _ in range(5):
+        begun = time.monotonic()
+        assert do().startswith(b"HTTP/1.1 " + status)
+        times.append(time.monotonic() - begun)
+    return statistics.median(times)
+
+
+def test_slow_clients_keep_nobody_waiting(web: Web, record_property: Callable[[str, object], None]) -> None:
+    web.start()
+    asked = {"page": (web.page, b"200"), "delivery": (web.delivery, b"202")}
+    alone = {name: median(*what) for name, what in asked.items()}
+    with slow(web) as there:
+        among = {name: median(*what) for name, what in asked.items()}
+        # With their time over, and others come in their place, it is the same.
+        until(lambda: there() == CLIENTS)
+        time.sleep(webserver.SECONDS["head"] + 2)
+        later = {name: median(*what) for name, what in asked.items()}
+        assert there() == CLIENTS
+    for name in asked:
+        record_property(name, f"{alone[name]:.3f} s alone, {among[name]:.3f} s and {later[name]:.3f} s among {CLIENTS}")
+        print(f"{name}: {alone[name]:.3f} s alone, {among[name]:.3f} s and {later[name]:.3f} s among {CLIENTS} slow clients")
+        assert max(among[name], later[name]) < RATIO * max(alone[name], 0.05)
+
+
+def test_a_head_and_a_body_have_their_time(web: Web) -> None:
+    web.start(head=1, body=1, idle=1)
+    kept = web.connect()
+    kept.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    waiting = {"silent": web.connect(), "head": web.connect(), "body": web.connect(), "idle": kept}
+    waiting["head"].sendall(b"GET /runs/ HTTP/1.1\r\nX: ")
+    waiting["body"].sendall(web.head(b"x" * 5000) + b"x")
+    over = threading.Event()
+
+    def drip() -> None:
+        while not over.wait(0.2):  # never silent for long
+            for name in ("head", "body"):
+                try:
+                    waiting[name].send(b"x")
+                except OSError:
+                    pass
+
+    dripping = threading.Thread(target=drip, daemon=True)
+    dripping.start()
+    try:
+        said = {name: closed(client) for name, client in waiting.items()}
+    finally:
+        over.set()
+        dripping.join()
+    assert said.pop("idle").startswith(b"HTTP/1.1 200")
+    assert said == {"silent": b"", "head": b"", "body": b""}
+
+
+@pytest.mark.parametrize("expects", ["", "100-continue"])
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({"X_Gitea_Signature": ""}, b"401"),
+        ({"Content_Type": "text/plain"}, b"415"),
+        ({"Content_Length": "1048577"}, b"413"),
+        ({"Content_Length": "9" * 15}, b"413"),
+    ],
+)
+def test_what_is_refused_anyway_is_refused_before_its_body_comes(
+    web: Web, changes: dict[str, str], status: bytes, expects: str
+) -> None:
+    web.start()
+    with web.connect() as client:
+        # Nothing of the body is sent: the answer is for the head.
+        said = web.ask(web.head(b"x" * 1000, Expect=expects, **changes), client=client)
+    assert said.startswith(b"HTTP/1.1 " + status)
+    assert said.endswith(b"\n") and b"waitress" not in said
+    # Nor is what follows taken for another request, and who sends on gets the answer all the same.
+    body = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 3000
+    said = web.ask(web.head(body, **({"X_Gitea_Signature": ""} | changes)) + body)
+    assert said.count(b"HTTP/1.1 ") == 1 and b" 200 " not in said
+
+
+def test_a_body_that_never_ends_is_cut_off(web: Web) -> None:
+    web.start()
+    with web.connect() as client:
+        client.sendall(web.head(b"", Content_Length="", Transfer_Encoding="chunked", Connection="keep-alive"))
+        sent = 0
+        try:
+            while sent < 64 * 1024 * 1024:
+                client.sendall(b"10000\r\n" + b"x" * 0x10000 + b"\r\n")
+                sent += 0x10000
+        except OSError:
+            pass
+        assert sent < 16 * 1024 * 1024, "what fits into the buffers on the way, and no more"
+    assert web.page().startswith(b"HTTP/1.1 200")
+
+
+def test_a_body_in_chunks_is_read(web: Web) -> None:
+    web.start()
+    body = fresh(captured("pull_comment_created.issue_comment")[1], number=1)
+    head = web.head(body, Content_Length="", Transfer_Encoding="chunked")
+    half = len(body) // 2
+    chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:half], body[half:], b""))
+    assert web.ask(head + chunks).startswith(b"HTTP/1.1 202")
+
+
+def test_there_is_room_for_one_more(web: Web) -> None:
+    web.start(connections=20)
+    silent = [web.connect() for _ in range(60)]
+    try:
+        assert web.page().startswith(b"HTTP/1.1 200")
+        assert web.delivery().startswith(b"HTTP/1.1 202")
+        assert closed(silent[0]) == b"", "the first one made room"
+    finally:
+        for client in silent:
+            client.close()
+
+
+def test_what_was_begun_is_answered_when_it_is_stopped(web: Web) -> None:
+    web.start()
+    assert web.process
+    body = fresh(captured("pull_comment_created.issue_comment")[1], number=1)
+    with web.connect() as client:
+        client.sendall(web.head(body) + body[:-10])
+        assert web.page().startswith(b"HTTP/1.1 200")  # so it has read that
+        web.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        client.sendall(body[-10:])
+        assert answer(client).startswith(b"HTTP/1.1 202")
+    assert web.process.wait(30) == 0
+    # Who comes now waits for the next one: the socket is not its own.
+    with web.connect() as client:
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        web.start()
+        assert answer(client).startswith(b"HTTP/1.1 200")
+    assert web.stop() == 0
+
+
+@pytest.mark.parametrize("doing", sorted(webserver.SECONDS))
+def test_each_state_of_a_connection_ends(doing: str) -> None:
+    """Also that of a client which does not read its answer; the buffers of a real one hold too much for a test."""
+    channel = webserver.Channel.__new__(webserver.Channel)
+    request = SimpleNamespace(headers_finished=doing == "body", body_bytes_received=0)
+    dropped: list[str] = []
+    channel.__dict__.update(
+        requests=[],
+        lingering=doing == "closing",
+        total_outbufs_len=int(doing == "answer"),
+        request=request if doing in ("head", "body") else None,
+        served=1,
+        at=("", None),
+        since=0.0,
+        drop=lambda: dropped.append(doing),
+    )
+    channel.tend(100.0)
+    channel.tend(100.0 + webserver.SECONDS[doing])
+    assert not dropped
+    channel.tend(100.1 + webserver.SECONDS[doing])
+    assert dropped == [doing]
+    channel.requests = [request]  # the server's turn
+    channel.tend(10_000.0)
+    channel.tend(20_000.0)
+    assert dropped == [doing]
