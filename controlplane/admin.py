@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
+from axes.models import AccessAttempt
 from django.contrib import admin, messages
 from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
@@ -17,6 +19,7 @@ from unfold.admin import ModelAdmin
 from unfold.decorators import action, display
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
+from controlplane import logins
 from controlplane.adminsite import ReadOnlyAdmin
 from controlplane.models import Host, Lease, RecurringTask
 from controlplane.registry import registry
@@ -160,6 +163,23 @@ class UserAdmin(DjangoUserAdmin, ModelAdmin):  # type: ignore[type-arg]
 @admin.register(Group)
 class GroupAdmin(DjangoGroupAdmin, ModelAdmin):
     pass
+
+
+@admin.register(AccessAttempt)
+class WrongLogins(ReadOnlyAdmin):
+    """Wrong logins of the last minutes, and who has to wait because of them. To delete them lets people in at once."""
+
+    list_display = ("attempt_time", "ip_address", "username", "failures_since_start", "waits")
+    search_fields = ("ip_address", "username")
+    fields = ("attempt_time", "ip_address", "username", "failures_since_start", "waits", "user_agent", "path_info")
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return bool(ModelAdmin.has_delete_permission(self, request, obj))
+
+    @display(description="has to wait")
+    def waits(self, row: AccessAttempt) -> str:
+        mine = [one.until for one in logins.locked() if one.address == row.ip_address and one.name in ("", row.username)]
+        return f"until {max(mine):%H:%M:%S} UTC" if mine else "-"
 
 
 def _seconds(value: float) -> str:

@@ -9,7 +9,7 @@ class ControlplaneConfig(AppConfig):
     def ready(self) -> None:
         from django_q.signals import pre_execute
 
-        from controlplane import doctor
+        from controlplane import doctor, logins
         from controlplane.registry import Recurring, registry
         from controlplane.schedules import note_work
 
@@ -31,6 +31,7 @@ class ControlplaneConfig(AppConfig):
             )
         )
         doctor.register(registry)
+        logins.watch()
         pre_execute.connect(note_work)
         post_migrate.connect(_after_migrate, sender=self)
 

@@ -79,6 +79,12 @@ class Config(BaseSettings):
         alias="CC_CI_BASE_URL",
         description="Where people reach these pages; links in comments begin with it.",
     )
+    proxies: Annotated[list[str], NoDecode] = Field(
+        [],
+        alias="CC_CI_PROXIES",
+        description="Reverse proxies before this server, as addresses or networks, such as `127.0.0.1 10.0.0.0/8`. Only they are "
+        "believed when they tell a client's address, and that it came over https.",
+    )
     secret_keys: Annotated[list[str], NoDecode] = Field(
         [],
         alias="CC_CI_SECRET_KEYS",
@@ -265,6 +271,22 @@ class Config(BaseSettings):
     def _split(cls, value: Any) -> Any:
         return _words(value)
 
+    @field_validator("proxies")
+    @classmethod
+    def _networks(cls, proxies: list[str]) -> list[str]:
+        for proxy in proxies:
+            try:
+                network = ipaddress.ip_network(proxy, strict=False)
+            except ValueError:
+                raise ValueError(f"{proxy} is no address and no network; write 127.0.0.1 or 10.0.0.0/8") from None
+            if network.prefixlen == 0:
+                raise ValueError(f"{proxy} is everybody, and anybody could pretend to be anybody; name your proxies")
+        return proxies
+
+    @property
+    def proxy_networks(self) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+        return [ipaddress.ip_network(proxy, strict=False) for proxy in self.proxies]
+
     @property
     def hosts(self) -> list[str]:
         """The names that requests may come to. The forges may know this server by another one than people do."""
@@ -292,7 +314,7 @@ class Config(BaseSettings):
     def _reachable(cls, values: list[str]) -> list[str]:
         """As `infra.deployers.egress.parse` reads them."""
         for value in values:
-            found = re.fullmatch(r"(?:\[([^\]]+)\]|([^\[\]:]+)):(\d{1,5})(?:/(?:tcp|udp))?", value)
+            found = re.fullmatch(r"(?:\[([^\]]+)\]|([^\[\]:]+)):([0-9]{1,5})(?:/(?:tcp|udp))?", value)
             try:
                 version = ipaddress.ip_network(found[1] or found[2] if found else value).version
                 if found and ((version == 6) != bool(found[1]) or not 0 < int(found[3]) < 65536):

@@ -20,7 +20,7 @@ from django.db.migrations.executor import MigrationExecutor
 from django.utils import timezone
 from django_q.models import OrmQ
 
-from controlplane import config, rotation
+from controlplane import config, logins, rotation
 from controlplane.models import Host, RecurringTask
 from controlplane.registry import Finding, Level, Registry
 from controlplane.secrets import DJANGO_KEY_FILE
@@ -57,6 +57,7 @@ def register(registry: Registry) -> None:
     registry.check("queue", check_queue)
     registry.check("recurring tasks", check_recurring)
     registry.check("disk", check_disk)
+    registry.check("logins", check_logins)
 
 
 def check_settings() -> Iterator[Finding]:
@@ -73,6 +74,10 @@ def check_settings() -> Iterator[Finding]:
         clean = False
         text = f"links in comments lead to {cc_ci.base_url}, which only this machine can open"
         yield Finding("settings", "warning", text, "CC_CI_BASE_URL=https://ci.example.org")
+    if base.scheme == "https" and not cc_ci.proxies:
+        clean = False
+        text = "people come over https, through a proxy that is not named: all of them seem to come from its address"
+        yield Finding("settings", "warning", text, "CC_CI_PROXIES=127.0.0.1")
     if clean:
         yield Finding("settings", "ok", f"all known, people come to {cc_ci.base_url}")
 
@@ -268,6 +273,16 @@ def check_disk() -> Iterable[Finding]:
     text = f"{free / 1024**3:.1f} GB free in {folder}"
     level: Level = "error" if free < NO_DISK else "warning" if free < LITTLE_DISK else "ok"
     return [Finding("disk", level, text, f"du -xh -d 2 {folder} | sort -h | tail" if level != "ok" else "")]
+
+
+def check_logins() -> Iterator[Finding]:
+    """Who has to wait after too many wrong logins, and how they are let in at once."""
+    waiting = logins.locked()
+    for one in waiting:
+        text = f"{one} has to wait until {one.until:%H:%M:%S} UTC after {one.wrong} wrong logins"
+        yield Finding("logins", "warning", text, f"cc-ci axes_reset_ip {one.address}")
+    if not waiting:
+        yield Finding("logins", "ok", "nobody has to wait after wrong logins")
 
 
 def _line(error: Exception) -> str:

@@ -1,10 +1,16 @@
-"""The one middleware of our own: pages load nothing from outside, and a hostile text on them could not either."""
+"""Middleware of our own: whom a proxy speaks for, TLS for good, requests that no database takes, and what pages may load."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from urllib.parse import urlsplit
 
-from django.http import HttpRequest, HttpResponse
+from django.conf import settings
+from django.core.exceptions import BadRequest
+from django.http import Http404, HttpRequest, HttpResponse
+
+Get = Callable[[HttpRequest], HttpResponse]
 
 PUBLIC = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -15,11 +21,100 @@ ADMIN = (
     "default-src 'self'; style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
     "img-src 'self' data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
+#: Headers by which a proxy tells of the client.
+_OF_PROXIES = ("HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_X_FORWARDED", "HTTP_FRONT_END_HTTPS", "HTTP_X_URL_SCHEME")
+#: A year.
+_STRICT = f"max-age={365 * 86400}"
 
 
-def content_security_policy(
-    get_response: Callable[[HttpRequest], HttpResponse],
-) -> Callable[[HttpRequest], HttpResponse]:
+def believe_proxies(get_response: Get) -> Get:
+    """What is told of a client (its address, and whether it came over https) counts when one of CC_CI_PROXIES tells it. From
+    anybody else it is taken out of the request, before anything reads it."""
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        meta = request.META
+        told = {name: meta.pop(name) for name in [*meta] if name.startswith(_OF_PROXIES)}
+        if told and _is_proxy(_address(meta.get("REMOTE_ADDR", ""))):
+            if client := _client(told.get("HTTP_X_FORWARDED_FOR", "")):
+                meta["REMOTE_ADDR"] = meta["REMOTE_HOST"] = client
+            # The last word is that of the proxy before us; what stands before it may be the client's own.
+            meta["HTTP_X_FORWARDED_PROTO"] = told.get("HTTP_X_FORWARDED_PROTO", "").rpartition(",")[2].strip()
+        return get_response(request)
+
+    return middleware
+
+
+def _client(forwarded_for: str) -> str:
+    """The client: the last one in the list that is no proxy of ours. The ones before it are what the client says."""
+    client = ""
+    for word in reversed(forwarded_for.split(",")):
+        address = _address(word.strip())
+        if address is None:
+            break
+        client = str(address)
+        if not _is_proxy(address):
+            break
+    return client
+
+
+def _address(word: str) -> IPv4Address | IPv6Address | None:
+    if word.startswith("["):  # [::1]:1234
+        word = word[1:].partition("]")[0]
+    elif word.count(":") == 1:  # 192.0.2.1:1234
+        word = word.partition(":")[0]
+    try:
+        address = ip_address(word)
+    except ValueError:
+        return None
+    return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
+
+
+def _is_proxy(address: IPv4Address | IPv6Address | None) -> bool:
+    return address is not None and any(address in network for network in settings.CC_CI.proxy_networks)
+
+
+def strict_transport(get_response: Get) -> Get:
+    """Where people come over https they come over nothing else, for a year (HSTS). Known by CC_CI_BASE_URL, since it is a proxy
+    that speaks TLS; asked for by another name, as a monitor beside us does, there is no such promise."""
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        response = get_response(request)
+        base = urlsplit(settings.CC_CI.base_url)
+        if base.scheme == "https" and request.META.get("HTTP_HOST", "").lower() == base.netloc.lower():
+            response.setdefault("Strict-Transport-Security", _STRICT)
+        return response
+
+    return middleware
+
+
+class NoNul:
+    """NUL is in no text that anybody writes, and PostgreSQL takes none: it would be a fault of ours there, and a row that is not
+    found on SQLite. Such an address leads nowhere, such a form is refused, and such a cookie is none."""
+
+    def __init__(self, get_response: Get) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        if any("\0" in name + value for name, value in request.COOKIES.items()):
+            request.COOKIES = {name: value for name, value in request.COOKIES.items() if "\0" not in name + value}
+        return self.get_response(request)
+
+    def process_view(self, request: HttpRequest, view: Callable[..., HttpResponse], args: object, kwargs: object) -> None:
+        if getattr(view, "csrf_exempt", False):
+            return  # for programs: the receiver of deliveries has answers of its own for everything
+        if "\0" in request.path or _holds_nul(request.GET.lists()):
+            raise Http404("There is a NUL in the address.")
+        if request.method == "POST" and _holds_nul(request.POST.lists()):
+            raise BadRequest("There is a NUL in the form.")
+
+
+def _holds_nul(fields: object) -> bool:
+    return any("\0" in text for name, values in fields for text in (name, *values))  # type: ignore[attr-defined]
+
+
+def content_security_policy(get_response: Get) -> Get:
+    """Pages load nothing from outside, and a hostile text on them could not either."""
+
     def middleware(request: HttpRequest) -> HttpResponse:
         response = get_response(request)
         response.setdefault("Content-Security-Policy", ADMIN if request.path.startswith("/admin/") else PUBLIC)

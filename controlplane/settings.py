@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,8 +21,9 @@ DEBUG = CC_CI.debug
 ALLOWED_HOSTS = CC_CI.hosts
 CSRF_TRUSTED_ORIGINS = [f"{urlsplit(CC_CI.base_url).scheme}://{urlsplit(CC_CI.base_url).netloc}"]
 if urlsplit(CC_CI.base_url).scheme == "https":
-    SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
     SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = True
+# It is in a request only where one of CC_CI_PROXIES put it there: `controlplane.middleware.believe_proxies` comes first.
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 X_FRAME_OPTIONS = "DENY"
 SECURE_REFERRER_POLICY = "same-origin"
 
@@ -50,12 +52,16 @@ INSTALLED_APPS = [
     "whitenoise.runserver_nostatic",
     "django.contrib.staticfiles",
     "django_q",
+    "axes",
     "controlplane.apps.ControlplaneConfig",
     "enrollment.apps.EnrollmentConfig",
     "infra.apps.InfraConfig",
     "runs.apps.RunsConfig",
 ]
 MIDDLEWARE = [
+    "controlplane.middleware.believe_proxies",
+    "controlplane.middleware.strict_transport",
+    "controlplane.middleware.NoNul",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "controlplane.middleware.content_security_policy",
@@ -65,6 +71,7 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "axes.middleware.AxesMiddleware",
 ]
 ROOT_URLCONF = "controlplane.urls"
 WSGI_APPLICATION = "controlplane.wsgi.application"
@@ -104,6 +111,17 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": f"django.contrib.auth.password_validation.{name}"}
     for name in ("UserAttributeSimilarityValidator", "MinimumLengthValidator", "CommonPasswordValidator")
 ]
+AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", "django.contrib.auth.backends.ModelBackend"]
+# See `controlplane.logins`. A right login takes nothing off: with an account of one's own one would guess at others' for ever.
+AXES_FAILURE_LIMIT = 8
+AXES_COOLOFF_TIME = timedelta(minutes=15)
+AXES_LOCKOUT_PARAMETERS = "controlplane.logins.parameters"
+AXES_CLIENT_IP_CALLABLE = "controlplane.logins.client_address"
+AXES_LOCKOUT_CALLABLE = "controlplane.logins.locked_out"
+AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False
+AXES_DISABLE_ACCESS_LOG = True
+AXES_ENABLE_ADMIN = False
+AXES_VERBOSE = False
 LOGIN_URL = "admin:login"
 LOGIN_REDIRECT_URL = "start"
 LANGUAGE_CODE = "en"
@@ -143,7 +161,13 @@ LOGGING = {
     "formatters": {"line": {"format": "{asctime} {levelname:<7} {name}: {message}", "style": "{"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["stderr"], "level": "INFO"},
-    "loggers": {"django-q": {"level": "WARNING"}, "django.request": {"level": "ERROR"}, "urllib3": {"level": "ERROR"}},
+    "loggers": {
+        "axes": {"level": "ERROR"},  # `controlplane.logins` says the same in words
+        "django-q": {"level": "WARNING"},
+        "django.request": {"level": "ERROR"},
+        "urllib3": {"level": "ERROR"},
+        "waitress.queue": {"level": "ERROR"},
+    },
 }
 
 UNFOLD = {

@@ -49,15 +49,16 @@ GROUPS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "People": (
         ("Users", "person", "auth.user"),
         ("Groups", "group", "auth.group"),
+        ("Wrong logins", "lock_person", "axes.accessattempt"),
     ),
 }
 
-#: Pages beside the tables, which stand first in their group: for all who may come here.
-PAGES: dict[str, tuple[tuple[str, str, str], ...]] = {
+#: Pages beside the tables, which stand first in their group, with the model that one has to be allowed to see.
+PAGES: dict[str, tuple[tuple[str, str, str, str], ...]] = {
     "Own apps": (
-        ("How they stand", "monitor_heart", "infra"),
-        ("The night", "bedtime", "infra-night"),
-        ("infra.yml and what differs", "difference", "infra-file"),
+        ("How they stand", "monitor_heart", "infra", "infra.infraapp"),
+        ("The night", "bedtime", "infra-night", "infra.infraapp"),
+        ("infra.yml and what differs", "difference", "infra-file", "infra.infrafile"),
     ),
 }
 
@@ -79,8 +80,14 @@ def navigation() -> list[dict[str, Any]]:
     groups = []
     for title, entries in GROUPS.items():
         items: list[dict[str, Any]] = [
-            {"title": label, "icon": icon, "link": reverse_lazy(page), "active": _never}
-            for label, icon, page in PAGES.get(title, ())
+            {
+                "title": label,
+                "icon": icon,
+                "link": reverse_lazy(page),
+                "active": _never,
+                "permission": _may_see(*model.split(".")),
+            }
+            for label, icon, page, model in PAGES.get(title, ())
         ]
         for label, icon, model in entries:
             app, name = model.split(".")

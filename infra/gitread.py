@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import signal
-import subprocess
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infra import gitrules
+from infra.deployers import children
 
 FETCH_SECONDS = 50.0
 LOCAL_SECONDS = 15.0
@@ -28,34 +25,17 @@ class GitError(Exception):
 
 def run(folder: Path, *arguments: str, env: Mapping[str, str], seconds: float = LOCAL_SECONDS, given: bytes = b"") -> bytes:
     """Run git in `folder` with `given` as its input: its output. Raises GitError, after `seconds` at the latest."""
-    with tempfile.TemporaryFile() as words, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-        words.write(given)
-        words.seek(0)
-        try:
-            process = subprocess.Popen(
-                ["git", "-C", str(folder), *arguments],
-                env=dict(env),
-                stdin=words,
-                stdout=output,
-                stderr=errors,
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise GitError(f"git does not start: {error.strerror}. Type: apt-get install git") from error
-        try:
-            code = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            raise GitError(f"git {arguments[0]} did not end within {seconds:g} s.") from None
-        finally:
-            # git's own children (its transports) would go on without it.
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        output.seek(0)
-        errors.seek(0)
-        if code:
-            raise GitError(f"git {arguments[0]}: {gitrules.reason(errors.read(4000)) or f'it ended with {code}'}")
-        return output.read(_MOST_OUTPUT)
+    try:
+        done = children.run(["git", "-C", str(folder), *arguments], env=env, seconds=seconds, given=given, most=_MOST_OUTPUT)
+    except OSError as error:
+        raise GitError(f"git does not start: {error.strerror}. Type: apt-get install git") from error
+    except children.TooLong:
+        raise GitError(f"git {arguments[0]} did not end within {seconds:g} s.") from None
+    except children.TooMuch as error:
+        raise GitError(f"git {arguments[0]}: {error}.") from error
+    if done.code:
+        raise GitError(f"git {arguments[0]}: {gitrules.reason(done.err[:4000]) or f'it ended with {done.code}'}")
+    return done.out
 
 
 def environment(url: str, token: str = "") -> dict[str, str]:

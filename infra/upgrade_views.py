@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from django.contrib.admin.views.decorators import staff_member_required
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import get_object_or_404, render
 from django.templatetags.static import static
@@ -19,6 +18,7 @@ from infra import bringing_up
 from infra.buttons import BUTTONS
 from infra.looking import MENDED, command
 from infra.models import InfraApp, InfraRelease, Upgrade
+from infra.permissions import may_see, to_see
 from infra.running import folder_of, without_secrets
 from infra.states import CHANGING, UpgradeState
 from infra.status import last_success
@@ -180,7 +180,7 @@ def _context(upgrade: Upgrade) -> dict[str, Any]:
     }
 
 
-@staff_member_required
+@to_see("upgrade")
 @require_safe
 def page(request: HttpRequest, pk: int) -> HttpResponse:
     upgrade = get_object_or_404(Upgrade.objects.select_related("app", "snapshot"), pk=pk)
@@ -190,7 +190,7 @@ def page(request: HttpRequest, pk: int) -> HttpResponse:
 @require_safe
 def live(request: HttpRequest, pk: int) -> HttpResponse:
     """What changes on the page, as JSON; `?seen=` names the log that the reader has already."""
-    if not (request.user.is_active and getattr(request.user, "is_staff", False)):
+    if not may_see(request.user, "upgrade"):
         return JsonResponse({"error": "login"}, status=403)
     upgrade = get_object_or_404(Upgrade.objects.select_related("app", "snapshot"), pk=pk)
     context = _context(upgrade)

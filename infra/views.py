@@ -6,6 +6,7 @@ from typing import Any
 
 from django.contrib import messages
 from django.contrib.admin.views.decorators import staff_member_required
+from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
@@ -18,6 +19,7 @@ from infra.gate import Plan, Verdict
 from infra.looking import look
 from infra.models import InfraApp, InfraFile, InfraRelease, Snapshot, Upgrade
 from infra.ownership import Refused
+from infra.permissions import may_see, to_see
 from infra.plan import to_apply
 from infra.states import WORKING, UpgradeState
 from infra.status import describe, marked_notes, rollback_failed, under_way
@@ -29,8 +31,8 @@ _ROWS = {"app": InfraApp, "release": InfraRelease, "snapshot": Snapshot}
 
 
 def card(request: HttpRequest) -> dict[str, Any]:
-    """The start page's words on the apps: for staff, and where there are some."""
-    if not getattr(request.user, "is_staff", False):
+    """The start page's words on the apps: for those who may see them, and where there are some."""
+    if not may_see(request.user, "infraapp"):
         return {"apps": []}
     apps = list(InfraApp.objects.filter(declared=True))
     held = InfraRelease.objects.filter(app__declared=True, state=InfraRelease.State.HELD, gone=False)
@@ -56,7 +58,7 @@ def _standing(app: InfraApp, *, held: bool) -> dict[str, Any]:
     return {"word": word, "tone": tone, "icon": icon, "about": upgrade}
 
 
-@staff_member_required
+@to_see("infraapp")
 @require_safe
 def app_list(request: HttpRequest) -> HttpResponse:
     """All apps, each with the gate's reasons as they are at this moment. The machine itself is not looked at for it."""
@@ -145,7 +147,7 @@ def _address(name: str, row: Any) -> str:
 # --- infra.yml, and the night
 
 
-@staff_member_required
+@to_see("infrafile")
 @require_safe
 def file_page(request: HttpRequest) -> HttpResponse:
     """`cc-ci infra diff`, `check` (with `?check`, for it asks the stores) and `export`, on one page."""
@@ -163,7 +165,7 @@ def file_page(request: HttpRequest) -> HttpResponse:
     return render(request, "infra/file.html", {**context, "buttons": _shown_of_server("apply", request.user)})
 
 
-@staff_member_required
+@to_see("infrafile")
 @require_safe
 def export(request: HttpRequest) -> HttpResponse:
     """`cc-ci infra export`: the file that the database amounts to, to be saved."""
@@ -171,7 +173,7 @@ def export(request: HttpRequest) -> HttpResponse:
     return HttpResponse(dump(applying.export()), content_type="text/yaml; charset=utf-8", headers=headers)
 
 
-@staff_member_required
+@to_see("infraapp")
 @require_safe
 def night(request: HttpRequest) -> HttpResponse:
     """`cc-ci infra nightly --dry-run`: the whole plan with all reasons, after a fresh look at the machine."""
@@ -197,6 +199,8 @@ def do(request: HttpRequest, name: str, pk: int = 0) -> HttpResponse:
     button = BUTTONS.get(name)
     if button is None or (button.on == "server") == bool(pk):
         raise Http404("There is no such button.")
+    if not (request.user.has_perm(button.right) or may_see(request.user, "infraapp")):
+        raise PermissionDenied  # neither what it would do, nor whether there is such a row
     row = get_object_or_404(_ROWS[button.on], pk=pk) if button.on != "server" else None
     if not request.user.has_perm(button.right):
         return _ask(request, name, button, row, f"This needs the right {button.right}.", status=403)

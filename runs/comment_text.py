@@ -16,12 +16,16 @@ from markdown_it import MarkdownIt
 from markdown_it.rules_block import StateBlock, table
 from markdown_it.token import Token
 
+_DASHES = re.compile(r"\s*-{3,}\s*")
+
 
 def plain_lines(text: str, wanted: Callable[[str], bool]) -> list[str]:
     r"""The plain lines that are `wanted`, without the space around them. What makes one wanted has to be written as it is: `\!x`
     and `&#33;x` are how one writes about `!x`."""
-    if _FRONT_MATTER.match(text):
-        return []
+    text = re.sub(r"\r\n?", "\n", text)
+    first, *others = text.split("\n")
+    if _DASHES.fullmatch(first) and any(map(_DASHES.fullmatch, others)):
+        return []  # Between them may be settings for the page, in YAML, which is folded away.
     try:
         return list(_lines(text, wanted))
     except Exception:
@@ -33,7 +37,9 @@ def _lines(text: str, wanted: Callable[[str], bool]) -> Iterator[str]:
     env: dict[str, Any] = {}
     tokens, html = _READER.parse(text, env), _Html()
     for before, token in zip([None, *tokens], tokens, strict=False):
-        if token.type in ("html_block", _ASIDE):
+        # Below a table, indented lines are more rows of it to Gitea.
+        row = token.type == "code_block" and before is not None and before.type == "table_close"
+        if token.type in ("html_block", _ASIDE) or row:
             html.read(token.content)
         elif token.type == "inline":
             plain = before is not None and _is_plain(before) and any(wanted(line) for line in token.content.split("\n"))
@@ -41,7 +47,7 @@ def _lines(text: str, wanted: Callable[[str], bool]) -> Iterator[str]:
                 children: list[Token] = []
                 _READER.inline.parse(token.content, _READER, env, children)
                 found = list(_lines_of(children, html, wanted))
-                if plain and not _may_be_struck(token.content, wanted):
+                if plain:
                     yield from found
 
 
@@ -50,13 +56,6 @@ def _is_plain(opening: Token) -> bool:
     a line of dashes below the text, which many write without thinking of headings."""
     heading = opening.type == "heading_open" and opening.markup in ("-", "=")
     return opening.level == 0 and (heading or opening.type == "paragraph_open")
-
-
-def _may_be_struck(content: str, wanted: Callable[[str], bool]) -> bool:
-    """Whether a wanted line may be struck out by single tildes, which our reader of Markdown does not know."""
-    lines = content.split("\n")
-    first = next(number for number, line in enumerate(lines) if wanted(line))
-    return any("~" in line for line in lines[:first]) and any("~" in line for line in lines[first:])
 
 
 def _lines_of(children: Sequence[Token], html: _Html, wanted: Callable[[str], bool]) -> Iterator[str]:
@@ -137,8 +136,6 @@ class _Html:
 
 # --- what Gitea knows beside what our reader of Markdown does. Nothing of these is the comment's own text.
 
-#: At its very beginning: settings for the page, in YAML.
-_FRONT_MATTER = re.compile(r"[^\S\n]*-{3,}[^\S\n]*\r?\n")
 _FORMULAS = {"$$": "$$", r"\[": r"\]"}
 _ASIDE = "aside"
 
@@ -196,7 +193,8 @@ def _take(state: StateBlock, start: int, after: int) -> bool:
 def _reader() -> MarkdownIt:
     """Inlines are read apart, where they matter; what was written as an entity or with a backslash stays apart. However deep
     something is nested, it is read, or nothing is."""
-    reader = MarkdownIt("commonmark", {"maxNesting": 100_000}).enable("strikethrough").disable(["inline", "text_join"])
+    options = {"maxNesting": 100_000, "strikethrough_single_tilde": True}
+    reader = MarkdownIt("commonmark", options).enable("strikethrough").disable(["inline", "text_join"])
     ruler, interrupts = reader.block.ruler, ["paragraph", "reference"]
     for name, rule in (("footnote", _footnote), ("formula", _formula)):
         ruler.before("code", name, rule, {"alt": [*interrupts, "blockquote", "list"]})

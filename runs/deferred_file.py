@@ -25,7 +25,7 @@ _ITEM = re.compile(
 _RULE = re.compile(r"[ ]{0,3}(?:(?:-[ \t]*){3,}|(?:\*[ \t]*){3,}|(?:_[ \t]*){3,})")
 _FENCE = re.compile(r"[ \t]{0,3}(`{3,}|~{3,})(.*)")
 _SHA = re.compile(r"\b[0-9a-f]{7,64}\b")
-_PATH = re.compile(r"[\w./-]+\.py\b")
+_PATH = re.compile(r"(?<![\w./-])[\w./-]+\.py\b")
 
 _FIELDS = {
     "what": "what",

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from argparse import ArgumentParser
@@ -26,8 +27,10 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 from controlplane.cli import MISUSE, Exit
+from infra.deployers import children
 from infra.deployers.base import stack_name
 from runs.executors.local import limits, shared_credential, shared_of_machine
+from runs.harness import disk
 from runs.harness.checkout import resolve
 from runs.harness.git import CheckoutError
 from runs.harness.protocol import DEFAULT_STAGES, STAGES, Event, Request, Results, RunFolder, Verdict
@@ -37,6 +40,8 @@ _PASSED_ON = (
     *("PATH", "HOME", "LANG", "CC_CI_CHROMIUM"),
     *("DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY"),
 )
+#: What a harness has for its teardown, when its time is up or nobody is there any more who waits for it.
+_GRACE_SECONDS = 120.0
 _COLOURS = {"passed": "green", "failed": "red", "errored": "red", "timed_out": "red", "cancelled": "yellow"}
 _YES, _NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 
@@ -59,18 +64,19 @@ class LocalRun(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         request = self.request(options)
         folder = RunFolder(settings.CC_CI.data_dir / "local-runs" / request.run_id / "1")
-        folder.write_request(request)
         console = Console(file=sys.stderr, quiet=bool(options["json"]))
+        results = None
         try:
-            results = follow(folder, request, console)
+            folder.write_request(request)
+            results, said = follow(folder, request, console)
             if options["json"]:
                 self.stdout.write(results.model_dump_json(indent=1) if results else "")
             elif results:
                 summary(results, console)
             if results is None:
-                errors = folder.path / "harness.err"
-                said = errors.read_text(errors="replace").strip() if errors.exists() else ""
-                console.print(f"The harness ended without results. {escape(said[-2000:])}", style="red")
+                self.stderr.write(f"The harness ended without results. {said[-2000:]}".strip())
+        except OSError as error:
+            self.stderr.write(str(disk.full(error, settings.CC_CI.data_dir) or f"The run could not be started: {error}."))
         finally:
             shutil.rmtree(folder.path.parent, ignore_errors=True)
         verdict = results.verdict if results else Verdict.ERRORED
@@ -123,44 +129,57 @@ def _near(word: str, words: tuple[str, ...]) -> str:
     return f" Did you mean {near[0]}?" if near else ""
 
 
-def follow(folder: RunFolder, request: Request, console: Console) -> Results | None:
-    """Run the harness and show what it does. Ctrl-C asks it to stop and waits for its teardown."""
+def follow(folder: RunFolder, request: Request, console: Console) -> tuple[Results | None, str]:
+    """Run the harness and show what it does: its results, and what it said where it has none.
+
+    Ctrl-C asks it to stop and waits for its teardown. Should this process be killed, the harness tears down, and ends, too.
+    """
     module = ["runs.harness.given"] if request.app_url else ["runs.harness", "run"]
-    with (folder.path / "harness.err").open("w") as errors:
-        # A session of its own: Ctrl-C at the terminal reaches us, and docker and git of the harness end their work.
-        harness = subprocess.Popen(
+    with tempfile.TemporaryFile(dir="/dev/shm") as errors:
+        harness = children.start(
             [sys.executable, "-m", *module, str(folder.path)],
-            cwd=settings.BASE_DIR,
             env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
+            seconds=request.limits.run_seconds + _GRACE_SECONDS,
+            grace=_GRACE_SECONDS,
+            memory_mb=0,  # it bounds itself, and not what it starts
+            alone=True,
+            cwd=settings.BASE_DIR,
             stdin=subprocess.PIPE,
             stdout=errors,
             stderr=errors,
-            start_new_session=True,
         )
-    assert harness.stdin
-    with suppress(BrokenPipeError), harness.stdin:
-        harness.stdin.write(json.dumps(shared_credential()).encode())
-    interrupts = _Interrupts(folder, console)
-    with interrupts, _Display(request, console) as display:
-        while harness.poll() is None:
-            display.show(folder)
-            with suppress(subprocess.TimeoutExpired):
-                harness.wait(0.1)
-        display.show(folder)
-    return folder.results()
+        assert harness.stdin
+        with suppress(BrokenPipeError), harness.stdin:
+            harness.stdin.write(json.dumps(shared_credential()).encode())
+        interrupts = _Interrupts(folder, harness, console)
+        try:
+            with interrupts, _Display(request, console) as display:
+                while harness.poll() is None:
+                    display.show(folder)
+                    with suppress(subprocess.TimeoutExpired):
+                        harness.wait(0.1)
+                display.show(folder)
+        finally:
+            children.end(harness, 2 * _GRACE_SECONDS)
+        errors.seek(0)
+        return folder.results(), errors.read().decode(errors="replace").strip()
 
 
 class _Interrupts:
     """Turns Ctrl-C and SIGTERM into the wish to stop, for as long as the block lasts."""
 
-    def __init__(self, folder: RunFolder, console: Console) -> None:
+    def __init__(self, folder: RunFolder, harness: subprocess.Popen[bytes], console: Console) -> None:
         self._folder = folder
+        self._harness = harness
         self._console = console
         self._former: dict[int, Any] = {}
 
     def _ask(self, _number: int, _frame: FrameType | None) -> None:
         if not self._folder.cancel.exists():
-            self._folder.cancel.touch()
+            try:
+                self._folder.cancel.touch()
+            except OSError:  # the disk is full
+                self._harness.terminate()
             self._console.print("Stopping and tearing down…", style="yellow")
 
     def __enter__(self) -> None:

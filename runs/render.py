@@ -320,7 +320,7 @@ def reply_unseen(repository: str) -> str:
 def reply_needs_sha(sha: str, pull_url: str) -> str:
     """The exact line to write, and where to look at what it would run."""
     return (
-        "This code comes from a fork of somebody who is not a maintainer, and the forge does not tell that it stayed the same "
+        "This code may come from somebody who is not a maintainer, and the forge does not tell that it stayed the same "
         f"after your comment. Please look at {_changes(pull_url, sha)}, and if they are fine, write:\n\n{_run_of(sha)}"
     )
 

@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 #: GFM with HTML and tables. Links are made of more than GFM does: also of `example.org`.
 READER = MarkdownIt("gfm-like", {"html": True})
 
-#: What acts in text, wherever it stands: as Gitea, Forgejo and GitHub find it in what they have rendered, and bots in what they get.
+#: What acts in text: as Gitea, Forgejo and GitHub find it in what they have rendered, and bots in what they get.
 ACTS = {
     "mention": r"(?<![A-Za-z0-9_])@[A-Za-z0-9_.-]",
     "address": r"[A-Za-z0-9._%+-]@[A-Za-z0-9]",

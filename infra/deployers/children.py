@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import selectors
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 _GUARD = Path(__file__).parent / "inside" / "enter.py"
 #: Of tools that are ours (git, docker) and read what is a stranger's: memory of a process, and bytes of what it prints.
@@ -27,6 +26,8 @@ _MOST_ERRORS = 64 << 10
 #: The guard ends a program by itself this much later than whoever waits for it, in case that one hangs.
 _LATER = 5.0
 _PATIENCE = 10.0
+#: Who left a program's group may hold its pipes; so long after its end they are read.
+_AFTER = 1.0
 _BLOCK = 1 << 16
 
 
@@ -108,7 +109,8 @@ def running(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen
         yield process
     finally:
         end(process)
-        _close(process)
+        for stream in (process.stdin, process.stdout, process.stderr):
+            _close_stream(stream)
 
 
 def run(
@@ -143,92 +145,97 @@ def collect(
     last: int = 0,
 ) -> Done:
     """What a program that was started prints, until it ends. It is for the caller to end it when this raises (see `run`)."""
-    until = time.monotonic() + seconds
-    out, err = bytearray(), bytearray()
-    left, ended, wait = memoryview(given), 0.0, 0.001
-    with selectors.DefaultSelector() as selector, _end_of(process) as its_end:
-        for stream, event in ((process.stdin, selectors.EVENT_WRITE), (process.stdout, 1), (process.stderr, 1)):
-            if stream:
-                os.set_blocking(stream.fileno(), False)
-                selector.register(stream, event)
-        pipes = len(selector.get_map())
-        if its_end is not None:
-            selector.register(its_end, selectors.EVENT_READ)
-        while process.poll() is None or pipes:
+    until, ended, wait = time.monotonic() + seconds, 0.0, 0.001
+    with selectors.DefaultSelector() as selector, _end_of(process, selector):
+        pipes = _Pipes(process, selector, given, most, last)
+        while process.poll() is None or pipes.left:
             check()
             now = time.monotonic()
-            if process.returncode is not None:  # somebody who left its group may hold its pipes
-                ended = ended or now
-                if now > ended + 1:
-                    break
-            elif now > until:
+            if process.returncode is None and now > until:
                 raise TooLong(f"it did not end within {seconds:g} s")
-            ready = selector.select(wait) if selector.get_map() else time.sleep(wait)
+            ended = ended or (now if process.returncode is not None else 0.0)
+            if ended and now > ended + _AFTER:
+                break
+            ready = selector.select(wait)
+            for key, _ in ready:
+                pipes.move(key)
             wait = 0.001 if ready else min(wait * 2, 0.1)
-            for key, _ in ready or ():
-                done = True
-                if key.fileobj == its_end:
-                    pipes += 1
-                elif key.fileobj is process.stdin:
-                    left = _feed(key.fd, left)
-                    if done := not left:
-                        process.stdin.close()
-                elif (block := _read(key.fd)) != b"":
-                    done = False
-                    if key.fileobj is process.stderr:
-                        err += (block or b"")[: _MOST_ERRORS - len(err)]
-                        continue
-                    out += block or b""
-                    if last:
-                        del out[:-last]
-                    elif len(out) > most:
-                        raise TooMuch(f"it printed more than {most >> 20} MB")
-                if done:
-                    selector.unregister(key.fileobj)
-                    pipes -= 1
-    return Done(process.returncode, bytes(out), bytes(err))
+    return Done(process.returncode, bytes(pipes.out), bytes(pipes.err))
+
+
+class _Pipes:
+    """What goes into a program and comes out of it. `left`: how many of its pipes are still open."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], selector: selectors.BaseSelector, given: bytes, most: int, last: int
+    ) -> None:
+        self._process, self._selector = process, selector
+        self._given, self._most, self._last = memoryview(given), most, last
+        self.out, self.err, self.left = bytearray(), bytearray(), 0
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream:
+                os.set_blocking(stream.fileno(), False)
+                selector.register(stream, selectors.EVENT_WRITE if stream is process.stdin else selectors.EVENT_READ)
+                self.left += 1
+
+    def move(self, key: selectors.SelectorKey) -> None:
+        """Move what a pipe takes or gives now. Raises TooMuch."""
+        if key.fileobj is self._process.stdin:
+            done = self._feed(key.fd)
+        elif key.fileobj in (self._process.stdout, self._process.stderr):
+            done = self._read(key.fd, self.out if key.fileobj is self._process.stdout else self.err)
+        else:  # the program has ended
+            self._selector.unregister(key.fileobj)
+            return
+        if done:
+            self._selector.unregister(key.fileobj)
+            self.left -= 1
+            if key.fileobj is self._process.stdin:
+                _close_stream(self._process.stdin)
+
+    def _feed(self, handle: int) -> bool:
+        """Write what goes in now. Whether that was all, or nobody reads any more."""
+        try:
+            self._given = self._given[os.write(handle, self._given[:_BLOCK]) :]
+        except BlockingIOError:
+            return False
+        except BrokenPipeError:
+            return True
+        return not self._given
+
+    def _read(self, handle: int, into: bytearray) -> bool:
+        """Read what is there. Whether that was the end."""
+        try:
+            block = os.read(handle, _BLOCK)
+        except BlockingIOError:
+            return False
+        if into is self.err:
+            into += block[: _MOST_ERRORS - len(into)]
+        else:
+            into += block
+            if self._last:
+                del into[: -self._last]
+            elif len(into) > self._most:
+                raise TooMuch(f"it printed more than {self._most >> 20} MB")
+        return not block
 
 
 @contextmanager
-def _end_of(process: subprocess.Popen[bytes]) -> Iterator[int | None]:
-    """A descriptor that can be read once the program has ended; None where Linux is older than 5.3: a look does as well."""
+def _end_of(process: subprocess.Popen[bytes], selector: selectors.BaseSelector) -> Iterator[None]:
+    """Have a program's end wake the selector, but where Linux is older than 5.3: there a look now and then does as well."""
     try:
         handle = os.pidfd_open(process.pid)
     except OSError:
-        yield None
+        yield
         return
     try:
-        yield handle
+        selector.register(handle, selectors.EVENT_READ)
+        yield
     finally:
         os.close(handle)
 
 
-def _feed(handle: int, left: memoryview) -> memoryview:
-    """Write what goes into a pipe now: what is left then. Nothing is when nobody reads any more."""
-    try:
-        return left[os.write(handle, left[:_BLOCK]) :]
-    except BlockingIOError:
-        return left
-    except BrokenPipeError:
-        return left[:0]
-
-
-def _read(handle: int) -> bytes | None:
-    """What is there; nothing at the end, None when there is nothing yet."""
-    try:
-        return os.read(handle, _BLOCK)
-    except BlockingIOError:
-        return None
-    except OSError:
-        return b""
-
-
-def _close(process: subprocess.Popen[bytes]) -> None:
-    for stream in (process.stdin, process.stdout, process.stderr):
-        if stream and not stream.closed:
-            with suppress(OSError):  # what was not written yet
-                stream.close()
-
-
-def was_killed(process: subprocess.Popen[bytes]) -> bool:
-    return process.returncode == -signal.SIGKILL
+def _close_stream(stream: IO[bytes] | None) -> None:
+    if stream and not stream.closed:
+        with suppress(OSError):  # what was not written yet
+            stream.close()

@@ -34,7 +34,7 @@ _TEMPLATE = "-template"
 _NAME_OPTION = "com.docker.network.bridge.name"
 _MTU_OPTION = "com.docker.network.driver.mtu"
 _EXISTS = re.compile("already exists", re.IGNORECASE)
-_ENTRY = re.compile(r"(?:\[(?P<six>[^\]]+)\]|(?P<four>[^\[\]:]+))(?::(?P<port>\d+)(?:/(?P<protocol>tcp|udp))?)?")
+_ENTRY = re.compile(r"(?:\[(?P<six>[^\]]+)\]|(?P<four>[^\[\]:]+))(?::(?P<port>[0-9]+)(?:/(?P<protocol>tcp|udp))?)?")
 
 
 @dataclass(frozen=True, order=True)

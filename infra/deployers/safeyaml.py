@@ -25,16 +25,10 @@ def load(text: str) -> tuple[Any, yaml.Node | None]:
         if root is None:
             return None, None
         _count(root, {})
-        return loader.construct_document(root), root
-    finally:
-        loader.dispose()
-
-
-def nodes(text: str) -> yaml.Node | None:
-    """The tree of nodes alone. Raises yaml.YAMLError, ValueError or RecursionError."""
-    loader = yaml.SafeLoader(text)
-    try:
-        return loader.get_single_node()
+        try:
+            return loader.construct_document(root), root
+        except (ArithmeticError, AttributeError, LookupError, TypeError) as error:  # what PyYAML makes of `!!int ''`, `!!bool x`
+            raise ValueError(f"a value is not what its tag says: {error}") from error
     finally:
         loader.dispose()
 

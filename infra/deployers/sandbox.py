@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from infra.deployers import children, limits
-from infra.deployers.children import interpreter
 
 INSIDE = Path(__file__).parent / "inside"
 PROGRAMS = "/opt/cc-ci"
@@ -77,6 +76,9 @@ def available() -> Availability:
             "Run as root, or allow unprivileged user namespaces (sysctl kernel.unprivileged_userns_clone=1, AppArmor).",
         )
     return Availability(True)
+
+
+interpreter = children.interpreter
 
 
 @dataclass

@@ -17,7 +17,11 @@ _MISSING = ("No such image", "pull access denied", "manifest unknown", "manifest
 _PORT_TAKEN = re.compile(
     r"port is already allocated|address already in use|host-mode port already in use|already in use by service"
 )
-_NO_PROGRAM = re.compile(r'exec: (\\?".*?\\?"|\S+): (executable file not found|stat [^:]+: no such file|permission denied)')
+_NO_ADDRESSES = re.compile(r"non-overlapping IPv4 address pool|predefined address pools have been fully subnetted")
+_NO_PROGRAM = re.compile(
+    r'exec: ("[^"\n]{0,300}"|\\"[^"\n]{0,300}"|\S{1,300}): '
+    r"(executable file not found|stat [^:\n]{1,300}: no such file|permission denied)"
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,10 @@ def failure(service: str, error: str, spec: Mapping[str, Any], out_of_memory: bo
         return Trouble(
             "port_taken", f"A port of {service} is taken on this machine{_ports(spec, error)}: {error}.", _FREE_PORT, 2
         )
+    if _NO_ADDRESSES.search(error):
+        message = f"This machine's Docker has no range of addresses left for the network of a run: {error}."
+        fix = "Remove what nobody uses (docker network prune), or set default-address-pools in /etc/docker/daemon.json."
+        return Trouble("tool_failed", message, fix, 1)
     limit = memory_limit(spec)
     if out_of_memory or (limit and "(137)" in error):
         most = f"more than its limit of {megabytes(limit)}" if limit else "more memory than there is"

@@ -32,7 +32,11 @@ class LocalExecutor:
         folder = RunFolder(run.folder)
         if folder.state() is not FolderState.NOT_STARTED:
             return
-        folder.write_request(request_for(run))
+        request = request_for(run)
+        try:
+            folder.write_request(request)
+        except OSError as error:
+            raise ExecutorError(f"{folder.path} cannot be written: {error.strerror}") from error
         command = [sys.executable, "-m", "runs.harness", "start", str(folder.path)]
         try:
             done = subprocess.run(
@@ -67,19 +71,13 @@ class LocalExecutor:
     def stop(self, run: TestRun) -> None:
         folder = RunFolder(run.folder)
         if folder.path.is_dir():
-            folder.cancel.touch()
+            try:
+                folder.cancel.touch()
+            except OSError:  # the disk is full
+                _signal(folder, signal.SIGTERM)
 
     def kill(self, run: TestRun) -> None:
-        folder = RunFolder(run.folder)
-        if folder.state() is not FolderState.RUNNING:
-            return
-        pid = _pid(folder)
-        # The lock is held and the process is ours: it names this folder on its command line.
-        if pid and str(folder.path).encode() in _command_line(pid):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+        _signal(RunFolder(run.folder), signal.SIGKILL)
 
 
 def request_for(run: TestRun) -> Request:
@@ -228,6 +226,19 @@ def _new_log(path: Path, offset: int) -> tuple[str, int]:
         return "", offset
     text = data.decode("utf-8", "replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
     return text, start + len(data)
+
+
+def _signal(folder: RunFolder, number: signal.Signals) -> None:
+    """Send a signal to the harness of a folder, if there is one."""
+    if folder.state() is not FolderState.RUNNING:
+        return
+    pid = _pid(folder)
+    # The lock is held and the process is ours: it names this folder on its command line.
+    if pid and str(folder.path).encode() in _command_line(pid):
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            pass
 
 
 def _pid(folder: RunFolder) -> int | None:

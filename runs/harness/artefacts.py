@@ -24,12 +24,11 @@ def keep_logs(deployer: Deployer, folder: Path, journal: Journal) -> None:
         services = [service.name for service in deployer.state().services]
         texts = {f"service-{_safe(name)}.log": deployer.logs(name, LOG_LINES) for name in services}
         texts[EVENTS] = "\n".join(deployer.events())
-    except DeployError as error:
+        for name, text in texts.items():
+            if text.strip():
+                _write(folder / name, journal, text)
+    except (DeployError, OSError) as error:
         journal.log(f"The services' logs could not be kept: {error}")
-        return
-    for name, text in texts.items():
-        if text.strip():
-            _write(folder / name, journal, text)
 
 
 def picture(run: Run) -> None:
@@ -46,7 +45,7 @@ def finish(folder: RunFolder, journal: Journal) -> list[Artefact]:
     for path in sorted(folder.path.glob("junit-*.xml")):
         text = path.read_text(errors="replace")
         if (clean := journal.without_secrets(text, path.name)) != text:
-            path.write_text(clean)
+            _rewrite(path, clean)
         stage = path.stem.removeprefix("junit-")
         found.append(Artefact(name=path.name, kind="junit", title=f"JUnit of {stage}", bytes=path.stat().st_size))
     for path in sorted(folder.path.glob("service-*.log")):
@@ -61,6 +60,14 @@ def finish(folder: RunFolder, journal: Journal) -> list[Artefact]:
 
 def _write(path: Path, journal: Journal, text: str) -> None:
     path.write_bytes(journal.clean(text, path.name).encode()[-BIGGEST:])
+
+
+def _rewrite(path: Path, text: str) -> None:
+    """Put `text` in the place of what a file holds; where there is no room for it the file goes, for secrets stand in it."""
+    try:
+        path.write_text(text)
+    except OSError:
+        path.unlink(missing_ok=True)
 
 
 def _safe(name: str) -> str:

@@ -12,6 +12,7 @@ from runs.harness.git import CheckoutError, Git, local_path
 from runs.harness.protocol import Source
 
 _SHA = re.compile(r"[0-9a-f]{40}")
+_OVER_SSH = re.compile(r"[^/@]+@[^/:]+:")
 _MOST_FILES = 50_000
 #: For a forge to say where a branch is, while somebody waits at a terminal.
 _TIP_SECONDS = 60.0
@@ -56,10 +57,9 @@ class Checkout:
 
     def tip(self, ref: str) -> str:
         """The commit that `ref` of the source points to now."""
-        lines = self._git.run(
-            "ls-remote", "--", self._git.remote, ref, f"refs/tags/{ref}^{{}}", seconds=_TIP_SECONDS
-        ).splitlines()
-        found = {name: sha for sha, _, name in (line.partition("\t") for line in lines)}
+        wanted = (ref, f"refs/tags/{ref}^{{}}")
+        listed = self._git.run("ls-remote", "--", self._git.remote, *wanted, seconds=_TIP_SECONDS)
+        found = {name: sha for sha, _, name in (line.partition("\t") for line in listed.splitlines())}
         for name in (f"refs/tags/{ref}^{{}}", ref, f"refs/heads/{ref}", f"refs/tags/{ref}"):
             if name in found:
                 return found[name]
@@ -130,7 +130,7 @@ class Checkout:
             self._git.check()
             above = os.path.dirname(name)  # noqa: PTH120
             if above not in inner:
-                if (root / above).resolve() != root / above:
+                if not _is_itself(root / above):
                     continue
                 inner.add(above)
             source, target = root / name, self._target / name
@@ -141,6 +141,14 @@ class Checkout:
                 raise CheckoutError(f"The folder is too big: more than {_MOST_FILES} files or {self._git.disk >> 20} MB.", True)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _is_itself(folder: Path) -> bool:
+    """Whether no part of the path is a symlink."""
+    try:
+        return folder.resolve() == folder
+    except (OSError, RuntimeError):  # a loop
+        return False
 
 
 def _walk(folder: Path) -> Iterator[str]:
@@ -168,7 +176,7 @@ def resolve(url: str, ref: str = "", sha: str = "") -> Source:
     is not there.
     """
     local = local_path(url)
-    if local is None and "://" not in url and not re.match(r"[^/]+@[^/]+:", url):
+    if local is None and "://" not in url and not _OVER_SSH.match(url):
         raise CheckoutError(f"There is no folder {url}.")
     if sha and not _SHA.fullmatch(sha):
         raise CheckoutError(f"{sha!r} is no full commit id of 40 hex digits.")

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from runs.harness.protocol import Results
+    from runs.harness.watch import Watch
 
-LOCKED, TAKEN, FINISHED, BROKEN = b"locked", b"taken", b"finished", b"broken"
+LOCKED, TAKEN, FINISHED = b"locked", b"taken", b"finished"
 _START_SECONDS = 10.0
 _LOCK_SECONDS = 2.0
 
@@ -36,10 +37,11 @@ def start(folder: str) -> int:
     os.waitpid(child, 0)
     said = b""
     if select.select([reader], [], [], _START_SECONDS)[0]:
-        said = os.read(reader, 64)
+        said = os.read(reader, 1000)
     if said in (LOCKED, TAKEN, FINISHED):
         return 0
-    sys.stderr.write(f"The harness did not start; see {os.path.join(folder, 'harness.err')}\n")  # noqa: PTH118
+    why = said.decode(errors="replace") or f"see {os.path.join(folder, 'harness.err')}"  # noqa: PTH118
+    sys.stderr.write(f"The harness did not start: {why}\n")
     return 1
 
 
@@ -48,7 +50,10 @@ def _detached(folder: str, credential: dict[str, str], tell: int) -> None:
     code = 1
     try:
         null = os.open(os.devnull, os.O_RDONLY)
-        errors = os.open(f"{folder}/harness.err", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            errors = os.open(f"{folder}/harness.err", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        except OSError:  # what else there is to write will say so
+            errors = os.open(os.devnull, os.O_WRONLY)
         for source, target in ((null, 0), (errors, 1), (errors, 2)):
             os.dup2(source, target)
         os.dup2(tell, 3)
@@ -70,41 +75,62 @@ def run(folder: str, credential: dict[str, str], tell: int | None = None) -> int
     Gives 0 passed, 1 failed, 2 anything else, 3 when there was nothing to do.
     """
     os.umask(0o022)
-    said = _take(folder)
+    said, code = LOCKED, 3
+    try:
+        said = _take(folder)
+    except OSError as error:
+        said, code = f"{folder} cannot be written: {error.strerror}.".encode(), 2
     if tell is not None:
         os.write(tell, said)
         os.close(tell)
+    elif code == 2:
+        sys.stderr.write(f"{said.decode()}\n")
     if said != LOCKED:
-        return 3
+        return code
     from pathlib import Path
 
+    from runs.harness import disk
     from runs.harness.engine import Engine
     from runs.harness.protocol import RunFolder, Verdict
 
     run_folder = RunFolder(Path(folder))
     try:
-        engine = Engine(run_folder, credential)
-    except (OSError, ValueError) as error:
-        run_folder.write_results(_unreadable(run_folder.path, error))
+        try:
+            engine = Engine(run_folder, credential)
+        except (OSError, ValueError) as error:
+            disk.write(run_folder, _unusable(run_folder.path, error))
+            return 2
+        begin(engine.watch, engine.run_seconds)
+        results = engine.run()
+    except (disk.DiskFull, OSError) as error:  # not even the results can be written
+        sys.stderr.write(f"{error}\n")
         return 2
-
-    def cancel(_number: int, _frame: object) -> None:
-        engine.watch.cancelled = True
-
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, cancel)
-    results = engine.run()
     return {Verdict.PASSED: 0, Verdict.FAILED: 1}.get(results.verdict, 2)
 
 
-def _unreadable(folder: Path, error: Exception) -> Results:
-    """The verdict on a request that cannot be read, such as one that another version wrote."""
+def begin(watch: Watch, run_seconds: int) -> None:
+    """Bound this process, and have it listen to whoever asks it to stop and to its own alarm."""
+    from runs.harness import bounds
+
+    def cancel(_number: int, _frame: object) -> None:
+        watch.cancelled = True
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, cancel)
+    bounds.hold(run_seconds)
+    watch.arm()
+
+
+def _unusable(folder: Path, error: Exception) -> Results:
+    """The verdict on a request that cannot be read, such as one of another version, and on a folder that takes nothing more."""
     from datetime import UTC, datetime
 
+    from runs.harness import disk
     from runs.harness.protocol import Results, Verdict
 
     now = datetime.now(UTC)
-    reason = f"The request cannot be read: {' '.join(str(error).split())[:500]}"
+    full = disk.full(error, folder) if isinstance(error, OSError) else None
+    reason = str(full) if full else f"The request cannot be read: {' '.join(str(error).split())[:500]}"
     return Results(run_id=folder.parent.name, verdict=Verdict.ERRORED, reason=reason, started=now, finished=now)
 
 
@@ -126,11 +152,16 @@ def _take(folder: str) -> bytes:
     if os.path.exists(f"{folder}/begun"):  # noqa: PTH110
         return TAKEN  # it lived and was killed: the run is lost, not to be begun again here
     temporary = f"{folder}/.begun.{os.getpid()}"
-    with open(temporary, "w") as file:  # noqa: PTH123
-        file.write(json.dumps({"pid": os.getpid(), "started": time.time()}))
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(temporary, f"{folder}/begun")  # noqa: PTH104
+    try:
+        with open(temporary, "w") as file:  # noqa: PTH123
+            file.write(json.dumps({"pid": os.getpid(), "started": time.time()}))
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, f"{folder}/begun")  # noqa: PTH104
+    except OSError:
+        if os.path.exists(temporary):  # noqa: PTH110
+            os.unlink(temporary)  # noqa: PTH108
+        raise
     return LOCKED
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from infra.deployers import images, sandbox
 from infra.deployers.base import Address, Deployer, DeployError, probe
 from infra.deployers.choose import choose
-from runs.harness import artefacts, level, oidc, prepare, stages
+from runs.harness import artefacts, bounds, disk, level, oidc, prepare, stages
 from runs.harness.events import Journal
 from runs.harness.git import CheckoutError, secrets_of
 from runs.harness.owntests import Outcome, concluded
@@ -39,7 +39,8 @@ class Engine:
         self._request = folder.request()
         self._credential = dict(credential or {})
         self._journal = Journal(folder, secrets_of(self._credential))
-        self.watch = Watch(folder.cancel, self._request.limits.run_seconds)
+        disk.keep_room(folder)
+        self.watch = Watch(folder.cancel, self._request.limits.run_seconds, also=self._journal.check)
         self._started = datetime.now(UTC)
         self._results = {name: StageResult(name=name, status="not_run") for name in self._request.stages}
         self._work = folder.path / "work"
@@ -52,11 +53,12 @@ class Engine:
         self._deployed_in = 0.0
 
     def run(self) -> Results:
-        """Do everything, write the results, and give them."""
+        """Do everything, write the results, and give them. Raises DiskFull, or OSError, where there is no room even for those."""
         self._journal.event("begun", f"Run {self._request.run_id} of {self._request.recipe}")
         verdict, reason = Verdict.PASSED, ""
         try:
-            self._do()
+            with self._blame(Verdict.ERRORED), self.watch.insisting():
+                self._do()
         except Stop as stop:
             verdict, reason = stop.verdict, stop.reason
         except Exception as error:  # the results have to be written whatever happens
@@ -64,13 +66,28 @@ class Engine:
         teardown = self._teardown()
         if verdict is Verdict.PASSED and not teardown.clean:
             verdict, reason = Verdict.ERRORED, f"The teardown left something behind: {', '.join(teardown.left)}."
+        disk.give_room(self._folder)
+        if verdict is Verdict.PASSED and (told := self._unwritten()):
+            verdict, reason = Verdict.ERRORED, told
         if self._deployments > 1:
             verdict, reason = Verdict.ERRORED, f"The recipe was deployed {self._deployments} times in one run."
         results = self._conclude(verdict, reason, teardown)
         self._journal.event("finished", results.reason or f"The run {verdict}.", verdict=str(verdict))
-        self._folder.write_results(results)
         self._journal.close()
+        disk.write(self._folder, results)
         return results
+
+    def _unwritten(self) -> str:
+        """What could not be written on the way; empty when everything was."""
+        try:
+            self._journal.check()
+        except (disk.DiskFull, OSError) as error:
+            return str(error)
+        return ""
+
+    @property
+    def run_seconds(self) -> int:
+        return self._request.limits.run_seconds
 
     @property
     def _deployments(self) -> int:
@@ -105,6 +122,7 @@ class Engine:
     def _read(self, ready: Prepared, deployer: Deployer) -> None:
         """Read the recipe. What cannot be read or is refused fails the stage install, as if it had been deployed."""
         started = time.monotonic()
+        self.watch.part("Reading the recipe", self._request.limits.stage_seconds)
         try:
             with self._blame(Verdict.ERRORED):
                 prepare.read(self._request, ready, deployer, self._journal)
@@ -160,6 +178,15 @@ class Engine:
             raise Stop(Verdict.FAILED, str(error)) from error
         except CheckoutError as error:
             raise Stop(Verdict.FAILED if error.recipes_fault else verdict, f"No checkout: {error}") from error
+        except disk.DiskFull as error:
+            raise Stop(Verdict.ERRORED, str(error)) from error
+        except OSError as error:
+            if told := disk.full(error, self._folder.path):
+                raise Stop(Verdict.ERRORED, str(told)) from error
+            raise
+        except MemoryError as error:
+            said = f"What the recipe holds takes more than the {bounds.MEMORY_MB} MB that the harness has to read it."
+            raise Stop(Verdict.ERRORED, said) from error
 
     def _deploy(self, run: stages.Run, ready: Prepared) -> None:
         """Deploy, once. It belongs to the stage install, which it fails, when that was asked for."""

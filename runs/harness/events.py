@@ -8,11 +8,12 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
 from urllib.parse import quote
 
+from runs.harness import disk
 from runs.harness.protocol import Event, RunFolder, Timing
 
 #: A recipe's code decides how much it prints; the disk is ours.
@@ -30,6 +31,7 @@ class Journal:
 
     def __init__(self, folder: RunFolder, secrets: Sequence[str] = ()) -> None:
         self._secrets = sorted((secret for secret in secrets if secret), key=len, reverse=True)
+        self._folder = folder.path
         self._lock = threading.Lock()
         self._events = folder.events_file.open("a")
         self._log = folder.log.open("a")
@@ -40,6 +42,7 @@ class Journal:
         self.timings: list[Timing] = []
         self._own: list[str] = []
         self.leaks: set[str] = set()  #: artefacts in which a secret of the run was blackened
+        self._failed: OSError | None = None
 
     def event(self, kind: str, text: str = "", **data: Any) -> None:
         """Append one event, and its text to the log."""
@@ -49,8 +52,7 @@ class Journal:
                 return
             self._seq += 1
             event = Event(seq=self._seq, at=datetime.now(UTC), kind=kind, stage=self.stage, text=text, data=data)
-            self._events.write(json.dumps(event.model_dump(mode="json")) + "\n")
-            self._events.flush()
+            self._write(self._events, json.dumps(event.model_dump(mode="json")) + "\n")
         if text:
             self.log(f"== {text}")
 
@@ -97,8 +99,20 @@ class Journal:
             self._written += len(text)
             if self._written > LONGEST_LOG:
                 text = f"{stamp} == The log is cut here: it grew beyond {LONGEST_LOG >> 20} MB.\n"
-            self._log.write(text)
-            self._log.flush()
+            self._write(self._log, text)
+
+    def _write(self, file: TextIO, text: str) -> None:
+        """A line that cannot be written ends nothing here, where anybody may be at work: `check` tells of it."""
+        try:
+            file.write(text)
+            file.flush()
+        except OSError as error:
+            self._failed = self._failed or error
+
+    def check(self) -> None:
+        """Raises DiskFull, or OSError, when something could not be written."""
+        if self._failed:
+            raise disk.full(self._failed, self._folder) or self._failed
 
     def clean(self, text: str, artefact: str = "log.txt") -> str:
         """`text` without credentials, terminal codes and characters that are none; `artefact` is where it will stand."""
@@ -109,8 +123,9 @@ class Journal:
 
     def close(self) -> None:
         with self._lock:
-            self._events.close()
-            self._log.close()
+            for file in (self._events, self._log):
+                with suppress(OSError):
+                    file.close()
 
 
 def _forms(secret: str) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -114,7 +113,7 @@ def secrets_of(credential: Mapping[str, str]) -> list[str]:
 def local_path(url: str) -> Path | None:
     if url.startswith("file://"):
         return Path(urlsplit(url).path)
-    if "://" in url or re.match(r"[^/]+@?[^/]*:", url):
+    if "://" in url or ":" in url.partition("/")[0][1:]:  # such as git@forge.example.org:recipe
         return None
     path = Path(url).expanduser().resolve()
     return path if path.is_dir() else None

@@ -9,15 +9,16 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from infra.deployers import sandbox
 from infra.deployers.base import Address, Context, Deployer, DeployError, Deployment, probe
-from runs.harness import owntests
+from runs.harness import disk, owntests
 from runs.harness.checkout import Checkout
+from runs.harness.detach import begin
 from runs.harness.events import Journal
 from runs.harness.git import CheckoutError
 from runs.harness.owntests import Outcome, concluded
@@ -64,15 +65,22 @@ class GivenApp(Deployer):
         return []
 
 
-def run(folder: RunFolder) -> Results:
-    """Run the request's tests against its `app_url`, write the results, and give them."""
+def run(folder: RunFolder, begun: Callable[[Watch, int], None] = lambda watch, seconds: None) -> Results:
+    """Run the request's tests against its `app_url`, write the results, and give them.
+
+    `begun` gets the watch and the run's limit. Raises OSError where the folder cannot be written, DiskFull where there is no room
+    even for the results.
+    """
     request, started = folder.request(), datetime.now(UTC)
     journal = Journal(folder)
-    watch = Watch(folder.cancel, request.limits.run_seconds)
+    disk.keep_room(folder)
+    watch = Watch(folder.cancel, request.limits.run_seconds, also=journal.check)
+    begun(watch, request.limits.run_seconds)
     stages = {name: StageResult(name=name, status="not_run") for name in request.stages}
     work = folder.path / "work"
     try:
-        verdict, reason = _all(request, stages, journal, watch, folder.path, work)
+        with watch.insisting():
+            verdict, reason = _all(request, stages, journal, watch, folder.path, work)
     except Exception as error:  # the results have to be written whatever happens
         verdict, reason = Verdict.ERRORED, f"The harness failed: {type(error).__name__}: {error}"
     shutil.rmtree(work, ignore_errors=True)
@@ -87,8 +95,8 @@ def run(folder: RunFolder) -> Results:
         stages=[stages[name] for name in STAGES if name in stages],
     )
     journal.event("finished", reason or f"The tests {verdict}.", verdict=str(verdict))
-    folder.write_results(results)
     journal.close()
+    disk.write(folder, results)
     return results
 
 
@@ -104,8 +112,12 @@ def _all(
         return Verdict.CANCELLED, str(error)
     except TimedOut as error:
         return Verdict.TIMED_OUT, str(error)
-    except (CheckoutError, DeployError) as error:
+    except (CheckoutError, DeployError, disk.DiskFull) as error:
         return Verdict.ERRORED, str(error)
+    except OSError as error:
+        if told := disk.full(error, folder):
+            return Verdict.ERRORED, str(told)
+        raise
     bad = [stage for stage in stages.values() if stage.status == "failed"]
     if bad:
         return Verdict.FAILED, "; ".join(f"{stage.name}: {stage.reason}" for stage in bad)
@@ -169,7 +181,13 @@ def _tests(name: str, deployer: GivenApp, journal: Journal, watch: Watch, folder
 def main(folder: str) -> int:
     os.umask(0o022)
     sys.stdin.read()  # the credentials of this machine, of which nothing is needed here
-    return {Verdict.PASSED: 0, Verdict.FAILED: 1}.get(run(RunFolder(Path(folder))).verdict, 2)
+    try:
+        results = run(RunFolder(Path(folder)), begin)
+    except (disk.DiskFull, OSError) as error:
+        where = RunFolder(Path(folder)).path
+        sys.stderr.write(f"{(disk.full(error, where) if isinstance(error, OSError) else None) or error}\n")
+        return 2
+    return {Verdict.PASSED: 0, Verdict.FAILED: 1}.get(results.verdict, 2)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import yaml
 from infra.deployers import safeyaml
 from infra.deployers.base import DeployError
 from infra.deployers.compose import environment, files
-from infra.deployers.compose.environment import EnvironmentProblem
+from infra.deployers.compose.environment import EnvironmentProblem, Filling
 from infra.versions import Unreadable, Version
 from runs.harness.protocol import LintFinding
 
@@ -114,7 +114,8 @@ _KNOWN = (
 _METADATA = ("Category", "Status", "Image", "Healthcheck", "Backups", "Email", "Tests", "SSO")
 
 _COMMENTED = re.compile(r"^[ \t]*#[# \t]*(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_]*)=", re.MULTILINE)
-_VERSIONED = re.compile(r"\$\{STACK_NAME\}_.+_\$\{([A-Z][A-Z0-9_]*_VERSION)(?::?-[^}]*)?\}")
+_METADATUM = re.compile(r"^[ \t]*[*-][ \t]+\*\*([^*\n]{1,40})\*\*:[ \t]*\S", re.MULTILINE)
+_VERSIONED = re.compile(r"\$\{STACK_NAME\}_.+_\$\{([A-Z][A-Z0-9_]*_VERSION)(?::?-[^}$]*)?\}")
 _VERSION_LABEL = re.compile(r"coop-cloud\.\$\{?STACK_NAME\}?\.version")
 
 
@@ -125,6 +126,7 @@ class _File:
     name: str
     data: dict[str, Any]
     root: yaml.Node | None
+    _keys: dict[int, dict[str, tuple[yaml.Node, yaml.Node]]] = field(default_factory=dict)  #: of each mapping that was asked for
 
     def items(self, section: str) -> list[tuple[str, dict[str, Any]]]:
         found = self.data.get(section)
@@ -134,12 +136,16 @@ class _File:
         """The line of what lies under these keys, or of the nearest above it."""
         node, line = self.root, 1
         for key in path:
-            pairs = node.value if isinstance(node, yaml.MappingNode) else ()
-            found = next(((name, value) for name, value in pairs if str(name.value) == key), None)
-            if not found:
+            if not isinstance(node, yaml.MappingNode) or not (found := self._under(node).get(key)):
                 break
             line, node = found[0].start_mark.line + 1, found[1]
         return line
+
+    def _under(self, node: yaml.MappingNode) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+        """The keys of a mapping; the first of those that are there twice."""
+        if id(node) not in self._keys:
+            self._keys[id(node)] = {str(name.value): (name, value) for name, value in reversed(node.value)}
+        return self._keys[id(node)]
 
 
 @dataclass
@@ -150,7 +156,7 @@ class _Recipe:
     files: list[_File] = field(default_factory=list)
     exported: set[str] = field(default_factory=set)
     sample: dict[str, str] = field(default_factory=dict)  #: as .env.sample sets them, filled in
-    values: Mapping[str, str] = field(default_factory=dict)  #: what compose files are filled in with
+    filling: Filling = field(default_factory=lambda: Filling({}))  #: of compose files
     commented: set[str] = field(default_factory=set)
     has_sample: bool = False
     readable: bool = False  #: the sample
@@ -281,7 +287,7 @@ def _read(recipe: _Recipe, by_docker: bool) -> Iterator[LintFinding]:
     try:
         recipe.sample = dict(environment.build(sample=sample or "", exports="", recipe="", fixed={}).values)
         both = environment.build(sample=sample or "", exports=exports, recipe="", fixed={"STACK_NAME": "stack"})
-        recipe.values = both.values
+        recipe.filling = Filling(both.values)
         recipe.exported = set(environment.build(sample="", exports=exports, recipe="", fixed={}).values)
     except EnvironmentProblem as error:
         recipe.readable = False
@@ -366,7 +372,10 @@ def _images(recipe: _Recipe, file: _File) -> Iterator[LintFinding]:
         image = service.get("image")
         if not isinstance(image, str):
             continue
-        image = environment.fill(image[:500], recipe.values)
+        try:
+            image = recipe.filling.fill(image[:500])
+        except EnvironmentProblem:
+            continue  # no image has such a name; whoever deploys it says so
         if "$" in image:
             continue  # what it becomes is the operator's choice
         path, _, digest = image.partition("@")
@@ -441,7 +450,7 @@ def _metadata(recipe: _Recipe) -> Iterator[LintFinding]:
         yield _finding("C013", f"README.md has no {missing}.", "README.md")
         return
     line = text[:start].count("\n") + 1
-    given = {match[1] for match in re.finditer(r"^\s*[*-]\s+\*\*([^*\n]{1,40})\*\*:[ \t]*\S", text[start:end], re.MULTILINE)}
+    given = {match[1] for match in _METADATUM.finditer(text[start:end])}
     if missing_ones := [name for name in _METADATA if name not in given]:
         yield _finding("C013", f"The metadata says nothing of {', '.join(missing_ones)}.", "README.md", line)
 

@@ -35,6 +35,7 @@ class Prepared:
     lint: list[LintFinding] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     tests: list[ExtraTest] = field(default_factory=list)
+    suggested: list[ExtraTest] = field(default_factory=list)  #: those tests that the change asks for
     history: History | None = None  #: where there is one
 
 
@@ -69,6 +70,7 @@ def read(request: Request, ready: Prepared, deployer: Deployer, journal: Journal
     _settle_seconds(ready, recipe)
     if history:
         ready.changed = history.changed()
+        ready.suggested = extras.suggested(ready.tests, ready.changed)
         if "upgrade" in request.stages and "upgrade" not in ready.settings.stages:
             _previous(ready, history, recipe, deployer, journal)
         history.remove()
@@ -197,4 +199,4 @@ def extras_of(ready: Prepared, ran: bool) -> Extras:
     """The recipe's extra tests, and which of them this change asks for, unless they were run."""
     if ran:
         return Extras(tests=ready.tests)
-    return Extras(not_run=len(ready.tests), suggested=extras.suggested(ready.tests, ready.changed), tests=ready.tests)
+    return Extras(not_run=len(ready.tests), suggested=ready.suggested, tests=ready.tests)

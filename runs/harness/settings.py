@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 FILE = "cc-ci.toml"
 _BIGGEST = 64 << 10
+_MOST_PARTS = 100
 #: How long an app may take to come up when nobody says otherwise: abra's default too.
 SETTLE_SECONDS = 300
 
@@ -136,8 +137,10 @@ def parse(data: bytes | None) -> RecipeSettings:
     if len(data) > _BIGGEST:
         raise SettingsError(f"{FILE} is bigger than {_BIGGEST >> 10} kB.")
     try:
-        document = tomllib.loads(data.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        text = data.decode()
+        _refuse_long_keys(text)
+        document = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: also of a number that is too long
         raise SettingsError(f"{FILE} cannot be read: {error}") from error
     try:
         return RecipeSettings.model_validate(document)
@@ -145,6 +148,13 @@ def parse(data: bytes | None) -> RecipeSettings:
         problems = [_problem(dict(item)) for item in error.errors(include_url=False)[:10]]
         said = "; ".join(problems)
         raise SettingsError(f"{FILE}: {said}{'' if said.endswith('?') else '.'}") from error
+
+
+def _refuse_long_keys(text: str) -> None:
+    """Raises ValueError for a key of very many parts (`a.b.c…`), over which tomllib takes the square of their number."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.partition("=")[0].count(".") > _MOST_PARTS:
+            raise ValueError(f"a key has more than {_MOST_PARTS} parts (at line {number})")
 
 
 def _problem(error: Mapping[str, Any]) -> str:

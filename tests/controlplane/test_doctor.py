@@ -57,6 +57,7 @@ def real(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def public(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings.CC_CI, "base_url", "https://ci.example.org")
+    monkeypatch.setattr(settings.CC_CI, "proxies", ["127.0.0.1"])
 
 
 @pytest.mark.usefixtures("public")
@@ -69,6 +70,11 @@ class TestSettings:
         finding = bad(doctor.check_settings())
         assert finding.text == "CC_CI_WORKER means nothing"
         assert finding.fix == "rename it to CC_CI_WORKERS"
+
+    def test_a_proxy_that_is_not_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(settings.CC_CI, "proxies", [])
+        finding = bad(doctor.check_settings())
+        assert (finding.level, finding.fix) == ("warning", "CC_CI_PROXIES=127.0.0.1")
 
     def test_debug_in_public(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(settings.CC_CI, "debug", True)

@@ -157,7 +157,8 @@ def slow(web: Web, number: int = CLIENTS) -> Iterator[Callable[[], int]]:
     starts = [
         b"GET /runs/ HTTP/1.1\r\nHost: localhost\r\nX-Slow: ",
         web.head(b"x" * 5000),
-        b"POST /admin/login/ HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 500\r\n\r\n",
+        b"POST /admin/login/ HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+        b"Content-Length: 500\r\n\r\n",
         b"",
     ]
     clients: dict[int, socket.socket] = {}

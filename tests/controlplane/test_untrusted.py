@@ -41,7 +41,7 @@ def test_a_line_is_one_paragraph_of_words_and_nothing_in_it_acts(text: str) -> N
 @given(anything)
 @many
 def test_a_line_stays_in_its_place(text: str) -> None:
-    """In a heading, a cell, a block of HTML, an attribute, an element, a list and a link's words: all that is ours, and no more."""
+    """In a heading, a cell, a block of HTML, an attribute, an element, a list and a link: all that is ours, and no more."""
     for around in (
         "### {} failed",
         "| a | b |\n|---|---|\n| {} | x |",

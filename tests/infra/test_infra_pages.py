@@ -297,9 +297,58 @@ def test_a_button_says_what_it_does_and_is_for_those_who_may(
 
 def test_no_button_is_offered_to_who_may_only_look(app: InfraApp, client: Client) -> None:
     person = User.objects.create_user("reader", is_staff=True)
+    person.user_permissions.set(Permission.objects.filter(codename="view_infraapp"))
     client.force_login(person)
     page = text_of(client)
     assert "/infra/do/" not in page
+
+
+#: Each page with the model that one has to be allowed to see.
+PERMITTED = {
+    "/infra/": "infraapp",
+    "/infra/night/": "infraapp",
+    "/infra/file/": "infrafile",
+    "/infra/infra.yml": "infrafile",
+    "/infra/upgrades/{upgrade}/": "upgrade",
+    "/infra/upgrades/{upgrade}/live": "upgrade",
+    "/infra/do/adopt/{app}/": "infraapp",
+    "/infra/do/apply/": "infraapp",
+}
+
+
+@pytest.mark.parametrize(("address", "model"), PERMITTED.items())
+def test_a_page_needs_the_right_to_see_what_is_on_it(address: str, model: str, app: InfraApp, file: Path, client: Client) -> None:
+    file.write_text(FILE)
+    row = UpgradeFactory(app=app, state=UpgradeState.SUCCEEDED)
+    address = address.format(upgrade=row.pk, app=app.pk)
+    for staff in (False, True):
+        person = User.objects.create_user(f"person-{staff}", is_staff=staff)
+        if not staff:  # a right alone does not make one of the staff
+            person.user_permissions.set(Permission.objects.filter(content_type__app_label="infra"))
+        client.force_login(person)
+        assert client.get(address).status_code == (403 if staff or address.endswith("live") else 302)
+        assert client.post(address).status_code in (302, 403, 405)
+    start = client.get("/").content.decode()
+    assert "<bdi>web</bdi>" not in start and '"/infra/"' not in start
+    others = Permission.objects.filter(content_type__app_label="infra").exclude(content_type__model=model)
+    person.user_permissions.set(others.filter(codename__startswith="view_"))
+    client.force_login(User.objects.get(pk=person.pk))
+    assert client.get(address).status_code == 403
+    for right in ("view", "change"):
+        person.user_permissions.set(Permission.objects.filter(codename=f"{right}_{model}"))
+        client.force_login(User.objects.get(pk=person.pk))
+        # Being asked about what one may not do is an answer of its own, with what it needs.
+        asked = client.get(address)
+        assert asked.status_code == 200 or (asked.status_code == 403 and "This needs the right infra." in asked.content.decode())
+
+
+def test_every_page_of_the_apps_is_in_that_table() -> None:
+    from infra import urls
+
+    known = {address.removeprefix("/infra/").partition("{")[0] for address in PERMITTED}
+    for pattern in urls.urlpatterns:
+        route = str(pattern.pattern).partition("<")[0]
+        assert any(address.startswith(route) for address in known), route
 
 
 #: Each button in a state in which it must refuse: how the state comes about, and a word of the refusal.

@@ -71,10 +71,143 @@ def test_a_command(body: str, expected: Command) -> None:
         "[!testme](http://example.org)",
         "!test me",
         "@cc-ci testme",
+        "@cc-ci !testme",
+        ":exclamation:testme",
+        "\u200b!testme",
+        "!test\u00adme",
+        "!testme\u200b",
+        "![!testme](z)",
+        '[x](y "!testme")',
+        "<https://example.org/!testme>",
+        "- [ ] !testme",
+        "| !testme |\n|---|",
     ],
 )
 def test_nothing(body: str) -> None:
     assert parse(body) is None
+
+
+#: What a reader does not see as a line of the comment, though a line of what was written is the command.
+HIDDEN = {
+    "the title of a link": '[x](y "\n!testme\n")',
+    "the title of a link by a reference": "[x](y '\n!testme\n')",
+    "the text for a picture": "![\n!testme\n](z)",
+    "the text for a picture with a bracket": "![a\\]\n!testme\n](z)",
+    "the title of a picture": '![x](z "\n!testme\n")',
+    "the name of a reference": "[x][\n!testme\n]\n\n[!testme]: /y",
+    "the title of a definition": "[y]: /y '\n!testme\n'",
+    "a link": "[a\n!testme\nb](/x)",
+    "a link under many brackets": "[" * 40 + "x" + "]" * 40 + '(y "\n!testme\n")',
+    "an attribute": '<span title="\n!testme\n">x</span>',
+    "an attribute in text": 'a <i title="\n!testme\n">x</i>',
+    "an attribute over blank lines": '<div title="\n\n!testme\n\n">x</div>',
+    "a comment": "a <!--\n!testme\n--> b",
+    "a comment over blank lines": "<!--\n\n!testme\n\n-->",
+    "a comment that does not end": "<!--\n\n!testme",
+    "an instruction": "<?\n\n!testme\n\n?>",
+    "something folded away": "<details><summary>More</summary>\n\n!testme\n\n</details>",
+    "something folded away in text": "a <details>\n!testme\n</details>",
+    "something folded away in a list": "- <details>\n\n!testme",
+    "something folded away by a row of a table": "| a |\n|---|\n    <details>\n\n!testme",
+    "an element that is taken out": "<object>\n\n!testme\n\n</object>",
+    "an element that does not end": "<iframe>\n\n!testme",
+    "another element": "<div>\n\n!testme\n\n</div>",
+    "elements that cross": "<details><table></details>\n\n!testme",
+    "a cell of a table in HTML": "<table><tr><td>\n\n!testme\n\n</td></tr></table>",
+    "a footnote": "[^1]: a note\n!testme",
+    "a footnote of one word": "[^1]: note\n!testme",
+    "a footnote of two paragraphs": "[^1]: a note\n\n    more of it\n!testme",
+    "a footnote with a table": "[^1]: a | b\n--|--\n!testme",
+    "code behind a footnote": "[^1]: a note\n```\n\n!testme\n```",
+    "the description of a term": "a term\n: with words\n!testme",
+    "HTML in the description of a term": "a term\n: <!-- \n\n!testme",
+    "settings of the page": "---\na: b\n!testme: c\n---\n",
+    "a table": "a | b\n--|--\n!testme",
+    "a formula": "$$\n!testme\n$$",
+    "a formula over blank lines": "$$\n\n!testme\n\n$$",
+    "what is struck out": "~~a\n!testme\nb~~",
+    "what is struck out by one": "~a\n!testme\nb~",
+    "bold text": "**a\n!testme\nb**",
+    "code in a line": "`a\n!testme\nb`",
+    "a quote that goes on": "> a\n!testme",
+    "a list that goes on": "- a\n!testme",
+}
+
+
+@pytest.mark.parametrize("where", HIDDEN)
+def test_what_is_not_shown_as_a_line_of_its_own_is_no_command(where: str) -> None:
+    assert parse(HIDDEN[where]) is None
+    assert parse(f"Look at this.\n\n{HIDDEN[where]}") is None
+
+
+# --- Markdown made of parts
+
+#: A command in the midst of a paragraph, on a line of its own as it was written.
+WRAPPED = [
+    *('[x](y "\n{}\n")', "![\n{}\n](z)", '![x](z "\n{}\n")', "[x][\n{}\n]", "[a\n{}\nb](/x)", "![a\\]\n{}\n](z)"),
+    *('<span title="\n{}\n">x</span>', "<!--\n{}\n-->", "<b>\n{}\n</b>", "<T a='\n{}\n'>"),
+    *("`\n{}\n`", "``\n{}\n``", "**a\n{}\nb**", "_a\n{}\nb_", "~~a\n{}\nb~~", "~a\n{}\nb~"),
+]
+#: Lines that a reader takes for no command, and such as change nothing of what is around them.
+WORDS = [
+    *(
+        "\\{}",
+        "&#33;testme",
+        "**{}**",
+        "`{}`",
+        "[{}](/x)",
+        "![{}](/x)",
+        "@you {}",
+        ":exclamation:testme",
+        "so {}",
+        "{}x",
+        "\u200b{}",
+    ),
+    *("Nice work.", "see [this](/x '{}')", "**bold**", "<b>x</b> and <br>", "1 < 2 & 3 > 2", "a\\*b", "[^1]", "<https://a.b/>"),
+]
+#: Lines that a reader takes for one.
+COMMANDS = ["{}", "{} help", " {}", "{}  ", "{} <b>help</b>", "\u00a0{}"]
+#: Blocks that begin and end by themselves, with the command hidden in them or not on a line of the comment's own.
+BLOCKS = [
+    *("> quoted\n{}", "- item\n{}", "1. item\n\n   {}", "- [ ] {}", "```\n{}\n```", "~~~\n\n{}\n\n~~~", "    {}", "# {}", "***"),
+    *("| a |\n|---|\n| {} |", "a | b\n--|--\n{}", "[^1]: a note\n{}", "[^2]: a note\n\n    {}", "[a]: /a '\n{}\n'"),
+    *("<!--\n\n{}\n\n-->", "<div>\n\n{}\n\n</div>", "<details><summary>x</summary>\n\n{}\n\n</details>", "<pre>\n{}\n</pre>"),
+    *("<div title='\n{}\n'>x</div>", "<table><tr><td>\n\n{}\n\n</td></tr></table>", "<object>\n\n{}\n\n</object>"),
+    *("$$\n\n{}\n\n$$", "a term\n: with words\n{}", "> [!NOTE]\n> {}", "---\n\n***"),
+]
+#: Blocks that take in all that follows.
+ENDLESS = [
+    *("<!--\n{}", "```\n{}", "$$\n{}", "<details>\n\n{}", "<div title='\n\n{}", "<iframe>\n\n{}", "> <details>\n\n{}"),
+    *("<pre>\n{}", "<table><tr><td>\n\n{}", "a term\n: <!-- \n{}", "<?\n\n{}"),
+]
+
+
+@st.composite
+def paragraphs(draw: st.DrawFn) -> tuple[str, bool]:
+    """A paragraph, and whether a command is a line of its own in it."""
+    kinds = draw(st.lists(st.sampled_from([WORDS, WRAPPED, COMMANDS]), min_size=1, max_size=5))
+    parts = [draw(st.sampled_from(kind)) for kind in kinds]
+    lines = [f"so {part} it is" if part in WRAPPED else part for part in parts]
+    return "\n".join(lines).replace("{}", "!testme"), COMMANDS in kinds
+
+
+@st.composite
+def comments(draw: st.DrawFn) -> tuple[str, bool]:
+    """A comment, and whether a reader sees a command in it."""
+    parts, shown = ["Look at this.", "[!testme]: /y"], False
+    for block in draw(st.lists(st.one_of(st.sampled_from(BLOCKS).map(lambda text: (text, False)), paragraphs()), max_size=6)):
+        parts, shown = [*parts, block[0]], shown or block[1]
+    if draw(st.booleans()):
+        parts += [draw(st.sampled_from(ENDLESS)), "{}"]
+    text = draw(st.sampled_from(["\n\n", "\n\n\n", "\r\n\r\n"])).join(parts)
+    return text.replace("{}", "!testme"), shown
+
+
+@given(comments())
+@settings(max_examples=500, deadline=None)
+def test_a_command_counts_where_a_reader_sees_it_and_nowhere_else(comment: tuple[str, bool]) -> None:
+    text, shown = comment
+    assert (parse(text) is not None) is shown, text
 
 
 @pytest.mark.parametrize(

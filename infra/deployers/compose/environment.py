@@ -126,7 +126,7 @@ def build(
                 modifiers[name] = asked
             if name not in fixed:
                 text = _with_domain(assignment.text, prefixes, domain)
-                values.put(name, values.filled_in(text, assignment.quote))
+                values.put(name, _filled_in(text, assignment.quote, values.all))
         except EnvironmentProblem as problem:
             raise EnvironmentProblem(f"{sample_name}:{assignment.line}: {problem}") from None
 
@@ -142,7 +142,7 @@ def build(
             try:
                 if not _IS_NAME.fullmatch(name):
                     raise EnvironmentProblem(_invalid_name(name))
-                values.put(name, values.filled_in(_with_domain(text, prefixes, domain), ""))
+                values.put(name, _filled_in(_with_domain(text, prefixes, domain), "", values.all))
             except EnvironmentProblem as problem:
                 raise EnvironmentProblem(f"{place}: {problem}") from None
     return Environment(values.all, modifiers)
@@ -185,40 +185,41 @@ class _Values:
             raise EnvironmentProblem(f"the value of {_short(name)} contains a NUL character. Remove it.")
         self.all[name] = value
 
-    def filled_in(self, text: str, quote: str) -> list[str]:
-        """A value as written between these quotes (empty for a bare one), its variables filled in, in pieces to join.
 
-        One pass, no recursion: an open `${X:-` waits on a stack until its brace closes.
-        """
-        if quote == "'" or ("$" not in text and "\\" not in text):
-            return [text]
-        pieces: list[str] = []
-        opened: list[tuple[int, str | None]] = []  # for each open default: where it starts, and what goes before it
-        at = 0
-        for token in (_IN_DOUBLE_QUOTES if quote else _IN_BARE).finditer(text):
-            pieces.append(text[at : token.start()])
-            at = token.end()
-            if (escaped := token["escaped"]) is not None:
-                pieces.append(_ESCAPES.get(escaped, escaped))
-            elif name := token["plain"]:
-                pieces.append(self.all.get(name, ""))
-            elif name := token["braced"]:
-                value = self.all.get(name)
-                if token["after"] == "}":
-                    pieces.append(value or "")
-                else:
-                    opened.append((len(pieces), value if token["after"] == "-" else value or None))
-                    pieces.append(token[0])  # stays as text when no brace closes it
-            elif opened:
-                start, value = opened.pop()
-                if value is None:
-                    pieces[start] = ""
-                else:
-                    pieces[start:] = [value]
+def _filled_in(text: str, quote: str, values: Mapping[str, str]) -> list[str]:
+    """A value as written between these quotes (empty for a bare one), its variables filled in, in pieces to join.
+
+    One pass, no recursion: an open `${X:-` waits on a stack until its brace closes.
+    """
+    if quote == "'" or ("$" not in text and "\\" not in text):
+        return [text]
+    pieces: list[str] = []
+    opened: list[tuple[int, str | None]] = []  # for each open default: where it starts, and what goes before it
+    at = 0
+    for token in (_IN_DOUBLE_QUOTES if quote else _IN_BARE).finditer(text):
+        pieces.append(text[at : token.start()])
+        at = token.end()
+        if (escaped := token["escaped"]) is not None:
+            pieces.append(_ESCAPES.get(escaped, escaped))
+        elif name := token["plain"]:
+            pieces.append(values.get(name, ""))
+        elif name := token["braced"]:
+            value = values.get(name)
+            if token["after"] == "}":
+                pieces.append(value or "")
             else:
-                pieces.append("}")
-        pieces.append(text[at:])
-        return pieces
+                opened.append((len(pieces), value if token["after"] == "-" else value or None))
+                pieces.append(token[0])  # stays as text when no brace closes it
+        elif opened:
+            start, value = opened.pop()
+            if value is None:
+                pieces[start] = ""
+            else:
+                pieces[start:] = [value]
+        else:
+            pieces.append("}")
+    pieces.append(text[at:])
+    return pieces
 
 
 class _Assignment(NamedTuple):
@@ -432,7 +433,26 @@ def _short(text: str) -> str:
     return f'"{shown}{"…" if len(text) > 60 else ""}"'
 
 
-def fill(text: str, values: Mapping[str, str]) -> str:
-    """A value of a compose file with its variables filled in, as far as the sample knows them too; `$$` is a dollar."""
-    known = _Values(values)
-    return "$".join("".join(known.filled_in(part, "")) for part in text.split("$$"))
+class Filling:
+    """Fills variables into the values of a compose file, which together may become no longer than all variables."""
+
+    def __init__(self, values: Mapping[str, str]) -> None:
+        self._values = values
+        self._left = _LONGEST_TOGETHER
+
+    def fill(self, text: str) -> str:
+        """A value with its variables filled in, as far as the sample knows them too; `$$` is a dollar.
+
+        Raises EnvironmentProblem when it becomes too long.
+        """
+        if "$" not in text and "\\" not in text:
+            return text
+        pieces: list[str] = []
+        for part in text.split("$$"):
+            pieces += ["$", *_filled_in(part, "", self._values)]
+        length = sum(map(len, pieces)) - 1
+        self._left -= length
+        if length > _LONGEST_VALUE or self._left < 0:
+            most = _LONGEST_VALUE if length > _LONGEST_VALUE else _LONGEST_TOGETHER
+            raise EnvironmentProblem(f"with its variables filled in, {_short(text)} is longer than {most:,} characters.")
+        return "".join(pieces[1:])

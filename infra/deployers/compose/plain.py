@@ -16,11 +16,12 @@ import yaml
 
 from infra.deployers import safeyaml
 from infra.deployers.base import Context, DeployError
-from infra.deployers.compose.environment import fill
+from infra.deployers.compose.environment import Filling
 from infra.deployers.compose.files import inside, text
 from infra.deployers.compose.recipe import Recipe, compose_files, mapping, read_environment
 
 _KEY = "x-cc-ci-process"
+_MOST_FILES = 50
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,12 @@ def load(context: Context, checkout: Path) -> Recipe:
     env = dict(read_environment(context, checkout)[0].values)
     names = compose_files(env)
     document: dict[str, Any] = {}
+    if len(names) > _MOST_FILES:
+        raise DeployError(
+            "invalid_recipe",
+            f"The recipe names {len(names)} compose files, more than {_MOST_FILES}.",
+            "Name fewer in COMPOSE_FILE.",
+        )
     for name in names:
         document = _over(document, _read(checkout, name, env))
     for service in mapping(document.get("services")).values():
@@ -70,7 +77,8 @@ def processes(recipe: Recipe, ports: Mapping[str, int], others: Mapping[str, str
         env = {**recipe.env, **others, "PORT": str(ports[name])}
         try:
             words = shlex.split(wanted) if isinstance(wanted, str) else [str(word) for word in wanted or []]
-            command = [fill(word, env) for word in words]
+            filling = Filling(env)
+            command = [filling.fill(word) for word in words]
         except (ValueError, TypeError) as error:
             raise DeployError("invalid_recipe", f"{_KEY} of {name} cannot be read: {error}.") from error
         if not command:
@@ -84,7 +92,7 @@ def _read(checkout: Path, name: str, env: Mapping[str, str]) -> dict[str, Any]:
     inside(checkout, name)
     try:
         document, _ = safeyaml.load(text(checkout, name))
-        filled = _fill(document, env)
+        filled = _fill(document, Filling(env))
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise DeployError("invalid_recipe", f"{name} cannot be read: {' '.join(str(error).split())[:300]}.") from error
     if not isinstance(filled, dict):
@@ -92,13 +100,13 @@ def _read(checkout: Path, name: str, env: Mapping[str, str]) -> dict[str, Any]:
     return filled
 
 
-def _fill(node: Any, env: Mapping[str, str]) -> Any:
+def _fill(node: Any, filling: Filling) -> Any:
     """Fill variables in. What starts with x- is for tools: `x-cc-ci-process` is filled in later, when the ports are known."""
     if isinstance(node, dict):
-        return {str(key): value if str(key).startswith("x-") else _fill(value, env) for key, value in node.items()}
+        return {str(key): value if str(key).startswith("x-") else _fill(value, filling) for key, value in node.items()}
     if isinstance(node, list):
-        return [_fill(value, env) for value in node]
-    return fill(node, env) if isinstance(node, str) else node
+        return [_fill(value, filling) for value in node]
+    return filling.fill(node) if isinstance(node, str) else node
 
 
 def _over(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from infra.deployers.compose.files import inside, text
 
 #: What the Swarm takes for the name of a secret or a config.
 _LONGEST_NAME = 64
+_TOKEN = re.compile(r"ccci[0-9]{1,9}mark")
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Recipe:
     secrets: Sequence[Secret] = ()  #: external ones that a service uses: somebody has to create them before a deployment
     secret_values: Mapping[str, str] = field(default_factory=dict)  #: those that the recipe gives for tests, by the secret's key
 
-    @property
+    @cached_property
     def services(self) -> dict[str, dict[str, Any]]:
         return {str(name): mapping(service) for name, service in mapping(self.document.get("services")).items()}
 
@@ -109,7 +112,7 @@ def load(context: Context, checkout: Path) -> Recipe:
     env, given = read_environment(context, checkout)
     names = compose_files(env.values)
     # Which variable a secret's name is made of decides what its value should be: a second reading shows where each one went.
-    tokens = {name: f"ccci{number}mark" for number, name in enumerate(env.modifiers)}
+    tokens = {name: f"ccci{number}mark" for number, name in enumerate(env.modifiers)}  # by which _TOKEN finds them
     environments = [env.values, {**env.values, **tokens}] if tokens else [env.values]
     document, *marked = render.render(checkout, names, environments, context.trusted)
     found = {token: env.modifiers[name] for name, token in tokens.items()}
@@ -192,7 +195,8 @@ def _secrets(document: Mapping[str, Any], marked: Mapping[str, Any], modifiers: 
             said = f"The name of the secret {key} has {len(name)} characters, and Docker takes {_LONGEST_NAME}: {name}."
             raise DeployError("invalid_recipe", said, "Give it a shorter one.")
         shown = str(mapping(mapping(marked.get("secrets")).get(key)).get("name") or "")
-        asked = next((found for token, found in modifiers.items() if token in shown), Modifiers())
+        token = _TOKEN.search(shown)
+        asked = modifiers.get(token[0], Modifiers()) if token else Modifiers()
         yield Secret(name, key, asked.length, environment.alphabet(asked.charset), asked.generate)
 
 

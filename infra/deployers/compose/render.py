@@ -217,8 +217,8 @@ def _output(box: sandbox.Sandbox, config: Mapping[str, Any]) -> str:
         said = children.collect(process, seconds=_SECONDS, most=most).out
         hungry = box.cgroup and box.cgroup.out_of_memory()
     except children.TooLong as error:
-        said = f"Docker did not get through the compose files within {_SECONDS:g} s."
-        raise _invalid(said, "Make them smaller.") from error
+        late = f"Docker did not get through the compose files within {_SECONDS:g} s."
+        raise _invalid(late, "Make them smaller.") from error
     except children.TooMuch as error:
         raise DeployError("tool_failed", f"Docker's reader could not be run: {error}.") from error
     finally:

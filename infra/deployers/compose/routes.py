@@ -26,8 +26,9 @@ _OTHERS = frozenset({"path", "pathprefix", "pathregexp", "method", "query", "que
 _ONLY_HTTP = (_HOSTS | _PATTERNS | _OTHERS) - {"clientip"}
 _ONLY_TCP = frozenset({"hostsni", "hostsniregexp", "alpn"})
 _TCP_RULE = re.compile(r"\s*traefik\.tcp\.routers\.[^.]+\.rule", re.IGNORECASE)
-_QUOTED = re.compile(r"""`[^`]*`|"(?:[^"\\]|\\.)*\"""")
-_CALLED = re.compile(r"([A-Za-z]+)[ \t\n]*\(")
+#: What is never closed goes on to the end.
+_QUOTED = re.compile(r"""`[^`]*(?:`|\Z)|"(?:[^"\\]|\\.?)*(?:"|\Z)""", re.DOTALL)
+_CALLED = re.compile(r"(?<![A-Za-z])([A-Za-z]+)[ \t\n]*\(")
 _TLS = r"tls|tls\.(?:certresolver|options)|tls\.domains\[\d+\]\.(?:main|sans)"
 _ROUTER = re.compile(
     rf"rule|rulesyntax|entrypoints|middlewares|service|priority|{_TLS}|observability\.(?:accesslogs|metrics|tracing|traceverbosity)"
@@ -73,7 +74,7 @@ def without_tcp_and_udp(labels: Mapping[str, str]) -> tuple[dict[str, str], list
     Whatever else Traefik could take for such a label (`traefik.tcp[0].…`, `traefik.tcp` alone) is refused by `problems`.
     """
     left_out = [key for key in labels if _is_tcp_or_udp(key)]
-    return {key: value for key, value in labels.items() if key not in left_out}, left_out
+    return {key: value for key, value in labels.items() if not _is_tcp_or_udp(key)}, left_out
 
 
 def misplaced(labels: Mapping[str, str]) -> Iterator[tuple[str, str]]:

@@ -1,7 +1,8 @@
 """Stands between the harness and each of its children: `enter.py PARENT_PID RULES PROGRAM ARGUMENT...` (`children.start`).
 
 Starts PROGRAM (a path) with its limits and waits for it. When it ends, when the parent ends, whatever ends that, or when the time
-is up, all that is left of it is killed: its process group, and what is in its cgroups. SIGTERM asks for the same.
+is up, all that is left of it is killed: its process group, what is in its cgroups, and what has gone its own way. SIGTERM asks
+for the same.
 Ends as PROGRAM did: with its exit code, or by its signal.
 
 RULES are words like `seconds=30`, joined by blanks, each of which may be missing:
@@ -22,6 +23,7 @@ import sys
 import time
 
 PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
 KEYCTL_JOIN_SESSION_KEYRING = 1
 SYS_KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219}
 #: Whoever wants the end of it.
@@ -39,6 +41,7 @@ def main() -> None:
     cgroups = [path for path in rules.get("cgroups", "").split(":") if path]
     until = time.monotonic() + float(rules["seconds"]) if "seconds" in rules else None
     signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
+    call("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what leaves its parent becomes our child, and no other's
     me = os.getpid()
     child = os.fork()
     if not child:
@@ -52,6 +55,7 @@ def main() -> None:
     # It is not waited for before this: as long as it is there, at least as a zombie, its number is nobody else's.
     end(child, cgroups)
     status = os.waitpid(child, 0)[1]
+    end_orphans()
     if os.getppid() != parent:
         remove(cgroups)  # nobody else does
     leave(status)
@@ -85,7 +89,8 @@ def become(program: list[str], rules: dict[str, str], cgroups: list[str], guard:
 
 def call(name: str, *arguments: int | None) -> None:
     """Call a function of the C library."""
-    _ctypes.call_function(_ctypes.dlsym(_ctypes.dlopen(None, os.RTLD_NOW), name), arguments)
+    library = _ctypes.dlopen(None, os.RTLD_NOW)  # type: ignore[arg-type]  # what this program is linked with
+    _ctypes.call_function(_ctypes.dlsym(library, name), arguments)
 
 
 def limit(rules: dict[str, str]) -> None:
@@ -122,7 +127,7 @@ def ask(_number: int, _frame: object) -> None:
 
 def watch(parent: int, child: int, until: float | None) -> bool:
     """Wait for the program's end; False when something else came first: the parent's end, the time's, or somebody who asks."""
-    poll, wait = select.poll(), None
+    poll, wait = select.poll(), 5.0
     try:
         for pid in filter(None, (child, parent)):
             poll.register(os.pidfd_open(pid), select.POLLIN)
@@ -132,11 +137,12 @@ def watch(parent: int, child: int, until: float | None) -> bool:
         left = until - time.monotonic() if until is not None else None
         if (parent and os.getppid() != parent) or (left is not None and left <= 0):
             return False
-        times = [seconds for seconds in (wait, left) if seconds is not None]
+        reap_others(child)
+        wait_for = min([seconds for seconds in (wait, left) if seconds is not None])
         try:
             if parent:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
-            poll.poll(min(times) * 1000 if times else None)
+            poll.poll(wait_for * 1000)
             signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
         except Asked:
             signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
@@ -166,6 +172,30 @@ def end(child: int, cgroups: list[str]) -> None:
                 except ProcessLookupError:
                     pass
             time.sleep(0.02)
+
+
+def reap_others(child: int) -> None:
+    """Let no orphan stay as a zombie that has ended meanwhile."""
+    while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and ended.si_pid != child:
+        os.waitpid(ended.si_pid, 0)
+
+
+def end_orphans() -> None:
+    """Kill what left the program's group and was left by it: as it is ended, its own children come here, too."""
+    for _ in range(500):
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+            with open(f"/proc/self/task/{os.getpid()}/children") as file:  # noqa: PTH123
+                pids = file.read().split()
+        except OSError:  # there is none; or this Linux does not tell
+            return
+        for pid in pids:
+            try:
+                os.kill(int(pid), signal.SIGKILL)
+            except OSError:
+                pass
+        time.sleep(0.005)
 
 
 def remove(cgroups: list[str]) -> None:

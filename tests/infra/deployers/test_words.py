@@ -37,6 +37,13 @@ def recipe(folder: Path, **service: Any) -> Path:
             "port_taken",
             "A port of app is taken on this machine: starting",
         ),
+        (
+            "could not find an available, non-overlapping IPv4 address pool among the defaults to assign to the network",
+            {},
+            "tool_failed",
+            "no range of addresses left",
+        ),
+        ("all predefined address pools have been fully subnetted", {}, "tool_failed", "no range of addresses left"),
         ("non-zero exit (137)", LIMITED, "out_of_memory", "it wanted more than its limit of 16 MB"),
         (
             "starting container failed: OCI runtime create failed: container_linux.go:380: starting container process caused:"

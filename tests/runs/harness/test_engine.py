@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -272,10 +273,7 @@ def test_results_are_written_last_and_whole(make_folder: Any, monkeypatch: pytes
     assert renamed == [str(folder.results_file)]
 
 
-def test_unknown_deployers_and_stages_say_so(run: Run) -> None:
-    results = run(RECIPES / "process-web", deployer="kubernetes")
-    assert results.verdict is Verdict.ERRORED
-    assert "There is no abra command here." in results.reason
+def test_an_unknown_stage_says_so(run: Run) -> None:
     results = run(RECIPES / "process-web", stages=["instal"])
     assert results.verdict is Verdict.ERRORED
     assert "instal" in results.reason
@@ -290,3 +288,19 @@ def test_a_symlink_out_of_the_recipe_reads_nothing(make_recipe: Any, run: Run, t
     results = run(recipe)
     assert results.verdict is Verdict.FAILED
     assert "compose.yml points out of the recipe" in results.reason
+
+
+def test_an_app_that_takes_more_than_it_may_ends_the_run_and_fails_it(
+    make_recipe: Any, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of its tests: whoever waits there looks at the watch."""
+    begun = time.monotonic()
+
+    def exceeded(self: object) -> str:
+        return "The app has written 9 MB, more than 1 MB." if time.monotonic() - begun > 3 else ""
+
+    monkeypatch.setattr(ProcessDeployer, "exceeded", exceeded)
+    results = run(make_recipe({"test_slow": "import time\ndef test_slow(app): time.sleep(300)\n"}))
+    assert results.verdict is Verdict.FAILED, results.reason
+    assert "The app has written 9 MB" in results.reason
+    assert results.teardown.clean

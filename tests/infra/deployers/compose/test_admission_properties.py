@@ -182,7 +182,7 @@ def held_to_the_list(document: dict[str, Any], checkout: Path) -> None:
         assert logging.get("driver") in (None, "json-file", "local", "none")
         assert not [option for option in logging.get("options") or {} if option.endswith(("-address", "-url", "-region"))]
         for labels, own in ((service["labels"], OURS), (service["deploy"]["labels"], OURS | MARK)):
-            assert {key: text for key, text in labels.items() if "cc-ci" in key.lower()} == own
+            assert {key: text for key, text in labels.items() if key.strip().lower().startswith("cc-ci.")} == own
             assert not [key for key in labels if key.lower().strip().startswith(("com.docker.", "traefik.tcp"))]
             assert all(DOMAIN in rule for key, rule in labels.items() if key.lower().endswith(".rule") and "traefik" in key)
     for network in document["networks"].values():
