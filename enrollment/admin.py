@@ -217,7 +217,7 @@ class RepositoryForm(forms.ModelForm):  # type: ignore[type-arg]
         strip=True,
         widget=UnfoldAdminTextareaWidget(attrs={"rows": 3}),
         help_text="What this recipe may ask of the machine though a recipe may not, one a line, as the refusal of a run "
-        "prints it: services.app: cap_add NET_ADMIN. It counts for trusted commits only: those that nobody but people who may ask "
+        "prints it: services.app: cap_add NET_ADMIN. It counts for trusted commits alone: those that only people who may ask "
         "here can have pushed.",
     )
 

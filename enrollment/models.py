@@ -134,7 +134,7 @@ class Repository(models.Model):
     )
     allowances_for_strangers = models.BooleanField(
         default=False,
-        help_text="Whether strangers' commits get what is allowed, too. With the Docker socket allowed that makes anybody root on "
+        help_text="Whether strangers' commits get what is allowed, too. With the Docker socket allowed it makes anybody root on "
         "this server who can open a pull request and have it run.",
     )
     webhooks = models.CharField(

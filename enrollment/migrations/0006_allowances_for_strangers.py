@@ -13,7 +13,7 @@ class Migration(migrations.Migration):
         migrations.AddField(
             model_name='repository',
             name='allowances_for_strangers',
-            field=models.BooleanField(default=False, help_text="Whether strangers' commits get what is allowed, too. With the Docker socket allowed that makes anybody root on this server who can open a pull request and have it run."),
+            field=models.BooleanField(default=False, help_text="Whether strangers' commits get what is allowed, too. With the Docker socket allowed it makes anybody root on this server who can open a pull request and have it run."),
         ),
         migrations.AlterField(
             model_name='repository',

@@ -110,6 +110,20 @@ class Address:
             stream.close()
             raise
 
+    def way(self) -> str:
+        """The address of ours from which this one is reached; empty where that cannot be told.
+
+        When a deployment's own network is gone, the same address leads elsewhere, to whoever has it there.
+        """
+        if self.unix or not self.host:
+            return ""
+        try:
+            with socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET, socket.SOCK_DGRAM) as stream:
+                stream.connect((self.host, self.port))  # sends nothing
+                return str(stream.getsockname()[0])
+        except OSError:
+            return ""
+
     def __str__(self) -> str:
         if self.unix:
             return "the sandbox's socket"

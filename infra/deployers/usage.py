@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import threading
 from contextlib import suppress
 from pathlib import Path
 
+from infra.deployers import children
 from infra.deployers.base import DeployError
-from infra.deployers.docker_cli import call, inspect
+from infra.deployers.docker_cli import call, environment, inspect
 from infra.deployers.stacks import Owned
 
 #: Between two looks, where each costs a walk through the run's own files alone.
@@ -77,17 +77,12 @@ def measure(owned: Owned) -> tuple[int, bool]:
 
 def _du(folder: str) -> int:
     """Bytes on the disk below a folder; 0 when it is gone."""
+    command = ["du", "--summarize", "--one-file-system", "--block-size=1", "--", folder]
     try:
-        done = subprocess.run(
-            ["du", "--summarize", "--one-file-system", "--block-size=1", "--", folder],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_DU_SECONDS,
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        done = children.run(command, env=environment(), seconds=_DU_SECONDS)
+    except (OSError, children.TooLong, children.TooMuch):
         return 0
-    number = done.stdout.partition("\t")[0]
+    number = done.out.decode(errors="replace").partition("\t")[0]
     return int(number) if number.isdigit() else 0
 
 

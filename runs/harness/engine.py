@@ -288,13 +288,16 @@ class Engine:
         elif self._deployer:
             self._journal.step("Tearing down")
             address = self._address(self._deployer) if self._answered else None
+            way = address.way() if address else ""
             with self._journal.timed("teardown"):
                 try:
                     left = self._deployer.teardown()
                 except Exception as error:  # a mistake of ours must not hide the verdict
                     left = [f"whatever the teardown did not reach: {type(error).__name__}: {error}"]
-            answer = probe(address, self._deployer.context.domain, timeout=1.0) if address else None
-            if address and answer and answer.from_app(address):
+            # Where the app's own network is gone with it, the address leads elsewhere by now, and is nobody's to ask.
+            asked = address if address and address.way() == way else None
+            answer = probe(asked, self._deployer.context.domain, timeout=1.0) if asked else None
+            if asked and answer and answer.from_app(asked):
                 # An answer counts only when it stops with the app: some networks answer for anybody.
                 left.append(f"an answer at {address} though the app is gone: something else answers there")
         left += self._take_back()

@@ -160,6 +160,7 @@ class _Recipe:
     commented: set[str] = field(default_factory=set)
     has_sample: bool = False
     readable: bool = False  #: the sample
+    broken: bool = False  #: nothing can be said of variables
 
     @property
     def main(self) -> _File | None:
@@ -290,7 +291,7 @@ def _read(recipe: _Recipe, by_docker: bool) -> Iterator[LintFinding]:
         recipe.filling = Filling(both.values)
         recipe.exported = set(environment.build(sample="", exports=exports, recipe="", fixed={}).values)
     except EnvironmentProblem as error:
-        recipe.readable = False
+        recipe.readable, recipe.broken = False, True
         at = re.match(r"\.env\.sample:(\d+)", str(error))
         yield _finding("C014", str(error), ".env.sample", int(at[1]) if at else 0)
 
@@ -339,7 +340,7 @@ def _configs(recipe: _Recipe, file: _File) -> Iterator[LintFinding]:
             said = f"is named {name}" if name else "has no name"
             want = f"${{STACK_NAME}}_{key}_${{{key.upper()}_VERSION}}"
             yield _finding("C008", f"The config {key} {said}; it should be {want}.", file.name, line)
-        elif match[1] not in recipe.exported:
+        elif match[1] not in recipe.exported and not recipe.broken:
             yield _finding("C009", f"abra.sh does not export {match[1]}, which the config {key} is named after.", file.name, line)
 
 
@@ -355,7 +356,7 @@ def _secrets(recipe: _Recipe, file: _File) -> Iterator[LintFinding]:
             continue
         # What only an overlay needs is declared as a comment, to be taken in together with the overlay.
         declared = match[1] in recipe.sample or (file.name != "compose.yml" and match[1] in recipe.commented)
-        if not declared:
+        if not declared and not recipe.broken:
             yield _finding("C010", f".env.sample does not declare {match[1]}, which the secret {key} needs.", file.name, line)
 
 

@@ -183,9 +183,9 @@ def _lay_over(context: Context, previous: Path, recipe: Recipe) -> list[str]:
 
 
 def _deployed(recipe: Recipe) -> object:
-    """All of a recipe that a deployment is made of: its document, and the files that it names."""
+    """All that a deployment is made of: a recipe's document, the variables (`app` has them all), and the files that it names."""
     document = {key: value for key, value in recipe.document.items() if not key.startswith("x-")}
-    return document, sorted((".".join(place), _bytes(recipe.checkout, path)) for place, path in recipe.files())
+    return document, dict(recipe.env), sorted((".".join(place), _bytes(recipe.checkout, path)) for place, path in recipe.files())
 
 
 def _bytes(checkout: Path, path: str) -> bytes:

@@ -63,7 +63,8 @@ def test_a_docker_command_that_is_too_old_to_read_recipes(
 ) -> None:
     """As in Debian 12: `docker stack` knows no `config` there, and shows its help."""
     monkeypatch.setattr(settings.CC_CI, "deployer", deployer)
-    old = "case $1 in stack) echo 'Usage:  docker stack [OPTIONS] COMMAND'; exit;; --version) echo Docker version 20.10.24; exit;; esac\n"
+    old = "case $1 in stack) echo 'Usage:  docker stack [OPTIONS] COMMAND'; exit;; "
+    old += "--version) echo Docker version 20.10.24; exit;; esac\n"
     docker(old + says(MANAGER))
     finding = only(checks.check_docker())
     assert finding.level == level

@@ -20,7 +20,7 @@ from controlplane.config import Config
 from infra.deployers.egress import Allowed, group, parse
 from infra.firewall import check, nft, wanted
 from infra.firewall.probe import Target
-from infra.firewall.rules import PRIVATE_4, Rules, is_private
+from infra.firewall.rules import Rules, is_private
 from tests.networks import Network, ip, need_networks, within
 
 pytestmark = pytest.mark.django_db

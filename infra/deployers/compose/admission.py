@@ -305,6 +305,7 @@ _LOGGING = _mapping_of({"driver": _log_driver, "options": _log_options})
 _SERVICE: Mapping[str, Judge] = {
     "image": _image,
     **dict.fromkeys(("hostname", "domainname", "user", "working_dir", "stop_signal", "restart", "mac_address"), _text),
+    "container_name": _text,  # which `docker stack` passes over
     **dict.fromkeys(
         ("command", "entrypoint", "dns", "dns_search", "extra_hosts", "expose", "links", "depends_on"), _list_of_texts
     ),

@@ -117,6 +117,7 @@ def load(context: Context, checkout: Path) -> Recipe:
     document, *marked = render.render(checkout, names, environments, context.trusted)
     found = {token: env.modifiers[name] for name, token in tokens.items()}
     try:
+        _names(document)
         secrets = list(_secrets(document, marked[0] if marked else document, found))
     except (TypeError, AttributeError) as error:  # nothing that Docker's reader gives, but what a recipe may make of it
         raise DeployError("invalid_recipe", f"What Docker makes of {' and '.join(names)} is no compose file.") from error
@@ -124,6 +125,16 @@ def load(context: Context, checkout: Path) -> Recipe:
     if not recipe.services:
         raise DeployError("invalid_recipe", f"{names[0]} has no services.")
     return recipe
+
+
+def _names(document: Mapping[str, Any]) -> None:
+    """Raises DeployError for a secret or a config whose name Docker does not take."""
+    for kind in ("secret", "config"):
+        for key, definition in mapping(document.get(f"{kind}s")).items():
+            name = str(mapping(definition).get("name") or "")
+            if len(name) > _LONGEST_NAME:
+                said = f"The name of the {kind} {key} has {len(name)} characters, and Docker takes {_LONGEST_NAME}: {name}."
+                raise DeployError("invalid_recipe", said, "Give it a shorter one.")
 
 
 def problems(context: Context, checkout: Path, names: Sequence[str]) -> dict[str, DeployError] | None:
@@ -191,9 +202,6 @@ def _secrets(document: Mapping[str, Any], marked: Mapping[str, Any], modifiers: 
         if name.endswith("_"):
             said = f"The secret {key} is named {name}, without a version."
             raise DeployError("invalid_recipe", said, "Set its SECRET_…_VERSION in .env.sample.")
-        if len(name) > _LONGEST_NAME:
-            said = f"The name of the secret {key} has {len(name)} characters, and Docker takes {_LONGEST_NAME}: {name}."
-            raise DeployError("invalid_recipe", said, "Give it a shorter one.")
         shown = str(mapping(mapping(marked.get("secrets")).get(key)).get("name") or "")
         token = _TOKEN.search(shown)
         asked = modifiers.get(token[0], Modifiers()) if token else Modifiers()

@@ -308,8 +308,12 @@ class _Rule:
 
 
 def web_port(labels: Mapping[str, str]) -> int:
-    """The port that the proxy leads to, by a service's labels; 0 without one."""
-    return next((int(value) for key, value in labels.items() if _PORT.fullmatch(key) and value.isdecimal()), 0)
+    """The port that the proxy leads to, by a service's labels; 0 without one.
+
+    Of several it is the one of the shortest name: `${STACK_NAME}` before `${STACK_NAME}-console`.
+    """
+    found = sorted((len(key), int(value)) for key, value in labels.items() if _PORT.fullmatch(key) and value.isdecimal())
+    return found[0][1] if found else 0
 
 
 def any_of(labels: Mapping[str, str]) -> bool:

@@ -107,6 +107,9 @@ def _copy(recipe: Recipe) -> dict[str, Any]:
                 definition.pop("file", None)
             if kind in ("configs", "secrets") and (file := definition.get("file")):
                 definition["file"] = str(inside(recipe.checkout, relative(str(file))))
+    if app := document["services"].get("app"):
+        # As abra does: templates of configs read what no compose file names.
+        app["environment"] = {**recipe.env, **mapping(app.get("environment"))}
     for service in document["services"].values():
         service.pop("env_file", None)
         service.pop("build", None)

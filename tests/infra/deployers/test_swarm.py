@@ -250,7 +250,8 @@ def test_an_image_cannot_keep_its_container(tmp_path: Path) -> None:
     container = docker("create", IMAGE)
     tar = subprocess.run(["docker", "export", container], capture_output=True, check=True).stdout
     docker("rm", container)
-    subprocess.run(["docker", "import", "--change", "LABEL cc-ci.keep=true", "-", image], input=tar, capture_output=True, check=True)
+    imported = ["docker", "import", "--change", "LABEL cc-ci.keep=true", "-", image]
+    subprocess.run(imported, input=tar, capture_output=True, check=True)
     try:
         labels = (f"--label={LABEL_INSTALLATION}={run}", f"--label={LABEL_RUN}={run}")
         docker("run", "--detach", *labels, image, "sleep", "1000")

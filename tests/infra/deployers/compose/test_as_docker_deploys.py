@@ -140,7 +140,14 @@ def plain_ports(bodies: Mapping[str, Bodies]) -> None:
             port.setdefault("PublishMode", "ingress")
 
 
-DIFFERENCES: list[Change] = [plain_ports, entries_once, empty_lists, line_breaks_before_blanks, odd_hosts]
+def variables_of_app(bodies: Mapping[str, Bodies]) -> None:
+    """The service `app` has every variable of the environment that it does not set itself, as abra has it."""
+    for service, container in _services(bodies):
+        if service["Name"] == f"{STACK}_app":
+            container.pop("Env", None)
+
+
+DIFFERENCES: list[Change] = [variables_of_app, plain_ports, entries_once, empty_lists, line_breaks_before_blanks, odd_hosts]
 
 
 def our_labels(bodies: Mapping[str, Bodies]) -> None:

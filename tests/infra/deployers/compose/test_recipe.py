@@ -248,3 +248,31 @@ def test_what_lies_beside_the_checkout_is_told_from_what_lies_at_the_top(source:
     assert ("Or allow it" in caught.value.fix) == (shown == "/x")
     [mount] = stackfile.of_app(read, {}, {}, {})["services"]["app"]["volumes"]
     assert Path(mount["source"]).resolve() == (tmp_path / "recipe" / source).resolve()
+
+
+def test_the_service_app_has_all_variables_and_its_own_count(tmp_path: Path) -> None:
+    """As abra does it (`ExposeAllEnv`): a config's template reads what no compose file names."""
+    text = "services: {app: {image: x, environment: [MAIL=own, EMPTY]}, db: {image: x}}"
+    read = load(write(tmp_path, text, **{".env.sample": "MAIL=sample\nTHEME=dark\n", "abra.sh": "export CONF_VERSION=v1\n"}))
+    for document in (deployed(read), stackfile.of_app(read, {}, {}, {})):
+        environment = document["services"]["app"]["environment"]
+        assert environment.items() >= {"MAIL": "own", "THEME": "dark", "CONF_VERSION": "v1", "STACK_NAME": STACK}.items()
+        assert environment["EMPTY"] is None
+        assert not document["services"]["db"].get("environment")
+
+
+def test_the_web_port_of_several_is_the_stacks_own(tmp_path: Path) -> None:
+    labels = [
+        f'"traefik.http.services.${{STACK_NAME}}{name}.loadbalancer.server.port={port}"'
+        for name, port in (("-console", 9), ("", 80))
+    ]
+    assert load(write(tmp_path, f"services: {{app: {{image: x, deploy: {{labels: [{', '.join(labels)}]}}}}}}")).web(()) == (
+        "app",
+        80,
+    )
+
+
+def test_a_config_whose_name_docker_does_not_take_is_named(tmp_path: Path) -> None:
+    text = f"{APP}\nconfigs: {{conf: {{file: conf, name: '${{STACK_NAME}}_{'x' * 60}'}}}}"
+    with pytest.raises(DeployError, match="The name of the config conf has 78 characters, and Docker takes 64"):
+        load(write(tmp_path, text, conf="x"))

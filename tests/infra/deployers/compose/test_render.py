@@ -291,6 +291,7 @@ FORGED = {
         "services: {app: {image: x, networks: {host: }}}\nnetworks: {host: {external: {}}}",
         "external in a form",
     ),
+    "a volume of others": ("services: {app: {image: x}}\nvolumes: {v: {external: {}}}", "external in a form"),
     "a secret of others": (
         "services: {app: {image: x, secrets: [{source: s}]}}\nsecrets: {s: {external: {}}}",
         "external in a form",
