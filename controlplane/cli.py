@@ -7,6 +7,7 @@ and a command of ours that has a result to tell raises `Exit`.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -45,8 +46,12 @@ def execute(argv: list[str]) -> int:
     except BrokenPipeError:  # `cc-ci … | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            what = f"{error.filename} cannot be written" if error.filename else "a file cannot be written"
+            print(f"The disk is full: {what}. Make room there, and type it again.", file=sys.stderr)  # noqa: T201
+        else:
+            traceback.print_exc()
         return OURS
     return DONE
 

@@ -159,12 +159,12 @@ class Config(BaseSettings):
     firewall_everything: bool = Field(
         False,
         alias="CC_CI_FIREWALL_EVERYTHING",
-        description="Whether the firewall's rules hold for all that leaves by docker_gwbridge: this server's own apps, too.",
+        description="Apply the firewall's rules to everything that leaves by docker_gwbridge, this server's own apps included.",
     )
     firewall_probe: bool = Field(
         True,
         alias="CC_CI_FIREWALL_PROBE",
-        description="Whether `cc-ci doctor` tries from a container what a run reaches; it takes a second or two.",
+        description="Let `cc-ci doctor` test from a container what a run can reach; it takes a second or two.",
     )
     pictures: bool = Field(
         True, alias="CC_CI_PICTURES", description="Take a picture of each app, where there is a Chromium on this machine."

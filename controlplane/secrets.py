@@ -34,17 +34,17 @@ def read_or_make(path: Path, make: Any) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{random.token_hex(4)}")
     if not path.exists():
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w") as stream:
-            stream.write(make() + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
         try:
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "w") as stream:
+                stream.write(make() + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
             os.link(temporary, path)  # fails when another process was first, and never shows half a file
         except FileExistsError:
             pass
         finally:
-            temporary.unlink()
+            temporary.unlink(missing_ok=True)
     return path.read_text()
 
 

@@ -62,7 +62,8 @@ class Parser(HTTPRequestParser):  # type: ignore[misc]
         if self.headers_finished and not self.judged and not self.empty:
             self.judged = True
             waits = self.body_rcv is not None and not self.body_bytes_received
-            if waits and (refused := self.adj.judge(self.command.upper(), self.path, self._headers())):
+            path = f"/{self.path.lstrip('/')}"  # as the application will see it
+            if waits and (refused := self.adj.judge(self.command.upper(), path, self._headers())):
                 self.error, self.completed = Refusal(*refused), True
         if self.error:
             self.expect_continue = False  # it is answered, and not asked for more

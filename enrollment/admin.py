@@ -218,7 +218,8 @@ class RepositoryForm(forms.ModelForm):  # type: ignore[type-arg]
         widget=UnfoldAdminTextareaWidget(attrs={"rows": 3}),
         help_text="What this recipe may ask of the machine though a recipe may not, one a line, as the refusal of a run "
         "prints it: services.app: cap_add NET_ADMIN. It counts for trusted commits alone: those that only people who may ask "
-        "here can have pushed.",
+        "here can have pushed. What its containers may reach though it is no public address: network: 10.1.2.3:5432 "
+        "(then, as root: cc-ci firewall --apply).",
     )
 
     class Meta:

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import uuid
 from argparse import ArgumentParser
@@ -135,7 +134,7 @@ def follow(folder: RunFolder, request: Request, console: Console) -> tuple[Resul
     Ctrl-C asks it to stop and waits for its teardown. Should this process be killed, the harness tears down, and ends, too.
     """
     module = ["runs.harness.given"] if request.app_url else ["runs.harness", "run"]
-    with tempfile.TemporaryFile(dir="/dev/shm") as errors:
+    with os.fdopen(os.memfd_create("harness.err"), "w+b") as errors:  # the disk may be full
         harness = children.start(
             [sys.executable, "-m", *module, str(folder.path)],
             env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},

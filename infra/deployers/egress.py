@@ -161,6 +161,7 @@ def remove(ids: Sequence[str]) -> None:
 
 
 def removal(stack: str) -> str:
-    """The line to type that removes what `make` made, once nothing uses it."""
+    """The line to type that removes what `make` made, if it did, as soon as nothing uses it."""
     name = network(stack)
-    return f"docker network rm {name} 2>/dev/null; until docker network rm {name}{_TEMPLATE}; do sleep 2; done"
+    gone = f"while docker network inspect {name}{_TEMPLATE}; do docker network rm {name}{_TEMPLATE} || sleep 2; done"
+    return f"{{ docker network rm {name}; {gone}; }} >/dev/null 2>&1"

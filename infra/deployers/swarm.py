@@ -431,7 +431,7 @@ class SwarmDeployer(Deployer):
         self._watcher.stop()
         labels = " ".join(f"-f label={label}" for label in self.owned.labels)
         # A volume is in use until its containers are gone, which takes Docker a while.
-        volumes = f"until docker volume rm $(docker volume ls -q {labels}); do sleep 2; done"
+        volumes = f"until docker volume ls -q {labels} | xargs -r docker volume rm; do sleep 2; done"
         leave = "".join(
             f"docker network disconnect --force {network} {container[:12]}; "
             for network in self._joined

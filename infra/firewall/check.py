@@ -35,11 +35,11 @@ def check_firewall() -> Iterator[Finding]:
         yield Finding(NAME, "ok", "not needed: CC_CI_DEPLOYER is process")
         return
     if not shutil.which("docker") or swarm_problem():
-        yield Finding(NAME, "ok", "not looked at: there is no Swarm here that recipes could be deployed to")
+        yield Finding(NAME, "ok", "not checked: there is no Swarm to deploy to here")
         return
     rules, problem = wanted.rules()
     if problem:
-        yield Finding(NAME, "warning", problem, f"correct it in the admin, then: {APPLY}")
+        yield Finding(NAME, "warning", problem, f"fix it in the admin, then: {APPLY}")
     applied = True
     try:
         finding = _rules(rules)
@@ -50,7 +50,7 @@ def check_firewall() -> Iterator[Finding]:
         # Not root: what is tried from a container tells as much.
         if os.geteuid() == 0:
             applied = False
-            text = f"{error} So there are no rules about what runs reach."
+            text = f"{error} So there are no firewall rules for runs."
             yield Finding(NAME, "warning", text, f"{error.fix} && {APPLY}")
     yield from _tried(rules, applied)
 
@@ -59,26 +59,26 @@ def _rules(rules: Rules) -> Finding | None:
     """What is wrong with the rules that are loaded."""
     loaded = nft.loaded()
     if not loaded:
-        return Finding(NAME, "warning", "there are no rules about what runs reach (docs/security.md says what they do)", APPLY)
+        return Finding(NAME, "warning", "no firewall rules are loaded: runs can reach this machine and private networks", APPLY)
     if loaded.counting:
         counts = ", ".join(f"{packets} packets {where}" for where, packets in sorted(loaded.counts.items()) if where)
-        return Finding(NAME, "warning", f"the rules refuse nothing, and only count: {counts}", APPLY)
+        return Finding(NAME, "warning", f"the firewall rules only count, and refuse nothing: {counts}", APPLY)
     if loaded.text != nft.listing(rules):
-        return Finding(NAME, "error", "the rules that are loaded are not those that settings and enrolments ask for", APPLY)
+        return Finding(NAME, "error", "the loaded rules differ from what the settings and enrolments ask for", APPLY)
     return None
 
 
 def _tried(rules: Rules, applied: bool) -> Iterator[Finding]:
     if not settings.CC_CI.firewall_probe:
         if applied:
-            yield Finding(NAME, "ok", "the rules are loaded; nothing was tried, since CC_CI_FIREWALL_PROBE is false")
+            yield Finding(NAME, "ok", "the rules are loaded; not tested from a container, since CC_CI_FIREWALL_PROBE is false")
         return
     tries = [target for target in targets() if not _is_allowed(rules, target)]
     try:
         several = docker("info", "--format={{.Swarm.Nodes}}").strip() != "1"
         found = probe.reached(tries, several)
     except DeployError as error:
-        yield Finding(NAME, "warning", f"it cannot be tried what a run's container reaches: {error}", f"docker info && {APPLY}")
+        yield Finding(NAME, "warning", f"could not test what a run's container can reach: {error}", f"docker info && {APPLY}")
         return
     if several and not settings.CC_CI.firewall_everything:
         text = "the Swarm has several machines, so runs leave over docker_gwbridge, like everything else"
@@ -87,10 +87,10 @@ def _tried(rules: Rules, applied: bool) -> Iterator[Finding]:
         level: Level = "error" if applied else "warning"
         words = "; ".join(_in_words(found))
         fix = "nft list table inet cc_ci" if applied and os.geteuid() == 0 else APPLY
-        yield Finding(NAME, level, f"a container of a run reaches {words}", fix)
+        yield Finding(NAME, level, f"a run's container can reach {words}", fix)
     elif applied:
-        what = f"of {len(tries)} things tried (ports of this machine, {_METADATA}, private addresses)"
-        yield Finding(NAME, "ok", f"a container of a run reaches none {what}")
+        what = f"ports of this machine, {_METADATA}, private addresses"
+        yield Finding(NAME, "ok", f"a run's container reached none of {len(tries)} targets ({what})")
 
 
 def _in_words(found: list[Target]) -> Iterator[str]:

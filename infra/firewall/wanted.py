@@ -91,5 +91,5 @@ def _recipes() -> tuple[list[list[Allowed]], str]:
                 try:
                     parse(line.removeprefix(ALLOWS))
                 except ValueError as error:
-                    problem = f"the enrolment of {name} allows what means nothing: {error}"
+                    problem = f"the enrolment of {name} has an allowance that cannot be read: {error}"
     return [entries for own in lines.values() if (entries := allowed(own))], problem

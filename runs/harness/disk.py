@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,11 +28,24 @@ def full(error: OSError, place: Path) -> DiskFull | None:
     """What to tell of an error, if it means that the disk is full; else None."""
     if error.errno not in _FULL:
         return None
-    where = Path(error.filename).parent if isinstance(error.filename, str) else place
+    named = error.filename2 or error.filename  # of a copy, the second is where it goes
+    where = Path(named) if isinstance(named, str) and named.startswith("/") else place
+    while not where.is_dir():
+        where = where.parent
     left = ""
     with suppress(OSError):
-        left = f" ({shutil.disk_usage(place).free >> 20} MB are free)"
+        left = f" ({shutil.disk_usage(where).free >> 20} MB are free)"
     return DiskFull(f"The disk is full: {where} takes no more{left}. Make room there, and start the run again.")
+
+
+def said_so(code: int, words: bytes, folder: Path) -> bool:
+    """Whether a program that failed did so because `folder` takes no more: by its signal, by its words, or there is no room."""
+    if code == -signal.SIGXFSZ or b"No space left on device" in words or b"Disk quota exceeded" in words:
+        return True
+    try:
+        return shutil.disk_usage(folder).free < _ROOM_BYTES >> 4
+    except OSError:
+        return False
 
 
 def keep_room(folder: RunFolder) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from infra import gitrules
 from infra.deployers import children
+from runs.harness import disk
 
 #: For one command: a forge that sends less than this takes is not waited for.
 _SECONDS = 900.0
@@ -51,9 +53,9 @@ class Git:
     def run(
         self, *arguments: str, folder: Path | None = None, seconds: float = _SECONDS, settings: Mapping[str, str] | None = None
     ) -> str:
-        """Run git in the folder, or in another: its output. Raises CheckoutError with git's own reason.
+        """Run git in the folder, or in another: its output. `settings` is more configuration for this one command.
 
-        `settings` is more configuration for this one command.
+        Raises CheckoutError with git's own reason, and OSError when the disk is full.
         """
         try:
             done = children.run(
@@ -73,6 +75,8 @@ class Git:
             raise CheckoutError(f"git {arguments[0]}: {error}.", recipes_fault=True) from error
         if done.code:
             self._refuse_size()
+            if disk.said_so(done.code, done.err, self.folder):
+                raise OSError(errno.ENOSPC, "No space left on device", str(self.folder))
             raise CheckoutError(f"git {arguments[0]}: {gitrules.reason(done.err[:4000]) or _ended(done.code)}")
         return done.out.decode(errors="surrogateescape")
 

@@ -268,6 +268,10 @@ def test_what_is_refused_anyway_is_refused_before_its_body_comes(
         said = web.ask(web.head(b"x" * 1000, Expect=expects, **changes), client=client)
     assert said.startswith(b"HTTP/1.1 " + status)
     assert said.endswith(b"\n") and b"waitress" not in said
+    # The address may be written in other ways.
+    for other in (b"//hooks/", b"/%68ooks/", b"http://localhost/hooks/"):
+        head = web.head(b"x" * 1000, **changes).replace(b"/hooks/", other, 1)
+        assert web.ask(head).startswith(b"HTTP/1.1 " + status)
     # Nor is what follows taken for another request, and who sends on gets the answer all the same.
     body = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 3000
     said = web.ask(web.head(body, **({"X_Gitea_Signature": ""} | changes)) + body)

@@ -37,7 +37,7 @@ from tests.docker import IMAGE, docker
 from tests.e2e.second_docker import SecondDocker, need_second_docker
 from tests.networks import Listeners, Network, ip, need_networks, within
 
-pytestmark = [pytest.mark.docker, pytest.mark.django_db]
+pytestmark = [pytest.mark.docker, pytest.mark.django_db, pytest.mark.xdist_group("firewall")]
 
 PROJECT = Path(__file__).resolve().parents[2]
 GATEWAY, METADATA, PRIVATE, INTERNET = "192.168.66.1", "169.254.169.254", "10.66.0.5", "203.0.113.7"
@@ -223,7 +223,7 @@ def test_what_a_run_reaches(server: Server, run: Run, host: str, tmp_path: Path)
         after = what_is_reached(run, host)
         assert {what for what, reached in after.items() if reached} == wanted_after
         assert run.answers()
-        assert server.firewall("--apply") == (0, "The rules are in force, as before.\n")
+        assert server.firewall("--apply") == (0, "The rules are in force (unchanged).\n")
         # One that comes later is held from its first packet on.
         late = Run(tmp_path / "late")
         try:
@@ -245,9 +245,9 @@ def test_removing_leaves_the_rules_of_others_as_they_were(server: Server, run: R
     applied = server.typed("--apply")
     assert (applied.returncode, applied.stdout) == (0, "The rules are in force.\n") and "Left out: the database" in applied.stderr
     assert server.rules().startswith(before) and "table inet cc_ci" in server.rules()
-    assert server.typed("--remove").stdout == "The rules are removed.\n"
+    assert server.typed("--remove").stdout == "Removed the rules.\n"
     assert server.rules() == before
-    assert server.typed("--remove").stdout == "There were no rules of cc-ci.\n"
+    assert server.typed("--remove").stdout == "There were no rules to remove.\n"
 
 
 def test_a_service_on_internal_networks_alone_has_no_way_out(server: Server, run: Run) -> None:
@@ -263,7 +263,7 @@ def test_a_run_is_not_on_the_bridge_of_everything_else(server: Server, run: Run)
 
 def test_counting_refuses_nothing_and_tells(server: Server, run: Run) -> None:
     with within(server.pid):
-        assert "refuse nothing" in server.firewall("--apply", "--dry")[1]
+        assert "only count" in server.firewall("--apply", "--dry")[1]
         assert run.reaches(PRIVATE, 8080)
         code, said = server.firewall()
         assert code == 1 and "only count" in said
@@ -300,11 +300,14 @@ def test_the_servers_own_apps_go_on_as_they_were(server: Server, host: str, monk
         with within(server.pid):
             server.firewall("--apply")
             assert reaches(container, PRIVATE, 8080) and reaches(container, host, 5555)
+            asked = tries.Target("a private range", PRIVATE, 8080)
+            assert tries.reached([asked], several_machines=True) == [asked]
             # Unless that is what is asked for.
             monkeypatch.setattr(settings.CC_CI, "firewall_everything", True)
             server.firewall("--apply")
             assert not reaches(container, PRIVATE, 8080) and not reaches(container, host, 5555)
             assert reaches(container, INTERNET, 8080)
+            assert tries.reached([asked], several_machines=True) == []
             monkeypatch.setattr(settings.CC_CI, "firewall_allow", [f"{PRIVATE}:8080"])
             server.firewall("--apply")
             assert reaches(container, PRIVATE, 8080)
@@ -381,7 +384,7 @@ def test_doctor_tries_it(server: Server, run: Run, host: str, monkeypatch: pytes
 
     unheld = findings()
     assert [one.level for one in unheld] == ["warning", "warning"]
-    assert "there are no rules" in unheld[0].text and unheld[0].fix == "cc-ci firewall --apply"
+    assert "no firewall rules" in unheld[0].text and unheld[0].fix == "cc-ci firewall --apply"
     for words in ("this machine, ports", METADATA, "2377", "7946", "5555", f"the private address {GATEWAY}, port 80"):
         assert words in unheld[1].text
     with within(server.pid):
@@ -391,7 +394,7 @@ def test_doctor_tries_it(server: Server, run: Run, host: str, monkeypatch: pytes
     monkeypatch.setattr(settings.CC_CI, "firewall_allow", ["10.1.2.3:5432"])
     (changed,) = findings()
     assert (changed.level, changed.fix) == ("error", "cc-ci firewall --apply")
-    assert "not those that settings" in changed.text
+    assert "differ from what" in changed.text
     monkeypatch.setattr(settings.CC_CI, "firewall_allow", [])
     with within(server.pid):
         subprocess.run(["nft", "insert", "rule", "inet", "cc_ci", "input", "accept"], check=True)
@@ -399,7 +402,7 @@ def test_doctor_tries_it(server: Server, run: Run, host: str, monkeypatch: pytes
     assert by_hand[0].level == "error" and "2377" in by_hand[1].text
     with within(server.pid):
         nft.apply(wanted.rules(counting=True)[0])
-    assert "refuse nothing, and only count" in findings()[0].text
+    assert "only count, and refuse nothing" in findings()[0].text
 
 
 def test_the_rules_outlive_docker(server: Server, run: Run) -> None:

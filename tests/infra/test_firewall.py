@@ -97,23 +97,23 @@ def test_the_life_of_the_rules(network: Network, monkeypatch: pytest.MonkeyPatch
     code, printed = firewall("--print")
     assert code == 0 and printed.startswith("table inet cc_ci {") and ruleset() == before
     assert firewall("--apply") == (0, "The rules are in force.\n")
-    assert firewall("--apply") == (0, "The rules are in force, as before.\n")
+    assert firewall("--apply") == (0, "The rules are in force (unchanged).\n")
     code, said = firewall()
     assert code == 0 and "in force" in said and "0 packets to this machine" in said
-    assert firewall("--apply", "--dry") == (0, "The rules count what they would refuse, and refuse nothing.\n")
+    assert firewall("--apply", "--dry") == (0, "The rules only count what they would refuse.\n")
     code, said = firewall()
-    assert code == NO and "only count" in said and "not those" not in said
+    assert code == NO and "only count" in said and "differ" not in said
     monkeypatch.setattr(settings.CC_CI, "firewall_allow", ["10.1.2.3:5432"])
-    assert "not those that settings and enrolments ask for. Type: cc-ci firewall --apply --dry" in firewall()[1]
+    assert "differ from what the settings and enrolments ask for. Type: cc-ci firewall --apply --dry" in firewall()[1]
     firewall("--apply")
     subprocess.run(["nft", "insert rule inet cc_ci forward accept"], check=True)  # by hand
     code, said = firewall()
-    assert code == NO and "not those that settings and enrolments ask for. Type: cc-ci firewall --apply\n" in said
+    assert code == NO and "differ from what the settings and enrolments ask for. Type: cc-ci firewall --apply\n" in said
     assert firewall("--apply") == (0, "The rules are in force.\n")
     assert firewall()[0] == 0
-    assert firewall("--remove") == (0, "The rules are removed.\n")
+    assert firewall("--remove") == (0, "Removed the rules.\n")
     assert ruleset() == before
-    assert firewall("--remove") == (0, "There were no rules of cc-ci.\n")
+    assert firewall("--remove") == (0, "There were no rules to remove.\n")
 
 
 def test_rules_that_nft_refuses_change_nothing(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +223,7 @@ def test_what_enrolments_allow(world: object) -> None:
     assert rules.recipes == [[Allowed("10.1.2.3/32", 5432, "tcp")]] and not problem
     row.allowances.append("network: db.example.org")
     row.save()
-    assert "the enrolment of recipes/web allows what means nothing: " in wanted.rules()[1]
+    assert "the enrolment of recipes/web has an allowance that cannot be read: " in wanted.rules()[1]
     row.active = False
     row.save()
     assert wanted.rules()[0].recipes == []
@@ -274,7 +274,7 @@ def test_doctor_that_shall_try_nothing(network: Network, no_docker_needed: None,
     assert (found.level, found.fix) == ("warning", "cc-ci firewall --apply")
     nft.apply(wanted.rules()[0])
     (found,) = check.check_firewall()
-    assert found.level == "ok" and "nothing was tried" in found.text
+    assert found.level == "ok" and "not tested" in found.text
 
 
 def test_what_doctor_tries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

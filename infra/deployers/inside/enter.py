@@ -103,7 +103,9 @@ def limit(rules: dict[str, str]) -> None:
         resource.setrlimit(kind, (resource.getrlimit(kind)[1],) * 2)
     for name, kind in (("data", resource.RLIMIT_DATA), ("address", resource.RLIMIT_AS), ("file", resource.RLIMIT_FSIZE)):
         if name in rules:
-            resource.setrlimit(kind, (int(rules[name]),) * 2)
+            most = resource.getrlimit(kind)[1]  # which only root may raise
+            value = int(rules[name]) if most == resource.RLIM_INFINITY else min(int(rules[name]), most)
+            resource.setrlimit(kind, (value, value))
 
 
 def environment() -> dict[bytes, bytes]:

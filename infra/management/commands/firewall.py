@@ -10,20 +10,24 @@ from django.core.management.base import BaseCommand
 from controlplane.cli import MISUSE, NO, OURS, Exit
 from infra.firewall import nft, wanted
 
+NONE = "No rules are loaded: runs can reach this machine and private networks."
+HOLDS = "The rules are in force"
+COUNTS = "The rules only count what they would refuse"
+
 
 class Command(BaseCommand):
     help = (
         "What the containers of runs may reach: their own networks and the internet, but neither this machine nor private "
-        "or link-local addresses. Without an option: how it stands (exit code 1 unless the rules are loaded as they should be)."
+        "or link-local addresses. Without an option: show whether the rules are in force (exit code 1 when they are not)."
     )
     requires_system_checks = ()
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         what = parser.add_mutually_exclusive_group()
-        what.add_argument("--print", action="store_true", dest="show", help="print the rules, and change nothing")
-        what.add_argument("--apply", action="store_true", help="load the rules, all in one step; a second time changes nothing")
-        what.add_argument("--remove", action="store_true", help="remove them again, and nothing else")
-        parser.add_argument("--dry", action="store_true", help="with --print, --apply: refuse nothing, only count and log it")
+        what.add_argument("--print", action="store_true", dest="show", help="print the rules without loading them")
+        what.add_argument("--apply", action="store_true", help="load the rules in one step; safe to repeat")
+        what.add_argument("--remove", action="store_true", help="remove these rules, and no others")
+        parser.add_argument("--dry", action="store_true", help="with --print, --apply: only count and log what would be refused")
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["dry"] and not (options["show"] or options["apply"]):
@@ -31,7 +35,7 @@ class Command(BaseCommand):
             raise Exit(MISUSE)
         try:
             if options["remove"]:
-                self.stdout.write("The rules are removed." if nft.remove() else "There were no rules of cc-ci.")
+                self.stdout.write("Removed the rules." if nft.remove() else "There were no rules to remove.")
                 return
             if options["show"] or options["apply"]:
                 self._rules(options["dry"], options["apply"])
@@ -50,22 +54,23 @@ class Command(BaseCommand):
             self.stdout.write(rules.table())
             return
         changed = nft.apply(rules)
-        how = "count what they would refuse, and refuse nothing" if counting else "are in force"
-        self.stdout.write(f"The rules {how}{'' if changed else ', as before'}.")
+        self.stdout.write(f"{COUNTS if counting else HOLDS}{'' if changed else ' (unchanged)'}.")
 
     def _state(self) -> bool:
         now = nft.loaded()
         if not now:
-            self.stdout.write("There are no rules: runs reach this machine and private networks. Type: cc-ci firewall --apply")
+            self.stdout.write(
+                "No rules are loaded: runs can reach this machine and private networks. Type: cc-ci firewall --apply"
+            )
             return False
         rules, problem = wanted.rules(now.counting)
         current = now.text == nft.listing(rules)
-        self.stdout.write("The rules only count what they would refuse." if now.counting else "The rules are in force.")
+        self.stdout.write(f"{COUNTS if now.counting else HOLDS}.")
         for where, packets in sorted(now.counts.items()):
             self.stdout.write(f"{packets:>10} packets {where}")
         if problem:
             self.stdout.write(f"Left out: {problem}.")
         if not current:
             again = f"cc-ci firewall --apply{' --dry' if now.counting else ''}"
-            self.stdout.write(f"They are not those that settings and enrolments ask for. Type: {again}")
+            self.stdout.write(f"They differ from what the settings and enrolments ask for. Type: {again}")
         return current and not now.counting

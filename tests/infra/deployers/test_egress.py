@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,12 @@ def test_a_run_leaves_by_its_own_bridge(deployer: Make, tmp_path: Path) -> None:
         assert docker("exec", container, "cat", "/proc/net/route").count("\t00000000\t") >= 1
         one.undeploy()
         assert left(one) == [] and egress.network(one.stack) not in docker("network", "ls", "--format={{.Name}}").splitlines()
+    # As a person removes it who kept it.
+    one.deploy()
+    one.settle()
+    line = one.keep().partition("Remove it with: ")[2]
+    subprocess.run(["sh", "-c", line], timeout=100, capture_output=True)
+    assert not [thing for thing in left(one) if not thing.startswith("container")]
     # A task that was never started leaves the network known to the Swarm alone, where it has no label.
     egress.make(one.stack, {"cc-ci.installation": INSTALLATION, "cc-ci.run": one.context.run_id})
     assert egress.network(one.stack) in docker("network", "ls", "--format={{.Name}}").splitlines()

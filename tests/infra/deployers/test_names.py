@@ -84,7 +84,7 @@ def place(stack: str) -> Place:
     label = f"--filter=label=com.docker.stack.namespace={stack}"
     services = inspect("service", docker("service", "ls", "--quiet", label).split())
     containers = inspect("container", docker("ps", "--quiet", "--no-trunc", label).split())
-    virtual = {entry["Addr"] for service in services for entry in service["Endpoint"].get("VirtualIPs") or []}
+    virtual = {entry["Addr"] for service in services for entry in service["Endpoint"].get("VirtualIPs") or [] if "Addr" in entry}
     networks = [entry for container in containers for entry in container["NetworkSettings"]["Networks"].values()]
     addresses = {text.partition("/")[0] for text in virtual} | {entry["IPAddress"] for entry in networks}
     named = {str(one["Config"]["Labels"]["com.docker.swarm.service.name"]): str(one["Id"]) for one in containers}

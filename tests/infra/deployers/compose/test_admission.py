@@ -29,7 +29,6 @@ SERVICES = {
     "userns_mode: host": "userns_mode host",
     "isolation: hyperv": "isolation hyperv",
     "credential_spec: {file: x}": "credential_spec file=x",
-    "container_name: keycloak": "container_name keycloak",
     "external_links: [other]": "external_links other",
     "volumes: ['/:/host']": "a bind mount of /",
     "volumes: ['a:x/../../../../../../../..:/host']": "a bind mount of ../../../../../../..",
@@ -240,6 +239,7 @@ services:
     logging: {driver: json-file, options: {max-size: 10m}}
     dns: [1.1.1.1]
     hostname: "${DOMAIN}"
+    container_name: app
     user: "1000:1000"
     working_dir: /x
     extra_hosts: ["a:127.0.0.1"]
