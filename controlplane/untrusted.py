@@ -48,8 +48,10 @@ _AT_A_FORGE = [
 ]
 #: The same in a comment, in which some bots look for commands in the middle of lines as well.
 _IN_A_COMMENT = re.compile(rf"(?<![A-Za-z0-9_])({_SIGILS})(?=\w)")
+#: In code `!=` and paths stay as they are.
+_IN_CODE = [re.compile(r"(!(?=\w)|@(?=\S))"), re.compile(rf"(?m)^([ \t]*{_SIGILS})(?=\w)")]
 #: A commit's id, in part or whole; also a number that looks like one.
-_COMMIT = re.compile(r"(?<![0-9A-Za-z])[0-9A-Fa-f]{7,}(?![0-9A-Za-z])")
+_COMMIT = re.compile(r"(?<![0-9A-Za-z])[0-9A-Fa-f]{7,}+(?![0-9A-Za-z])")
 _PIECE = 6  #: of a commit's id; no forge takes so few digits for one
 
 #: ASCII punctuation that is written as it is: it means nothing to Markdown, wherever it stands.
@@ -89,8 +91,8 @@ def code_block(text: str) -> str:
     """Lines as a block of code, in a fence that is longer than any in it. Other bots may read it like any text: no line, and no
     word in it, begins as a command or a mention does."""
     text = "\n".join("".join(char for char in line if char.isprintable() or char == "\t") for line in text.splitlines())
-    text = re.sub(r"(!(?=\w)|@(?=\S))", rf"\1{ZERO_WIDTH}", text)
-    text = re.sub(rf"(?m)^([ \t]*{_SIGILS})(?=\w)", rf"\1{ZERO_WIDTH}", text)
+    for pattern in _IN_CODE:
+        text = pattern.sub(rf"\1{ZERO_WIDTH}", text)
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     ticks = "`" * max(3, longest + 1)
     return f"{ticks}text\n{text}\n{ticks}"
@@ -129,4 +131,4 @@ def _line(text: str) -> str:
 
 
 def _in_pieces(match: re.Match[str]) -> str:
-    return ZERO_WIDTH.join(re.findall(f".{{1,{_PIECE}}}", match[0]))
+    return ZERO_WIDTH.join(match[0][start : start + _PIECE] for start in range(0, len(match[0]), _PIECE))

@@ -105,7 +105,7 @@ class LastingDeployer(SwarmDeployer):
         """How long the recipe says that it may take to settle, in seconds; 0 when it does not."""
         self._checkout = checkout
         recipe, key = self.recipe(checkout), f"coop-cloud.{self.stack}.timeout"
-        found = [value for name in recipe.services if (value := recipe.labels(name).get(key, "")).isdigit()]
+        found = [value for name in recipe.services if (value := recipe.labels(name).get(key, "")[:9]).isdecimal()]
         return max(map(int, found), default=0)
 
     def volumes_there(self) -> list[str]:

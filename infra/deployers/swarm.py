@@ -346,7 +346,7 @@ class SwarmDeployer(Deployer):
     def _asked_for(self) -> str:
         """In words, that the recipe's own label wants more time than the run has."""
         wanted = self._recipe.label("timeout") if self._recipe else ""
-        if wanted.isdigit() and int(wanted) > self.context.settle_seconds:
+        if wanted.isdecimal() and int(wanted[:9]) > self.context.settle_seconds:
             return f" (The recipe's label coop-cloud.${{STACK_NAME}}.timeout asks for {wanted} s.)"
         return ""
 

@@ -143,7 +143,7 @@ def _limits(most: Limits, wanted: RecipeSettings) -> Limits:
 def _settle_seconds(ready: Prepared, recipe: Recipe) -> None:
     """How long the app may take to come up: as its settings say, else as its label does."""
     label = recipe.label("timeout")
-    if ready.settings.limits.settle_seconds is None and label.isdigit() and int(label[:9]) > ready.limits.settle_seconds:
+    if ready.settings.limits.settle_seconds is None and label.isdecimal() and int(label[:9]) > ready.limits.settle_seconds:
         ready.limits.settle_seconds = min(int(label[:9]), ready.limits.stage_seconds)
     ready.context.settle_seconds = ready.limits.settle_seconds
 

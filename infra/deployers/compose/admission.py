@@ -122,7 +122,9 @@ def _routes(path: tuple[str, ...], labels: Mapping[str, str], domain: str, stack
         yield Problem(path, f"{variables[0]}: {words}", (variables[0],), allowable=False)
         return
     for key, words in (*routes.problems(labels, domain, stack), *routes.unruled(labels)):
-        yield Problem(path, f"{key}: {words}", (key,), allowable=False)
+        # In the file the stack's name is a variable.
+        at = key.replace(stack, "${STACK_NAME}") if stack else key
+        yield Problem(path, f"{key}: {words}", (at,), allowable=False)
 
 
 # Shapes. A judge takes the path of the service, the key, its value, and gives what is not admitted.

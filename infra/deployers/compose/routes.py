@@ -312,7 +312,7 @@ def web_port(labels: Mapping[str, str]) -> int:
 
     Of several it is the one of the shortest name: `${STACK_NAME}` before `${STACK_NAME}-console`.
     """
-    found = sorted((len(key), int(value)) for key, value in labels.items() if _PORT.fullmatch(key) and value.isdecimal())
+    found = sorted((len(key), int(value[:9])) for key, value in labels.items() if _PORT.fullmatch(key) and value[:9].isdecimal())
     return found[0][1] if found else 0
 
 

@@ -147,8 +147,10 @@ def _start(folder: RunFolder) -> subprocess.CompletedProcess[str]:
 @pytest.mark.crash
 def test_a_disk_that_fills_up_meanwhile_leaves_room_for_the_results(small: Any, make_recipe: Any) -> None:
     """As the control plane starts it: by somebody else the disk is filled to the last byte."""
-    slow = "import time\ndef test_slow(app):\n    for number in range(3000):\n"
-    slow += "        print('x' * 2000, flush=True)\n        time.sleep(0.02)\n"
+    slow = (
+        "import time\ndef test_slow(app):\n    for number in range(3000):\n"
+        "        print('x' * 2000, flush=True)\n        time.sleep(0.02)\n"
+    )
     recipe = make_recipe({"test_slow": slow}, {"pytest.ini": "[pytest]\naddopts = -s\n"})
     data, run_id = small(20_000), os.urandom(16).hex()
     folder = RunFolder(data / "runs" / run_id / "1")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from infra.deployers import policy, stackfile  # CORE
-from infra.deployers.base import Address, Answer, DeployError
+from infra.deployers.base import Address, Answer, Bounds, DeployError
+from infra.deployers.compose import admission, stackfile
 from infra.deployers.compose.routes import lead_over, misplaced, problems, rule_problem, unruled, without_tcp_and_udp
-from tests.infra.deployers.test_compose import load, recipe  # CORE
+from tests.infra.deployers.compose.reading import load, write
 
 DOMAIN = "run1.ci.example.com"
 STACK = "ccci-0123456789ab"
@@ -278,38 +278,38 @@ _EVIL = """services:
 """
 
 
-@pytest.mark.parametrize("over", ["services: {app: {deploy: x}}", "services: {app: {deploy: {labels: }}}", "x-y: 1"])
+@pytest.mark.parametrize("over", ["services: {app: {deploy: {replicas: 1}}}", "x-y: 1"])
 def test_the_policy_names_file_line_and_label_whatever_a_later_file_puts_over_it(over: str, tmp_path: Path) -> None:
     files = {"over.yml": over, ".env.sample": "COMPOSE_FILE=compose.yml:over.yml\n"}
     with pytest.raises(DeployError) as caught:
-        policy.check(load(recipe(tmp_path, _EVIL, **files)))
+        admission.check(load(write(tmp_path, _EVIL, **files)))
     assert caught.value.kind == "forbidden"
     label = f"services.app.deploy.labels: {R}.rule: Host(`ci.example.com`) is another host; write Host(`${{DOMAIN}}`)"
     assert f"compose.yml:7: {label}" in caught.value.message
 
 
 def test_labels_of_containers_count_as_well(tmp_path: Path) -> None:
-    text = "services:\n  app:\n    labels:\n      traefik.http.routers.x.rule: Host(`evil`)\n"
-    with pytest.raises(DeployError, match=r"compose\.yml:4: services\.app\.labels: traefik\.http\.routers\.x\.rule: x is not"):
-        policy.check(load(recipe(tmp_path, text)))
+    text = "services:\n  app:\n    image: x\n    labels:\n      traefik.http.routers.x.rule: Host(`evil`)\n"
+    with pytest.raises(DeployError, match=r"compose\.yml:5: services\.app\.labels: traefik\.http\.routers\.x\.rule: x is not"):
+        admission.check(load(write(tmp_path, text)))
 
 
 def test_a_later_file_may_add_to_a_router(tmp_path: Path) -> None:
     text = _EVIL.replace("ci.example.com", "${DOMAIN}")
     over = "services: {app: {deploy: {labels: ['traefik.http.routers.${STACK_NAME}.tls=true']}}}"
-    policy.check(load(recipe(tmp_path, text, **{"over.yml": over, ".env.sample": "COMPOSE_FILE=compose.yml:over.yml\n"})))
+    admission.check(load(write(tmp_path, text, **{"over.yml": over, ".env.sample": "COMPOSE_FILE=compose.yml:over.yml\n"})))
 
 
 def test_a_router_without_a_rule_is_named_in_the_file_that_has_it(tmp_path: Path) -> None:
     over = "services:\n  app:\n    deploy:\n      labels:\n        - traefik.http.routers.${STACK_NAME}-x.tls=true\n"
     files = {"over.yml": over, ".env.sample": "COMPOSE_FILE=compose.yml:over.yml\n"}
     with pytest.raises(DeployError, match=r"over\.yml:5: services\.app\.deploy\.labels: .*-x\.tls: the router has no rule"):
-        policy.check(load(recipe(tmp_path, _EVIL.replace("ci.example.com", "${DOMAIN}"), **files)))
+        admission.check(load(write(tmp_path, _EVIL.replace("ci.example.com", "${DOMAIN}"), **files)))
 
 
 def test_no_run_asks_for_a_certificate(tmp_path: Path) -> None:
     text = _EVIL.replace("ci.example.com", "${DOMAIN}") + '        - "traefik.http.routers.${STACK_NAME}.tls.certresolver=prod"\n'
-    [document] = stackfile.stackfiles(load(recipe(tmp_path, text)), {}, with_proxy=True)
+    document = stackfile.of_run(load(write(tmp_path, text)), {}, {}, {}, STACK, True, Bounds())
     labels = document["services"]["app"]["deploy"]["labels"]
     assert labels[f"{R}.tls"] == "true"
     assert not [key for key in labels if "certresolver" in key]
