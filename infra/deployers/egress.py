@@ -149,15 +149,22 @@ def attach(document: dict[str, Any], stack: str) -> None:
             networks[_KEY] = {"external": True, "name": network(stack)}
 
 
-def remove(ids: Sequence[str]) -> None:
-    """Take networks out of the Swarm whose templates are among these (those with our labels): they have no labels themselves."""
+def removable(ids: Sequence[str]) -> list[str]:
+    """Those of these networks (which carry our labels) that can be removed now.
+
+    Where the template of a run's network is among them, this first takes the network itself out of the Swarm, which knows it
+    without labels. Only when it is gone may its template go: nobody would find it again.
+    """
+    found = list(ids)
     for template in inspect("network", ids):
         name = str(template["Name"])
         if not template.get("ConfigOnly") or not name.endswith(_KEY + _TEMPLATE):
             continue
         for made in inspect("network", [name.removesuffix(_TEMPLATE)]):
-            if (made.get("ConfigFrom") or {}).get("Network") == name:
-                call("network", "rm", str(made["Id"]))
+            ours = (made.get("ConfigFrom") or {}).get("Network") == name
+            if ours and call("network", "rm", str(made["Id"])).returncode:
+                found = [ident for ident in found if not str(template["Id"]).startswith(ident)]
+    return found
 
 
 def removal(stack: str) -> str:

@@ -97,10 +97,11 @@ def remove(
             return [f"{kind} {name}" for kind, names in left.items() for name in names]
         if "network" in left:
             proxy.leave(left["network"])
-            egress.remove(left["network"])
         for kind, names in left.items():
             if kind == "container" and not ephemeral:
                 continue  # the Swarm stops them, their service being gone
+            if kind == "network" and not (names := egress.removable(names)):
+                continue
             command = ["rm", "--force", "--volumes"] if kind == "container" else [kind, "rm"]
             # A network or volume in use says no; the next round asks again.
             call(*command, *names)

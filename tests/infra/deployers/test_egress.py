@@ -96,6 +96,26 @@ def test_a_swarm_of_several_machines_goes_on_as_it_was(monkeypatch: pytest.Monke
     assert not egress.make("s", {})
 
 
+@pytest.mark.parametrize("refuses", [True, False])
+def test_a_template_stays_as_long_as_its_network_is_in_the_swarm(refuses: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network itself has no label: without its template nobody would find it again."""
+    there = {
+        "t123": {"Id": "t123456", "Name": "s_cc-ci-egress-template", "ConfigOnly": True},
+        "o123": {"Id": "o123456", "Name": "s_default"},
+        "s_cc-ci-egress": {"Id": "e123456", "Name": "s_cc-ci-egress", "ConfigFrom": {"Network": "s_cc-ci-egress-template"}},
+    }
+    calls = []
+
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        calls.append(words)
+        return subprocess.CompletedProcess(words, int(refuses), "", "network is in use")
+
+    monkeypatch.setattr(egress, "inspect", lambda kind, names: [there[name] for name in names if name in there])
+    monkeypatch.setattr(egress, "call", call)
+    assert egress.removable(["t123", "o123"]) == (["o123"] if refuses else ["t123", "o123"])
+    assert calls == [("network", "rm", "e123456")]
+
+
 @pytest.mark.docker
 def test_a_run_leaves_by_its_own_bridge(deployer: Make, tmp_path: Path) -> None:
     need_swarm()
