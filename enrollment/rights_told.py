@@ -23,6 +23,8 @@ from enrollment.rights import (
     Spec,
 )
 
+#: What a forge lists when it refuses something, such as [read:user].
+_BRACKETS = re.compile(r"\[([^]]*)")
 #: What stands below the table.
 NOT_THE_SCOPES = (
     "Permissions are those of the account. A token with scopes may do less, and no forge tells it: the scope that a right needs "
@@ -62,7 +64,8 @@ def lacking(rows: Iterable[Right]) -> frozenset[str]:
     """The scopes that the token is seen to lack: the forge named them when it refused something. Pure."""
     words = [row.evidence for row in rows if row.held == Held.NO]
     scopes = {scope for spec in RIGHTS.values() for scope in spec.scope.split(", ")}
-    return frozenset(scope for scope in scopes if any(re.search(rf"scope.*\[[^]]*\b{scope}\b", said) for said in words))
+    lists = [listed for said in words for listed in _BRACKETS.findall(said.partition("scope")[2])]
+    return frozenset(scope for scope in scopes if any(re.search(rf"\b{scope}\b", listed) for listed in lists))
 
 
 def _evidence(rows: list[Right], held: str) -> str:

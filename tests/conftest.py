@@ -75,6 +75,7 @@ NO_DATABASE = (
     "infra/test_versions.py",
     "infra/test_window.py",
     "e2e",
+    "test_patterns.py",
 )
 
 

@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fnmatch import translate
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,21 @@ MADE = {
     r"(?:[a-z0-9_-]+\.)*{re.escape(domain.lower())}": r"(?:[a-z0-9_-]+\.)*web\.example\.org",
     r"\^(?:[!-~]*\\\.)?{end}\$": r"\^(?:[!-~]*\\\.)?web\\\.example\\\.org\$",
     "version_2": r"\^\{[a-z]+:\[a-z0-9-\]\+\}\.web\.example\.org\$",
-    r"scope.*\[[^]]*\b{scope}\b": r"scope.*\[[^]]*\bread:user\b",
+    r"{re.escape(str(checkout))}(?![\w.-])": r"/var/lib/cc\-ci/checkout(?![\w.-])",
+    r"\b{scope}\b": r"\bread:user\b",
+    "pattern": r"^/(user|users|orgs|teams)(/|$)|/collaborators/",
+    "translate(pattern)": translate("*a*b?[c]*d*"),
     r"[0-9a-f]{{{MIN_SHA},64}}": r"[0-9a-f]{7,64}",
     r"!testme --stages (({'|'.join(STAGES)}),?)+": r"!testme --stages ((install|upgrade|backup|restore|custom|extra),?)+",
 }
+#: Patterns that are not ours: where, and why they may be any.
+OTHERS = {
+    "infra/gate.py: pattern": "of the operator, in infra.yml, for lines of 2,000 characters",
+    "infra/schema.py: pattern": "the same, which is not applied there",
+}
 #: How many times as long as looking at each character may take. On 1 MB, of which a quadratic pattern would take a million times.
 BOUND = 60
-SMALL, MIDDLE, BIG = 2_000, 16_000, 1 << 20
+SMALL, MIDDLE, BIG = 1_000, 16_000, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -95,7 +104,10 @@ def applied() -> list[Applied]:
             for pattern in _compiled(value):
                 for how in used or {"search", "fullmatch"}:
                     found[str(pattern.pattern), how] = Applied(f"{name}: {key}", pattern, how)
-        for node in ast.walk(ast.parse(text)):
+        tree = ast.parse(text)
+        functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+        later = {id(node) for function in functions for node in ast.walk(function)}
+        for node in ast.walk(tree):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
                 continue
             if (
@@ -106,7 +118,9 @@ def applied() -> list[Applied]:
                 continue
             written, how = node.args[0], node.func.attr
             if how == "compile":
-                continue
+                if id(node) not in later or f"{name}: {ast.unparse(written)}" in OTHERS:
+                    continue  # what the module compiles is among its variables
+                how = "match"
             flags = 0
             for option in (*node.args[1:], *(keyword.value for keyword in node.keywords)):
                 if isinstance(option, ast.Attribute) and isinstance(option.value, ast.Name) and option.value.id == "re":
@@ -237,7 +251,7 @@ def _ratio(one: Applied, text: str) -> float:
     for _ in range(3):
         plain = _seconds(lambda: sum(1 for _ in PLAIN.finditer(text)))
         ratios.append(_seconds(one.over(text)) / max(plain, 0.0005))
-        if ratios[-1] <= BOUND:
+        if not BOUND < ratios[-1] < 10 * BOUND:
             break
     return min(ratios)
 
@@ -273,7 +287,7 @@ def test_a_quadratic_pattern_is_found() -> None:
     )
     for pattern, how, flags in patterns:
         one = Applied("here", re.compile(pattern, flags), how)
-        assert any(_ratio(one, make(MIDDLE)) > BOUND for make in _worst(one)), pattern
+        assert any(_ratio(one, make(8_000)) > BOUND for make in _worst(one)), pattern
 
 
 def test_all_patterns_are_seen() -> None:

@@ -14,9 +14,11 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,6 +154,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             ip(found.pid, "address add 192.168.66.2/24 dev uplink", "link set uplink up", f"route add default via {GATEWAY}")
             addresses = (f"{GATEWAY}/24", f"{METADATA}/32", f"{PRIVATE}/32", f"{INTERNET}/32")
             ip(outside.pid, "link set cable up", *(f"address add {address} dev cable" for address in addresses))
+            (one.root / "config.json").write_text(json.dumps({"dns": [PRIVATE]}))
             one.start()
             one.make_swarm()
             listeners = Listeners(outside.pid, [(METADATA, 80), (PRIVATE, 8080), (INTERNET, 8080)])
@@ -176,6 +179,7 @@ def run(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ru
 @pytest.fixture(autouse=True)
 def no_rules(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(wanted, "RESOLV", tmp_path / "none")
+    monkeypatch.setattr(wanted, "DAEMON", tmp_path / "none")
     yield
     with within(server.pid):
         nft.remove()
@@ -277,6 +281,38 @@ def test_what_may_be_reached_all_the_same(server: Server, run: Run, host: str, m
         server.firewall("--apply")
         assert run.reaches(PRIVATE, 8080) and run.reaches(host, 5555)
         assert not run.reaches(METADATA, 80) and not connects(run.container(), host, 2377)
+
+
+def test_names_are_resolved_by_a_server_in_a_private_range(server: Server, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Docker's DNS server asks it out of the container's network, so it comes over the run's bridge."""
+
+    def answer() -> None:
+        with suppress(OSError):
+            while True:
+                asked, peer = names.recvfrom(512)
+                question = asked[12 : asked.index(0, 12) + 5]
+                address = b"\xc0\x0c\0\1\0\1\0\0\0\0\0\4" + socket.inet_aton(INTERNET)
+                is_a = question[-4:-2] == b"\0\1"
+                count = b"\0\1\0" + bytes([is_a]) + b"\0\0\0\0"
+                names.sendto(asked[:2] + b"\x81\x80" + count + question + (address if is_a else b""), peer)
+
+    def resolves() -> bool:
+        return INTERNET in docker("exec", run.container(), "/bin/busybox", "nslookup", f"{uuid.uuid4().hex}.test", check=False)
+
+    with within(server.outside.pid):
+        names = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        names.bind((PRIVATE, 53))
+    threading.Thread(target=answer, daemon=True).start()
+    try:
+        with within(server.pid):
+            assert resolves()
+            server.firewall("--apply")
+            assert not resolves()
+            monkeypatch.setattr(wanted, "DAEMON", server.docker.root / "config.json")
+            server.firewall("--apply")
+            assert resolves() and not run.reaches(PRIVATE, 8080)
+    finally:
+        names.close()
 
 
 def test_what_an_enrolment_allows_is_for_its_own_runs(server: Server, run: Run, tmp_path: Path) -> None:

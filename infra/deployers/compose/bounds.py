@@ -14,7 +14,7 @@ from infra.deployers.compose.recipe import Recipe, mapping
 
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([kmgtp]?)i?b?", re.IGNORECASE)
 _DURATION = re.compile(r"(?:[0-9]{1,12}(?:\.[0-9]{0,9})?(?:ns|us|µs|ms|s|m|h))+")
-_PART = re.compile(r"([0-9.]+)(ns|us|µs|ms|s|m|h)")
+_PART = re.compile(r"(?<![0-9.])([0-9.]+)(ns|us|µs|ms|s|m|h)")
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 #: A health check that is run more often is a load of its own.
 _CHECK_SECONDS = 1.0
