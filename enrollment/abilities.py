@@ -35,7 +35,10 @@ class Spec:
 ABILITIES: dict[str, Spec] = {
     "page_limit": Spec("How many rows a list has at most", "50 are asked for."),
     "owner_filter": Spec("The search honours an owner", "It is asked once for all owners; whose each row is, is looked at."),
-    "timeline": Spec("Pull requests have a timeline", "For a stranger's code, and for any push without a branch (AGit), a maintainer has to name the commit."),
+    "timeline": Spec(
+        "Pull requests have a timeline",
+        "For a stranger's code, and for any push without a branch (AGit), a maintainer has to name the commit.",
+    ),
     "repository_comments_paged": Spec("A repository's comments come in pages", "All come in one answer."),
     "pull_comments_paged": Spec("A pull request's comments come in pages", "All come in one answer."),
     "since_inclusive": Spec("`since` includes its own second", "Windows overlap by two minutes, so nothing depends on it."),
