@@ -47,7 +47,8 @@ def stack_deploy(*arguments: str, host: str, timeout: float) -> subprocess.Compl
     where Docker is reached by more than a unix socket it needs what is said there.)
     """
     if not host:
-        return call("stack", "deploy", *arguments, timeout=timeout)
+        told = {name: value for name, value in environment().items() if name != "DOCKER_AUTH_CONFIG"}
+        return call("stack", "deploy", *arguments, timeout=timeout, env=told)
     return call("--config=/nonexistent", f"--host={host}", "stack", "deploy", *arguments, timeout=timeout, env={})
 
 

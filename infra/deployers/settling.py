@@ -144,7 +144,9 @@ def _service(name: str, service: dict[str, Any], tasks: list[Task], health: dict
     wanted = int((mode.get("Replicated") or {}).get("Replicas", 1)) if "Replicated" in mode else max(len(wanted_tasks), 1)
     running = sum(task.state == "Running" for task in wanted_tasks)
     restart = ((spec.get("TaskTemplate") or {}).get("RestartPolicy") or {}).get("Condition", "any")
-    if restart != "any" and running < wanted:  # a job that has done its work
+    is_job = "ReplicatedJob" in mode or "GlobalJob" in mode  # Swarm never starts these again once they are through
+    wanted = int((mode.get("ReplicatedJob") or {}).get("TotalCompletions") or wanted)
+    if (is_job or restart != "any") and running < wanted:  # has done its work
         running = min(wanted, running + sum(task.state == "Complete" for task in own))
     problem = next((task.error.removeprefix("task: ") for task in own if task.error), "")
     return Service(

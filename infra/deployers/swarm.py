@@ -93,7 +93,7 @@ class SwarmDeployer(Deployer):
         recipe = self.recipe(self._checkout)
         if not all(service.get("image") for service in recipe.services.values()):
             return False
-        return not call("image", "inspect", *recipe.images).returncode
+        return not call("image", "inspect", "--", *recipe.images).returncode
 
     def new(self, checkout: Path | None = None) -> None:
         self._begin()

@@ -8,6 +8,7 @@ import pytest
 
 from infra.deployers.base import DeployError, Service
 from infra.deployers.settling import MOST_FAILURES, MOST_HOMELESS, Look, Settler, Spec, Task
+from infra.deployers.settling import _service as seen_service
 
 NAME = "ccci-0_app"
 
@@ -177,3 +178,20 @@ def test_a_service_may_fail_and_start_again_after_its_delay() -> None:
     assert not judge.judge(look(task(1), again, running=0))
     with pytest.raises(DeployError, match="fails again and again"):
         judge.judge(look(task(1), running=0))  # and nothing comes after it
+
+
+@pytest.mark.parametrize(
+    ("mode", "states", "settled"),
+    [
+        ({"ReplicatedJob": {"MaxConcurrent": 1, "TotalCompletions": 1}}, ["Complete"], True),
+        ({"ReplicatedJob": {"MaxConcurrent": 1, "TotalCompletions": 2}}, ["Complete"], False),
+        ({"ReplicatedJob": {"MaxConcurrent": 1, "TotalCompletions": 2}}, ["Complete", "Complete"], True),
+        ({"GlobalJob": {}}, ["Complete"], True),
+        ({"GlobalJob": {}}, ["Failed"], False),
+        ({"Replicated": {"Replicas": 1}}, ["Complete"], False),  # which Swarm starts again
+    ],
+)
+def test_a_job_is_through_when_its_tasks_are(mode: dict[str, Any], states: list[str], settled: bool) -> None:
+    tasks = [Task(f"t{n}", NAME, "Complete", state, "") for n, state in enumerate(states)]
+    found = seen_service("app", {"Spec": {"Name": NAME, "Mode": mode, "TaskTemplate": {}}}, tasks, {})
+    assert (found.running == found.wanted) is settled
