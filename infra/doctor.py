@@ -14,7 +14,7 @@ from controlplane.registry import Finding
 from infra import applying, bundles, references, running, snapshots
 from infra.declaration import FILE, Declaration, DeclarationError
 from infra.deployers.base import DeployError
-from infra.deployers.docker_cli import ids, inspect
+from infra.deployers.engine import ids, inspect
 from infra.deployers.stacks import LABEL_STACK
 from infra.models import InfraApp, InfraFile
 from infra.references import Unresolved

@@ -6,7 +6,7 @@ from os import cpu_count, getloadavg
 
 from infra import health, ownership, running, snapshots
 from infra.deployers.base import DeployError
-from infra.deployers.docker_cli import call
+from infra.deployers.engine import inspect
 from infra.looking import Live
 from infra.models import InfraApp, InfraRelease
 from infra.running import NotReachable
@@ -28,7 +28,7 @@ def live(app: InfraApp) -> Live:
 def _look(app: InfraApp) -> Live:
     seen = running.see(app)
     changes = ownership.foreign(seen.parts, ownership.settled(app)) if app.fingerprint else []
-    missing = [part.image for part in seen.parts.values() if call("image", "inspect", part.image).returncode]
+    missing = [part.image for part in seen.parts.values() if not inspect("image", [part.image])]
     return Live(
         contested=" ".join(changes),
         sick="; ".join(_sick(app, seen)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -27,11 +26,6 @@ _AWAY = re.compile(
     r"|connection reset|broken pipe|\bEOF\b|does not have a leader|is not a swarm manager|code = Unavailable|Docker's socket",
     re.IGNORECASE,
 )
-#: What it says of a thing that is not there.
-_NO_SUCH = re.compile(r"no such|not found", re.IGNORECASE)
-
-#: What can carry our labels, in the order in which it is removed.
-KINDS = ("service", "container", "network", "volume", "config", "secret")
 
 
 def environment() -> dict[str, str]:
@@ -41,14 +35,10 @@ def environment() -> dict[str, str]:
 
 
 def stack_deploy(*arguments: str, host: str, timeout: float) -> subprocess.CompletedProcess[str]:
-    """`docker stack deploy` of a document whose variables are filled in, at `host` (empty: where Docker's command looks).
+    """`docker stack deploy`, at `host`, of a document whose variables are filled in.
 
-    A variable of a service that is empty or has no value is looked up in the command's own environment, so it has none. (Only
-    where Docker is reached by more than a unix socket it needs what is said there.)
+    A variable of a service that is empty or has no value is looked up in the command's own environment, so it has none.
     """
-    if not host:
-        told = {name: value for name, value in environment().items() if name != "DOCKER_AUTH_CONFIG"}
-        return call("stack", "deploy", *arguments, timeout=timeout, env=told)
     return call("--config=/nonexistent", f"--host={host}", "stack", "deploy", *arguments, timeout=timeout, env={})
 
 
@@ -99,29 +89,6 @@ def last_line(text: str) -> str:
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no word of why")
 
 
-def ids(kind: str, *labels: str) -> list[str]:
-    """The ids of all things of a kind that carry all these labels (`key` or `key=value`)."""
-    command = ["ps", "--all"] if kind == "container" else [kind, "ls"]
-    return docker(*command, "--quiet", *(f"--filter=label={label}" for label in labels)).split()
-
-
-def inspect(kind: str, names: Sequence[str]) -> list[dict[str, Any]]:
-    """The full truth about things; those that have gone meanwhile are left out. Raises DeployError when docker cannot tell."""
-    if not names:
-        return []
-    command = ["inspect", "--type=container"] if kind == "container" else [kind, "inspect"]
-    done = call(*command, *names)
-    said = done.stderr.strip()
-    # Else a Docker that is away looks like an empty one. (Of an image a registry may say anything.)
-    if done.returncode and (away(said) or (kind != "image" and not _NO_SUCH.search(said))):
-        raise DeployError("tool_failed", f"docker {kind} inspect: {last_line(said)}")
-    try:
-        found = json.loads(done.stdout or "[]")
-    except ValueError as error:
-        raise DeployError("tool_failed", f"docker {kind} inspect: {last_line(done.stderr)}") from error
-    return [item for item in found if isinstance(item, dict)]
-
-
 def labels_of(kind: str, item: dict[str, Any]) -> dict[str, str]:
     """The labels of an inspected thing, which each kind keeps somewhere else."""
     if kind == "container":
@@ -129,14 +96,6 @@ def labels_of(kind: str, item: dict[str, Any]) -> dict[str, str]:
     elif kind in ("service", "config", "secret"):
         item = item.get("Spec") or {}
     return item.get("Labels") or {}
-
-
-def began() -> str:
-    """When this Docker was started; empty when that cannot be told. Raises DeployError when it does not answer.
-
-    Docker tells nobody. But it makes its network `bridge` anew each time that it starts, unless it is told to have none.
-    """
-    return next((str(network.get("Created", "")) for network in inspect("network", ["bridge"])), "")
 
 
 @dataclass(frozen=True)
@@ -166,21 +125,3 @@ def _reader_problem(program: str) -> Problem | None:
         return None
     version = call("--version", timeout=60).stdout.strip() or program
     return Problem(f"The docker command here is too old to read compose files ({version}).", _INSTALL)
-
-
-def swarm_problem() -> str:
-    """Why there is no Docker Swarm to deploy to; empty when there is one."""
-    if problem := reader_problem():
-        return f"{problem.text} {problem.fix}"
-    try:
-        done = call("info", "--format", "{{json .Swarm}}", timeout=10)
-        swarm = json.loads(done.stdout or "null") or {}
-    except (DeployError, ValueError) as error:
-        return f"Docker does not answer: {error}"
-    if not swarm.get("LocalNodeState"):
-        return f"Docker does not answer: {last_line(done.stderr)}."
-    if swarm["LocalNodeState"] != "active":
-        return "This machine's Docker is in no swarm."
-    if not swarm.get("ControlAvailable"):
-        return "This machine's Docker is no manager of its swarm."
-    return ""

@@ -1,23 +1,39 @@
-"""Docker's own API over its unix socket, for what the docker command cannot do: give a service a whole spec.
+"""Docker's own API over its unix socket: what is there, and what the docker command cannot do (give a service a whole spec).
 
-The paths and bodies are those of the Engine API 1.41 (`/services/{id}/update`, `/services/create`, `/networks/create`); a path
-without a version means the newest that the daemon knows.
+A look at a stack is a dozen questions, and starting a command for each takes twenty times as long as asking. The paths and
+bodies are those of the Engine API 1.41; a path without a version means the newest that the daemon knows.
 """
 
 from __future__ import annotations
 
 import http.client
 import json
+import os
 import threading
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from infra.deployers.base import DeployError, connect_unix
-from infra.deployers.docker_cli import docker
+from infra.deployers.docker_cli import docker, reader_problem
+
+#: What can carry our labels, in the order in which it is removed.
+KINDS = ("service", "container", "network", "volume", "config", "secret")
+#: Where the API lists each kind, and under which key each has the name by which it is asked for and removed.
+_LISTS = {kind: (f"/{kind}s", "ID") for kind in ("service", "config", "secret")} | {
+    "container": ("/containers/json", "Id"),
+    "network": ("/networks", "Id"),
+    "volume": ("/volumes", "Name"),
+}
+#: What one of a kind is asked for by, where it is not its list's path and the name.
+_ONE = {"container": "/containers/{}/json", "image": "/images/{}/json"}
 
 _SECONDS = 60.0
-_UNIX = "unix:///var/run/docker.sock"
+_MOST = 64 << 20  #: bytes of an answer
+_NO_SOCKET, _SET_IT = "Docker is reached by no unix socket here.", "Set DOCKER_HOST to unix:///var/run/docker.sock."
 
 
 def socket_path() -> str:
@@ -25,6 +41,13 @@ def socket_path() -> str:
 
     Raises DeployError.
     """
+    said = tuple(os.environ.get(name, "") for name in ("DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG", "HOME"))
+    config = Path(said[2] or Path(said[3], ".docker"), "config.json")
+    return _socket_path(said, config.stat().st_mtime_ns if config.exists() else 0)
+
+
+@lru_cache(maxsize=8)
+def _socket_path(_environment: tuple[str, ...], _changed: int) -> str:
     host = docker("context", "inspect", "--format={{.Endpoints.docker.Host}}").strip()
     return host.removeprefix("unix://") if host.startswith("unix://") else ""
 
@@ -41,36 +64,104 @@ class Connection(http.client.HTTPConnection):
         self.sock = connect_unix(self._path, self._seconds)
 
 
+def ids(kind: str, *labels: str) -> list[str]:
+    """The ids of all things of a kind that carry all these labels (`key` or `key=value`)."""
+    return [str(one[_LISTS[kind][1]]) for one in listed(kind, label=labels)]
+
+
+def listed(kind: str, **filters: Sequence[str]) -> list[dict[str, Any]]:
+    """What Docker lists of a kind (`task` too), by its filters; of containers those that have ended as well."""
+    path = "/tasks" if kind == "task" else _LISTS[kind][0]
+    chosen = {name: list(values) for name, values in filters.items() if values}
+    query = {"filters": json.dumps(chosen)} if chosen else {}
+    found = get(path, {**query, "all": "1"} if kind == "container" else query)
+    if kind == "volume" and isinstance(found, dict):
+        found = found.get("Volumes") or []
+    if not isinstance(found, list):
+        raise DeployError("tool_failed", f"Docker's answer to {path} is no list.")
+    return [one for one in found if isinstance(one, dict)]
+
+
+def inspect(kind: str, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The full truth about things; those that have gone meanwhile are left out. Raises DeployError when docker cannot tell."""
+    found = []
+    for name in names:
+        path = _ONE.get(kind, f"/{kind}s/{{}}").format(quote(name, safe=""))
+        if isinstance(one := get(path, missing=_NO_IMAGE if kind == "image" else _NOT_THERE), dict):
+            found.append(one)
+    return found
+
+
+_NOT_THERE = (404,)
+#: Of a name that can be no image's, Docker says 400, and of one with `..` in it that it is elsewhere.
+_NO_IMAGE = (301, 400, 404)
+
+
+def began() -> str:
+    """When this Docker was started; empty when that cannot be told. Raises DeployError when it does not answer.
+
+    Docker tells nobody. But it makes its network `bridge` anew each time that it starts, unless it is told to have none.
+    """
+    return next((str(network.get("Created", "")) for network in inspect("network", ["bridge"])), "")
+
+
+def get(path: str, query: Mapping[str, str] | None = None, missing: Sequence[int] = _NOT_THERE) -> Any:
+    """What Docker says of a path, read as JSON; None when it is not there. Raises DeployError tool_failed."""
+    return _asked("GET", path, None, _SECONDS, missing, query or {})
+
+
 def post(path: str, body: Any, seconds: float = _SECONDS, **query: str) -> Any:
     """POST a body as JSON: the answer. Raises DeployError tool_failed with Docker's own words."""
+    return _asked("POST", path, body, seconds, (), query)
+
+
+def _asked(method: str, path: str, body: Any, seconds: float, missing: Sequence[int], query: Mapping[str, str]) -> Any:
     where = socket_path()
     if not where:
-        raise DeployError(
-            "tool_failed",
-            "Docker is reached by no unix socket here, so no spec can be given to it.",
-            f"Set DOCKER_HOST to {_UNIX}.",
-        )
+        raise DeployError("tool_failed", _NO_SOCKET, _SET_IT)
     connection = Connection(where, seconds)
     # A daemon that drips bytes would outlast the socket's own timeout.
     watchdog = threading.Timer(seconds, connection.close)
     watchdog.daemon = True
     watchdog.start()
     asked = "&".join(f"{key}={quote(value, safe='')}" for key, value in query.items())
+    given = None if body is None else json.dumps(body)
     try:
-        connection.request(
-            "POST", f"{path}?{asked}" if asked else path, json.dumps(body), headers={"Content-Type": "application/json"}
-        )
+        connection.request(method, f"{path}?{asked}" if asked else path, given, {"Content-Type": "application/json"})
         answer = connection.getresponse()
-        said = answer.read()
+        said = answer.read(_MOST + 1)
     except (OSError, ValueError, AttributeError, http.client.HTTPException) as error:
         raise DeployError("tool_failed", f"Docker's socket {where}: {error or type(error).__name__}.") from error
     finally:
         watchdog.cancel()
         connection.close()
     found: Any = None
+    if len(said) > _MOST:
+        raise DeployError("tool_failed", f"Docker's answer to {path} is longer than {_MOST >> 20} MB.")
     with suppress(ValueError):
         found = json.loads(said)
+    if answer.status in missing:
+        return None
+    if answer.status < 300 and found is None and method == "GET":
+        raise DeployError("tool_failed", f"Docker's answer to {path} is no JSON: {said[:200].decode(errors='replace')}")
     if answer.status >= 300:
         words = found.get("message", "") if isinstance(found, dict) else said.decode(errors="replace")[:200]
         raise DeployError("tool_failed", f"Docker refused {path} with {answer.status}: {words}")
     return found
+
+
+def swarm_problem() -> str:
+    """Why there is no Docker Swarm to deploy to; empty when there is one."""
+    if problem := reader_problem():
+        return f"{problem.text} {problem.fix}"
+    try:
+        if not socket_path():
+            return f"{_NO_SOCKET} {_SET_IT}"
+        swarm = get("/info")["Swarm"]
+    except (DeployError, KeyError, TypeError) as error:
+        return f"Docker does not answer: {error}"
+    if swarm.get("LocalNodeState") != "active":
+        return "This machine's Docker is in no swarm."
+    if not swarm.get("ControlAvailable"):
+        return "This machine's Docker is no manager of its swarm."
+    return ""

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from infra.deployers import children
 from infra.deployers.base import Context, DeployError
-from infra.deployers.docker_cli import call, docker, environment, inspect, last_line
+from infra.deployers.docker_cli import call, environment, last_line
+from infra.deployers.engine import ids, inspect
 
 _PULL_SECONDS = 900.0
 #: What was asked for this lately may belong to a deployment that has no container yet.
@@ -34,7 +35,7 @@ def get(image: str, context: Context) -> None:
     """
     # Noted before the look, so that nobody takes it away between the look and the deployment.
     note_use(context.image_ledger, image)
-    if not call("image", "inspect", "--", image).returncode:
+    if inspect("image", [image]):
         return
     context.report(f"Pulling {image}")
     started = time.monotonic()
@@ -210,10 +211,10 @@ def _untagged(name: str) -> str:
 
 def _in_use() -> set[str]:
     """Ids and names of the images of all containers, running or not, and of all services, anybody's."""
-    containers = inspect("container", docker("ps", "--all", "--quiet").split())
+    containers = inspect("container", ids("container"))
     used = {str(item.get("Image")) for item in containers}
     used |= {str((item.get("Config") or {}).get("Image")) for item in containers}
-    for service in inspect("service", docker("service", "ls", "--quiet").split()):
+    for service in inspect("service", ids("service")):
         spec = service["Spec"]
         for task in (spec.get("TaskTemplate"), (service.get("PreviousSpec") or {}).get("TaskTemplate")):
             name = str(((task or {}).get("ContainerSpec") or {}).get("Image") or "")

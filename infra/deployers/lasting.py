@@ -15,7 +15,8 @@ from infra.deployers import engine, settling, specs, stacks, volumes
 from infra.deployers.base import DeployError
 from infra.deployers.compose import ports, stackfile
 from infra.deployers.compose.recipe import Recipe
-from infra.deployers.docker_cli import LABEL_DEPLOYMENT, began, call, docker, inspect
+from infra.deployers.docker_cli import LABEL_DEPLOYMENT, call, docker
+from infra.deployers.engine import began, inspect, listed
 from infra.deployers.stacks import LABEL_STACK, Owned
 from infra.deployers.swarm import SwarmDeployer
 from infra.deployers.volumes import Volume, Volumes
@@ -84,7 +85,7 @@ class LastingDeployer(SwarmDeployer):
         return self.context.mark
 
     def _secrets_there(self) -> set[str]:
-        return set(docker("secret", "ls", "--format={{.Name}}").split())
+        return {str(secret["Spec"]["Name"]) for secret in listed("secret")}
 
     def know(self, checkout: Path) -> None:
         """From now on look at the app as a deployment of this checkout. Changes nothing."""
@@ -110,8 +111,8 @@ class LastingDeployer(SwarmDeployer):
 
     def volumes_there(self) -> list[str]:
         """The volumes of the stack that are on this machine, whether it runs or not."""
-        listed = docker("volume", "ls", "--quiet").split()
-        return sorted({*self.owned.ids("volume"), *(name for name in listed if name.startswith(f"{self.stack}_"))})
+        names = [str(volume["Name"]) for volume in listed("volume")]
+        return sorted({*self.owned.ids("volume"), *(name for name in names if name.startswith(f"{self.stack}_"))})
 
     def secrets_missing(self) -> dict[str, str]:
         """The secrets that the recipe expects and the Swarm does not have: their names, each with its key in the recipe."""
@@ -186,10 +187,6 @@ class LastingDeployer(SwarmDeployer):
         `settle` then says whether it came about. `checkout` are the files of the version that ran: they make what a spec needs
         and nobody has any more (a config that was removed). May be called again. Raises DeployError.
         """
-        if not engine.socket_path():
-            self.context.log("No unix socket leads to this Docker: the version's files are deployed, not the specs recorded.")
-            self.deploy(checkout)
-            return
         names = {key: str(network["Name"]) for key, network in recorded.networks.items()}
         self._networks_again(recorded.networks)
         now = self._ids()
@@ -240,15 +237,13 @@ class LastingDeployer(SwarmDeployer):
                 engine.post("/networks/create", {**network, "IPAM": {"Driver": network["IPAM"]["Driver"]}})
 
     def _ids(self) -> specs.Ids:
-        def listed(kind: str, *options: str) -> dict[str, str]:
-            lines = docker(kind, "ls", *options, "--format={{.ID}} {{.Name}}").splitlines()
-            return {name: key for key, _, name in (line.partition(" ") for line in lines)}
-
-        return specs.Ids(listed("network", "--no-trunc"), listed("config"), listed("secret"))
+        networks = {str(network["Name"]): str(network["Id"]) for network in listed("network")}
+        files = ({str(one["Spec"]["Name"]): str(one["ID"]) for one in listed(kind)} for kind in ("config", "secret"))
+        return specs.Ids(networks, *files)
 
     def missing_images(self, recorded: Recorded) -> list[str]:
         """The images of what ran that are not on this machine any more, by name. Changes nothing."""
-        return [recorded.names[name] for name, image in recorded.images.items() if call("image", "inspect", image).returncode]
+        return [recorded.names[name] for name, image in recorded.images.items() if not inspect("image", [image])]
 
     def name_images(self, recorded: Recorded) -> None:
         """Let each image's name mean again what ran under it: a tag may have moved since."""
@@ -275,16 +270,14 @@ class LastingDeployer(SwarmDeployer):
         self.context.check()
         if self.owned.ids("service"):
             return
-        labels = [f"--filter=label={label}" for label in self.owned.labels]
-        states = [f"--filter=status={state}" for state in ("exited", "created", "dead")]
-        if ended := docker("ps", "--all", "--quiet", *states, *labels).split():
-            call("rm", *ended)
+        if ended := listed("container", label=self.owned.labels, status=["exited", "created", "dead"]):
+            call("rm", *(str(one["Id"]) for one in ended))
 
     def copier(self, images: Sequence[str]) -> Volumes:
         """What copies the app's volumes, with the first of these images that is here. Raises DeployError."""
         context = self.context
         for image in images:
-            if not call("image", "inspect", image).returncode:
+            if inspect("image", [image]):
                 return Volumes(context.installation, context.app, image, context.check)
         raise DeployError("tool_failed", f"No image of {context.app} is here to copy volumes with.", f"docker pull {images[0]}")
 

@@ -14,7 +14,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from infra.deployers.base import DeployError
-from infra.deployers.docker_cli import call, docker, inspect, last_line
+from infra.deployers.docker_cli import call, last_line
+from infra.deployers.engine import inspect, listed
 
 NETWORK = "proxy"
 _BRIDGE = "docker_gwbridge"
@@ -71,10 +72,8 @@ def leave(networks: Sequence[str]) -> None:
     for network in inspect("network", networks):
         stack, name, ident = _labels(network).get(_LABEL_STACK, ""), str(network["Name"]), str(network["Id"])
         # Also those that are stopped: they could never be started again after the network is gone.
-        filters = (f"--filter=network={ident}", f"--filter=network={name}")
-        listed = docker("ps", "--all", "--no-trunc", *filters, f'--format={{{{.ID}}}} {{{{.Label "{_LABEL_STACK}"}}}}')
-        theirs = [line.partition(" ") for line in listed.splitlines()]
-        foreign = [container for container, _, of in theirs if not stack or of != stack]
+        there = listed("container", network=[ident, name])
+        foreign = [str(one["Id"]) for one in there if not stack or (one.get("Labels") or {}).get(_LABEL_STACK) != stack]
         for container in foreign:
             call("network", "disconnect", "--force", ident, container)
         if network.get("Containers") and not _inhabited(network, foreign):

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from infra.deployers import words
 from infra.deployers.base import DeployError, Service
-from infra.deployers.docker_cli import LABEL_DEPLOYMENT, away, call, last_line
+from infra.deployers.docker_cli import LABEL_DEPLOYMENT
+from infra.deployers.engine import listed
 
 #: So often may a service's tasks fail before it is given up. Apps that start before their database fail a few times.
 MOST_FAILURES = 5
@@ -23,7 +24,7 @@ MOST_HOMELESS = 5.0
 
 @dataclass(frozen=True)
 class Task:
-    """One line of `docker stack ps`."""
+    """One task, its states as `docker stack ps` writes them."""
 
     id: str
     service: str
@@ -91,8 +92,7 @@ def fingerprint(services: list[dict[str, Any]], networks: Mapping[str, str]) -> 
 def look(stack: str, services: list[dict[str, Any]]) -> Look:
     """Ask docker about the tasks and containers of these inspected services."""
     short = {service["Spec"]["Name"]: service["Spec"]["Name"].removeprefix(f"{stack}_") for service in services}
-    tasks = [task for task in _tasks(stack) if task.service in short]
-    health = _health(stack)
+    tasks, health = _tasks(services), _health(stack)
     seen = [_service(short[service["Spec"]["Name"]], service, tasks, health) for service in services]
     label = f"coop-cloud.{stack}.version"
     labels = {service["Spec"]["Name"]: service["Spec"].get("Labels") or {} for service in services}
@@ -108,28 +108,29 @@ def look(stack: str, services: list[dict[str, Any]]) -> Look:
     )
 
 
-def _tasks(stack: str) -> list[Task]:
-    done = call("stack", "ps", "--no-trunc", "--format", "{{json .}}", stack)
-    if done.returncode and away(done.stderr):  # else no task would seem to run
-        raise DeployError("tool_failed", f"docker stack ps: {last_line(done.stderr)}")
-    tasks = []
-    for line in done.stdout.splitlines():
-        row = json.loads(line)
-        service = str(row["Name"]).lstrip(" \\_").rpartition(".")[0]  # former tasks of a slot are drawn as a tree
-        state = str(row["CurrentState"]).partition(" ")[0]
-        tasks.append(Task(row["ID"], service, row["DesiredState"], state, str(row["Error"]).strip('"')))
-    return tasks
+def _tasks(services: list[dict[str, Any]]) -> list[Task]:
+    """All tasks of the inspected services, the youngest first."""
+    if not services:
+        return []
+    names = {str(service["ID"]): str(service["Spec"]["Name"]) for service in services}
+    return [
+        Task(
+            str(task["ID"]),
+            names[task["ServiceID"]],
+            str(task["DesiredState"]).capitalize(),
+            str(task["Status"]["State"]).capitalize(),
+            str(task["Status"].get("Err") or ""),
+        )
+        for task in sorted(listed("task", service=list(names)), key=lambda task: str(task["CreatedAt"]), reverse=True)
+        if task["ServiceID"] in names
+    ]
 
 
 def _health(stack: str) -> dict[str, str]:
     """The health of each running task by its id, from docker's own status line."""
-    form = '{{.Label "com.docker.swarm.task.id"}} {{.Status}}'
-    done = call("ps", "--no-trunc", f"--filter=label=com.docker.stack.namespace={stack}", "--format", form)
-    if done.returncode:
-        raise DeployError("tool_failed", f"docker ps: {last_line(done.stderr)}")
     health = {}
-    for line in done.stdout.splitlines():
-        task, _, status = line.partition(" ")
+    for one in listed("container", label=[f"com.docker.stack.namespace={stack}"], status=["running"]):
+        task, status = str((one.get("Labels") or {}).get("com.docker.swarm.task.id", "")), str(one["Status"])
         for word, meaning in (("(healthy)", "healthy"), ("(unhealthy)", "unhealthy"), ("(health: starting)", "starting")):
             if word in status:
                 health[task] = meaning

@@ -9,18 +9,8 @@ from typing import Any
 
 from infra.deployers import egress, proxy
 from infra.deployers.base import Context, DeployError
-from infra.deployers.docker_cli import (
-    KINDS,
-    LABEL_APP,
-    LABEL_INSTALLATION,
-    LABEL_KEEP,
-    LABEL_RUN,
-    call,
-    docker,
-    ids,
-    inspect,
-    labels_of,
-)
+from infra.deployers.docker_cli import LABEL_APP, LABEL_INSTALLATION, LABEL_KEEP, LABEL_RUN, call, labels_of
+from infra.deployers.engine import KINDS, ids, inspect, listed
 
 LABEL_STACK = "com.docker.stack.namespace"
 LABEL_SERVICE = "com.docker.swarm.service.name"
@@ -53,9 +43,8 @@ class Owned:
     def container(self, service: str) -> str:
         """The id of a running container of a service. Raises DeployError."""
         wanted = [*self.labels, f"{LABEL_SERVICE}={self.stack}_{service}"]
-        filters = ["--filter=status=running", *(f"--filter=label={label}" for label in wanted)]
-        if found := docker("ps", "--quiet", "--no-trunc", *filters).split():
-            return found[0]
+        if found := listed("container", label=wanted, status=["running"]):
+            return str(found[0]["Id"])
         raise DeployError("tool_failed", f"No container of {service} is running.")
 
 

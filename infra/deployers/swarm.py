@@ -19,16 +19,8 @@ from infra.deployers.backups import Backups, Labelled, labelled, plan
 from infra.deployers.base import Address, Backup, BackupPart, Context, Deployer, DeployError, Deployment
 from infra.deployers.compose import admission, bounds, ports, recipe, routes, stackfile
 from infra.deployers.compose.recipe import Recipe
-from infra.deployers.docker_cli import (
-    LABEL_DEPLOYMENT,
-    call,
-    docker,
-    inspect,
-    last_line,
-    stack_deploy,
-    swarm_problem,
-    tail,
-)
+from infra.deployers.docker_cli import LABEL_DEPLOYMENT, docker, last_line, stack_deploy, tail
+from infra.deployers.engine import inspect, listed, swarm_problem
 from infra.deployers.events import Watcher
 from infra.deployers.stacks import Owned, list_ours, remove_run, sweep
 
@@ -93,7 +85,7 @@ class SwarmDeployer(Deployer):
         recipe = self.recipe(self._checkout)
         if not all(service.get("image") for service in recipe.services.values()):
             return False
-        return not call("image", "inspect", "--", *recipe.images).returncode
+        return len(inspect("image", list(recipe.images))) == len(recipe.images)
 
     def new(self, checkout: Path | None = None) -> None:
         self._begin()
@@ -162,8 +154,7 @@ class SwarmDeployer(Deployer):
     def _host(self) -> Iterator[str]:
         """Where Docker's command finds Docker: past the names that a stranger's services would have for the proxy."""
         if not self._joined:
-            socket = engine.socket_path()
-            yield f"unix://{socket}" if socket else ""
+            yield f"unix://{engine.socket_path()}"
             return
         with aliases.without(self._joined, self.stack) as host:
             yield host
@@ -269,8 +260,7 @@ class SwarmDeployer(Deployer):
         """The names of the services' networks by id."""
         used = {network["Target"] for s in services for network in s["Spec"]["TaskTemplate"].get("Networks") or []}
         if not used <= self._networks.keys():
-            listed = docker("network", "ls", "--no-trunc", "--format={{.ID}} {{.Name}}")
-            self._networks = dict(line.split(" ", 1) for line in listed.splitlines())
+            self._networks = {str(network["Id"]): str(network["Name"]) for network in listed("network")}
         return self._networks
 
     def settle(self) -> Deployment:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from infra.deployers import children
 from infra.deployers.base import DeployError
-from infra.deployers.docker_cli import call, environment, inspect
+from infra.deployers.docker_cli import call, environment
+from infra.deployers.engine import inspect
 from infra.deployers.stacks import Owned
 
 #: Between two looks, where each costs a walk through the run's own files alone.

@@ -14,7 +14,8 @@ from typing import IO, Any
 
 from infra.deployers import containers
 from infra.deployers.base import DeployError
-from infra.deployers.docker_cli import LABEL_APP, LABEL_INSTALLATION, call, docker, inspect, last_line
+from infra.deployers.docker_cli import LABEL_APP, LABEL_INSTALLATION, call, docker, last_line
+from infra.deployers.engine import ids, inspect
 from infra.deployers.manifest import Manifest
 
 _PLACE = "/cc-ci-volume"
@@ -81,7 +82,7 @@ class Volumes:
 
     def replace(self, volume: Volume, source: Path) -> Manifest:
         """Put a tar's content in the place of all that is in a volume, which no container may use: what is there then."""
-        if call("volume", "inspect", volume.name).returncode == 0:
+        if inspect("volume", [volume.name]):
             docker("volume", "rm", volume.name)
         self._make(volume)
         return self._fill(volume.name, source)
@@ -97,10 +98,10 @@ class Volumes:
 
     def sweep(self) -> None:
         """Remove what a killed worker left: containers and volumes made for the moment, of this app."""
-        labels = [f"--filter=label={LABEL_SCRATCH}=true", *(f"--filter=label={k}={v}" for k, v in self._labels.items())]
-        if left := docker("ps", "--all", "--quiet", *labels).split():
+        labels = [f"{key}={value}" for key, value in {**self._labels, LABEL_SCRATCH: "true"}.items()]
+        if left := ids("container", *labels):
             call("rm", "--force", *left)
-        if left := docker("volume", "ls", "--quiet", *labels).split():
+        if left := ids("volume", *labels):
             call("volume", "rm", "--force", *left)
 
     @property

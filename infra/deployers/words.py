@@ -50,7 +50,8 @@ def failure(service: str, error: str, spec: Mapping[str, Any], out_of_memory: bo
         fix = "Remove what nobody uses (docker network prune), or set default-address-pools in /etc/docker/daemon.json."
         return Trouble("tool_failed", message, fix, 1)
     limit = memory_limit(spec)
-    if out_of_memory or (limit and "(137)" in error):
+    # Swarm kills what is unhealthy with 137 as well, and says so.
+    if out_of_memory or (limit and "(137)" in error and "unhealthy" not in error):
         most = f"more than its limit of {megabytes(limit)}" if limit else "more memory than there is"
         message = f"The service {service} ran out of memory: it wanted {most}, so the kernel killed it."
         return Trouble("out_of_memory", message, "Raise deploy.resources.limits.memory, or give the app less to do.", 2)

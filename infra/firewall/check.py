@@ -16,8 +16,8 @@ from django.db import connection
 
 from controlplane.registry import Finding, Level
 from infra.deployers.base import DeployError
-from infra.deployers.docker_cli import docker, swarm_problem
 from infra.deployers.egress import GATEWAY, PREFIX, Allowed
+from infra.deployers.engine import get, swarm_problem
 from infra.firewall import nft, probe, wanted
 from infra.firewall.probe import Target
 from infra.firewall.rules import Rules, is_private
@@ -75,7 +75,7 @@ def _tried(rules: Rules, applied: bool) -> Iterator[Finding]:
         return
     tries = [target for target in targets() if not _is_allowed(rules, target)]
     try:
-        several = docker("info", "--format={{.Swarm.Nodes}}").strip() != "1"
+        several = get("/info")["Swarm"]["Nodes"] != 1
         found = probe.reached(tries, several)
     except DeployError as error:
         yield Finding(NAME, "warning", f"could not test what a run's container can reach: {error}", f"docker info && {APPLY}")

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infra.deployers.base import DeployError
-from infra.deployers.docker_cli import call, docker, environment, ids, last_line
+from infra.deployers.docker_cli import call, docker, environment, last_line
 from infra.deployers.egress import NOTHING, PREFIX
+from infra.deployers.engine import ids
 
 LABEL = "cc-ci.doctor"
 #: How long each try may take; they are made at the same time.

@@ -10,16 +10,15 @@ import errno
 import json
 import os
 import signal
-import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from infra import ownership, worker
-from infra.deployers import engine
+from infra.deployers import children, engine
 from infra.deployers.lasting import LastingDeployer
 from infra.deployers.volumes import Volumes
 from infra.models import InfraApp, Upgrade
@@ -28,22 +27,22 @@ from infra.upgrades_states import move
 
 FAULTS = ("killed", "lost lease", "full disk", "docker restart")
 WHEN = ("before", "during", "after")
-#: Each step's docker command, whose beginning is its middle. (None: the first request to Docker's socket has just been answered.)
-FORWARD: dict[str, tuple[str, ...] | None] = {
-    "record": ("service", "inspect"),
-    "fetch": ("image", "inspect"),
+#: Each step's docker command, or request to Docker's socket, whose beginning is its middle.
+FORWARD: dict[str, tuple[str, ...]] = {
+    "record": ("GET", "/services/"),
+    "fetch": ("GET", "/images/"),
     "stop": ("service", "rm"),
     "pack": ("cp",),
     "prove": ("cp",),
     "deploy": ("stack", "deploy"),
-    "settle": ("stack", "ps"),
+    "settle": ("GET", "/tasks"),
     "probe": ("exec",),
 }
-BACK: dict[str, tuple[str, ...] | None] = {
+BACK: dict[str, tuple[str, ...]] = {
     "stop back": ("service", "rm"),
     "put back": ("cp",),
-    "deploy back": None,
-    "settle back": ("stack", "ps"),
+    "deploy back": ("POST", "/services/"),
+    "settle back": ("GET", "/tasks"),
     "probe back": ("exec",),
 }
 _METHODS: tuple[tuple[type, str, str], ...] = (
@@ -96,20 +95,21 @@ class Faults:
             setattr(owner, name, self._around(getattr(owner, name), point))
         worker.move = self._moved  # type: ignore[assignment]
         ownership.write_pin = self._pinned
-        begin, post = subprocess.Popen.__init__, engine.post
+        begin, ask = children.start, engine._asked
 
-        def popen(process: Any, command: Any, *args: Any, **more: Any) -> None:
-            begin(process, command, *args, **more)
-            self._while(command)
+        def started(command: Sequence[str], **options: Any) -> Any:
+            process = begin(command, **options)
+            if Path(command[0]).name == "docker":
+                self._while([word for word in command[1:] if not word.startswith("--")])
+            return process
 
-        def posted(*args: Any, **more: Any) -> Any:
-            answer = post(*args, **more)
-            if self._inside == ["deploy back"]:
-                self._point("deploy back", "during")
+        def asked(method: str, path: str, *args: Any) -> Any:
+            answer = ask(method, path, *args)
+            self._while([method, path])
             return answer
 
-        subprocess.Popen.__init__ = popen  # type: ignore[method-assign]
-        engine.post = posted
+        children.start = started
+        engine._asked = asked
 
     def _around(self, method: Callable[..., Any], point: str) -> Callable[..., Any]:
         def inside(this: Any, *args: Any, **more: Any) -> Any:
@@ -130,13 +130,10 @@ class Faults:
     def _is_back(self) -> bool:
         return Upgrade.objects.filter(pk=self.upgrade, state=UpgradeState.ROLLING_BACK).exists()
 
-    def _while(self, command: Any) -> None:
-        if not self._inside or not isinstance(command, list) or command[:1] != ["docker"]:
-            return
-        point = self._inside[0]
-        words = {**FORWARD, **BACK}[point]
-        if words and tuple(command[1 : 1 + len(words)]) == words:
-            self._point(point, "during")
+    def _while(self, said: Sequence[str]) -> None:
+        words = {**FORWARD, **BACK}.get(self._inside[0], ()) if self._inside else ()
+        if words and len(said) >= len(words) and all(map(str.startswith, said, words)):
+            self._point(self._inside[0], "during")
 
     def _moved(self, upgrade: Upgrade, event: str, *args: Any, **more: Any) -> bool:
         self._point(f"move {event}", "before")

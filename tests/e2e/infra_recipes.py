@@ -13,7 +13,8 @@ from django.conf import settings
 
 from infra import carrying, ownership, releases, running, upgrades
 from infra.deployers import settling
-from infra.deployers.docker_cli import KINDS, call, docker, ids
+from infra.deployers.docker_cli import call, docker
+from infra.deployers.engine import KINDS, ids
 from infra.deployers.lasting import LastingDeployer
 from infra.deployers.stacks import LABEL_STACK
 from infra.models import InfraApp, InfraFile, Upgrade

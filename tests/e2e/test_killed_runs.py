@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.deployers.docker_cli import LABEL_INSTALLATION, LABEL_RUN, docker, ids
+from infra.deployers.docker_cli import LABEL_INSTALLATION, LABEL_RUN, docker
+from infra.deployers.engine import ids
 from runs.harness.protocol import FolderState, RunFolder, Verdict
 from tests.docker import IMAGE, need_swarm
 from tests.e2e.recipes import INSTALLATION, NEXT, Repository, folder_of, left

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from infra.deployers.docker_cli import KINDS, LABEL_RUN, ids
+from infra.deployers.docker_cli import LABEL_RUN
+from infra.deployers.engine import KINDS, ids
 from runs.harness.protocol import FolderState, Limits, Request, RunFolder, Source, Verdict
 from tests.docker import need_swarm
 

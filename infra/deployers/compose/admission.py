@@ -92,8 +92,16 @@ def _where(places: lines.Places, problem: Problem) -> str:
 
 
 def problems(recipe: Recipe) -> Iterator[Problem]:
-    """All that is not admitted, in the order of the document."""
-    stack, domain = recipe.env.get("STACK_NAME", ""), recipe.env.get("DOMAIN", "")
+    """All that is not admitted, in the order of the document, with the stack's name as the files have it."""
+    stack = recipe.env.get("STACK_NAME", "")
+    for problem in _problems(recipe, stack):
+        words = problem.words.replace(stack, "${STACK_NAME}") if stack else problem.words
+        at = tuple(part.replace(stack, "${STACK_NAME}") for part in problem.at) if stack else problem.at
+        yield Problem(problem.path, words, at, problem.allowable)
+
+
+def _problems(recipe: Recipe, stack: str) -> Iterator[Problem]:
+    domain = recipe.env.get("DOMAIN", "")
     document = recipe.document
     for key, value in document.items():
         if key not in ("version", "services", "networks", "volumes", "configs", "secrets") and not key.startswith("x-"):
@@ -109,9 +117,7 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
         yield from _routes(("services", name, "labels"), texts(service.get("labels")), domain, stack)
     for kind, judge in (("networks", _network), ("volumes", _volume), ("configs", _file), ("secrets", _file)):
         for name, definition in declared[kind].items():
-            for problem in judge((kind, name), mapping(definition), stack):
-                words = problem.words.replace(stack, "${STACK_NAME}") if stack else problem.words
-                yield Problem(problem.path, words, problem.at, problem.allowable)
+            yield from judge((kind, name), mapping(definition), stack)
     for path, words in check_files(recipe):
         yield Problem(path, words, allowable=False)
 
@@ -122,9 +128,7 @@ def _routes(path: tuple[str, ...], labels: Mapping[str, str], domain: str, stack
         yield Problem(path, f"{variables[0]}: {words}", (variables[0],), allowable=False)
         return
     for key, words in (*routes.problems(labels, domain, stack), *routes.unruled(labels)):
-        # In the file the stack's name is a variable.
-        at = key.replace(stack, "${STACK_NAME}") if stack else key
-        yield Problem(path, f"{key}: {words}", (at,), allowable=False)
+        yield Problem(path, f"{key}: {words}", (key,), allowable=False)
 
 
 # Shapes. A judge takes the path of the service, the key, its value, and gives what is not admitted.

@@ -212,7 +212,7 @@ def rule_problem(rule: str, domain: str) -> str:
     try:
         bounds = _Rule(rule, domain).read()
     except _Unclear as error:
-        return f"{error}; {_OWN_RULE}"
+        return f"{error}; {_OWN_RULE}, or set the variable in it for tests, in [env] of cc-ci.toml"
     if not bounds.own:
         return f"the rule {rule[:100]!r} also matches other hosts; {_OWN_RULE}, joined with &&"
     return ""

@@ -14,11 +14,11 @@ A program of its own, because the harness has threads and must not run Python be
 started with each call of docker.
 """
 
-import _ctypes  # all of ctypes takes as long to import as Python to start
+import _ctypes  # all of ctypes, and of signal, takes as long to import as Python to start
+import _signal as signal  # type: ignore[import-not-found]
 import os
 import resource
 import select
-import signal
 import sys
 import time
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from infra.deployers.base import Context, Deployer
-from infra.deployers.docker_cli import KINDS, LABEL_RUN, ids
+from infra.deployers.docker_cli import LABEL_RUN
+from infra.deployers.engine import KINDS, ids
 from infra.deployers.swarm import SwarmDeployer
 
 RECIPES = Path(__file__).resolve().parents[2] / "data" / "recipes"

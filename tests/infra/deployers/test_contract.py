@@ -15,7 +15,8 @@ import pytest
 
 from infra.deployers import swarm
 from infra.deployers.base import Backup, BackupPart, Deployer, DeployError, probe
-from infra.deployers.docker_cli import KINDS, LABEL_KEEP, LABEL_RUN, ids, inspect
+from infra.deployers.docker_cli import LABEL_KEEP, LABEL_RUN
+from infra.deployers.engine import KINDS, ids, inspect
 from infra.deployers.process import ProcessDeployer
 from infra.deployers.swarm import SwarmDeployer
 from tests.docker import docker, need_swarm

@@ -92,7 +92,7 @@ def test_a_default_network_that_is_internal() -> None:
 
 
 def test_a_swarm_of_several_machines_goes_on_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(egress, "docker", lambda *_: "3\n")
+    monkeypatch.setattr(egress, "get", lambda *_: {"Swarm": {"Nodes": 3}})
     assert not egress.make("s", {})
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from infra.deployers import usage
 from infra.deployers.base import Bounds, DeployError, probe
-from infra.deployers.docker_cli import inspect
+from infra.deployers.engine import inspect
 from infra.deployers.swarm import SwarmDeployer
 from tests.docker import IMAGE, docker, need_swarm
 from tests.infra.deployers.compose.reading import write

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.deployers.docker_cli import inspect
+from infra.deployers.engine import inspect
 from infra.deployers.swarm import SwarmDeployer
 from tests.docker import IMAGE, docker, need_swarm
 from tests.e2e.traefik import traefik

@@ -17,7 +17,7 @@ import yaml
 from infra.deployers import proxy
 from infra.deployers.base import Address, DeployError, probe
 from infra.deployers.compose.routes import lead_over
-from infra.deployers.docker_cli import inspect
+from infra.deployers.engine import inspect
 from tests.docker import IMAGE, docker, need_swarm
 from tests.e2e.traefik import traefik
 

@@ -13,7 +13,7 @@ from infra.deployers import readback
 from infra.deployers.base import DeployError
 from infra.deployers.compose import stackfile
 from infra.deployers.compose.recipe import Recipe
-from infra.deployers.docker_cli import inspect
+from infra.deployers.engine import inspect
 from infra.deployers.lasting import LastingDeployer
 from tests.docker import IMAGE, docker, need_swarm
 from tests.infra.deployers.compose.reading import STACK, load, write

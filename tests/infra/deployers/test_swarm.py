@@ -18,7 +18,8 @@ import yaml
 from infra.deployers import settling, stacks
 from infra.deployers.base import Context, DeployError, probe
 from infra.deployers.choose import choose
-from infra.deployers.docker_cli import KINDS, LABEL_INSTALLATION, LABEL_KEEP, LABEL_RUN, ids, inspect
+from infra.deployers.docker_cli import LABEL_INSTALLATION, LABEL_KEEP, LABEL_RUN
+from infra.deployers.engine import KINDS, ids, inspect
 from infra.deployers.swarm import SwarmDeployer
 from tests.docker import IMAGE, docker, need_swarm
 from tests.e2e.traefik import proxy_network

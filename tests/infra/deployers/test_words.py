@@ -68,7 +68,15 @@ def test_a_failed_task(error: str, spec: dict[str, Any], kind: str, said: str) -
     assert trouble.fix
 
 
-@pytest.mark.parametrize(("error", "spec"), [("non-zero exit (1)", LIMITED), ("non-zero exit (137)", {}), ("", {})])
+@pytest.mark.parametrize(
+    ("error", "spec"),
+    [
+        ("non-zero exit (1)", LIMITED),
+        ("non-zero exit (137): dockerexec: unhealthy container", LIMITED),
+        ("non-zero exit (137)", {}),
+        ("", {}),
+    ],
+)
 def test_a_task_that_just_failed(error: str, spec: dict[str, Any]) -> None:
     assert words.failure("app", error, spec) is None
 
