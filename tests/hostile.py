@@ -19,6 +19,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 DOCS = PROJECT / "docs" / "security.md"
 FILES = (
     "enrollment/test_whose_code.py",
+    "runs/test_allowances.py",
     "runs/test_chatops.py",
     "infra/deployers/compose/test_environment.py",
     "infra/deployers/compose/test_render.py",
@@ -30,8 +31,13 @@ FILES = (
     "infra/deployers/test_readback.py",
     "infra/deployers/test_names.py",
     "infra/deployers/test_hungry_apps.py",
+    "infra/deployers/test_egress.py",
+    "infra/deployers/test_children.py",
     "e2e/test_firewall.py",
+    "runs/harness/test_bombs.py",
+    "runs/harness/test_full_disk.py",
     "runs/harness/test_hostile.py",
+    "test_patterns.py",
     "runs/test_render_hostile.py",
     "controlplane/test_untrusted.py",
     "controlplane/test_hostile_requests.py",
