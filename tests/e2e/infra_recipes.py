@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -129,11 +130,11 @@ class Server:
         for app in self.apps:
             label = f"{LABEL_STACK}={app.stack}"
             call("stack", "rm", app.stack)
-            for _ in range(100):
+            until = time.monotonic() + 30
+            while any(ids(kind, label) for kind in ("container", "network")) and time.monotonic() < until:
                 if found := ids("container", label):
                     call("rm", "--force", *found)
-                if not any(ids(kind, label) for kind in ("container", "network")):
-                    break
+                time.sleep(0.1)
             for kind in [kind for kind in KINDS if kind != "container"]:
                 if found := ids(kind, label):
                     docker(kind, "rm", *found)

@@ -26,7 +26,7 @@ def start(tmp_path: Path) -> Iterator[Any]:
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
-        env = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "CI")}
+        env = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "CI", "DOCKER_HOST")}
         env |= {
             "CC_CI_DATA_DIR": str(tmp_path / "data"),
             "CC_CI_DEPLOYER": "process",
