@@ -38,7 +38,6 @@ def world(db: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 #: Folders and files whose tests do nothing that differs between databases, and need not run on both.
 NO_DATABASE = (
-    "enrollment/test_receiver_fuzz.py",
     "enrollment/sandbox",
     "enrollment/test_admin.py",
     "enrollment/test_another_kind.py",
@@ -48,7 +47,7 @@ NO_DATABASE = (
     "enrollment/test_hooks_by_hand.py",
     "enrollment/test_policies.py",
     "enrollment/test_trust.py",
-    "enrollment/test_webhook",
+    "enrollment/test_webhook_",
     "controlplane/test_action_permissions.py",
     "controlplane/test_admin.py",
     "controlplane/test_cli.py",
@@ -84,9 +83,15 @@ ON_SQLITE = (
     "chaos/test_storm.py",
     "enrollment/test_abilities.py",
     "enrollment/test_mutated_answers.py",
+    "enrollment/test_polling_properties.py",
+    "enrollment/test_receiver_fuzz.py",
     "enrollment/test_rights.py",
     "enrollment/test_trust_worst_moment.py",
+    "enrollment/test_webhooks.py",
+    "controlplane/test_work.py",
 )
+#: What is about several machines that share a database: there alone, but for their long forms.
+ON_POSTGRESQL = ("chaos/test_crash.py",)
 
 #: What takes longest, the longest first.
 LONGEST = (
@@ -107,11 +112,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
         name = str(item.path.relative_to(here)) if item.path.is_relative_to(here) else ""
-        for marker, names in (("no_database", NO_DATABASE), ("on_sqlite", ON_SQLITE)):
+        for marker, names in (
+            ("no_database", NO_DATABASE),
+            ("on_sqlite", ON_SQLITE),
+            ("on_postgresql", ON_POSTGRESQL),
+        ):
             if name.startswith(names):
                 item.add_marker(marker)
         # What starts whole trees of processes, or a browser, runs one after the other; so does what sweeps the machine.
-        for heavy in ("chaos", "browser", "controlplane/test_work.py", "runs/harness/test_processes.py"):
+        for heavy in (
+            "chaos",
+            "browser",
+            "controlplane/test_work.py",
+            "e2e/test_firewall.py",
+            "e2e/test_proxied_runs.py",
+            "runs/harness/test_processes.py",
+        ):
             if item.path.is_relative_to(here / heavy):
                 item.add_marker(pytest.mark.xdist_group(heavy))
     # What takes long comes first: else one worker is left alone with it at the end.

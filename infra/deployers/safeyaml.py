@@ -21,12 +21,7 @@ def load(text: str) -> tuple[Any, yaml.Node | None]:
     does with merge keys (`<<`). So they are counted before anything is built; and what is written out, by libyaml where it is
     there, before PyYAML, fifty times as slow, makes nodes of it.
     """
-    written = depth = 0
-    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-        written += isinstance(event, yaml.NodeEvent)
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if written > _MOST_NODES or depth > _DEEPEST:
-            raise TooMuch(f"it has more than {_MOST_NODES} values, or is nested more than {_DEEPEST} deep")
+    _measure(text)
     loader = yaml.SafeLoader(text)
     try:
         root = loader.get_single_node()
@@ -39,6 +34,20 @@ def load(text: str) -> tuple[Any, yaml.Node | None]:
             raise ValueError(f"a value is not what its tag says: {error}") from error
     finally:
         loader.dispose()
+
+
+def _measure(text: str) -> None:
+    written = depth = 0
+    try:
+        for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+            written += isinstance(event, yaml.NodeEvent)
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if written > _MOST_NODES or depth > _DEEPEST:
+                raise TooMuch(f"it has more than {_MOST_NODES} values, or is nested more than {_DEEPEST} deep")
+    except TooMuch:
+        raise
+    except yaml.YAMLError:
+        pass  # PyYAML stops there as well, and says it in words that people know
 
 
 def _count(node: yaml.Node, known: dict[int, int]) -> int:

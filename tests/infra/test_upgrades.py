@@ -331,7 +331,7 @@ def test_the_time_to_settle_grows_with_what_was_seen(scene: Scene) -> None:
 def calm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("infra.living.busy", lambda: "")
     monkeypatch.setattr("infra.snapshots.no_room", lambda app: "")
-    monkeypatch.setattr("infra.living.call", lambda *args, **more: type("Done", (), {"returncode": 0})())
+    monkeypatch.setattr("infra.living.inspect", lambda kind, names: [{}])
 
 
 def test_a_night_takes_one_at_a_time_in_order(scene: Scene, unstarted: list[Upgrade], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -284,7 +284,8 @@ def test_the_policy_names_file_line_and_label_whatever_a_later_file_puts_over_it
     with pytest.raises(DeployError) as caught:
         admission.check(load(write(tmp_path, _EVIL, **files)))
     assert caught.value.kind == "forbidden"
-    label = f"services.app.deploy.labels: {R}.rule: Host(`ci.example.com`) is another host; write Host(`${{DOMAIN}}`)"
+    rule = "traefik.http.routers.${STACK_NAME}.rule"
+    label = f"services.app.deploy.labels: {rule}: Host(`ci.example.com`) is another host; write Host(`${{DOMAIN}}`)"
     assert f"compose.yml:7: {label}" in caught.value.message
 
 
