@@ -78,17 +78,34 @@ NO_DATABASE = (
 )
 
 
-#: The same, of those that ask the database most and take half the time with one in memory; their long forms run on both.
+#: The same, of those that ask the database, and take half the time with one in memory; long forms run on both.
 ON_SQLITE = (
     "chaos/test_storm.py",
     "enrollment/test_abilities.py",
+    "enrollment/test_budget.py",
     "enrollment/test_mutated_answers.py",
+    "enrollment/test_polling.py",
     "enrollment/test_polling_properties.py",
+    "enrollment/test_receiver.py",
     "enrollment/test_receiver_fuzz.py",
+    "enrollment/test_whose_code.py",
+    "enrollment/test_gitea_files.py",
+    "controlplane/test_secrets.py",
+    "controlplane/test_supervisor.py",
+    "infra/test_health.py",
+    "infra/test_infra_command.py",
+    "infra/test_infra_upgrade_command.py",
+    "infra/test_plan.py",
+    "infra/test_snapshots.py",
+    "runs/test_deferred.py",
+    "runs/test_deferred_close.py",
     "enrollment/test_rights.py",
     "enrollment/test_trust_worst_moment.py",
     "enrollment/test_webhooks.py",
     "controlplane/test_work.py",
+    "infra/test_infra_pages.py",
+    "infra/test_killed_upgrades.py",
+    "infra/test_rebuilding.py",
 )
 #: What is about several machines that share a database: there alone, but for their long forms.
 ON_POSTGRESQL = ("chaos/test_crash.py",)
@@ -117,7 +134,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             ("on_sqlite", ON_SQLITE),
             ("on_postgresql", ON_POSTGRESQL),
         ):
-            if name.startswith(names):
+            # One of them, or it would be run nowhere.
+            if name.startswith(names) and not item.get_closest_marker("no_database"):
                 item.add_marker(marker)
         # What starts whole trees of processes, or a browser, runs one after the other; so does what sweeps the machine.
         for heavy in (
@@ -126,6 +144,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             "controlplane/test_work.py",
             "e2e/test_firewall.py",
             "e2e/test_proxied_runs.py",
+            "infra/deployers/test_proxy.py",
             "runs/harness/test_processes.py",
         ):
             if item.path.is_relative_to(here / heavy):

@@ -1,6 +1,6 @@
 """Real processes, real SIGKILLs at random points: as many runs and reports as comments, none twice, none missing.
 
-The quick form has 30 pull requests and 10 kills, the long one (`make test-long`) 200 and 50. On SQLite there is one `cc-ci
+The quick form has 20 pull requests and 7 kills, the long one (`make test-long`) 200 and 50. On SQLite there is one `cc-ci
 work`; on PostgreSQL (DATABASE_URL) there are three, each a machine of its own by name. One more pull request gets 20 comments.
 """
 
@@ -145,7 +145,7 @@ def open_pulls(remote: SandboxForge, count: int) -> list[tuple[str, int]]:
 
 
 @pytest.mark.parametrize(
-    "size", [(30, 10), pytest.param((200, 50), marks=[pytest.mark.long, pytest.mark.timeout(1200)])], ids=["quick", "long"]
+    "size", [(20, 7), pytest.param((200, 50), marks=[pytest.mark.long, pytest.mark.timeout(1200)])], ids=["quick", "long"]
 )
 def test_every_comment_is_answered_exactly_once(forge: World, tmp_path: Path, size: tuple[int, int]) -> None:
     count, kills = size

@@ -329,6 +329,7 @@ def test_what_an_enrolment_allows_is_for_its_own_runs(server: Server, run: Run, 
             assert one.deployer.teardown() == []
 
 
+@pytest.mark.long
 def test_the_servers_own_apps_go_on_as_they_were(server: Server, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     docker("service", "create", "--detach", "--name=nas-user", "--network=" + overlay(), IMAGE, "sleep", "1000000")
     try:
@@ -441,6 +442,7 @@ def test_doctor_tries_it(server: Server, run: Run, host: str, monkeypatch: pytes
     assert "only count, and refuse nothing" in findings()[0].text
 
 
+@pytest.mark.long
 def test_the_rules_outlive_docker(server: Server, run: Run) -> None:
     """The last one: what the other tests need is started anew."""
     with within(server.pid):

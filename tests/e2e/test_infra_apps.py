@@ -85,6 +85,7 @@ def test_a_version_that_migrates_the_data_is_rolled_back_with_the_data(server: S
     assert AlertSent.objects.filter(kind="rolled_back", app=app).count() == 1
 
 
+@pytest.mark.long
 def test_without_the_restore_the_old_version_does_not_come_back(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

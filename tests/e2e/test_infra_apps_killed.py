@@ -216,6 +216,7 @@ def test_the_proxy_itself_is_upgraded_and_then_what_is_behind_it(
         server.close()
 
 
+@pytest.mark.long
 def test_a_slow_starter_has_the_time_that_its_label_asks_for(server: Server, tmp_path: Path) -> None:
     recipe = Recipe(tmp_path / "recipe", "stateless", {"compose.yml": {"timeout=30": "timeout=2"}})
     app: InfraApp = server.app(recipe)
@@ -231,6 +232,7 @@ def test_a_slow_starter_has_the_time_that_its_label_asks_for(server: Server, tmp
     assert again.state == UpgradeState.SUCCEEDED, told(again)
 
 
+@pytest.mark.long
 @pytest.mark.crash
 def test_a_worker_that_sleeps_until_its_lease_is_gone_is_ended_by_the_next(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.django_db
 
 THEN = datetime(2026, 11, 23, 20, 46, tzinfo=UTC)
 #: Of each of the three tests.
-EXAMPLES = int(os.environ.get("RECEIVER_EXAMPLES", "2000"))
+EXAMPLES = int(os.environ.get("RECEIVER_EXAMPLES", "1000"))
 BODIES = [captured(path.stem)[1] for path in sorted(CAPTURED.glob("*.json"))]
 
 quick = profile(

@@ -73,7 +73,9 @@ def starter(request: pytest.FixtureRequest) -> Iterator[Callable[..., tuple[subp
 @pytest.mark.crash
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_all_of_it_ends_with_who_started_it(number: signal.Signals, starter: Any) -> None:
-    process, mark = starter("children.run(family, env=env, seconds=1000)")
+    # What a shell starts in the background ignores SIGINT, these tests too.
+    heard = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    process, mark = starter(f"{heard}children.run(family, env=env, seconds=1000)")
     process.send_signal(number)
     process.wait(20)
     _until(lambda: not _sleepers(mark), 10)
