@@ -92,13 +92,14 @@ def test_nothing_is_left_of_a_harness_killed_at_any_step(steps: Sequence[str], t
         docker("service", "rm", f"{neighbour}_app")
 
 
-def test_four_runs_at_once_share_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.long)])
+def test_runs_at_once_share_nothing(tmp_path: Path, count: int) -> None:
     recipe = Repository(tmp_path / "whole")
     source = recipe.pull(NEXT)
     stages = ["install", "backup", "restore", "custom", "extra"]
-    folders = [folder_of(tmp_path, source, recipe.main, stages=stages) for _ in range(4)]
+    folders = [folder_of(tmp_path, source, recipe.main, stages=stages) for _ in range(count)]
     processes = [harness(folder) for folder in folders]
-    assert [process.wait(240) for process in processes] == [0, 0, 0, 0]
+    assert [process.wait(240) for process in processes] == [0] * count
     for folder in folders:
         results = folder.results()
         assert results and results.verdict is Verdict.PASSED, results
