@@ -13,7 +13,7 @@ from controlplane.registry import Finding, Level
 from infra.deployers import sandbox
 from infra.deployers.base import DeployError
 from infra.deployers.docker_cli import LABEL_RUN, reader_problem
-from infra.deployers.engine import ids, inspect, swarm_problem
+from infra.deployers.engine import inspect, listed, swarm_problem
 
 DOCKER_SECONDS = 15.0
 INIT = "docker swarm init --advertise-addr 127.0.0.1"
@@ -58,7 +58,7 @@ def check_networks() -> Iterable[Finding]:
     runs: dict[str, set[str]] = {}
     others: dict[str, set[str]] = {}
     try:
-        services = inspect("service", ids("service"))
+        services = listed("service")
         for service in services:
             spec = service["Spec"]
             into = runs if (spec.get("Labels") or {}).get(LABEL_RUN) else others

@@ -14,7 +14,7 @@ from controlplane.registry import Finding
 from infra import applying, bundles, references, running, snapshots
 from infra.declaration import FILE, Declaration, DeclarationError
 from infra.deployers.base import DeployError
-from infra.deployers.engine import ids, inspect
+from infra.deployers.engine import listed
 from infra.deployers.stacks import LABEL_STACK
 from infra.models import InfraApp, InfraFile
 from infra.references import Unresolved
@@ -79,7 +79,7 @@ def _not_held() -> Iterator[Finding]:
 def _in_use(app: InfraApp) -> list[str]:
     """The Swarm's secrets that an app's services use; none when Docker cannot be asked, which another line tells."""
     try:
-        services = inspect("service", ids("service", f"{LABEL_STACK}={app.stack}"))
+        services = listed("service", label=[f"{LABEL_STACK}={app.stack}"])
     except DeployError:
         return []
     return bundles.used_secrets({service["ID"]: service["Spec"] for service in services})

@@ -80,7 +80,7 @@ def main() -> int:
                 if url:
                     part("long forms, PostgreSQL", lambda: pytest("long", url, ["-s"], workers=0))
             elif options.coverage:
-                part("coverage", lambda: pytest(ALL, url, COVERAGE))
+                part("coverage", lambda: pytest("not long and not forks", url, COVERAGE))
             else:
                 marks = QUICK if url or options.quick else "not long"
                 part("tests, SQLite", lambda: pytest(marks, "", []))

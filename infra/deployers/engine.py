@@ -30,6 +30,9 @@ _LISTS = {kind: (f"/{kind}s", "ID") for kind in ("service", "config", "secret")}
 }
 #: What one of a kind is asked for by, where it is not its list's path and the name.
 _ONE = {"container": "/containers/{}/json", "image": "/images/{}/json"}
+_NOT_THERE = (404,)
+#: Of a name that can be no image's, Docker says 400, and of one with `..` in it that it is elsewhere.
+_NO_IMAGE = (301, 400, 404)
 
 _SECONDS = 60.0
 _MOST = 64 << 20  #: bytes of an answer
@@ -90,11 +93,6 @@ def inspect(kind: str, names: Sequence[str]) -> list[dict[str, Any]]:
         if isinstance(one := get(path, missing=_NO_IMAGE if kind == "image" else _NOT_THERE), dict):
             found.append(one)
     return found
-
-
-_NOT_THERE = (404,)
-#: Of a name that can be no image's, Docker says 400, and of one with `..` in it that it is elsewhere.
-_NO_IMAGE = (301, 400, 404)
 
 
 def began() -> str:

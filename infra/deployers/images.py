@@ -20,7 +20,7 @@ from pathlib import Path
 from infra.deployers import children
 from infra.deployers.base import Context, DeployError
 from infra.deployers.docker_cli import call, environment, last_line
-from infra.deployers.engine import ids, inspect
+from infra.deployers.engine import ids, inspect, listed
 
 _PULL_SECONDS = 900.0
 #: What was asked for this lately may belong to a deployment that has no container yet.
@@ -214,7 +214,7 @@ def _in_use() -> set[str]:
     containers = inspect("container", ids("container"))
     used = {str(item.get("Image")) for item in containers}
     used |= {str((item.get("Config") or {}).get("Image")) for item in containers}
-    for service in inspect("service", ids("service")):
+    for service in listed("service"):
         spec = service["Spec"]
         for task in (spec.get("TaskTemplate"), (service.get("PreviousSpec") or {}).get("TaskTemplate")):
             name = str(((task or {}).get("ContainerSpec") or {}).get("Image") or "")

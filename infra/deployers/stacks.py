@@ -31,8 +31,7 @@ class Owned:
 
     def services(self) -> list[dict[str, Any]]:
         """The inspected services, by name."""
-        found = inspect("service", self.ids("service"))
-        return sorted(found, key=lambda service: str(service["Spec"]["Name"]))
+        return sorted(listed("service", label=self.labels), key=lambda service: str(service["Spec"]["Name"]))
 
     def containers(self, service: str = "") -> list[dict[str, Any]]:
         """All containers of a service, or of all: running ones first, then the youngest."""

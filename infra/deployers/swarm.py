@@ -229,7 +229,7 @@ class SwarmDeployer(Deployer):
             there.add(secret.name)
 
     def _secrets_there(self) -> set[str]:
-        return {item["Spec"]["Name"] for item in inspect("secret", self.owned.ids("secret"))}
+        return {item["Spec"]["Name"] for item in listed("secret", label=self.owned.labels)}
 
     def state(self) -> Deployment:
         services = self.owned.services()

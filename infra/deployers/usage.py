@@ -15,7 +15,7 @@ from pathlib import Path
 from infra.deployers import children
 from infra.deployers.base import DeployError
 from infra.deployers.docker_cli import call, environment
-from infra.deployers.engine import inspect
+from infra.deployers.engine import listed
 from infra.deployers.stacks import Owned
 
 #: Between two looks, where each costs a walk through the run's own files alone.
@@ -63,7 +63,7 @@ class Meter:
 
 def measure(owned: Owned) -> tuple[int, bool]:
     """The bytes that a run's volumes and containers hold, and whether that was found by looking at its own files alone."""
-    folders = [str(volume.get("Mountpoint") or "") for volume in inspect("volume", owned.ids("volume"))]
+    folders = [str(volume.get("Mountpoint") or "") for volume in listed("volume", label=owned.labels)]
     containers = owned.containers()
     layers = [str(((one.get("GraphDriver") or {}).get("Data") or {}).get("UpperDir") or "") for one in containers]
     # A volume without a name, of an image's own wish, carries no label of the run.

@@ -29,26 +29,6 @@ class Repository:
         if published:
             git(folder, "tag", "--annotate", "--message", published, published)
 
-    @classmethod
-    def of_case(cls, folder: Path, case: Path) -> Repository:
-        """`v1/` of a case as its first published version, and `head/` as the newest commit."""
-        self = cls.__new__(cls)
-        self.folder = folder
-        folder.mkdir()
-        git(folder, "init", "--quiet", "--initial-branch=main")
-        for part in ("v1", "head"):
-            if not (case / part).is_dir():
-                continue
-            for old in folder.iterdir():
-                if old.name != ".git":
-                    shutil.rmtree(old) if old.is_dir() else old.unlink()
-            shutil.copytree(case / part, folder, dirs_exist_ok=True)
-            (folder / ".git" / "index").unlink(missing_ok=True)  # files of one second and one size look unchanged
-            self.commit(part)
-            if part == "v1":
-                git(folder, "tag", "--annotate", "--message", FIRST, FIRST)
-        return self
-
     def commit(self, message: str) -> str:
         git(self.folder, "add", "--all")
         git(self.folder, "commit", "--quiet", "--allow-empty", "--message", message)
