@@ -369,8 +369,7 @@ def test_doctor_names_secrets_that_would_be_lost_with_the_machine(monkeypatch: p
     AppSecret.objects.create(app=app, name="web_made_v1", value="x")
     names = ["web_made_v1", "web_given_v2", "web_old_v1"]
     spec = {"TaskTemplate": {"ContainerSpec": {"Secrets": [{"SecretName": name} for name in names]}}}
-    monkeypatch.setattr(doctor, "ids", lambda *words: ["1"])
-    monkeypatch.setattr(doctor, "inspect", lambda kind, found: [{"ID": "1", "Spec": spec}])
+    monkeypatch.setattr(doctor, "listed", lambda kind, **chosen: [{"ID": "1", "Spec": spec}])
     app.secrets = {"given": "env:GIVEN"}
     app.save()
     [finding] = doctor._not_held()
@@ -380,10 +379,10 @@ def test_doctor_names_secrets_that_would_be_lost_with_the_machine(monkeypatch: p
     app.save()
     assert not list(doctor._not_held()), "what keeps no data may have new ones"
 
-    def away(*words: str) -> list[str]:
+    def away(kind: str, **chosen: object) -> list[object]:
         raise DeployError("tool_failed", "Docker is away.")
 
-    monkeypatch.setattr(doctor, "ids", away)
+    monkeypatch.setattr(doctor, "listed", away)
     app.snapshots = {"of": "volumes", "store": "local", "keep": 2}
     app.save()
     assert not list(doctor._not_held())
