@@ -121,7 +121,7 @@ class Address:
             with socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET, socket.SOCK_DGRAM) as stream:
                 stream.connect((self.host, self.port))  # sends nothing
                 return str(stream.getsockname()[0])
-        except OSError:
+        except (OSError, OverflowError):  # of a port that is none
             return ""
 
     def __str__(self) -> str:

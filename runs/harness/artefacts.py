@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from infra.deployers.base import Deployer, DeployError
+from infra.deployers.base import Deployer
 from runs.harness import picture as pictures
 from runs.harness.events import Journal
 from runs.harness.protocol import Artefact, RunFolder
@@ -27,8 +27,8 @@ def keep_logs(deployer: Deployer, folder: Path, journal: Journal) -> None:
         for name, text in texts.items():
             if text.strip():
                 _write(folder / name, journal, text)
-    except (DeployError, OSError) as error:
-        journal.log(f"The services' logs could not be kept: {error}")
+    except Exception as error:  # the teardown comes next, and has to
+        journal.log(f"The services' logs could not be kept: {error!r}")
 
 
 def picture(run: Run) -> None:

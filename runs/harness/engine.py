@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from infra.deployers import images, sandbox
@@ -277,30 +278,22 @@ class Engine:
             artefacts.picture(run)
 
     def _teardown(self) -> Teardown:
-        """Take the deployment away, prove that it is gone, and remove the work folder."""
+        """Take the deployment away, prove that it is gone, and remove the work folder. Never raises: the results come next."""
         started = time.monotonic()
         self._journal.stage = ""
         left: list[str] = []
         if self._deployer and self._deployed:
             artefacts.keep_logs(self._deployer, self._folder.path, self._journal)
         if self._deployer and self._request.keep:
-            self._journal.warn(f"Kept as asked: {self._deployer.keep()}")
+            left += self._insist("keeping it", partial(self._keep, self._deployer))
         elif self._deployer:
             self._journal.step("Tearing down")
-            address = self._address(self._deployer) if self._answered else None
-            way = address.way() if address else ""
+            reached = self._reached(self._deployer) if self._answered else None
             with self._journal.timed("teardown"):
-                try:
-                    left = self._deployer.teardown()
-                except Exception as error:  # a mistake of ours must not hide the verdict
-                    left = [f"whatever the teardown did not reach: {type(error).__name__}: {error}"]
-            # Where the app's own network is gone with it, the address leads elsewhere by now, and is nobody's to ask.
-            asked = address if address and address.way() == way else None
-            answer = probe(asked, self._deployer.context.domain, timeout=1.0) if asked else None
-            if asked and answer and answer.from_app(asked):
-                # An answer counts only when it stops with the app: some networks answer for anybody.
-                left.append(f"an answer at {address} though the app is gone: something else answers there")
-        left += self._take_back()
+                left += self._insist("the teardown", self._deployer.teardown)
+            if reached:
+                left += self._insist("the proof of it", partial(self._still_there, self._deployer, *reached))
+        left += self._insist("giving back its realm", self._take_back)
         self._prune_images()
         if self._work.exists():
             shutil.rmtree(self._work, ignore_errors=True)
@@ -309,12 +302,42 @@ class Engine:
             self._journal.step(f"Torn down after {seconds:.1f} s" + (f"; left: {', '.join(left)}" if left else ""))
         return Teardown(clean=not left, left=left, seconds=seconds)
 
+    @staticmethod
+    def _insist(what: str, do: Callable[[], list[str]]) -> list[str]:
+        """What a part of the teardown leaves. A mistake of ours in it must hide neither the verdict nor the next part."""
+        try:
+            return do()
+        except Exception as error:
+            return [f"whatever {what} did not reach: {type(error).__name__}: {error}"]
+
+    def _keep(self, deployer: Deployer) -> list[str]:
+        self._journal.warn(f"Kept as asked: {deployer.keep()}")
+        return []
+
+    @staticmethod
+    def _reached(deployer: Deployer) -> tuple[Address, str] | None:
+        """Where the app is reached, and from which address of ours."""
+        try:
+            address = deployer.address()
+            return (address, address.way()) if address else None
+        except Exception:  # the teardown comes next, and has to
+            return None
+
+    @staticmethod
+    def _still_there(deployer: Deployer, address: Address, way: str) -> list[str]:
+        # Where the app's own network is gone with it, the address leads elsewhere by now, and is nobody's to ask.
+        answer = probe(address, deployer.context.domain, timeout=1.0) if address.way() == way else None
+        if answer and answer.from_app(address):
+            # An answer counts only when it stops with the app: some networks answer for anybody.
+            return [f"an answer at {address} though the app is gone: something else answers there"]
+        return []
+
     def _prune_images(self) -> None:
         wanted = self._request.images
         try:
             removed = images.prune(Path(wanted.ledger) if wanted.ledger else None, wanted.most_gb, wanted.keep)
-        except (DeployError, OSError) as error:
-            self._journal.log(f"Old images could not be removed: {error}")
+        except Exception as error:  # images are nobody's leftovers, and the results come next
+            self._journal.log(f"Old images could not be removed: {error!r}")
             return
         if removed:
             self._journal.step(f"Removed images that were not used for long: {', '.join(removed)}")
@@ -331,13 +354,6 @@ class Engine:
     def _provider(self, wanted: Oidc) -> oidc.Provider:
         password = self._credential.get("oidc_password", "")
         return oidc.Provider(wanted.url, wanted.user, password, self._request.installation_id)
-
-    @staticmethod
-    def _address(deployer: Deployer) -> Address | None:
-        try:
-            return deployer.address()
-        except DeployError:
-            return None
 
     def _conclude(self, verdict: Verdict, reason: str, teardown: Teardown) -> Results:
         for name, result in list(self._results.items()):

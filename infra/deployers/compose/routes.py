@@ -139,6 +139,8 @@ def _router(rest: str, value: str, domain: str, stack: str) -> str:
 def _service(rest: str, value: str, domain: str, stack: str) -> str:
     if not _SERVICE.fullmatch(rest):
         return "an option of a service that may lead elsewhere than to the recipe's own tasks; give loadbalancer.server.port"
+    if rest == "loadbalancer.server.port" and value and not _port(value):
+        return f"{value[:20]!r} is no port; write a number from 1 to 65535"
     return ""
 
 
@@ -312,8 +314,13 @@ def web_port(labels: Mapping[str, str]) -> int:
 
     Of several it is the one of the shortest name: `${STACK_NAME}` before `${STACK_NAME}-console`.
     """
-    found = sorted((len(key), int(value[:9])) for key, value in labels.items() if _PORT.fullmatch(key) and value[:9].isdecimal())
+    found = sorted((len(key), port) for key, value in labels.items() if _PORT.fullmatch(key) and (port := _port(value)))
     return found[0][1] if found else 0
+
+
+def _port(value: str) -> int:
+    """A port's number; 0 for what is none. (Of a greater one the C library takes the last 16 bits.)"""
+    return int(value) if re.fullmatch("[0-9]{1,5}", value) and int(value) < 65536 else 0
 
 
 def any_of(labels: Mapping[str, str]) -> bool:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from infra.deployers import limits, sandbox
-from infra.deployers.base import stack_name
+from infra.deployers import images, limits, sandbox
+from infra.deployers.base import Address, stack_name
 from infra.deployers.process import ProcessDeployer
 from runs.harness import stages
 from runs.harness.engine import Engine
@@ -202,6 +202,48 @@ def test_teardown_happens_when_the_harness_itself_fails(make_folder: Any, monkey
     assert results.verdict is Verdict.ERRORED
     assert "RuntimeError: a mistake of ours" in results.reason
     assert torn == [True]
+
+
+def _mistake(*_: object, **_named: object) -> Any:
+    raise OverflowError("a mistake of ours")
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "verdict"),
+    [
+        (ProcessDeployer, "state", Verdict.PASSED),
+        (ProcessDeployer, "address", Verdict.PASSED),
+        (Address, "way", Verdict.PASSED),
+        (ProcessDeployer, "teardown", Verdict.ERRORED),
+        (Engine, "_still_there", Verdict.ERRORED),
+        (Engine, "_take_back", Verdict.ERRORED),
+        (images, "prune", Verdict.PASSED),
+    ],
+)
+def test_no_mistake_keeps_the_teardown_or_the_results_from_coming(
+    where: Any, name: str, verdict: Verdict, make_folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the stages, which pass: nothing may come between the wish to tear down, the teardown, and the results."""
+    torn: list[bool] = []
+    teardown, stages_of = ProcessDeployer.teardown, Engine._stages
+
+    def then(self: Engine, run: stages.Run) -> None:
+        stages_of(self, run)
+        monkeypatch.setattr(where, name, _mistake)
+
+    monkeypatch.setattr(ProcessDeployer, "teardown", lambda self: torn.append(True) or teardown(self))
+    monkeypatch.setattr(Engine, "_stages", then)
+    folder = make_folder(RECIPES / "process-web")
+    results = Engine(folder).run()
+    assert (results.verdict, torn == [True]) == (verdict, name != "teardown"), results.reason
+    assert folder.results() == results
+    assert verdict is Verdict.PASSED or "did not reach: OverflowError: a mistake of ours" in results.reason
+
+
+def test_keeping_it_that_fails_is_told(make_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ProcessDeployer, "keep", lambda self: [self.teardown(), _mistake()])
+    results = Engine(make_folder(RECIPES / "process-web", keep=True)).run()
+    assert results.reason.startswith("The teardown left something behind: whatever keeping it did not reach: OverflowError")
 
 
 def test_what_a_teardown_leaves_is_no_pass(make_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from infra.deployers.base import Address, Answer, Bounds, DeployError
 from infra.deployers.compose import admission, stackfile
-from infra.deployers.compose.routes import lead_over, misplaced, problems, rule_problem, unruled, without_tcp_and_udp
+from infra.deployers.compose.routes import lead_over, misplaced, problems, rule_problem, unruled, web_port, without_tcp_and_udp
 from tests.infra.deployers.compose.reading import load, write
 
 DOMAIN = "run1.ci.example.com"
@@ -97,6 +97,8 @@ def test_without_a_domain_no_host_is_the_runs_own() -> None:
     assert rule_problem("HostRegexp(`^$`)", "")
 
 
+#: Of the second the C library takes the last 16 bits, which are a port.
+NO_PORTS = ["0", "82495", "65536", "4294967376", "1" * 5000, "-1", "80a", " 80", "8e1", "\N{ARABIC-INDIC DIGIT EIGHT}0"]
 R, S, M = (f"traefik.http.{kind}.{STACK}" for kind in ("routers", "services", "middlewares"))
 
 
@@ -121,6 +123,7 @@ R, S, M = (f"traefik.http.{kind}.{STACK}" for kind in ("routers", "services", "m
         (f"{S}.loadbalancer.healthcheck.hostname", "ci.example.com", "may lead elsewhere"),
         (f"{S}.loadbalancer.serverstransport", "x@file", "may lead elsewhere"),
         (f"{S}.failover.service", "keycloak", "may lead elsewhere"),
+        *((f"{S}.loadbalancer.server.port", port, "is no port; write a number from 1 to 65535") for port in NO_PORTS),
         (f"{M}.chain.middlewares", "auth@file", "belongs to the server"),
         (f"{M}.chain.middlewares[0]", "auth@file", "not understood"),
         (f"{M}.errors.service", "api@internal", "belongs to the server"),
@@ -178,6 +181,13 @@ def test_what_recipes_do_every_day() -> None:
     assert list(problems(labels, DOMAIN, STACK)) == []
     assert list(unruled(labels)) == []
     assert list(misplaced(labels)) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "port"), [("1", 1), ("65535", 65535), ("00080", 80), ("", 0), *((port, 0) for port in NO_PORTS)]
+)
+def test_the_web_port_is_a_port(value: str, port: int) -> None:
+    assert web_port({f"{S}.loadbalancer.server.port": value}) == port
 
 
 def test_a_router_without_a_rule() -> None:
