@@ -13,8 +13,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
@@ -191,40 +192,47 @@ class Answer:
         return self.status < 500 and not self.from_proxy(address)
 
 
-class _Connection(http.client.HTTPConnection):
-    def __init__(self, address: Address, domain: str, timeout: float) -> None:
-        super().__init__(domain or "localhost", timeout=timeout)
-        self._address = address
-        self._domain = domain
-        self._timeout = timeout
+class TimedConnection(http.client.HTTPConnection):
+    """HTTP over a stream that `opened` connects: in a `with` block, for at most `timeout` seconds, however it drips."""
+
+    def __init__(self, host: str, opened: Callable[[float], socket.socket], timeout: float) -> None:
+        super().__init__(host, timeout=timeout)
+        self.late = False  #: whether its time was up
+        self._opened, self._seconds = opened, timeout
+        self._stream: socket.socket | None = None  # `sock` is None while the last answer is read
+        self._watchdog = threading.Timer(timeout, self._end)
+        self._watchdog.daemon = True
 
     def connect(self) -> None:
-        self.sock = self._address.connect(self._timeout, self._domain)
+        self.sock = self._stream = self._opened(self._seconds)
+        if self.late:
+            self._end()
 
-    def abort(self) -> None:
-        """End a request that drips on, from another thread."""
-        stream = self.sock
-        if stream is not None:
+    def _end(self) -> None:
+        self.late = True
+        if self._stream is not None:
             with suppress(OSError):
-                stream.shutdown(socket.SHUT_RDWR)
+                self._stream.shutdown(socket.SHUT_RDWR)
+
+    def __enter__(self) -> Self:
+        self._watchdog.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._watchdog.cancel()
+        self.close()
 
 
 def probe(address: Address, domain: str = "", path: str = "/", timeout: float = 5.0) -> Answer | None:
     """GET `path` with the Host header `domain`, in at most `timeout` seconds. None when nobody there speaks HTTP."""
-    connection = _Connection(address, domain, timeout)
-    watchdog = threading.Timer(timeout, connection.abort)
-    watchdog.daemon = True
-    watchdog.start()
-    try:
-        connection.request("GET", path, headers={"Connection": "close", "User-Agent": "cc-ci"})
-        response = connection.getresponse()
-        body = response.read(4096).decode(errors="replace")
-        return Answer(response.status, body, response.headers.get("Location", ""), domain)
-    except (OSError, ValueError, http.client.HTTPException):
-        return None
-    finally:
-        watchdog.cancel()
-        connection.close()
+    with TimedConnection(domain or "localhost", partial(address.connect, server_name=domain), timeout) as connection:
+        try:
+            connection.request("GET", path, headers={"Connection": "close", "User-Agent": "cc-ci"})
+            response = connection.getresponse()
+            body = response.read(4096).decode(errors="replace")
+            return Answer(response.status, body, response.headers.get("Location", ""), domain)
+        except (OSError, ValueError, http.client.HTTPException):
+            return None
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,14 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from infra.deployers.base import DeployError, connect_unix
+from infra.deployers.base import DeployError, TimedConnection, connect_unix
 from infra.deployers.docker_cli import docker, reader_problem
 
 #: What can carry our labels, in the order in which it is removed.
@@ -55,16 +54,11 @@ def _socket_path(_environment: tuple[str, ...], _changed: int) -> str:
     return host.removeprefix("unix://") if host.startswith("unix://") else ""
 
 
-class Connection(http.client.HTTPConnection):
+class Connection(TimedConnection):
     """HTTP over Docker's unix socket at `path`."""
 
     def __init__(self, path: str, timeout: float) -> None:
-        super().__init__("docker", timeout=timeout)
-        self._path = path
-        self._seconds = timeout
-
-    def connect(self) -> None:
-        self.sock = connect_unix(self._path, self._seconds)
+        super().__init__("docker", partial(connect_unix, path), timeout)
 
 
 def ids(kind: str, *labels: str) -> list[str]:
@@ -117,25 +111,24 @@ def _asked(method: str, path: str, body: Any, seconds: float, missing: Sequence[
     where = socket_path()
     if not where:
         raise DeployError("tool_failed", _NO_SOCKET, _SET_IT)
-    connection = Connection(where, seconds)
-    # A daemon that drips bytes would outlast the socket's own timeout.
-    watchdog = threading.Timer(seconds, connection.close)
-    watchdog.daemon = True
-    watchdog.start()
     asked = "&".join(f"{key}={quote(value, safe='')}" for key, value in query.items())
     given = None if body is None else json.dumps(body)
-    try:
-        connection.request(method, f"{path}?{asked}" if asked else path, given, {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        said = answer.read(_MOST + 1)
-    except (OSError, ValueError, AttributeError, http.client.HTTPException) as error:
-        raise DeployError("tool_failed", f"Docker's socket {where}: {error or type(error).__name__}.") from error
-    finally:
-        watchdog.cancel()
-        connection.close()
+    late = f"Docker's socket {where} did not answer {path} within {seconds:g} s."
+    with Connection(where, seconds) as connection:
+        try:
+            connection.request(method, f"{path}?{asked}" if asked else path, given, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            said = answer.read(_MOST + 1)
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            known = late if connection.late or isinstance(error, TimeoutError) else ""
+            raise DeployError("tool_failed", known or f"Docker's socket {where}: {error or type(error).__name__}.") from error
+        if connection.late:
+            raise DeployError("tool_failed", late)
     found: Any = None
     if len(said) > _MOST:
         raise DeployError("tool_failed", f"Docker's answer to {path} is longer than {_MOST >> 20} MB.")
+    if answer.length:
+        raise DeployError("tool_failed", f"Docker's socket {where} broke off its answer to {path}.")
     with suppress(ValueError):
         found = json.loads(said)
     if answer.status in missing:

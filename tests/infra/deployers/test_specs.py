@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingUnixStreamServer
@@ -14,7 +17,7 @@ from typing import Any
 import pytest
 
 from infra.deployers import engine, lasting, settling, specs
-from infra.deployers.base import DeployError
+from infra.deployers.base import Address, DeployError, probe
 from infra.deployers.docker_cli import LABEL_DEPLOYMENT, away
 from infra.deployers.engine import inspect
 from infra.deployers.lasting import LastingDeployer
@@ -163,16 +166,79 @@ def test_a_socket_that_nobody_listens_on_says_so(daemon: Path, monkeypatch: pyte
         engine.post("/services/create", {})
 
 
-def test_a_daemon_that_is_silent_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import socket
+@pytest.fixture
+def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Puts a daemon in Docker's place that answers one request with these bytes, some at once and some one by one."""
+    path, over = tmp_path / "docker.sock", threading.Event()
 
-    path = tmp_path / "docker.sock"
-    with socket.socket(socket.AF_UNIX) as listener:
+    def answer(listener: socket.socket, at_once: bytes, dripping: bytes, holds: bool) -> None:
+        with suppress(OSError), listener, listener.accept()[0] as stream:
+            stream.recv(65536)
+            stream.sendall(at_once)
+            for byte in dripping:
+                over.wait(0.02)
+                stream.sendall(bytes([byte]))
+            if holds:
+                over.wait(30)
+
+    def start(at_once: bytes, dripping: bytes = b"", holds: bool = True) -> None:
+        listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(path))
         listener.listen()
         monkeypatch.setenv("DOCKER_HOST", f"unix://{path}")
-        with pytest.raises(DeployError):
-            engine.post("/services/create", {}, seconds=0.2)
+        threading.Thread(target=answer, args=(listener, at_once, dripping, holds), daemon=True).start()
+
+    yield start
+    over.set()
+
+
+BEGUN = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    ("at_once", "dripping"),
+    [
+        (b"", b""),
+        (b"", b" " * 500),
+        (BEGUN, b""),
+        (BEGUN + b"X: ", b"a" * 500),
+        (BEGUN + b"Content-Length: 500\r\n\r\n", b" " * 498 + b"[]"),
+        (BEGUN + b"Connection: close\r\n\r\n", b" " * 498 + b"[]"),
+        (BEGUN + b"Transfer-Encoding: chunked\r\n\r\n1f4\r\n", b" " * 500),
+    ],
+)
+def test_a_daemon_that_drips_or_is_silent_is_not_waited_for(
+    at_once: bytes, dripping: bytes, answering: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answering(at_once, dripping)
+    monkeypatch.setattr(engine, "_SECONDS", 0.3)
+    began = time.monotonic()
+    with pytest.raises(DeployError, match=r"Docker's socket .* did not answer /services within 0\.3 s\.") as error:
+        engine.listed("service")
+    assert error.value.kind == "tool_failed" and away(str(error.value))
+    assert time.monotonic() - began < 2
+
+
+def test_an_app_that_drips_is_not_waited_for() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def drip() -> None:
+            with suppress(OSError), listener.accept()[0] as stream:
+                stream.sendall(BEGUN + b"Connection: close\r\nContent-Length: 500\r\n\r\n")
+                for _ in range(500):
+                    time.sleep(0.02)
+                    stream.sendall(b"x")
+
+        threading.Thread(target=drip, daemon=True).start()
+        began = time.monotonic()
+        assert probe(Address(*listener.getsockname()), timeout=0.3)
+        assert time.monotonic() - began < 2
+
+
+def test_half_an_answer_is_none(answering: Callable[..., None]) -> None:
+    answering(BEGUN + b'Content-Length: 500\r\n\r\n{"ID":', holds=False)
+    with pytest.raises(DeployError, match="broke off its answer to /services/create"):
+        engine.post("/services/create", {})
 
 
 @pytest.mark.parametrize("kind", ["service", "volume", "image", "container"])
