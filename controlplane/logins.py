@@ -36,6 +36,12 @@ def client_address(request: HttpRequest) -> str | None:
     return str(address)
 
 
+def name(request: HttpRequest, credentials: dict[str, Any] | None = None) -> str | None:
+    """The name that somebody gave, as much of it as axes has room for."""
+    given = (credentials or request.POST).get("username")
+    return None if given is None else str(given)[:255]
+
+
 def tells_apart(address: str | None) -> bool:
     """Whether an address is one person's, as far as one can know, or that of a proxy through which all of them come."""
     cc_ci = settings.CC_CI

@@ -117,6 +117,7 @@ AXES_FAILURE_LIMIT = 8
 AXES_COOLOFF_TIME = timedelta(minutes=15)
 AXES_LOCKOUT_PARAMETERS = "controlplane.logins.parameters"
 AXES_CLIENT_IP_CALLABLE = "controlplane.logins.client_address"
+AXES_USERNAME_CALLABLE = "controlplane.logins.name"
 AXES_LOCKOUT_CALLABLE = "controlplane.logins.locked_out"
 AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False
 AXES_DISABLE_ACCESS_LOG = True

@@ -56,10 +56,12 @@ class Parser(HTTPRequestParser):  # type: ignore[misc]
     """A request on its way. It is judged when its head is there, and its body is not."""
 
     judged = False
+    #: Of a request that cannot be read there is none.
+    path = ""
 
     def received(self, data: bytes) -> int:
         consumed: int = super().received(data)
-        if self.headers_finished and not self.judged and not self.empty:
+        if self.headers_finished and not self.judged and not self.empty and self.path:
             self.judged = True
             waits = self.body_rcv is not None and not self.body_bytes_received
             path = f"/{self.path.lstrip('/')}"  # as the application will see it
@@ -87,6 +89,15 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         super().__init__(*args, **named)
         self.at: tuple[str, object] = ("head", None)
         self.since = time.monotonic()
+
+    def received(self, data: bytes) -> bool:
+        """Who sends the next request before the answer to this one is dropped: each would take files and memory of its own, and
+        nobody's deadline would hold. No browser and no proxy does. (What follows a refused request is passed over.)"""
+        taken = bool(super().received(data))
+        ahead = len(self.requests) > 1 or (bool(self.requests) and self.request is not None)
+        if ahead and not self.requests[0].error:
+            self.drop()
+        return taken
 
     def _doing(self) -> tuple[str, object]:
         """What it is at, and of which request: the next one's time begins anew."""

@@ -19,6 +19,7 @@ from django.test import Client, RequestFactory
 from django.urls import URLPattern, URLResolver, get_resolver, reverse
 
 from controlplane.middleware import believe_proxies
+from controlplane.wsgi import application
 from runs.models import TestRun
 from tests.factories import ArtefactFactory, InfraAppFactory, RepositoryFactory, UpgradeFactory
 
@@ -124,6 +125,18 @@ def test_the_admin_finds_nothing_with_nul(operator: Client, model: Any) -> None:
 def test_a_form_with_nul_is_refused(stranger: Client) -> None:
     answer = stranger.post(reverse("admin:login"), {"username": "a\0b", "password": "x"})
     assert answer.status_code == 400
+
+
+@pytest.mark.parametrize("charset", ["rot13", "hex", "idna", "undefined", "utf-16", "nonsense", '"', "x" * 1000])
+@pytest.mark.parametrize("kind", ["text/html", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
+def test_whatever_encoding_a_client_names_it_is_ours(kind: str, charset: str) -> None:
+    body = (
+        b'--x\r\nContent-Disposition: form-data; name="name"\r\n\r\n\xc3\xa9\r\n--x--\r\n' if "x" in kind[-1] else b"name=%C3%A9"
+    )
+    environ = RequestFactory().generic("POST", "/runs/?state=%C3%A9", body).environ
+    request = application.request_class(environ | {"CONTENT_TYPE": f"{kind}; charset={charset}"})
+    assert request.GET["state"] == "é"
+    assert request.POST.get("name") == (None if kind == "text/html" else "é")
 
 
 def test_a_cookie_with_nul_is_none(stranger: Client) -> None:

@@ -85,6 +85,10 @@ def test_others_are_not_shut_out_and_other_names_and_browsers_are_no_way_around(
     assert log_in(password="right", forwarded="8.8.8.8") == 429, "nobody believes that"
 
 
+def test_a_name_that_is_longer_than_any_is_a_wrong_one_like_others() -> None:
+    assert guess(name="x" * 300) == [200] * (MOST - 1) + [429]
+
+
 def test_ones_own_account_buys_no_more_guesses() -> None:
     for _ in range(MOST - 1):
         assert log_in() == 200

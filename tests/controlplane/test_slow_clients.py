@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -300,6 +301,45 @@ def test_a_body_in_chunks_is_read(web: Web) -> None:
     half = len(body) // 2
     chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:half], body[half:], b""))
     assert web.ask(head + chunks).startswith(b"HTTP/1.1 202")
+
+
+def test_who_asks_on_before_the_answer_is_dropped(web: Web) -> None:
+    """Each request that waits behind another one would hold a file or memory, for as long as nobody reads the answers."""
+    web.start()
+    assert web.process
+    files = Path(f"/proc/{web.process.pid}/fd")
+    before = len(list(files.iterdir()))
+    one = b"GET /static/unfold/css/styles.css HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    greedy = [web.connect() for _ in range(4)]
+    try:
+        for client in greedy:
+            client.sendall(one * 100)
+        assert web.page().startswith(b"HTTP/1.1 200")
+        assert len(list(files.iterdir())) < before + 3 * len(greedy)
+        assert all(closed(client).count(b"HTTP/1.1 ") <= 1 for client in greedy)
+    finally:
+        for client in greedy:
+            client.close()
+    kept = http.client.HTTPConnection(*web.address, timeout=60)
+    for _ in range(3):  # one after the other is what a connection is for
+        kept.request("GET", "/healthz")
+        assert kept.getresponse().read()
+    kept.close()
+
+
+@pytest.mark.parametrize(
+    ("request_line", "more", "status"),
+    [
+        (b"get / HTTP/1.1", b"", b"400"),
+        (b"GET /\xff HTTP/1.1", b"", b"400"),
+        (b"POST / HTTP/1.1", b"Transfer-Encoding: xchunked\r\n", b"501"),
+    ],
+)
+def test_what_is_no_request_is_answered(web: Web, request_line: bytes, more: bytes, status: bytes) -> None:
+    web.start()
+    said = web.ask(request_line + b"\r\nHost: localhost\r\n" + more + b"\r\n")
+    assert said.split()[1] == status
+    assert "Traceback" not in web.tree.said()
 
 
 def test_there_is_room_for_one_more(web: Web) -> None:
