@@ -116,7 +116,6 @@ class Facts:
     pushed_after_comment: bool | None = None  #: None: the forge does not tell when the head came
     policy: Policy = NO_POLICY
     approved: tuple[str, ...] = ()  #: commits of this pull request that a trusted person approved
-    head_read_at: str = ""  #: the forge's time at which the head was read
 
     @property
     def strange_code(self) -> bool:
@@ -156,18 +155,18 @@ def decide(facts: Facts) -> Decision:
     named = _named(facts, who) if facts.wanted_sha else None
     if named and not named.allowed:
         return named
+    sha = named.sha if named else facts.head_sha
     if not asker.trusted:
-        return _stranger(facts, who, named.sha if named else facts.head_sha)
-    if named:
-        return named
-    if facts.strange_code:
+        return _stranger(facts, who, sha)
+    if facts.strange_code and facts.wanted_sha != sha:
+        # Not named, or by so few digits that somebody can make another commit with the same ones.
         origin = facts.code.origin(facts.author)
         if facts.pushed_after_comment is None:
-            return Decision(False, f"{who}; {origin}; the forge does not tell when it was pushed", refusal="needs_sha")
+            return Decision(False, f"{who}; {origin}; the forge does not tell when it was pushed", sha, "needs_sha")
         if facts.pushed_after_comment:
-            return Decision(False, f"{who}; {origin}; something was pushed since the comment", refusal="needs_sha")
-        return Decision(True, f"{who}; {origin}; the timeline shows no push since the comment", sha=facts.head_sha)
-    return Decision(True, who, sha=facts.head_sha)
+            return Decision(False, f"{who}; {origin}; something was pushed since the comment", sha, "needs_sha")
+        return Decision(True, f"{who}; {origin}; the timeline shows no push since the comment", sha)
+    return named or Decision(True, who, sha)
 
 
 def _named(facts: Facts, who: str) -> Decision:
@@ -189,39 +188,30 @@ def _stranger(facts: Facts, who: str, sha: str) -> Decision:
 
 @dataclass(frozen=True)
 class Approval:
-    """What an approval stands on: who gives it, and whether the code is still what waits."""
+    """What an approval stands on: who gives it, and for which commit."""
 
     asker: Person
     waiting_sha: str  #: of the run that waits
-    head_sha: str
     wanted_sha: str = ""
-    seen_before: bool = False  #: whether the head was read, and the run pinned to it, before the comment was written
-    head_read_at: str = ""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def approve(facts: Approval) -> Decision:
-    """Whether a run that waits is approved. Pure. For the commit that waits, and no other.
-
-    Without a commit named, the pull request's head must be the one that waits, and must have been read before the comment was
-    written: else the person may have looked at another.
+    """Whether a run that waits is approved. Pure. For the commit that waits, and no other, named by all its digits: what waits
+    may be another than the person looked at, and a few digits are soon found again.
     """
     who = f"{facts.asker.login} (user {facts.asker.id}) {facts.asker.standing()}"
     if facts.asker.unheard:
         return Decision(False, who, refusal="nothing")
     if not facts.asker.trusted:
         return Decision(False, who, refusal="outsider")
-    if facts.wanted_sha:
-        if len(facts.wanted_sha) < MIN_SHA or not facts.waiting_sha.startswith(facts.wanted_sha):
-            return Decision(False, f"{who}; {facts.wanted_sha} is not the commit that waits", refusal="unknown_sha")
-        return Decision(True, f"{who}; approved, naming the commit", sha=facts.waiting_sha)
-    if facts.head_sha != facts.waiting_sha:
-        return Decision(False, f"{who}; something was pushed since {facts.waiting_sha[:10]}", refusal="moved")
-    if not facts.seen_before:
-        return Decision(False, f"{who}; the run was not there yet when the approval was written", refusal="too_early")
-    return Decision(True, f"{who}; approved", sha=facts.waiting_sha)
+    if facts.wanted_sha == facts.waiting_sha:
+        return Decision(True, f"{who}; approved, naming the commit", facts.waiting_sha)
+    if not facts.waiting_sha.startswith(facts.wanted_sha):
+        return Decision(False, f"{who}; {facts.wanted_sha} is not the commit that waits", refusal="unknown_sha")
+    return Decision(False, f"{who}; the approval does not name the whole commit", refusal="needs_sha")
 
 
 def is_sha(text: str) -> bool:
@@ -255,8 +245,8 @@ def gather(
         approved=approved,
     )
     if wanted_sha:
-        return replace(facts, commits=tuple(client.pull_commits(repository.owner, repository.name, pull.number)))
-    if facts.strange_code and asker.trusted:
+        facts = replace(facts, commits=tuple(client.pull_commits(repository.owner, repository.name, pull.number)))
+    if facts.strange_code and asker.trusted and wanted_sha not in (pull.head_sha, *facts.commits):
         push = newest_push()
         _compare(repository.forge, push is not None)
         return replace(facts, pushed_after_comment=_pushed_after(comment.created_at, pull.head_sha, push))

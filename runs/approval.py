@@ -1,7 +1,7 @@
 """Strangers' runs that wait for approval: how one comes to wait, who lets it go, and whether they still may when it starts.
 
-A run waits for one commit. It is let go by a trusted person's `!testme approve` on its pull request, or in the admin; what
-is pushed meanwhile needs an approval of its own. The decision is `enrollment.trust.approve`.
+A run waits for one commit. It is let go by a trusted person's `!testme approve` with that commit's whole id on its pull
+request, or in the admin; what is pushed meanwhile needs an approval of its own. The decision is `enrollment.trust.approve`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator
 from dataclasses import fields
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
@@ -23,7 +23,7 @@ from enrollment import trust
 from enrollment.budget import Purpose
 from enrollment.clients import client_for
 from enrollment.enrolling import update_facts
-from enrollment.forges.base import ForgeClient, ForgeError, Garbage, NotFound, Pull, User
+from enrollment.forges.base import ForgeClient, ForgeError, Garbage, NotFound, User
 from enrollment.models import Comment, PullRequest
 from enrollment.policies import policy_of
 from runs import intake, lifecycle, render, reporting
@@ -51,42 +51,29 @@ def wait(comment: Comment, sha: str, stages: tuple[str, ...], reason: str, facts
                 return Comment.Outcome.IGNORED
             lifecycle.want_stop(other, State.SUPERSEDED, f"{comment.author_login} asked for another run")
         reporting.want_reaction(comment)
-        _create(comment, sha, stages, comment.author_login, reason)
+        intake.create_run(
+            pull.repository,
+            sha=sha,
+            ref=f"refs/pull/{pull.number}/head",
+            stages=stages,
+            requested_by=comment.author_login,
+            trusted=False,
+            pull_request=pull,
+            comment=comment,
+            text=reason,
+            state=State.AWAITING_APPROVAL,
+        )
         return None
 
     return intake.settle(comment, Comment.Outcome.RUN, reason, follow, facts)
 
 
-def _create(comment: Comment, sha: str, stages: tuple[str, ...], who: str, text: str, of: TestRun | None = None) -> TestRun:
-    pull = comment.pull_request
-    return intake.create_run(
-        pull.repository,
-        sha=sha,
-        ref=f"refs/pull/{pull.number}/head",
-        stages=stages,
-        requested_by=who,
-        trusted=False,
-        pull_request=pull,
-        comment=comment,
-        retry_of=of,
-        text=text,
-        state=State.AWAITING_APPROVAL,
-    )
-
-
-def answer(comment: Comment, command: Command, asker: trust.Person, pull: Pull, read_at: datetime) -> Comment.Outcome:
+def answer(comment: Comment, command: Command, asker: trust.Person, pull_url: str) -> Comment.Outcome:
     """`!testme approve`: let the run go that waits on this pull request, or say why not."""
     run = _waiting(comment.pull_request)
     if run is None:
         return intake.reply(comment, render.reply_nothing("approve"), "nothing waits for approval")
-    facts = trust.Approval(
-        asker,
-        waiting_sha=run.sha,
-        head_sha=pull.head_sha,
-        wanted_sha=command.sha,
-        seen_before=_pinned_before(run, comment.created_at),
-        head_read_at=read_at.isoformat(),
-    )
+    facts = trust.Approval(asker, waiting_sha=run.sha, wanted_sha=command.sha)
     decision = trust.approve(facts)
     if decision.allowed:
 
@@ -98,36 +85,14 @@ def answer(comment: Comment, command: Command, asker: trust.Person, pull: Pull, 
             return None
 
         return intake.settle(comment, Comment.Outcome.ACTED, decision.reason, follow, facts)
-    if decision.refusal == "moved":
-        return _moved(comment, run, pull, decision.reason, facts)
-    texts = {
-        "too_early": render.reply_approve_named(run.sha, pull.html_url),
-        "unknown_sha": render.reply_approve_other(command.sha, run.sha),
-    }
-    return intake.reply(comment, texts[decision.refusal], decision.reason, facts)
-
-
-def _moved(comment: Comment, run: TestRun, pull: Pull, reason: str, facts: trust.Approval) -> Comment.Outcome:
-    """Something was pushed since: the approval counts for nothing, and a run of the new commit waits for one of its own."""
-
-    def follow() -> None:
-        PullRequest.objects.select_for_update().get(pk=comment.pull_request_id)
-        if lifecycle.want_stop(run, State.SUPERSEDED, "something was pushed since; the new commit needs an approval of its own"):
-            _create(comment, pull.head_sha, tuple(run.stages), run.requested_by, reason, of=run)
-        reporting.want_reply(comment, render.reply_approve_moved(run.sha, pull.head_sha, pull.html_url))
-
-    return intake.settle(comment, Comment.Outcome.REPLY, reason, follow, facts)
+    text = render.reply_approve_named(run.sha, pull_url)
+    if decision.refusal == "unknown_sha":
+        text = render.reply_approve_other(command.sha, run.sha, pull_url)
+    return intake.reply(comment, text, decision.reason, facts)
 
 
 def _waiting(pull: PullRequest) -> TestRun | None:
     return TestRun.objects.filter(pull_request=pull, state=State.AWAITING_APPROVAL).order_by("created_at").last()
-
-
-def _pinned_before(run: TestRun, written_at: datetime) -> bool:
-    """Whether the run's commit was the head as it was read before a comment was written, by the forge's clock. Comments carry
-    whole seconds: one of the very same second may be the earlier."""
-    read_at = (run.comment.facts if run.comment else {}).get("head_read_at")
-    return bool(read_at) and written_at >= datetime.fromisoformat(str(read_at)).replace(microsecond=0) + timedelta(seconds=1)
 
 
 def let_go(run: TestRun, who: str, text: str, *, comment: Comment | None = None) -> bool:

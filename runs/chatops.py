@@ -29,14 +29,14 @@ VERBS = {
     "status": Entry("!testme status", "Say how the newest run of this pull request stands."),
     "cancel": Entry("!testme cancel", "Stop the run of this pull request and tear it down."),
     "retry": Entry("!testme retry", "Run all stages again on the commit of the newest run."),
-    "approve": Entry("!testme approve", "Let the run of an outsider's commit begin that waits for it; a commit may be named."),
+    "approve": Entry("!testme approve", "Let the run begin that waits for an outsider's commit; its whole id goes behind it."),
 }
 OPTIONS = {
     "--extra-tests": Entry("!testme --extra-tests", "Also run the recipe's extra (heavy) tests."),
     "--stages": Entry("!testme --stages install,custom", f"Run just these stages. There are: {', '.join(STAGES)}."),
 }
 RUN = Entry("!testme", f"Deploy the newest commit and run its tests ({', '.join(DEFAULT_STAGES)}).")
-COMMIT = Entry("!testme 1234567", "The same for this commit of the pull request (at least 7 digits).")
+COMMIT = Entry("!testme 1234567", "The same for this commit of the pull request (at least 7 digits; an outsider's: all of them).")
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ what follows from it. Of several workers with the same comment one settles it, a
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Collection
 from datetime import timedelta
 
 from django.conf import settings
@@ -87,27 +86,26 @@ def _answer(comment: Comment, command: Command | Problem, client: ForgeClient) -
     pull = _read_pull(comment, client)
     if owner != (repository.owner, repository.owner_id):
         raise NotFound(f"{repository.full_name} has had another owner until this moment; who may ask is asked again")
-    # As it is told: held back to our clock it would let an approval count that was written before this.
-    read_at = client.server_time or timezone.now()
     if pull.state != "open":
         return _reply_to(asker, comment, render.reply_closed(), f"the pull request is {pull.state}")
     if command.verb == "retry":
         return _retry(comment, asker, pull, client)
     if command.verb == "approve":
-        return approval.answer(comment, command, asker, pull, read_at)
+        return approval.answer(comment, command, asker, pull.html_url)
     approved = approval.approved_commits(comment.pull_request, client)
     facts = trust.gather(asker, comment, repository, pull, command.sha, client, approved)
-    facts = replace(facts, head_read_at=read_at.isoformat())
     decision = trust.decide(facts)
+    # A stranger leaves no stage out: the verdict, and the commit's status, would be green for what was not tried.
+    stages = command.stages if asker.trusted else _all_and(command.stages)
     if decision.allowed:
         trusted = facts.trusts(decision.sha)
-        return _run(comment, decision.sha, command.stages, decision.reason, trusted=trusted, asker=asker, facts=facts)
+        return _run(comment, decision.sha, stages, decision.reason, trusted=trusted, asker=asker, facts=facts)
     if decision.refusal == "needs_approval":
-        return approval.wait(comment, decision.sha, command.stages, decision.reason, facts)
+        return approval.wait(comment, decision.sha, stages, decision.reason, facts)
     if decision.refusal == "outsider":
         return _outsider(comment, decision.reason, facts)
     texts = {
-        "needs_sha": render.reply_needs_sha(pull.head_sha, pull.html_url),
+        "needs_sha": render.reply_needs_sha(decision.sha, pull.html_url),
         "unknown_sha": render.reply_unknown_sha(command.sha, pull.head_sha),
         "ambiguous_sha": render.reply_ambiguous_sha(command.sha, pull.head_sha),
     }
@@ -228,15 +226,18 @@ def _retry(comment: Comment, asker: trust.Person, pull: Pull, client: ForgeClien
     last = let_go.order_by("created_at").last()
     if last is None:
         return reply(comment, render.reply_nothing("retry"), "nothing to repeat")
-    wanted = {*DEFAULT_STAGES, *last.stages}
-    stages = tuple(stage for stage in STAGES if stage in wanted)
     facts = None
     if last.trusted:
         # Who was trusted then may not be now. A commit that was let go in a sandbox stays in one.
         code, author = trust.code_of(pull, comment.pull_request.repository, client)
         facts = trust.Facts(asker, author, code, pull.head_sha)
     trusted = facts is not None and facts.trusts(last.sha)
-    return _run(comment, last.sha, stages, f"repeats {last}", trusted=trusted, facts=facts, retry_of=last)
+    return _run(comment, last.sha, _all_and(last.stages), f"repeats {last}", trusted=trusted, facts=facts, retry_of=last)
+
+
+def _all_and(stages: Collection[str]) -> tuple[str, ...]:
+    """The default stages, and these."""
+    return tuple(stage for stage in STAGES if stage in (*DEFAULT_STAGES, *stages))
 
 
 def newest_run(pull: PullRequest) -> TestRun | None:

@@ -252,12 +252,12 @@ def _changes(pull_url: str, sha: str) -> str:
     return f"[that commit's changes]({address})" if address else "that commit's changes"
 
 
-def _run_of(sha: str, digits: int = 10) -> str:
-    return f"```\n!testme {commit(sha)[:digits]}\n```"
+def _run_of(sha: str) -> str:
+    return f"```\n!testme {commit(sha)}\n```"
 
 
 def _approve(sha: str) -> str:
-    return f"```\n!testme approve {commit(sha)[:10]}\n```"
+    return f"```\n!testme approve {commit(sha)}\n```"
 
 
 def seconds(value: float | None) -> str:
@@ -331,25 +331,18 @@ def reply_unknown_sha(wanted: str, head: str) -> str:
 
 
 def reply_ambiguous_sha(wanted: str, head: str) -> str:
-    return f"{_named(wanted)} does not name one commit; please write more digits:\n\n{_run_of(head, 16)}"
+    return f"{_named(wanted)} does not name one commit; please write more digits:\n\n{_run_of(head)}"
 
 
 def reply_approve_named(sha: str, pull_url: str) -> str:
     return (
-        f"When you wrote that, the run of {_commit(sha)} was not there yet, so I do not know which code you looked at. "
+        "An approval names the whole commit, so that it is for the code that you looked at. "
         f"Please look at {_changes(pull_url, sha)}, and if they are fine, write:\n\n{_approve(sha)}"
     )
 
 
-def reply_approve_other(wanted: str, waiting: str) -> str:
-    return f"The run that waits is not of {_named(wanted)}. The one that does is approved by:\n\n{_approve(waiting)}"
-
-
-def reply_approve_moved(old: str, new: str, pull_url: str) -> str:
-    return (
-        f"Something was pushed since the run of {_commit(old)} was asked for, so your approval started nothing. Please look at "
-        f"{_changes(pull_url, new)}, and if they are fine, write:\n\n{_approve(new)}"
-    )
+def reply_approve_other(wanted: str, waiting: str, pull_url: str) -> str:
+    return f"The run that waits is not of {_named(wanted)}. {reply_approve_named(waiting, pull_url)}"
 
 
 def reply_closed() -> str:

@@ -92,7 +92,9 @@ def want_run(run: TestRun) -> None:
         body = render.report(run, ahead=ahead_of(run), marker=marker)
         links = {"run": run, "pull_request": run.pull_request, "repository": run.repository}
         _want(f"run:{run.pull_request_id}", Report.Kind.RUN, {"body": body, "phase": phase}, marker, **links)
-    if not TestRun.objects.filter(repository=run.repository_id, sha=run.sha, created_at__gt=run.created_at).exists():
+    # Anybody can have a run wait for a commit, somebody else's too: it has no say in the commit's status before it is let go.
+    of_commit = TestRun.objects.filter(repository=run.repository_id, sha=run.sha, events__kind=State.QUEUED)
+    if of_commit.filter(pk=run.pk).exists() and not of_commit.filter(created_at__gt=run.created_at).exists():
         state = STATUS.get(State(run.state), "pending")
         wanted = {"sha": run.sha, "state": state, "description": render.description(run), "target_url": run.url}
         links = {"run": run, "pull_request": run.pull_request, "repository": run.repository}

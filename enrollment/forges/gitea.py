@@ -43,6 +43,8 @@ from enrollment.forges.base import (
 from enrollment.forges.http import Http, storable, whole
 
 PAGE = 50
+#: A push that was never written down.
+UNSEEN = Push(None, "")
 #: Pages of one listing; the forge that goes on for longer is broken, and a task may not be.
 MAX_PAGES = 1000
 
@@ -220,16 +222,21 @@ class GiteaClient:
 
     def last_push(self, owner: str, name: str, number: int) -> Push | None:
         """The newest push that the timeline of this pull request tells of (its opening is the first one, and one that never was
-        written down has neither time nor commit); None where the server keeps no timeline (404 before 1.16 or so)."""
+        written down has neither time nor commit); None where the server keeps no timeline (404 before 1.16 or so).
+
+        What is pushed while it is closed is not written down: so a reopening counts as such a push."""
         path = f"/repos/{_part(owner)}/{_part(name)}/issues/{number}/timeline"
         pushes: list[tuple[int, Push]] = []
         try:
             for item in self._pages(path, {"limit": self.page_size}, lambda data: data, key="id"):
-                if _read(lambda item: item.get("type"), item) == "pull_push":
+                kind = _read(lambda item: item.get("type"), item)
+                if kind == "pull_push":
                     pushes.append(_read(lambda item: (_key(item["id"]), _push(item)), item))
+                elif kind == "reopen":
+                    pushes.append(_read(lambda item: (_key(item["id"]), UNSEEN), item))
         except NotFound:
             return None
-        return max(pushes, key=lambda row: row[0])[1] if pushes else Push(None, "")
+        return max(pushes, key=lambda row: row[0])[1] if pushes else UNSEEN
 
     # --- what we write
 

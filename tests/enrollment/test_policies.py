@@ -128,7 +128,6 @@ def test_what_holds_is_kept_with_the_decision(world: World) -> None:
     world.hear()
     facts = Comment.objects.get().facts
     assert facts["policy"] == {"members": True, "team": "maintainers", "collaborators": True, "approval": True}
-    assert facts["head_read_at"]
 
 
 def test_a_member_removed_between_two_comments_is_trusted_no_longer(world: World) -> None:

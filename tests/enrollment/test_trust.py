@@ -65,8 +65,11 @@ STRANGE = Facts(MEMBER, STRANGER, FORK, head_sha=HEAD, commits=(HEAD, OLDER))
         (replace(STRANGE, pushed_after_comment=True), "", "needs_sha", "something was pushed since the comment"),
         (replace(STRANGE, pushed_after_comment=False), HEAD, "", "the fork mallory/web of mallory (user 4)"),
         (replace(STRANGE, wanted_sha=HEAD), HEAD, "", "named the commit"),
-        (replace(STRANGE, wanted_sha=HEAD[:7]), HEAD, "", "named the commit"),
-        (replace(STRANGE, wanted_sha=OLDER[:7]), OLDER, "", "named the commit"),
+        (replace(STRANGE, wanted_sha=OLDER), OLDER, "", "named the commit"),
+        # So few digits that another commit may be made with the same ones: as if it were not named.
+        (replace(STRANGE, wanted_sha=HEAD[:10]), "", "needs_sha", "does not tell when it was pushed"),
+        (replace(STRANGE, wanted_sha=OLDER[:-1], pushed_after_comment=True), "", "needs_sha", "something was pushed since"),
+        (replace(STRANGE, wanted_sha=OLDER[:7], pushed_after_comment=False), OLDER, "", "the timeline shows no push since"),
         (replace(STRANGE, wanted_sha=HEAD, pushed_after_comment=True), HEAD, "", "named the commit"),
         # Commits that are none of this pull request, or could be several.
         (replace(OWN, wanted_sha="f" * 40), "", "unknown_sha", "is no commit of this pull request"),
@@ -81,7 +84,10 @@ STRANGE = Facts(MEMBER, STRANGER, FORK, head_sha=HEAD, commits=(HEAD, OLDER))
 )
 def test_decide(facts: Facts, sha: str, refusal: str, words: str) -> None:
     decision = decide(facts)
-    assert (decision.allowed, decision.sha, decision.refusal) == (bool(sha), sha, refusal)
+    assert (decision.allowed, decision.refusal) == (bool(sha), refusal)
+    if refusal == "needs_sha":  # it says which one is to be named
+        sha = OLDER if facts.wanted_sha and OLDER.startswith(facts.wanted_sha) else HEAD
+    assert decision.sha == sha
     assert words in decision.reason
 
 

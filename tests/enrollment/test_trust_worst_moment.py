@@ -11,6 +11,7 @@ from django.conf import settings
 
 from enrollment import trust
 from enrollment.models import Comment
+from enrollment.sandbox import git
 from enrollment.sandbox.faults import Fault, Request
 from enrollment.trust import Approval, Code, Decision, Facts, Person, approve, decide
 from runs import supervision
@@ -106,7 +107,7 @@ def test_a_push_right_behind_the_timeline_changes_nothing_of_what_runs(world: Wo
 @every_version
 def test_a_push_between_decision_and_start_never_moves_the_pinned_commit(world: World) -> None:
     seen = head(world)
-    world.say("recipes/web", f"!testme {seen[:10]}", number=2)
+    world.say("recipes/web", f"!testme {seen}", number=2)
     world.hear()
     push(world)
     assert supervision.dispatch() == [TestRun.objects.get()]
@@ -120,11 +121,35 @@ def test_a_push_between_decision_and_start_never_moves_the_pinned_commit(world: 
 @pytest.mark.parametrize("part", [MEMBERS, PULL, "/commits"])
 def test_a_named_commit_is_what_runs_whatever_is_pushed_meanwhile(world: World, part: str) -> None:
     seen = head(world)
-    world.say("recipes/web", f"!testme {seen[:10]}", number=2)
+    world.say("recipes/web", f"!testme {seen}", number=2)
     pushed = push_at(world, part, before=True)
     world.hear()
     assert pushed
     assert TestRun.objects.get().sha == seen
+
+
+@newer
+def test_a_head_that_was_put_back_while_it_was_closed_is_not_the_one_that_was_looked_at(world: World) -> None:
+    """The newest push that was written down led to that very commit, but another was the head in between."""
+    pull, fork = world.remote.pull("recipes/web", 2), next(r for r in world.remote.tables.repos.values() if r.owner == "mallory")
+
+    def put(sha: str) -> None:
+        world.remote.close_pull(pull, world.mallory)
+        git.git(world.remote.folder(fork), "update-ref", "refs/heads/patch", sha)
+        world.remote.pushed(fork, world.mallory)
+        world.remote.reopen_pull(pull, world.mallory)
+        world.clock.move(minutes=5)
+
+    harmless = head(world)
+    evil = push(world)
+    world.clock.move(minutes=5)
+    put(harmless)
+    assert head(world) == harmless
+    world.say("recipes/web", number=2)
+    put(evil)
+    world.hear()
+    assert head(world) == evil and not TestRun.objects.exists()
+    assert Comment.objects.get().outcome == "reply"
 
 
 @newer
@@ -197,8 +222,8 @@ WITH_APPROVAL = trust.Policy(approval=True)
         (Facts(STRANGER, STRANGER, FORK, A, (A, B), B[:7], policy=WITH_APPROVAL, approved=(B,)), (True, B, "")),
         (Facts(STRANGER, STRANGER, FORK, A, (A,), "f" * 7, policy=WITH_APPROVAL), (False, "", "unknown_sha")),
         # An approval helps the stranger, and changes nothing for a member: their own rules are stricter.
-        (Facts(MEMBER, STRANGER, FORK, A, policy=WITH_APPROVAL, approved=(A,)), (False, "", "needs_sha")),
-        (Facts(MEMBER, BLOCKED, FORK, A), (False, "", "needs_sha")),
+        (Facts(MEMBER, STRANGER, FORK, A, policy=WITH_APPROVAL, approved=(A,)), (False, A, "needs_sha")),
+        (Facts(MEMBER, BLOCKED, FORK, A), (False, A, "needs_sha")),
     ],
 )  # fmt: skip
 def test_decide(facts: Facts, expected: tuple[bool, str, str]) -> None:
@@ -209,16 +234,15 @@ def test_decide(facts: Facts, expected: tuple[bool, str, str]) -> None:
 @pytest.mark.parametrize(
     ("facts", "expected"),
     [
-        (Approval(MEMBER, A, A, seen_before=True), (True, "")),
-        (Approval(MEMBER, A, A, A[:7]), (True, "")),
-        (Approval(MEMBER, A, B, A[:7]), (True, "")),  # named: that one runs, whatever came later
-        (Approval(MEMBER, A, A, A[:6], seen_before=True), (False, "unknown_sha")),
-        (Approval(MEMBER, A, B, B[:7], seen_before=True), (False, "unknown_sha")),
-        (Approval(MEMBER, A, B, seen_before=True), (False, "moved")),
-        (Approval(MEMBER, A, A), (False, "too_early")),
-        (Approval(STRANGER, A, A, A, seen_before=True), (False, "outsider")),
-        (Approval(BLOCKED, A, A, A, seen_before=True), (False, "nothing")),
-        (Approval(Person(9, "cc-ci", is_self=True, is_member=True), A, A, seen_before=True), (False, "nothing")),
+        (Approval(MEMBER, A, A), (True, "")),
+        (Approval(MEMBER, A), (False, "needs_sha")),
+        (Approval(MEMBER, A, A[:7]), (False, "needs_sha")),
+        (Approval(MEMBER, A, A[:-1]), (False, "needs_sha")),
+        (Approval(MEMBER, A, f"{A}0"), (False, "unknown_sha")),
+        (Approval(MEMBER, A, B), (False, "unknown_sha")),
+        (Approval(STRANGER, A, A), (False, "outsider")),
+        (Approval(BLOCKED, A, A), (False, "nothing")),
+        (Approval(Person(9, "cc-ci", is_self=True, is_member=True), A, A), (False, "nothing")),
     ],
 )
 def test_approve(facts: Approval, expected: tuple[bool, str]) -> None:

@@ -99,7 +99,7 @@ def test_a_maintainers_push_for_review_is_the_maintainers(world: World) -> None:
     assert trusted(world, pull.number)
     earlier = pull.head_sha
     world.remote.push_for_review("recipes/web", "alice", "nice", {"more.txt": "more\n"})
-    run = asked(world, pull.number, f"!testme {earlier[:10]}")
+    run = asked(world, pull.number, f"!testme {earlier}")
     assert run and (run.sha, run.trusted) == (earlier, False), "the timeline says who pushed the head, and no more"
 
 
@@ -135,7 +135,7 @@ def test_a_push_for_review_that_the_timeline_does_not_tell_of_is_nobodys(world: 
     del world.remote.tables.comments[entry.id]
     assert asked(world, pull.number) is None
     assert "does not tell who pushed the head" in reason()
-    run = asked(world, pull.number, f"!testme {pull.head_sha[:10]}")
+    run = asked(world, pull.number, f"!testme {pull.head_sha}")
     assert run and not run.trusted
 
 
@@ -164,7 +164,7 @@ def test_a_push_for_review_can_wait_for_approval(world: World) -> None:
 )
 def test_a_fork_is_trusted_by_its_owner_and_the_author(world: World, owner: str, author: str, is_trusted: bool) -> None:
     pull = from_fork(world, owner, author)
-    run = asked(world, pull.number, f"!testme {pull.head_sha[:10]}", "carol")
+    run = asked(world, pull.number, f"!testme {pull.head_sha}", "carol")
     assert run and run.trusted is is_trusted
 
 
@@ -188,7 +188,7 @@ def test_a_branch_that_was_deleted_is_nobodys(world: World, where: str) -> None:
     pull = from_fork(world, "alice", "alice") if where == "a fork" else world.remote.pull("recipes/web", 1)
     repo = world.remote.tables.repos[pull.head_repo_id]
     git.git(world.remote.folder(repo), "update-ref", "-d", f"refs/heads/{pull.head_branch}")
-    run = asked(world, pull.number, f"!testme {pull.head_sha[:10]}")
+    run = asked(world, pull.number, f"!testme {pull.head_sha}")
     assert run and not run.trusted
     assert run.comment and "or it was deleted" in run.comment.facts["code"]["doubt"]
 
@@ -258,7 +258,7 @@ ODD_HEADS: dict[str, Callable[[Any], Any]] = {
 def test_an_answer_that_does_not_add_up_trusts_nobody(world: World, oddity: str, own: bool) -> None:
     pull = world.remote.pull("recipes/web", 1) if own else from_fork(world, "alice", "alice")
     lie(world, f"/pulls/{pull.number}", ODD_HEADS[oddity])
-    run = asked(world, pull.number, f"!testme {pull.head_sha[:10]}")
+    run = asked(world, pull.number, f"!testme {pull.head_sha}")
     assert run is not None
     # Of a fork the forge is not asked for the branch: the owner and the author decide, whatever it is called.
     assert run.trusted is (oddity == "no such branch" and not own)

@@ -17,9 +17,10 @@ from django.utils import timezone
 from enrollment.models import Comment, Forge, Repository
 from enrollment.sandbox import git
 from enrollment.sandbox.faults import Fault, Request
-from enrollment.sandbox.model import Pull
+from enrollment.sandbox.model import Pull, Repo
 from runs import approval, lifecycle, supervision
-from runs.models import RunEvent, State, TestRun
+from runs.harness.protocol import DEFAULT_STAGES, STAGES
+from runs.models import Report, RunEvent, State, TestRun
 from tests.world import World
 
 pytestmark = pytest.mark.django_db
@@ -55,9 +56,25 @@ def hear(world: World, body: str = "!testme", user: str = "mallory", after: int 
     return Comment.objects.get(forge_comment_id=said.id)
 
 
+def approve(world: World, user: str = "alice") -> Comment:
+    """What the comment of the run that waits says to write."""
+    (waiting,) = TestRun.objects.filter(state=State.AWAITING_APPROVAL)
+    line = f"!testme approve {waiting.sha}"
+    assert line in world.own_comments("recipes/web", 2)[-1]
+    return hear(world, line, user)
+
+
 def push(world: World) -> str:
-    fork = next(row for row in world.remote.tables.repos.values() if row.owner == "mallory")
-    return world.remote.push(fork, "patch", {"more.txt": str(world.clock())}, "More", world.mallory)
+    return world.remote.push(fork_of(world), "patch", {"more.txt": str(world.clock())}, "More", world.mallory)
+
+
+def fork_of(world: World) -> Repo:
+    return next(row for row in world.remote.tables.repos.values() if row.owner == "mallory")
+
+
+def force(world: World, sha: str) -> None:
+    git.git(world.remote.folder(fork_of(world)), "update-ref", "refs/heads/patch", sha)
+    world.remote.pushed(fork_of(world), world.mallory)
 
 
 @pytest.mark.parametrize("world", ["1.15", "1.22"], indirect=True)
@@ -67,9 +84,9 @@ def test_a_strangers_run_waits_and_a_member_lets_it_go(world: World) -> None:
     assert (run.state, run.sha, run.trusted, asked.outcome) == (State.AWAITING_APPROVAL, pull_of(world).head_sha, False, "run")
     assert "needs approval" in asked.reason
     (text,) = world.own_comments("recipes/web", 2)
-    assert f"!testme approve {run.sha[:10]}" in text
+    assert f"!testme approve {run.sha}" in text
     assert supervision.dispatch() == []
-    answered = hear(world, "!testme approve", "alice")
+    answered = approve(world)
     run.refresh_from_db()
     assert (run.state, answered.outcome) == (State.QUEUED, "acted")
     assert "alice" in answered.reason and "approved" in answered.reason
@@ -100,7 +117,7 @@ def test_nobody_else_approves(world: World, user: str, monkeypatch: pytest.Monke
         world.remote.add_member(world.org, name, "write")
     Forge.objects.update(block=[world.remote.user("trudy").id])
     hear(world)
-    said = hear(world, "!testme approve", user)
+    said = approve(world, user)
     assert TestRun.objects.get().state == State.AWAITING_APPROVAL
     assert said.outcome in ("reply", "ignored")
 
@@ -117,38 +134,43 @@ def test_a_push_in_between_needs_a_new_approval(world: World) -> None:
     old = TestRun.objects.get()
     world.clock.move(seconds=3)
     new = push(world)
-    said = hear(world, "!testme approve", "alice")
+    hear(world)
     old.refresh_from_db()
-    assert (old.state, said.outcome) == (State.SUPERSEDED, "reply")
+    assert old.state == State.SUPERSEDED
+    said = hear(world, f"!testme approve {old.sha}", "alice")
+    assert said.outcome == "reply" and f"is not of `{old.sha}`" in world.own_comments("recipes/web", 2)[-1]
     waiting = TestRun.objects.exclude(pk=old.pk).get()
     assert (waiting.state, waiting.sha, waiting.requested_by) == (State.AWAITING_APPROVAL, new, "mallory")
-    assert f"!testme approve {new[:10]}" in world.own_comments("recipes/web", 2)[-1]
-    hear(world, "!testme approve", "alice")
+    approve(world)
     waiting.refresh_from_db()
     assert waiting.state == State.QUEUED
 
 
-@pytest.mark.parametrize(("line", "lets_go"), [("!testme approve", False), ("!testme approve {sha}", True)])
-def test_an_approval_written_before_the_head_was_read_counts_only_with_the_commit(world: World, line: str, lets_go: bool) -> None:
-    """Asked, looked at, approved, and pushed, all between two looks: the person saw another commit than is now read."""
-    world.clock.move(seconds=3)
-    world.say("recipes/web", "!testme", "mallory", 2)
-    world.clock.move(seconds=3)
-    evil = pull_of(world).head_sha if lets_go else push(world)
-    world.say("recipes/web", line.format(sha=evil), "alice", 2)
-    world.clock.move(seconds=3)
-    world.hear()
+@pytest.mark.parametrize("digits", [0, 7, 10, 39])
+def test_an_approval_names_the_whole_commit(world: World, digits: int) -> None:
+    """Whoever pushes one commit, has it approved and puts another in its place can choose when, and the first digits."""
+    hear(world)
     run = TestRun.objects.get()
-    assert run.sha == evil
-    assert run.state == (State.QUEUED if lets_go else State.AWAITING_APPROVAL)
-    if not lets_go:
-        assert "was not there yet" in world.own_comments("recipes/web", 2)[-1]
+    said = hear(world, f"!testme approve {run.sha[:digits]}".rstrip(), "alice")
+    run.refresh_from_db()
+    assert (run.state, said.outcome) == (State.AWAITING_APPROVAL, "reply")
+    assert f"!testme approve {run.sha}\n" in world.own_comments("recipes/web", 2)[-1]
+    assert f"/commits/{run.sha}" in world.own_comments("recipes/web", 2)[-1]
 
 
-@pytest.mark.parametrize("days", [1, 4000])
-def test_so_it_is_at_a_forge_whose_clock_is_far_ahead(world: World, days: int) -> None:
-    world.clock.move(days=days)
-    test_an_approval_written_before_the_head_was_read_counts_only_with_the_commit(world, "!testme approve", False)
+def test_a_commit_that_was_put_back_is_not_what_was_approved(world: World) -> None:
+    """The run waits for one commit, a harmless one is shown while alice looks, and the first one comes back."""
+    world.clock.move(seconds=3)
+    evil = push(world)
+    hear(world)
+    harmless = git.text(world.remote.folder(fork_of(world)), "rev-parse", f"{evil}^")
+    force(world, harmless)
+    world.clock.move(seconds=3)
+    world.say("recipes/web", "!testme approve", "alice", 2)
+    world.clock.move(seconds=3)
+    force(world, evil)
+    world.hear()
+    assert TestRun.objects.get().state == State.AWAITING_APPROVAL
 
 
 def test_a_push_while_the_approval_is_handled_starts_what_was_approved(world: World) -> None:
@@ -165,7 +187,7 @@ def test_a_push_while_the_approval_is_handled_starts_what_was_approved(world: Wo
         return None
 
     world.remote.faults = plan
-    hear(world, "!testme approve", "alice")
+    approve(world)
     world.remote.faults = None
     push(world)
     supervision.dispatch()
@@ -188,7 +210,7 @@ def test_nothing_waits(world: World) -> None:
 
 def test_an_approved_commit_needs_no_second_approval_and_the_next_one_does(world: World) -> None:
     hear(world)
-    hear(world, "!testme approve", "alice")
+    approve(world)
     lifecycle.move(TestRun.objects.get(), "claim", attempt=1, started_at=timezone.now())
     lifecycle.move(TestRun.objects.get(), "fail")
     hear(world)
@@ -204,7 +226,7 @@ def test_an_approved_commit_needs_no_second_approval_and_the_next_one_does(world
 
 def test_an_approval_ends_with_the_trust_in_who_gave_it(world: World) -> None:
     hear(world)
-    hear(world, "!testme approve", "alice")
+    approve(world)
     lifecycle.want_stop(TestRun.objects.get(), State.CANCELLED, "enough")
     world.remote.remove_member(world.org, world.alice)
     hear(world)
@@ -213,7 +235,7 @@ def test_an_approval_ends_with_the_trust_in_who_gave_it(world: World) -> None:
 
 def test_a_stranger_takes_no_maintainers_place(world: World) -> None:
     sha = pull_of(world).head_sha
-    hear(world, f"!testme {sha[:10]}", "alice")
+    hear(world, f"!testme {sha}", "alice")
     world.clock.move(seconds=3)
     push(world)
     assert hear(world).outcome == "ignored"
@@ -224,7 +246,7 @@ def test_a_stranger_takes_no_maintainers_place(world: World) -> None:
 def test_a_maintainer_who_names_the_commit_needs_no_approval(world: World) -> None:
     hear(world)
     sha = TestRun.objects.get().sha
-    hear(world, f"!testme {sha[:10]}", "alice")
+    hear(world, f"!testme {sha}", "alice")
     assert [run.state for run in TestRun.objects.order_by("created_at")] == [State.SUPERSEDED, State.QUEUED]
 
 
@@ -233,6 +255,43 @@ def test_retry_repeats_nothing_that_nobody_let_go(world: World) -> None:
     hear(world, "!testme cancel", "alice")
     assert hear(world, "!testme retry", "alice").outcome == "reply"
     assert TestRun.objects.get().state == State.CANCELLED
+
+
+def test_a_stranger_leaves_no_stage_out(world: World) -> None:
+    """Else one who may not ask could have the part repeated that works, and make a red verdict green."""
+    hear(world, "!testme --stages extra")
+    run = TestRun.objects.get()
+    assert tuple(run.stages) == STAGES
+    approve(world)
+    lifecycle.move(run, "claim", attempt=1, started_at=timezone.now())
+    lifecycle.move(run, "fail")
+    hear(world, "!testme --stages install")
+    again = TestRun.objects.exclude(pk=run.pk).get()
+    assert (again.state, tuple(again.stages)) == (State.QUEUED, DEFAULT_STAGES)
+
+
+def statuses(world: World, sha: str) -> list[str]:
+    return [row.wanted["state"] for row in Report.objects.filter(kind=Report.Kind.STATUS) if row.wanted["sha"] == sha]
+
+
+def test_a_run_that_was_never_let_go_says_nothing_of_a_commit(world: World) -> None:
+    """Anybody can open a pull request with a maintainer's commit as its head."""
+    world.say("recipes/web", number=1)
+    world.hear()
+    run = TestRun.objects.get()
+    lifecycle.move(run, "claim", attempt=1, started_at=timezone.now())
+    git.git(
+        world.remote.folder(fork_of(world)), "fetch", "-q", str(world.remote.folder(world.remote.repo("recipes/web"))), run.sha
+    )
+    world.clock.move(seconds=3)
+    force(world, run.sha)
+    hear(world)
+    assert TestRun.objects.get(state=State.AWAITING_APPROVAL).sha == run.sha
+    assert statuses(world, run.sha) == ["pending"]
+    lifecycle.move(run, "fail")
+    assert statuses(world, run.sha) == ["failure"], "and what waits does not hide it"
+    hear(world, "!testme cancel", "alice")
+    assert statuses(world, run.sha) == ["failure"]
 
 
 # --- in the admin
@@ -297,7 +356,7 @@ def test_a_member_removed_between_two_comments(world: World) -> None:
 def test_a_member_removed_between_approval_and_start(world: World, approved: bool) -> None:
     if approved:
         hear(world)
-        hear(world, "!testme approve", "alice")
+        approve(world)
     else:
         hear(world, "!testme " + pull_of(world).head_sha, "alice")
     run = TestRun.objects.get()
@@ -310,7 +369,7 @@ def test_a_member_removed_between_approval_and_start(world: World, approved: boo
 
 def test_who_is_still_there_is_asked_about_once_a_minute_and_starts(world: World) -> None:
     hear(world)
-    hear(world, "!testme approve", "alice")
+    approve(world)
     run = TestRun.objects.get()
     later(run)
     assert approval.ask_again() == set()
@@ -375,7 +434,7 @@ def approve_by(world: World, way: str, admin_client: Client) -> TestRun:
     if way == "admin":
         act(admin_client, TestRun.objects.get())
     else:
-        hear(world, "!testme approve", "alice")
+        approve(world)
     run = TestRun.objects.get()
     assert run.state == State.QUEUED
     later(run)
@@ -404,8 +463,7 @@ def closed(world: World) -> None:
 
 def rewritten(world: World) -> None:
     """Another commit in the place of the one that was approved, which is none of the branch any more."""
-    fork = next(row for row in world.remote.tables.repos.values() if row.owner == "mallory")
-    folder = world.remote.folder(fork)
+    folder = world.remote.folder(fork_of(world))
     git.git(folder, "update-ref", "refs/heads/patch", git.text(folder, "rev-parse", "refs/heads/main"))
     push(world)
 
@@ -470,7 +528,7 @@ def test_whose_account_was_switched_off_approved_nothing(world: World, admin_cli
 
 def test_who_was_blocked_gets_no_second_run_of_an_approved_commit(world: World) -> None:
     hear(world)
-    hear(world, "!testme approve", "alice")
+    approve(world)
     lifecycle.want_stop(TestRun.objects.get(), State.CANCELLED, "enough")
     hear(world)
     again = TestRun.objects.order_by("created_at").last()
@@ -522,9 +580,9 @@ def test_who_left_needs_approvals_that_are_still_there(world: World) -> None:
     bea = world.remote.add_user("bea")
     world.remote.add_member(world.org, bea, "write")
     hear(world)
-    hear(world, "!testme approve", "bea")
+    approve(world, "bea")
     lifecycle.want_stop(TestRun.objects.get(), State.CANCELLED, "enough")
-    hear(world, f"!testme {pull_of(world).head_sha[:10]}", "alice")
+    hear(world, f"!testme {pull_of(world).head_sha}", "alice")
     run = TestRun.objects.exclude(state=State.CANCELLED).get()
     later(run)
     world.remote.remove_member(world.org, world.alice)
@@ -534,7 +592,7 @@ def test_who_left_needs_approvals_that_are_still_there(world: World) -> None:
 
 def test_approvals_that_are_off_stop_no_maintainers_run_of_a_strangers_commit(world: World) -> None:
     no_approvals(world)
-    hear(world, f"!testme {pull_of(world).head_sha[:10]}", "alice")
+    hear(world, f"!testme {pull_of(world).head_sha}", "alice")
     run = TestRun.objects.get()
     assert not run.trusted
     later(run)
@@ -548,17 +606,6 @@ def test_nobody_approves_in_the_admin_where_approvals_are_off(world: World, admi
     assert AGAINST[no_approvals] in act(admin_client, run)
     run.refresh_from_db()
     assert run.state == State.AWAITING_APPROVAL
-
-
-def test_who_was_blocked_gets_no_run_that_took_the_place_of_another(world: World) -> None:
-    hear(world)
-    world.clock.move(seconds=3)
-    push(world)
-    hear(world, "!testme approve", "alice")  # too late for the old commit; the new one waits
-    hear(world, "!testme approve", "alice")
-    run = TestRun.objects.get(state=State.QUEUED)
-    blocked(world)
-    assert cancelled_for(run) == "mallory, whose pull request it is, is blocked by now."
 
 
 @pytest.mark.parametrize("change", [nothing, push], ids=["nothing changed", "a push behind it"])
@@ -579,7 +626,7 @@ def test_an_approval_in_the_admin_is_held_against_the_forge_before_the_start(
 
 def test_who_took_the_organisations_name_keeps_no_run_alive(world: World) -> None:
     hear(world)
-    hear(world, "!testme approve", "alice")
+    approve(world)
     run = TestRun.objects.get()
     later(run)
     world.remote.remove_member(world.org, world.alice)
@@ -600,7 +647,7 @@ def test_the_admin_is_told_that_the_author_is_blocked(world: World, admin_client
 
 def test_a_push_between_decision_and_start_changes_nothing(world: World) -> None:
     hear(world)
-    hear(world, "!testme approve", "alice")
+    approve(world)
     run = TestRun.objects.get()
     pinned = run.sha
     push(world)

@@ -306,10 +306,10 @@ def test_strange_code_needs_a_commit_where_the_forge_keeps_no_timeline(world: Wo
     world.hear()
     assert not TestRun.objects.exists()
     (reply,) = world.own_comments("recipes/web", pull.number)
-    assert f"!testme {pull.head_sha[:10]}" in reply
+    assert f"!testme {pull.head_sha}" in reply
     assert f"/recipes/web/pulls/{pull.number}/commits/{pull.head_sha}" in reply
     # The line that it gives works.
-    world.say("recipes/web", f"!testme {pull.head_sha[:10]}", number=pull.number)
+    world.say("recipes/web", f"!testme {pull.head_sha}", number=pull.number)
     world.hear()
     run = TestRun.objects.get()
     assert run.sha == pull.head_sha

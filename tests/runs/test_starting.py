@@ -51,7 +51,7 @@ def approved(world: World, way: str, admin_client: Client) -> TestRun:
     if way == "admin":
         act(admin_client, "approve", run)
     else:
-        hear(world, "!testme approve", "alice")
+        hear(world, f"!testme approve {run.sha}", "alice")
     lifecycle.move(run, "claim", attempt=1, started_at=timezone.now())
     assert lifecycle.move(run, "fail")
     return run
@@ -158,7 +158,7 @@ def test_what_would_not_start_is_told_when_it_is_asked_for(world: World, admin_c
 def test_a_strangers_commit_that_a_maintainer_named_runs_again_while_the_maintainer_may(
     world: World, admin_client: Client
 ) -> None:
-    named = hear(world, f"!testme {world.remote.pull('recipes/web', 2).head_sha[:10]}", "alice")
+    named = hear(world, f"!testme {world.remote.pull('recipes/web', 2).head_sha}", "alice")
     lifecycle.want_stop(named, State.CANCELLED, "enough")
     new = repeat(admin_client, named)
     later(new)
