@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import ast
 import collections
-import re
 import sys
 from pathlib import Path
 
@@ -84,9 +83,9 @@ def main() -> int:
     shown = table(counted.found)
     print(f"\n{shown}")
     if options.write:
-        text = DOCS.read_text()
-        start, end = "<!-- hostile -->\n", "\n<!-- end of hostile -->"
-        DOCS.write_text(re.sub(f"{start}.*?{end}", lambda _: f"{start}{shown}{end}", text, flags=re.DOTALL))
+        start, end = "<!-- hostile -->", "<!-- end of hostile -->"
+        before, _, rest = DOCS.read_text().partition(start)
+        DOCS.write_text(f"{before}{start}\n{shown}\n{end}{rest.partition(end)[2]}")
     return int(code)
 
 
