@@ -20,7 +20,7 @@ from typing import Any
 
 from infra.deployers.base import DeployError
 from infra.deployers.docker_cli import call, last_line
-from infra.deployers.engine import get, inspect
+from infra.deployers.engine import inspect, nodes
 
 #: The bridge of everything else that the Swarm runs on this machine.
 GATEWAY = "docker_gwbridge"
@@ -116,7 +116,7 @@ def make(stack: str, labels: Mapping[str, str], lines: Iterable[str] = ()) -> bo
 
     There each machine would need the template beforehand, and tasks would not start on one without it. Raises DeployError.
     """
-    if get("/info")["Swarm"]["Nodes"] != 1:
+    if nodes() != 1:
         return False
     name, known = network(stack), {str(one["Name"]): one for one in inspect("network", [GATEWAY, network(stack)])}
     if name in known:

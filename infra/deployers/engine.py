@@ -10,7 +10,6 @@ import http.client
 import json
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -74,6 +73,8 @@ def listed(kind: str, **filters: Sequence[str]) -> list[dict[str, Any]]:
     found = get(path, {**query, "all": "1"} if kind == "container" else query)
     if kind == "volume" and isinstance(found, dict):
         found = found.get("Volumes") or []
+    if found is None:  # what a filter names has gone meanwhile
+        return []
     if not isinstance(found, list):
         raise DeployError("tool_failed", f"Docker's answer to {path} is no list.")
     return [one for one in found if isinstance(one, dict)]
@@ -124,19 +125,21 @@ def _asked(method: str, path: str, body: Any, seconds: float, missing: Sequence[
             raise DeployError("tool_failed", known or f"Docker's socket {where}: {error or type(error).__name__}.") from error
         if connection.late:
             raise DeployError("tool_failed", late)
-    found: Any = None
     if len(said) > _MOST:
         raise DeployError("tool_failed", f"Docker's answer to {path} is longer than {_MOST >> 20} MB.")
     if answer.length:
         raise DeployError("tool_failed", f"Docker's socket {where} broke off its answer to {path}.")
-    with suppress(ValueError):
-        found = json.loads(said)
     if answer.status in missing:
         return None
-    if answer.status < 300 and found is None and method == "GET":
-        raise DeployError("tool_failed", f"Docker's answer to {path} is no JSON: {said[:200].decode(errors='replace')}")
+    start = said[:200].decode(errors="replace")
+    try:
+        found = json.loads(said) if said or method == "GET" else None
+    except (ValueError, RecursionError) as error:
+        if answer.status < 300:
+            raise DeployError("tool_failed", f"Docker's answer to {path} is no JSON that can be read: {start}") from error
+        found = None
     if answer.status >= 300:
-        words = found.get("message", "") if isinstance(found, dict) else said.decode(errors="replace")[:200]
+        words = found.get("message", "") if isinstance(found, dict) else start
         raise DeployError("tool_failed", f"Docker refused {path} with {answer.status}: {words}")
     return found
 
@@ -148,11 +151,30 @@ def swarm_problem() -> str:
     try:
         if not socket_path():
             return f"{_NO_SOCKET} {_SET_IT}"
-        swarm = get("/info")["Swarm"]
-    except (DeployError, KeyError, TypeError) as error:
+        return _no_manager(_swarm())
+    except DeployError as error:
         return f"Docker does not answer: {error}"
+
+
+def nodes() -> int:
+    """How many machines are in the swarm that this Docker manages. Raises DeployError where it manages none."""
+    swarm = _swarm()
+    if problem := _no_manager(swarm):
+        raise DeployError("tool_failed", problem, "Run `docker swarm init`, or see `docker node ls` on a manager.")
+    return int(swarm["Nodes"])
+
+
+def _swarm() -> Mapping[str, Any]:
+    info = get("/info")
+    swarm = info.get("Swarm") if isinstance(info, dict) else None
+    return swarm if isinstance(swarm, dict) else {}
+
+
+def _no_manager(swarm: Mapping[str, Any]) -> str:
     if swarm.get("LocalNodeState") != "active":
         return "This machine's Docker is in no swarm."
     if not swarm.get("ControlAvailable"):
         return "This machine's Docker is no manager of its swarm."
+    if not swarm.get("Nodes"):  # as when most managers are away
+        return f"This machine's Docker manages a swarm that does not answer: {swarm.get('Error', '')}".rstrip(": ") + "."
     return ""

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from infra.deployers import egress
-from infra.deployers.base import probe
+from infra.deployers import egress, engine
+from infra.deployers.base import DeployError, probe
 from infra.deployers.egress import Allowed
 from tests.docker import IMAGE, docker, need_swarm
 from tests.infra.deployers.conftest import INSTALLATION, left
@@ -92,8 +92,25 @@ def test_a_default_network_that_is_internal() -> None:
 
 
 def test_a_swarm_of_several_machines_goes_on_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(egress, "get", lambda *_: {"Swarm": {"Nodes": 3}})
+    said: dict[str, Any] = {"Swarm": {"LocalNodeState": "active", "ControlAvailable": True, "Nodes": 3}}
+    monkeypatch.setattr(engine, "get", lambda *_: said)
     assert not egress.make("s", {})
+
+
+@pytest.mark.parametrize(
+    ("swarm", "words"),
+    [
+        ({"LocalNodeState": "inactive", "ControlAvailable": False}, "in no swarm"),
+        ({"LocalNodeState": "active", "ControlAvailable": False}, "no manager"),
+        ({"LocalNodeState": "active", "ControlAvailable": True, "Error": "no leader"}, "does not answer: no leader."),
+        (None, "in no swarm"),
+    ],
+)
+def test_a_machine_that_left_its_swarm_says_so(swarm: Any, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "get", lambda *_: {"Swarm": swarm})
+    with pytest.raises(DeployError, match=words) as error:
+        egress.make("s", {})
+    assert error.value.kind == "tool_failed"
 
 
 @pytest.mark.parametrize("refuses", [True, False])

@@ -178,8 +178,9 @@ def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
             for byte in dripping:
                 over.wait(0.02)
                 stream.sendall(bytes([byte]))
-            if holds:
-                over.wait(30)
+            if not holds:
+                stream.shutdown(socket.SHUT_WR)
+            over.wait(30)
 
     def start(at_once: bytes, dripping: bytes = b"", holds: bool = True) -> None:
         listener = socket.socket(socket.AF_UNIX)
@@ -217,6 +218,19 @@ def test_a_daemon_that_drips_or_is_silent_is_not_waited_for(
         engine.listed("service")
     assert error.value.kind == "tool_failed" and away(str(error.value))
     assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("said", [b"[" * 500_000, b'{"a":' * 500_000, b"busy", b""])
+def test_an_answer_that_is_no_json_is_a_failure_of_the_tool(said: bytes, answering: Callable[..., None]) -> None:
+    answering(BEGUN + b"Content-Length: %d\r\n\r\n" % len(said) + said)
+    with pytest.raises(DeployError, match="no JSON that can be read") as error:
+        engine.listed("service")
+    assert error.value.kind == "tool_failed"
+
+
+def test_tasks_of_a_service_that_has_gone_are_none(answering: Callable[..., None]) -> None:
+    answering(b'HTTP/1.1 404 Not Found\r\nContent-Length: 21\r\n\r\n{"message": "no such"}')
+    assert engine.listed("task", service=["gone"]) == []
 
 
 def test_an_app_that_drips_is_not_waited_for() -> None:
