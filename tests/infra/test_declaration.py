@@ -146,7 +146,7 @@ def test_an_empty_file(text: str) -> None:
             "manual_patterns: ['(']",
             "infra.yml:19: apps.traefik.policy.manual_patterns: '(' is no regular expression",
         ),
-        ("recipe: keycloak", "recipe: [", "infra.yml:31: this is no YAML: expected"),
+        ("recipe: keycloak", "recipe: [", "infra.yml:31: this is no YAML: did not find expected"),
     ],
 )
 def test_errors_have_a_line_and_a_hint(old: str, new: str, said: str) -> None:

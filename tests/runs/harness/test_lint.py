@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -294,12 +296,18 @@ _trees = st.recursive(
 
 @given(_trees)
 def test_any_document_gives_findings_and_no_error(tmp_path_factory: pytest.TempPathFactory, tree: object) -> None:
-    import yaml
-
     folder = tmp_path_factory.getbasetemp() / "any"
     folder.mkdir(exist_ok=True)
     (folder / "compose.yml").write_text(yaml.safe_dump(tree))
     assert all(isinstance(finding, LintFinding) for finding in lint.lint(folder))
+
+
+@pytest.mark.parametrize("start", ["%YAML 1.3\n---\n", "a: |\n  \tb\n", "a: >\n \tb\n", "a: |2\n  \tb\n"])
+def test_what_libyaml_does_not_take_is_not_given_to_what_is_slower(start: str) -> None:
+    began = time.process_time()
+    with pytest.raises(yaml.YAMLError):
+        safeyaml.load(f"{start}z: [{'a,' * 520_000}]\n")
+    assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize("text", [_BOMB, _ALIASES, "a: &a [*a]", "&a {x: {<<: *a}}"])
