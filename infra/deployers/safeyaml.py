@@ -8,6 +8,9 @@ import yaml
 
 _MOST_NODES = 50_000
 _DEEPEST = 100
+#: `1:10:10:…` takes the square of its length.
+_LONGEST_NUMBER = 1000
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 class TooMuch(yaml.YAMLError):
@@ -52,6 +55,8 @@ def _count(node: yaml.Node, known: dict[int, int]) -> int:
         return size
     if id(node) in known:
         raise TooMuch("it refers to itself")
+    if node.tag in _NUMBERS and len(node.value) > _LONGEST_NUMBER:
+        raise TooMuch(f"it has a number of more than {_LONGEST_NUMBER} characters")
     known[id(node)] = 0
     inner: list[yaml.Node] = []
     if isinstance(node, yaml.SequenceNode):

@@ -310,6 +310,14 @@ def test_what_libyaml_does_not_take_is_not_given_to_what_is_slower(start: str) -
     assert time.process_time() - began < 1
 
 
+@pytest.mark.parametrize("number", ["1" + ":10" * 80_000, "1" + ":10" * 80_000 + ".5", "!!int '0x" + "f" * 240_000 + "'"])
+def test_a_number_takes_no_longer_than_a_text(number: str) -> None:
+    began = time.process_time()
+    with pytest.raises(safeyaml.TooMuch, match="a number of more than 1000 characters"):
+        safeyaml.load(f"a: {number}\n")
+    assert time.process_time() - began < 1
+
+
 @pytest.mark.parametrize("text", [_BOMB, _ALIASES, "a: &a [*a]", "&a {x: {<<: *a}}"])
 def test_what_unfolds_to_too_much_is_refused_before_it_is_built(text: str) -> None:
     with pytest.raises(safeyaml.TooMuch):
