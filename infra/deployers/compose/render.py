@@ -158,15 +158,21 @@ def _run(
         }
         said = _output(box, config)
     try:
-        answers = [_Answer(one["code"], str(one["out"]), str(one["err"])) for one in json.loads(said)]
+        answers = [_answer(one, shown) for one in json.loads(said)]
         if len(answers) != len(wanted):
             raise ValueError
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         raise DeployError("tool_failed", f"Docker's reader could not be run: {_words(said[-300:])}.") from None
     if not isolated.ok:
         here = re.compile(rf"{re.escape(str(checkout))}(?![\w.-])")
         answers = [_Answer(one.code, here.sub(PLACE, one.out), one.err) for one in answers]
     return answers
+
+
+def _answer(one: Mapping[str, Any], shown: int) -> _Answer:
+    """One answer, a stranger's perhaps, held to what the program in the sandbox gives. Raises LookupError, TypeError."""
+    out, err = str(one["out"]), str(one["err"])
+    return _Answer(one["code"] if len(out) <= shown else None, out[:shown], err[:_MOST_ERROR])
 
 
 def _for_anybody(checkout: Path, scratch: Path) -> Path:

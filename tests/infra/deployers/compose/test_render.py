@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -363,7 +364,7 @@ def alive(variable: str) -> list[str]:
     return found
 
 
-#: What the reader's parent may be made to say by it: both have one uid, and so it can write to the parent's pipe.
+#: What the reader's parent may be made to say by it: both have one uid, and so it can take the parent's pipe.
 ANSWERS = [
     "[]",
     "{}",
@@ -374,23 +375,30 @@ ANSWERS = [
     '[{"code": 0, "out": "a: 1", "err": ""}]' * 2,
     "\udcff",
     "x" * 9_000_000,
+    json.dumps([{"code": 0, "out": "x-a:\n" + "- a\n" * 600_000 + "- |\n \ta\n- \t\n@", "err": ""}]),
 ]
 
 
 @pytest.mark.parametrize("number", range(len(ANSWERS)))
 def test_an_answer_that_is_forged_ends_in_words(number: int, tmp_path: Path, fake: Callable[[str], None]) -> None:
     need_sandbox()
+    yama = Path("/proc/sys/kernel/yama/ptrace_scope")
+    if yama.exists() and yama.read_text().strip() != "0":
+        pytest.skip("here no process may take what its parent has open")
     folder = write(tmp_path / "recipe", APP)
     (folder / "printed").write_bytes(ANSWERS[number].encode(errors="surrogateescape"))
     fake(
-        "import os, signal\n"
-        "with open(f'/proc/{os.getppid()}/fd/1', 'wb') as out:\n"
+        "import ctypes, os, signal\n"
+        "pidfd_getfd, parent = 438, os.getppid()\n"
+        "with open(ctypes.CDLL(None).syscall(pidfd_getfd, os.pidfd_open(parent), 1, 0), 'wb') as out:\n"
         f"    out.write(open('{PLACE}/printed', 'rb').read())\n"
-        "os.kill(os.getppid(), signal.SIGKILL)"
+        "os.kill(parent, signal.SIGKILL)"
     )
+    began = time.process_time()
     error = refused(folder)
     assert error.kind in ("tool_failed", "invalid_recipe")
-    assert error.message.isprintable() and len(error.message) < 600
+    assert error.message.isprintable() and len(error.message) < 600 and "Traceback" not in error.message
+    assert time.process_time() - began < 2
 
 
 # --- what Docker says, with file and line
