@@ -1,4 +1,6 @@
-"""What a recipe may have on the machine: an allow-list over what Docker makes of its compose files. Pure but for lines in words.
+"""What a recipe may have on the machine: an allow-list over what Docker makes of its compose files.
+
+Pure, but for lines in words and the files that Docker takes for templates (nothing of a run writes into a checkout).
 
 A stranger's compose file is as hostile as a stranger's code, and an image of the recipe's choice runs in containers of its own
 stack. Each key and each shape that is admitted stands here; whatever else there is is refused before anything is deployed, unless
@@ -9,12 +11,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from infra.deployers.base import DeployError
-from infra.deployers.compose import lines, routes
+from infra.deployers.compose import lines, routes, templates
+from infra.deployers.compose.files import inside
 from infra.deployers.compose.recipe import Recipe, check_files, mapping, relative, texts
 
 #: Log drivers that write into the container's own log. With the others the daemon, on the host's network, talks to whom
@@ -39,6 +43,8 @@ _LONGEST_KEY = 1000  #: of a mapping; Docker reads no more than 1022 characters
 _ULIMITS = frozenset(
     ("as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nofile", "nproc", "rss", "sigpending", "stack")
 )
+#: Begins `Problem.at` where what follows is the line itself, and not keys of a compose file.
+_LINE = "the line"
 _FIX = "Take it out, or put it into an overlay that tests do not use."
 
 
@@ -83,10 +89,16 @@ def check(recipe: Recipe, allow: Collection[str] = (), withheld: Collection[str]
 
 def _shown(problem: Problem) -> str:
     """On one line, and no longer than anybody reads."""
-    return "".join(c if c.isprintable() else "?" for c in str(problem)[:_LONGEST_WORDS])
+    return _printable(str(problem)[:_LONGEST_WORDS])
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _where(places: lines.Places, problem: Problem) -> str:
+    if problem.at[:1] == (_LINE,):
+        return _printable(problem.at[1])
     *above, last = (*problem.path, *(problem.at or ("",)))
     return places.of(above, last)
 
@@ -118,8 +130,46 @@ def _problems(recipe: Recipe, stack: str) -> Iterator[Problem]:
     for kind, judge in (("networks", _network), ("volumes", _volume), ("configs", _file), ("secrets", _file)):
         for name, definition in declared[kind].items():
             yield from judge((kind, name), mapping(definition), stack)
+    if app := recipe.services.get("app"):  # which gets the recipe's variables beside its own (`stackfile`)
+        own = mapping(app.get("environment"))
+        added = {name: text for name, text in recipe.env.items() if name not in own}
+        yield from _ENVIRONMENT(("services", "app"), "environment", added)
     for path, words in check_files(recipe):
         yield Problem(path, words, allowable=False)
+    yield from _templates(recipe)
+
+
+def _templates(recipe: Recipe) -> Iterator[Problem]:
+    """The files that Docker fills in."""
+    longest = _longest(recipe)
+    for (kind, key, *_), name in recipe.files():
+        if not mapping(mapping(recipe.document.get(kind)).get(key)).get("template_driver"):
+            continue
+        try:
+            path = inside(recipe.checkout, name)
+        except DeployError:  # which `check_files` tells
+            continue
+        with path.open(errors="replace") as file:
+            text = file.read(templates.LONGEST + 1)
+        try:
+            templates.check(text, longest)
+        except templates.TooMuch as error:
+            yield Problem((kind, key), f"the template {name} with {error}", (_LINE, f"{name}:{error.line}"))
+
+
+def _longest(recipe: Recipe) -> dict[str, int]:
+    """How long a text may be that a template finds by `env`, `secret` or `config`."""
+    environments = [recipe.env, *(mapping(service.get("environment")) for service in recipe.services.values())]
+    found = {
+        "env": max(len(str(text)) for environment in environments for text in ("", *environment.values())),
+        "secret": max([0, *(secret.length for secret in recipe.secrets), *map(len, recipe.secret_values.values())]),
+        "config": 0,
+    }
+    for (kind, *_), name in recipe.files():
+        if (one := kind.removesuffix("s")) in found:
+            with suppress(DeployError):
+                found[one] = max(found[one], inside(recipe.checkout, name).stat().st_size)
+    return found
 
 
 def _routes(path: tuple[str, ...], labels: Mapping[str, str], domain: str, stack: str) -> Iterator[Problem]:
@@ -169,6 +219,21 @@ def _map_of_texts(path: tuple[str, ...], key: str, value: Any) -> Iterator[Probl
         yield _shape(path, key)
     elif not all(0 < len(name) <= _LONGEST_KEY for name in value):
         yield Problem(path, f"a name in {key} that is empty or longer than {_LONGEST_KEY} characters", (key,), allowable=False)
+
+
+def _filled_in(judge: Judge) -> Judge:
+    """What this judge takes, where Docker takes the text, or the texts of the mapping, for templates."""
+
+    def both(path: tuple[str, ...], key: str, value: Any) -> Iterator[Problem]:
+        yield from judge(path, key, value)
+        for name, text in (value if isinstance(value, dict) else {"": value}).items():
+            try:
+                templates.check(text if isinstance(text, str) else "", {})
+            except templates.TooMuch as error:
+                shown = f"{key} {name}".rstrip()
+                yield Problem(path, f"{shown}={text}, a template with {error}", (key, *([name] if name else [])))
+
+    return both
 
 
 def _shape(path: tuple[str, ...], key: str) -> Problem:
@@ -305,19 +370,21 @@ _DEPLOY = _mapping_of(
         ),
     }
 )
+_ENVIRONMENT = _filled_in(_map_of_texts)
 _LOGGING = _mapping_of({"driver": _log_driver, "options": _log_options})
 
 #: Every key of a service that is admitted, with its shape. Those that need the other sections are judged in `_service`.
 _SERVICE: Mapping[str, Judge] = {
     "image": _image,
-    **dict.fromkeys(("hostname", "domainname", "user", "working_dir", "stop_signal", "restart", "mac_address"), _text),
+    "hostname": _filled_in(_text),
+    **dict.fromkeys(("domainname", "user", "working_dir", "stop_signal", "restart", "mac_address"), _text),
     "container_name": _text,  # which `docker stack` passes over
     **dict.fromkeys(
         ("command", "entrypoint", "dns", "dns_search", "extra_hosts", "expose", "links", "depends_on"), _list_of_texts
     ),
     **dict.fromkeys(("cap_drop", "tmpfs", "env_file"), _list_of_texts),
     **dict.fromkeys(("init", "tty", "stdin_open", "read_only"), _flag),
-    "environment": _map_of_texts,
+    "environment": _ENVIRONMENT,
     "stop_grace_period": _duration,
     "shm_size": _size,
     "labels": _labels,
@@ -339,7 +406,7 @@ def _service(path: tuple[str, ...], service: Mapping[str, Any], declared: Mappin
         if key == "networks":
             yield from _attachments(path, value, declared[key], stack)
         elif key == "volumes":
-            yield from _list_of(partial(_mount, declared[key]))(path, key, value)
+            yield from _list_of(_filled_in(partial(_mount, declared[key])))(path, key, value)
         elif key in ("configs", "secrets"):
             yield from _list_of(partial(_used, declared[key]))(path, key, value)
         elif judge := _SERVICE.get(key):
@@ -477,8 +544,8 @@ def _volume(path: tuple[str, ...], definition: Mapping[str, Any], stack: str) ->
     if options := mapping(definition.get("driver_opts")):
         listed = ", ".join(f"{name}={value}" for name, value in options.items())
         yield Problem(path, f"driver_opts, which can mount any folder: {listed}", ("driver_opts",))
-    known = {"name": _text, "driver": _text, "driver_opts": _map_of_texts, "external": _flag, "labels": _labels}
-    yield from _known(path, definition, known)
+    filled = {"name": _filled_in(_text), "driver_opts": _filled_in(_map_of_texts), "labels": _filled_in(_labels)}
+    yield from _known(path, definition, {**filled, "driver": _text, "external": _flag})
 
 
 def _file(path: tuple[str, ...], definition: Mapping[str, Any], stack: str) -> Iterator[Problem]:

@@ -19,6 +19,8 @@ _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0
 #: A health check that is run more often is a load of its own.
 _CHECK_SECONDS = 1.0
 _LOG_FILES = 2
+#: What is ours to say of a log, and `tag`: a template, which the daemon itself fills in, for drivers that send logs away.
+_LOG_OPTIONS = ("max-size", "max-file", "tag")
 
 
 def too_many(recipe: Recipe, bounds: Bounds) -> Iterator[str]:
@@ -64,7 +66,7 @@ def _log(service: dict[str, Any], bounds: Bounds) -> None:
     driver = logging.get("driver") or "json-file"
     service["logging"] = {"driver": driver}
     if driver != "none":
-        options = {key: text for key, text in mapping(logging.get("options")).items() if key not in ("max-size", "max-file")}
+        options = {key: text for key, text in mapping(logging.get("options")).items() if key not in _LOG_OPTIONS}
         size = max(bounds.log_mb // _LOG_FILES, 1)
         service["logging"]["options"] = {**options, "max-size": f"{size}m", "max-file": str(_LOG_FILES)}
 

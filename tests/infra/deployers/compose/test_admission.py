@@ -13,6 +13,7 @@ from infra.deployers.compose import admission, recipe
 from infra.deployers.compose.recipe import Recipe
 from tests.infra.deployers.compose.reading import context, load, need_reader, write
 
+TEMPLATE = "a template with more than env, secret, config, if, else, end, eq, ne, and, or, not and fields such as .Service.Name"
 #: What may stand in a service, and the words that refuse it.
 SERVICES = {
     "privileged: true": "privileged",
@@ -53,12 +54,18 @@ SERVICES = {
     "logging: {driver: local, options: {max-buffer-size: 100g}}": "the log option max-buffer-size",
     "deploy: {replicas: 5000}": "5000 replicas, more than 20",
     "deploy: {replicas: '${MANY}'}": "900 replicas, more than 20",
+    "hostname: '{{pad \"x\" 1000000000000 0}}'": f'hostname={{{{pad "x" 1000000000000 0}}}}, {TEMPLATE}',
+    "environment: ['A=${DOUBLED}']": f"environment A={{{{$a := print 1}}}}{{{{$a}}}}, {TEMPLATE}",
+    "environment: {B: '{{.Service.Labels}}'}": f"environment B={{{{.Service.Labels}}}}, {TEMPLATE}",
+    "volumes: ['/x{{template \"x\"}}']": f'volumes target=/x{{{{template "x"}}}}, {TEMPLATE}',
+    "volumes: [{type: tmpfs, target: '/{{len}}'}]": f"volumes target=/{{{{len}}}}, {TEMPLATE}",
     "ulimits: {rtprio: 99}": "ulimits rtprio",
     "networks: {default: {driver_opts: {x: y}}}": "driver_opts on the network default",
     "networks: {default: {ipv4_address: 10.0.0.2}}": "ipv4_address on the network default",
     "networks: {proxy: {aliases: [keycloak]}}": "the alias keycloak on the shared network proxy",
 }
 #: The same of its labels, whose own path comes before the words.
+SAMPLE = "EVIL=/etc\nMANY=900\nHOME=/home/x\nDOUBLED='{{$a := print 1}}{{$a}}'\n"
 LABELS = {
     "labels: {cc-ci.keep: 'true'}": "labels: cc-ci.keep: such labels",
     "deploy: {labels: ['cc-ci.installation=other']}": "deploy.labels: cc-ci.installation: such labels",
@@ -91,6 +98,7 @@ REST = [
     ("volumes", "e: {driver_opts: {type: none, o: bind, device: /etc}}", "driver_opts, which can mount any folder: device=/etc"),
     ("volumes", "f: {driver: rclone}", "the volume driver rclone"),
     ("volumes", "g: {labels: {cc-ci.keep: 'true'}}", "labels: cc-ci.keep"),
+    ("volumes", "i: {labels: {a: '{{range}}'}}", f"labels a={{{{range}}}}, {TEMPLATE}"),
     ("volumes", "h: {x-cluster-spec: {access_mode: {scope: multi}}}", "a cluster volume"),
     ("configs", "a: {file: ../../etc/passwd}", "points out of the recipe"),
     ("configs", "b: {file: link}", "points out of the recipe"),
@@ -98,7 +106,8 @@ REST = [
     ("configs", "d: {file: missing}", "The recipe has no file missing"),
     ("configs", "e: {external: true}", "the external config e"),
     ("configs", "f: {file: compose.yml, name: other_conf}", "the name other_conf, which is not the stack's own"),
-    ("configs", "g: {file: compose.yml, template_driver: x}", "template_driver x"),
+    ("configs", "h: {file: doubled.tmpl, template_driver: golang}", f"the template doubled.tmpl with {TEMPLATE[16:]}"),
+    ("configs", "g: {file: plain, template_driver: x}", "template_driver x"),
     ("secrets", "a: {file: /etc/shadow}", "points out of the recipe"),
     ("secrets", "b: {external: true, name: other_password}", "the name other_password, which is not the stack's own"),
     ("secrets", "c: {external: true}", "the name c, which is not the stack's own"),
@@ -143,7 +152,7 @@ def test_each_thing_of_a_service(tmp_path: Path) -> None:
     cases = SERVICES | LABELS | {f"env_file: {file}": f"env_file: {words}" for file, words in ENV_FILES.items()}
     text = "networks: {proxy: {external: true}}\nvolumes: {a: }\nservices:\n"
     text += "".join(f"  s{number}: {{image: x, {part}}}\n" for number, part in enumerate(cases))
-    found = by_path(load(write(tmp_path, text, **{".env.sample": "EVIL=/etc\nMANY=900\nHOME=/home/x\n"})))
+    found = by_path(load(write(tmp_path, text, **{".env.sample": SAMPLE})))
     assert len(found) == len(cases)
     for number, (part, words) in enumerate(cases.items()):
         said = found[f"services.s{number}"]
@@ -155,7 +164,7 @@ def test_each_thing_beside_services(tmp_path: Path) -> None:
     for kind in ("networks", "volumes", "configs", "secrets"):
         text += f"{kind}:\n" + "".join(f"  {part}\n" for of, part, _ in REST if of == kind)
     (tmp_path / "link").symlink_to("/etc/hostname")
-    found = by_path(load(write(tmp_path, text, **{".git/config": "x"})))
+    found = by_path(load(write(tmp_path, text, **{".git/config": "x", "doubled.tmpl": "{{$a := 1}}", "plain": "x"})))
     assert len(found) == len(REST)
     for kind, part, words in REST:
         [said] = found[f"{kind}.{part.partition(':')[0]}"]
@@ -225,9 +234,9 @@ services:
     <<: *common
     image: x
     x-note: [anything, {at: all}]
-    command: ["a", "--b"]
+    command: ["a", "--b", "{{range}}"]
     entrypoint: /docker-entrypoint.sh
-    environment: [A=1, "B=${B}", C]
+    environment: [A=1, "B=${B}", C, "NODE={{.Node.Hostname}}", 'F={{index .Service.Labels "com.docker.stack.namespace"}}']
     volumes:
       - "data:/data"
       - {type: tmpfs, target: /tmp, tmpfs: {size: 1000000}}
@@ -236,14 +245,14 @@ services:
       - "more:/c:ro"
     tmpfs: [/run]
     networks: {proxy: {aliases: ["${STACK_NAME}_app"]}, internal: {aliases: [db]}}
-    logging: {driver: json-file, options: {max-size: 10m}}
+    logging: {driver: json-file, options: {max-size: 10m, tag: "{{.Name}}"}}
     dns: [1.1.1.1]
     hostname: "${DOMAIN}"
     container_name: app
     user: "1000:1000"
     working_dir: /x
     extra_hosts: ["a:127.0.0.1"]
-    healthcheck: {test: [CMD, "true"], interval: 5s, retries: 3, start_period: 1m}
+    healthcheck: {test: [CMD, "true", "{{define}}"], interval: 5s, retries: 3, start_period: 1m}
     init: true
     ulimits: {nofile: 65536, nproc: {soft: 1, hard: 2}}
     privileged: false
@@ -256,7 +265,7 @@ services:
     secrets: [pw, {source: file, uid: "1"}]
     env_file: settings.env
     build: .
-    labels: [backupbot.backup=true]
+    labels: [backupbot.backup=true, "x={{.Other}}"]
     deploy:
       mode: replicated
       replicas: 2
@@ -362,3 +371,35 @@ def test_what_nobody_may_allow(tmp_path: Path) -> None:
 def _words(read: Recipe) -> Iterator[str]:
     for problem in admission.problems(read):
         yield str(problem)
+
+
+def test_a_template_is_refused_with_its_own_file_and_line_and_can_be_allowed(tmp_path: Path) -> None:
+    text = "services: {db: {image: x}}\nconfigs: {c: {file: db.tmpl, template_driver: golang}, d: {file: db.tmpl}}\n"
+    read = load(write(tmp_path, text, **{"db.tmpl": '{{ env "A" }}\n{{ if env "B" }}\n{{ range }}x{{ end }}\n'}))
+    said = refused(read)
+    assert f"db.tmpl:3: configs.c: the template db.tmpl with {TEMPLATE[16:]}." in said
+    [offered] = re.findall(r"`([^`]+)`", said)
+    assert refused(read, offered) == ""
+
+
+def test_what_all_variables_of_the_sample_are_is_judged_for_the_service_that_gets_them(tmp_path: Path) -> None:
+    files = {".env.sample": "A='{{range}}'\nB='{{range}}'\n"}
+    said = refused(load(write(tmp_path / "app", "services: {app: {image: x, environment: [B=1]}}", **files)))
+    assert "services.app: environment A={{range}}" in said and "B=" not in said
+    assert refused(load(write(tmp_path / "db", "services: {db: {image: x}}", **files))) == ""
+
+
+@pytest.mark.parametrize("looked_up", ["env", "secret", "config"])
+def test_a_template_makes_no_more_of_itself_than_a_file_may_have(looked_up: str, tmp_path: Path) -> None:
+    text = """
+services: {db: {image: x, environment: ["LONG=${LONG}"], configs: [c, big], secrets: [big]}}
+configs: {c: {file: c.tmpl, template_driver: golang}, big: {file: big}}
+secrets: {big: {file: big}}
+"""
+    files = {"big": "x" * 50_000, ".env.sample": f"LONG={'x' * 50_000}\n"}
+    for times, words in (
+        (20, ""),
+        (21, "c.tmpl:1: configs.c: the template c.tmpl with more than a megabyte once it is filled in"),
+    ):
+        read = load(write(tmp_path, text, **files, **{"c.tmpl": f'{{{{ {looked_up} "big" }}}}' * times}))
+        assert words in refused(read) and bool(words) == bool(refused(read))

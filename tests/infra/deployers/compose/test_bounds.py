@@ -51,6 +51,7 @@ def test_the_recipes_own_count_where_they_are_smaller() -> None:
             {"driver": "local", "options": {"max-size": "1t", "compress": "false"}},
             {"compress": "false", "max-size": "2m", "max-file": "2"},
         ),
+        ({"options": {"tag": '{{pad "x" 1000000000000 0}}', "env": "A"}}, {"env": "A", "max-size": "2m", "max-file": "2"}),
         ({"options": {"max-file": "1000"}}, {"max-size": "2m", "max-file": "2"}),
         ({"driver": "none"}, None),
     ],
