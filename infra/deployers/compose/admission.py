@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from infra.deployers.base import DeployError
@@ -38,6 +39,7 @@ _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,499}")
 #: As Docker prints it: 1h0m0s, 1.5s, 20ms.
 _DURATION = re.compile(r"(?=.)(?:[0-9]+h)?(?:[0-9]+m(?!s))?(?:[0-9]+(?:\.[0-9]+)?(?:s|ms|µs|ns))?")
 _LONGEST_WORDS = 500
+_MOST_PROBLEMS = 1000
 _LONGEST_KEY = 1000  #: of a mapping; Docker reads no more than 1022 characters
 #: Not those that give a process more of the processor than others (`nice`, `rtprio`, `rttime`).
 _ULIMITS = frozenset(
@@ -70,12 +72,13 @@ def check(recipe: Recipe, allow: Collection[str] = (), withheld: Collection[str]
     What a run shares with others is allowed to nobody: routes of the proxy, labels of ours, files beside the checkout.
     """
     allowed, missed = {line.strip() for line in allow}, {line.strip() for line in withheld}
-    found = [problem for problem in problems(recipe) if not (problem.allowable and str(problem) in allowed)]
+    wrong = (problem for problem in problems(recipe) if not (problem.allowable and str(problem) in allowed))
+    found = list(islice(wrong, _MOST_PROBLEMS))
     if not found:
         return
     places = lines.Places(recipe.checkout, recipe.names)
     said = [f"{_where(places, problem)}: {_shown(problem)}" for problem in found[:10]]
-    more = f"; and {len(found) - 10} more" if len(found) > 10 else ""
+    more = f"; and {'at least ' * (len(found) == _MOST_PROBLEMS)}{len(found) - 10} more" if len(found) > 10 else ""
     # Each once, and only what is printed in full: it is to be copied.
     told = dict.fromkeys(f"`{p}`" for p in found if p.allowable and _shown(p) == str(p))
     allowable, held = ([line for line in told if (line[1:-1] in missed) is known][:10] for known in (False, True))
@@ -109,7 +112,9 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     for problem in _problems(recipe, stack):
         words = problem.words.replace(stack, "${STACK_NAME}") if stack else problem.words
         at = tuple(part.replace(stack, "${STACK_NAME}") for part in problem.at) if stack else problem.at
-        yield Problem(problem.path, words, at, problem.allowable)
+        # What is not told in full cannot be allowed: it would stand for all that begins like it.
+        allowable = problem.allowable and len(words) <= _LONGEST_WORDS
+        yield Problem(problem.path, words[:_LONGEST_WORDS], at, allowable)
 
 
 def _problems(recipe: Recipe, stack: str) -> Iterator[Problem]:
