@@ -2,8 +2,8 @@
 
 Traefik reads the labels of every service on the swarm, also of those on no network of its own, so they are checked
 whether or not the run goes through it. What is not known here is refused. TCP and UDP routers are left out of what a run
-deploys: their entry points cannot be shared, and a port is reached directly. Sources: Traefik's reference of Docker labels
-and of rules, version 2's and 3's, and what version 3 made of the labels in the tests.
+deploys: their entry points cannot be shared, and a port is reached directly. So are the proxy's own health checks. Sources: Traefik's
+reference of Docker labels and of rules, version 2's and 3's, and what version 3 made of the labels in the tests.
 """
 
 from __future__ import annotations
@@ -35,24 +35,57 @@ _ROUTER = re.compile(
 )
 _SERVICE = re.compile(
     r"loadbalancer\.(?:server\.(?:port|scheme|weight)|passhostheader|strategy|responseforwarding\.flushinterval"
-    r"|healthcheck\.(?:path|method|status|port|scheme|interval|unhealthyinterval|timeout|followredirects|mode|headers\.[^.]+)"
     r"|sticky|sticky\.cookie(?:\.[a-z]+)?)"
 )
-#: Middlewares that only change requests and answers. Not here: plugins, and what reads files of the proxy.
-_MIDDLEWARES = re.compile(
-    "addprefix|basicauth|buffering|chain|circuitbreaker|compress|contenttype|digestauth|errors|forwardauth|grpcweb|headers"
-    "|inflightreq|ipallowlist|ipwhitelist|passtlsclientcert|ratelimit|redirectregex|redirectscheme|replacepath"
-    "|replacepathregex|retry|stripprefix|stripprefixregex"
-)
+#: With one the proxy itself asks, again and again, and goes wherever the answer leads.
+_HEALTHCHECK = re.compile(r"\s*traefik\.http\.services\.[^.]+\.loadbalancer\.healthcheck\..+", re.IGNORECASE | re.DOTALL)
+_STRATEGY = r"ipstrategy|ipstrategy\.(?:depth|excludedips|ipv6subnet)"
+_SOURCE = rf"sourcecriterion\.(?:{_STRATEGY}|requestheadername|requesthost)"
+_LOGIN = "headerfield|realm|removeheader|users"
+_REPLACED = "regex|replacement"
+_PERSON = "commonname|country|domaincomponent|locality|organization|organizationalunit|province|serialnumber"
+#: Middlewares that change requests and answers, with their options. Not here: what makes the proxy ask others (`redis`), read
+#: its own files (`usersfile`, `tls`), or hold much in its memory (`memresponsebodybytes`); nor plugins.
+_MIDDLEWARES: Mapping[str, str] = {
+    "addprefix": "prefix",
+    "basicauth": _LOGIN,
+    "buffering": "maxrequestbodybytes|maxresponsebodybytes",
+    "chain": "middlewares",
+    "circuitbreaker": "checkperiod|expression|fallbackduration|recoveryduration|responsecode",
+    "compress": "defaultencoding|encodings|excludedcontenttypes|includedcontenttypes|minresponsebodybytes",
+    "contenttype": "autodetect",
+    "digestauth": _LOGIN,
+    "errors": r"errorrequestheaders|query|service|status|statusrewrites\.[^.]+",
+    "forwardauth": "addauthcookiestoresponse|address|authrequestheaders|authresponseheaders|authresponseheadersregex|forwardbody"
+    "|headerfield|maxbodysize|maxresponsebodysize|preservelocationheader|preserverequestmethod|trustforwardheader",
+    "grpcweb": "alloworigins",
+    "headers": r"(?:customrequestheaders|customresponseheaders|sslproxyheaders)\.[^.]+|addvaryheader|allowedhosts"
+    "|accesscontrol(?:allowcredentials|allowheaders|allowmethods|alloworigin(?:|list|listregex)|exposeheaders|maxage)"
+    "|browserxssfilter|contentsecuritypolicy|contentsecuritypolicyreportonly|contenttypenosniff|custombrowserxssvalue"
+    "|customframeoptionsvalue|featurepolicy|forcestsheader|framedeny|hostsproxyheaders|isdevelopment|permissionspolicy|publickey"
+    "|referrerpolicy|ssl(?:forcehost|host|redirect|temporaryredirect)|sts(?:includesubdomains|preload|seconds)",
+    "inflightreq": f"amount|{_SOURCE}",
+    "ipallowlist": f"{_STRATEGY}|rejectstatuscode|sourcerange",
+    "ipwhitelist": f"{_STRATEGY}|sourcerange",
+    "passtlsclientcert": rf"pem|info\.(?:notafter|notbefore|sans|serialnumber|(?:issuer|subject)\.(?:{_PERSON}))",
+    "ratelimit": f"average|burst|period|{_SOURCE}",
+    "redirectregex": f"permanent|{_REPLACED}",
+    "redirectscheme": "permanent|port|scheme",
+    "replacepath": "path",
+    "replacepathregex": _REPLACED,
+    "retry": "attempts|initialinterval",
+    "stripprefix": "forceslash|prefixes",
+    "stripprefixregex": "regex",
+}
 _PORT = re.compile(r"traefik\.http\.services\.[^.]+\.loadbalancer\.server\.port", re.IGNORECASE)
 _SWARM = re.compile(r"traefik\.(?:docker\.network|docker\.lbswarm|swarm\..*)", re.IGNORECASE)
 _FREE = re.compile(r"traefik\.(?:enable|docker\.network|docker\.lbswarm|swarm\.network|swarm\.lbswarm)")
 
 
 def problems(labels: Mapping[str, str], domain: str, stack: str) -> Iterator[tuple[str, str]]:
-    """What is wrong with a service's labels in one file: the label's key, and words. TCP and UDP are not judged, see below."""
+    """What is wrong with a service's labels in one file: the label's key, and words. What is left out is not judged, see below."""
     for key, value in labels.items():
-        if _is_traefiks(key) and not _is_tcp_or_udp(key) and (problem := _label(key, value, domain, stack)):
+        if _is_traefiks(key) and not _is_left_out(key) and (problem := _label(key, value, domain, stack)):
             yield key, problem
 
 
@@ -71,14 +104,17 @@ def unruled(labels: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 def without_tcp_and_udp(labels: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     """The labels that a run deploys, and the keys of those left out, in their order: everything about TCP and UDP.
 
-    Whatever else Traefik could take for such a label (`traefik.tcp[0].…`, `traefik.tcp` alone) is refused by `problems`.
+    Without the proxy's own health checks either, which `misplaced` tells. Whatever else Traefik could take for such a label
+    (`traefik.tcp[0].…`, `traefik.tcp` alone) is refused by `problems`.
     """
     left_out = [key for key in labels if _is_tcp_or_udp(key)]
-    return {key: value for key, value in labels.items() if not _is_tcp_or_udp(key)}, left_out
+    return {key: value for key, value in labels.items() if not _is_left_out(key)}, left_out
 
 
 def misplaced(labels: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """The rules of TCP routers with a matcher for HTTP: the label's key, and words. Only worth a warning."""
+    """Keys, and words, of what is only worth a warning: TCP routers with a matcher for HTTP, and the proxy's own health checks."""
+    if checks := [key for key in labels if _HEALTHCHECK.fullmatch(key)]:
+        yield ", ".join(checks), "not deployed, since the proxy itself would ask, wherever the answer leads; use healthcheck"
     for key, rule in labels.items():
         if not _TCP_RULE.fullmatch(key):
             continue
@@ -96,6 +132,10 @@ def _is_traefiks(key: str) -> bool:
 
 def _is_tcp_or_udp(key: str) -> bool:
     return key.lower().lstrip().startswith(("traefik.tcp.", "traefik.udp."))
+
+
+def _is_left_out(key: str) -> bool:
+    return _is_tcp_or_udp(key) or bool(_HEALTHCHECK.fullmatch(key))
 
 
 def _label(key: str, value: str, domain: str, stack: str) -> str:
@@ -146,14 +186,12 @@ def _service(rest: str, value: str, domain: str, stack: str) -> str:
 
 def _middleware(rest: str, value: str, domain: str, stack: str) -> str:
     kind, _, option = rest.partition(".")
-    if not _MIDDLEWARES.fullmatch(kind):
+    if kind not in _MIDDLEWARES:
         return f"the middleware {kind} is not for recipes; take it out"
-    if "file" in option or (kind == "forwardauth" and option.startswith("tls")):
-        return "it reads a file of the proxy; give the value itself"
+    if option and not re.fullmatch(_MIDDLEWARES[kind], option):
+        return f"the option {option} of the middleware {kind} is not for recipes; take it out"
     if (kind, option) in (("chain", "middlewares"), ("errors", "service")):
         return _references(value, stack)
-    if kind in ("chain", "errors") and option.startswith(("middlewares", "service")):
-        return "a reference that is not understood; write a plain list"
     if (kind, option) == ("forwardauth", "address"):
         try:
             host = urlsplit(value).hostname or ""

@@ -120,18 +120,29 @@ R, S, M = (f"traefik.http.{kind}.{STACK}" for kind in ("routers", "services", "m
         ("traefik.http.services.keycloak.loadbalancer.server.port", "80", "keycloak is not the stack's own name"),
         (f"{S}.loadbalancer.server.url", "http://127.0.0.1:8080", "may lead elsewhere"),
         (f"{S}.loadbalancer.servers[0].url", "http://127.0.0.1:8080", "may lead elsewhere"),
-        (f"{S}.loadbalancer.healthcheck.hostname", "ci.example.com", "may lead elsewhere"),
+        (f"{S}.loadbalancer.healthcheck", "true", "may lead elsewhere"),
+        (f"{S}.loadbalancer.healthcheck[0].path", "/", "may lead elsewhere"),
+        (f"{S}.loadbalancer.healthcheck .path", "/", "may lead elsewhere"),
+        (f"traefik.http.services[.{STACK}.loadbalancer.healthcheck.path", "/", "is not"),
         (f"{S}.loadbalancer.serverstransport", "x@file", "may lead elsewhere"),
         (f"{S}.failover.service", "keycloak", "may lead elsewhere"),
         *((f"{S}.loadbalancer.server.port", port, "is no port; write a number from 1 to 65535") for port in NO_PORTS),
         (f"{M}.chain.middlewares", "auth@file", "belongs to the server"),
-        (f"{M}.chain.middlewares[0]", "auth@file", "not understood"),
+        (f"{M}.chain.middlewares[0]", "auth@file", "the option middlewares[0] of the middleware chain is not for recipes"),
         (f"{M}.errors.service", "api@internal", "belongs to the server"),
         (f"{M}.forwardauth.address", "http://127.0.0.1:8080/api", "is not the stack's own"),
         (f"{M}.forwardauth.address", f"http://{STACK}_app@127.0.0.1/", "is not the stack's own"),
         (f"{M}.forwardauth.address", f"http://{STACK}_app.evil.org/", "is not the stack's own"),
-        (f"{M}.forwardauth.tls.cert", "/etc/passwd", "reads a file"),
-        (f"{M}.basicauth.usersfile", "/etc/passwd", "reads a file"),
+        (f"{M}.forwardauth.tls.cert", "/etc/passwd", "the option tls.cert of the middleware forwardauth is not for recipes"),
+        (f"{M}.forwardauth.tls", "true", "is not for recipes"),
+        (f"{M}.forwardauth.address.x", "http://127.0.0.1", "is not for recipes"),
+        (f"{M}.basicauth.usersFile", "/etc/passwd", "the option usersfile of the middleware basicauth is not for recipes"),
+        (f"{M}.ratelimit.redis.endpoints", "socket-proxy:2375", "the option redis.endpoints of the middleware ratelimit"),
+        (f"{M}.RateLimit.Redis.tls.ca", "/etc/passwd", "is not for recipes"),
+        (f"{M}.ratelimit[0].redis.endpoints", "socket-proxy:2375", "is not for recipes"),
+        (f"{M}.inflightreq.redis.endpoints", "socket-proxy:2375", "is not for recipes"),
+        (f"{M}.buffering.memresponsebodybytes", "1000000000000", "is not for recipes"),
+        (f"{M}.errors.service.x", "api@internal", "is not for recipes"),
         (f"{M}.plugin.x.y", "1", "the middleware plugin is not for recipes"),
         (f"traefik.http.serverstransports.{STACK}.insecureskipverify", "true", "is not for recipes"),
         (f"{R}.rule", "HostSNI(`*`)", "HostSNI is for TCP"),
@@ -175,6 +186,13 @@ def test_what_recipes_do_every_day() -> None:
         f"{M}-auth.forwardauth.address": f"http://{STACK}_auth:9000/outpost",
         f"{M}-all.chain.middlewares": f"{STACK}-redirect",
         f"{M}-gzip.compress": "true",
+        f"{M}-users.basicauth.users": "a:b",
+        f"{M}-limit.rateLimit.average": "5",
+        f"{M}-limit.rateLimit.sourceCriterion.ipStrategy.depth": "1",
+        f"{M}-big.buffering.maxRequestBodyBytes": "1000000",
+        f"{M}-path.replacepathregex.replacement": "/x/$1",
+        f"{M}-hosts.headers.accessControlAllowOriginList": "*",
+        f"{M}-sts.headers.stsSeconds": "31536000",
         "traefik.tcp.routers.mumble.entrypoints": "mumble",
         "traefik.tcp.services.mumble.loadbalancer.server.port": "1935",
     }
@@ -194,6 +212,20 @@ def test_a_router_without_a_rule() -> None:
     [(key, words)] = unruled({f"{R}.entrypoints": "web", f"{R}.tls": "true", f"{R}-b.rule": "x"})
     assert key == f"{R}.entrypoints"
     assert "has no rule" in words
+
+
+@pytest.mark.parametrize("start", ["traefik.http.services", "Traefik.HTTP.Services", " traefik.http.services"])
+def test_the_proxys_own_health_checks_are_left_out_and_reported(start: str) -> None:
+    checks = {
+        f"{start}.{STACK}.loadBalancer.healthCheck.path": "http://victim:2375/v1.41/swarm/leave?force=1",
+        f"{start}.{STACK}.loadbalancer.healthcheck.headers.X-A": "1",
+        f"{start}.other.loadbalancer.HEALTHCHECK.hostname": "victim",
+    }
+    labels = {f"{S}.loadbalancer.server.port": "80", **checks}
+    assert without_tcp_and_udp(labels) == ({f"{S}.loadbalancer.server.port": "80"}, [])
+    assert list(problems(labels, DOMAIN, STACK)) == []
+    [(keys, words)] = misplaced(labels)
+    assert keys == ", ".join(checks) and words.startswith("not deployed")
 
 
 def test_tcp_and_udp_are_left_out_of_what_a_run_deploys() -> None:
