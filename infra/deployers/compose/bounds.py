@@ -1,6 +1,7 @@
 """How much of the machine the services of a run may have: memory, processor, processes, logs, and how many of them. Pure.
 
-An image of a stranger's choice runs in them. What the recipe itself asks for counts where it is less.
+An image of a stranger's choice runs in them. What the recipe itself asks for counts where it is less. Nothing is reserved:
+that is no longer anybody's to have, also when nobody uses it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from infra.deployers.base import Bounds
 from infra.deployers.compose.recipe import Recipe, mapping
 
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([kmgtp]?)i?b?", re.IGNORECASE)
+_DECIMAL = re.compile(r"[0-9]{1,9}(?:\.[0-9]{0,9})?|\.[0-9]{1,9}", re.ASCII)
 _DURATION = re.compile(r"(?:[0-9]{1,12}(?:\.[0-9]{0,9})?(?:ns|us|µs|ms|s|m|h))+")
 _PART = re.compile(r"(?<![0-9.])([0-9.]+)(ns|us|µs|ms|s|m|h)")
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -42,17 +44,13 @@ def _replicas(service: Mapping[str, Any]) -> int:
 def keep_within(document: dict[str, Any], bounds: Bounds) -> None:
     """Give each service of a document its limits."""
     for service in document["services"].values():
-        limits = service.setdefault("deploy", {}).setdefault("resources", {}).setdefault("limits", {})
+        resources = service.setdefault("deploy", {}).setdefault("resources", {})
+        resources.pop("reservations", None)
+        limits = resources.setdefault("limits", {})
         limits["memory"] = str(min(_bytes(limits.get("memory")) or bounds.memory_mb << 20, bounds.memory_mb << 20))
-        limits["cpus"] = f"{min(_number(limits.get('cpus')) or bounds.cpus, bounds.cpus):g}"
+        limits["cpus"] = f"{_cpus(limits.get('cpus'), bounds.cpus):g}"
         pids = int(limits.get("pids") or 0)  # 0 and -1 are Docker's words for no limit
         limits["pids"] = pids if 0 < pids < bounds.processes else bounds.processes
-        # What is reserved has to lie within the limits, and is no longer anybody's to have.
-        reserved = mapping(service["deploy"]["resources"].get("reservations"))
-        if memory := _bytes(reserved.get("memory")):
-            reserved["memory"] = str(min(memory, int(limits["memory"])))
-        if cpus := _number(reserved.get("cpus")):
-            reserved["cpus"] = f"{min(cpus, float(limits['cpus'])):g}"
         _log(service, bounds)
         check = mapping(service.get("healthcheck"))
         for key in ("interval", "start_interval"):
@@ -77,11 +75,10 @@ def _bytes(text: Any) -> int:
     return int(float(match[1]) * 1024 ** " kmgtp".index(match[2].lower() or " ")) if match else 0
 
 
-def _number(text: Any) -> float:
-    try:
-        return max(float(text or 0), 0.0)
-    except ValueError:
-        return 0.0
+def _cpus(text: Any, most: float) -> float:
+    """How many, written plainly; whatever else Docker takes for a number (`3/2`, `1e1`) is as good as none."""
+    asked = float(text) if _DECIMAL.fullmatch(str(text)) else 0.0
+    return min(asked or most, most)
 
 
 def _seconds(text: Any) -> float:

@@ -32,15 +32,26 @@ def test_the_recipes_own_count_where_they_are_smaller() -> None:
     assert bounded({"deploy": {"resources": {"limits": dict(limits)}}})["deploy"]["resources"]["limits"] == limits
     greedy = {"memory": "8g", "cpus": "64", "pids": 100_000}
     app = bounded({"deploy": {"resources": {"limits": greedy, "reservations": {"memory": "4g", "cpus": "8"}}}})
-    assert app["deploy"]["resources"] == {
-        "limits": {"memory": str(64 << 20), "cpus": "0.5", "pids": 32},
-        "reservations": {"memory": str(64 << 20), "cpus": "0.5"},
-    }
+    assert app["deploy"]["resources"] == {"limits": {"memory": str(64 << 20), "cpus": "0.5", "pids": 32}}, "nothing is reserved"
     none = {"memory": "0", "cpus": "0", "pids": -1}  # Docker's words for no limit
     assert bounded({"deploy": {"resources": {"limits": none}}})["deploy"]["resources"]["limits"] == {
         "memory": str(64 << 20),
         "cpus": "0.5",
         "pids": 32,
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "becomes"),
+    [
+        *(("0.25", "0.25"), (".25", "0.25"), ("1.", "0.5"), ("64", "0.5"), ("0", "0.5"), (None, "0.5")),
+        *((text, "0.5") for text in ("3/2", "1/1000000000000", "1e1", "nan", "inf", "-1", "0x10", "1_0", "\u0663", "")),
+    ],
+)
+def test_the_processors_are_ours_to_limit_however_they_are_written(given: str | None, becomes: str) -> None:
+    resources = {"limits": {"cpus": given}, "reservations": {"cpus": given}}
+    assert bounded({"deploy": {"resources": resources}})["deploy"]["resources"] == {
+        "limits": {"memory": str(64 << 20), "cpus": becomes, "pids": 32}
     }
 
 
