@@ -47,9 +47,12 @@ class Recipe:
         return texts(mapping(self.services.get(service, {}).get("deploy")).get("labels"))
 
     def label(self, name: str) -> str:
-        """A label `coop-cloud.<stack>.<name>`, of `app` before other services; empty without one."""
+        """A label `coop-cloud.<stack>.<name>`, of the first service that has it, also empty, `app` before others.
+
+        What runs is read back in the same way (`settling.look`).
+        """
         key = f"coop-cloud.{self.env.get('STACK_NAME', '')}.{name}"
-        return next((found for service in self._app_first() if (found := self.labels(service).get(key, ""))), "")
+        return next((labels[key] for service in self._app_first() if key in (labels := self.labels(service))), "")
 
     def version(self) -> str:
         return self.label("version")

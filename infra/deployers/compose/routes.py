@@ -2,8 +2,9 @@
 
 Traefik reads the labels of every service on the swarm, also of those on no network of its own, so they are checked
 whether or not the run goes through it. What is not known here is refused. TCP and UDP routers are left out of what a run
-deploys: their entry points cannot be shared, and a port is reached directly. So are the proxy's own health checks. Sources: Traefik's
-reference of Docker labels and of rules, version 2's and 3's, and what version 3 made of the labels in the tests.
+deploys: their entry points cannot be shared, and a port is reached directly. So are the proxy's own health checks.
+
+Sources: Traefik's reference of Docker labels and of rules, version 2's and 3's, and what version 3 made of those in the tests.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ _FREE = re.compile(r"traefik\.(?:enable|docker\.network|docker\.lbswarm|swarm\.n
 
 
 def problems(labels: Mapping[str, str], domain: str, stack: str) -> Iterator[tuple[str, str]]:
-    """What is wrong with a service's labels in one file: the label's key, and words. What is left out is not judged, see below."""
+    """What is wrong with a service's labels in one file: the label's key, and words. What is left out (below) is not judged."""
     for key, value in labels.items():
         if _is_traefiks(key) and not _is_left_out(key) and (problem := _label(key, value, domain, stack)):
             yield key, problem
@@ -112,7 +113,7 @@ def without_tcp_and_udp(labels: Mapping[str, str]) -> tuple[dict[str, str], list
 
 
 def misplaced(labels: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Keys, and words, of what is only worth a warning: TCP routers with a matcher for HTTP, and the proxy's own health checks."""
+    """Keys, and words, of what is worth a warning: TCP routers with a matcher for HTTP, and the proxy's own health checks."""
     if checks := [key for key in labels if _HEALTHCHECK.fullmatch(key)]:
         yield ", ".join(checks), "not deployed, since the proxy itself would ask, wherever the answer leads; use healthcheck"
     for key, rule in labels.items():

@@ -53,12 +53,13 @@ def of_run(
     networks |= {key: {"driver": "overlay"} for key in shared}
     for service in document["services"].values():
         deploy = service.setdefault("deploy", {})
-        kept, _ = routes.without_tcp_and_udp(texts(deploy.get("labels")))
-        deploy["labels"] = _without_certificates(kept)
-        service["labels"], _ = routes.without_tcp_and_udp(texts(service.get("labels")))
-        if proxied and routes.any_of(deploy["labels"]) and shared & mapping(service.get("networks")).keys():
+        for labelled in (service, deploy):
+            kept, _ = routes.without_tcp_and_udp(texts(labelled.get("labels")))
+            labelled["labels"] = _without_certificates(kept)
+        own = service.get("networks") or {"default": None}
+        if proxied and routes.any_of(deploy["labels"]) and shared & own.keys():
             networks[_FRONT] = {"driver": "overlay", "attachable": True}
-            service["networks"] = {**service["networks"], _FRONT: None}
+            service["networks"] = {**own, _FRONT: None}
             routes.lead_over(deploy["labels"], f"{stack}_{_FRONT}")
             if not own_hostname(str(service.get("hostname") or ""), recipe):
                 del service["hostname"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from infra.deployers import settling
 from infra.deployers.base import Bounds, DeployError, Secret, random_secret
 from infra.deployers.compose import admission, ports, stackfile
 from infra.deployers.compose.recipe import Recipe, read_environment
@@ -212,6 +213,33 @@ def test_a_run_is_not_on_the_network_of_the_proxy_but_what_has_routes_is_on_one_
     assert alone["services"]["app"]["hostname"] == "keycloak"
     of_app = stackfile.of_app(read, {}, {}, {})
     assert of_app["networks"]["shared"] == {"external": True, "name": "proxy"}, "the server's own apps share it"
+
+
+def test_what_is_on_the_proxys_network_by_default_alone_is_on_the_one_that_the_proxy_joins(tmp_path: Path) -> None:
+    text = """
+services:
+  app: {image: x, deploy: {labels: ["traefik.http.routers.${STACK_NAME}.rule=Host(`${DOMAIN}`)"]}}
+  db: {image: x}
+networks: {default: {external: true, name: proxy}}
+"""
+    document = deployed(load(write(tmp_path, text)), proxied=True)
+    assert stackfile.front(document, STACK) == [f"{STACK}_cc-ci-front"]
+    assert list(document["services"]["app"]["networks"]) == ["default", "cc-ci-front"]
+    assert not document["services"]["db"].get("networks")
+
+
+@pytest.mark.parametrize(("app", "version"), [("", ""), ("2.0", "2.0"), (None, "1.0")])
+def test_the_version_is_that_of_app_also_when_it_is_empty_as_it_is_read_back(
+    app: str | None, version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "services:\n"
+    for name, value in (("app", app), ("db", "1.0")):
+        label = "" if value is None else f"coop-cloud.${{STACK_NAME}}.version={value}"
+        text += f"  {name}: {{image: x, deploy: {{labels: ['{label or 'other=x'}']}}}}\n"
+    read = load(write(tmp_path, text))
+    monkeypatch.setattr(settling, "listed", lambda *_, **__: [])
+    there = [{"ID": name, "Spec": {"Name": f"{STACK}_{name}", "Labels": read.labels(name)}} for name in read.services]
+    assert read.version() == settling.look(STACK, there).version == version
 
 
 def test_routers_of_tcp_and_udp_and_certificates_are_left_out_for_runs_alone(tmp_path: Path) -> None:

@@ -352,9 +352,10 @@ def test_a_router_without_a_rule_is_named_in_the_file_that_has_it(tmp_path: Path
 
 def test_no_run_asks_for_a_certificate(tmp_path: Path) -> None:
     text = _EVIL.replace("ci.example.com", "${DOMAIN}") + '        - "traefik.http.routers.${STACK_NAME}.tls.certresolver=prod"\n'
-    document = stackfile.of_run(load(write(tmp_path, text)), {}, {}, {}, STACK, True, Bounds())
-    labels = document["services"]["app"]["deploy"]["labels"]
-    assert labels[f"{R}.tls"] == "true"
+    text += '    labels: ["traefik.http.routers.${STACK_NAME}.tls.certresolver=prod"]\n'
+    app = stackfile.of_run(load(write(tmp_path, text)), {}, {}, {}, STACK, True, Bounds())["services"]["app"]
+    for labels in (app["labels"], app["deploy"]["labels"]):
+        assert labels[f"{R}.tls"] == "true" and "prod" not in labels.values()
     assert not [key for key in labels if "certresolver" in key]
 
 
