@@ -16,11 +16,11 @@ from django.db import connection
 
 from controlplane.registry import Finding, Level
 from infra.deployers.base import DeployError
-from infra.deployers.egress import GATEWAY, PREFIX, Allowed
+from infra.deployers.egress import GATEWAY, PREFIX, Allowed, is_private
 from infra.deployers.engine import get, swarm_problem
 from infra.firewall import nft, probe, wanted
 from infra.firewall.probe import Target
-from infra.firewall.rules import Rules, is_private
+from infra.firewall.rules import Rules
 
 NAME = "firewall"
 APPLY = "cc-ci firewall --apply"

@@ -14,51 +14,12 @@ import ipaddress
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from infra.deployers.egress import GATEWAY, NOTHING, PREFIX, Allowed, group
+from infra.deployers.egress import GATEWAY, NOTHING, PREFIX, PRIVATE_4, PRIVATE_6, Allowed, group
 
 TABLE = "cc_ci"
 REFUSING, COUNTING = "refusing", "counting only"
 #: The comments of the rules that count. They are shown, and are the same in all versions of the rules.
 TO_HOST, TO_PRIVATE, FORGED = "to this machine", "to a private or link-local range", "with a forged source address"
-
-#: Not on the internet (IANA's special-purpose registries). What is for documentation leads nowhere, and is left out.
-PRIVATE_4 = (
-    "0.0.0.0/8",
-    "10.0.0.0/8",
-    "100.64.0.0/10",  # carriers' NAT, and VPNs such as Tailscale; metadata of Alibaba Cloud
-    "127.0.0.0/8",
-    "168.63.129.16/32",  # not private, but the host's own service in Azure, with the virtual machine's configuration
-    "169.254.0.0/16",  # link-local; metadata of most clouds
-    "172.16.0.0/12",
-    "192.0.0.0/24",
-    "192.168.0.0/16",
-    "198.18.0.0/15",
-    "224.0.0.0/3",  # multicast, reserved, broadcast
-)
-#: The first 96 bits of addresses that a NAT64 gateway takes for the IPv4 address that follows.
-_NAT64 = int(ipaddress.IPv6Address("64:ff9b::"))
-PRIVATE_6 = (
-    "::/96",
-    "::ffff:0:0/96",
-    *(
-        f"{ipaddress.IPv6Address(_NAT64 | int(network.network_address))}/{96 + network.prefixlen}"
-        for network in map(ipaddress.IPv4Network, PRIVATE_4)
-    ),
-    "64:ff9b:1::/48",
-    "100::/64",
-    "2001::/32",  # Teredo
-    "2002::/16",  # 6to4: IPv4 addresses, private ones too
-    "fc00::/7",  # unique local; metadata of AWS, Google Cloud and Scaleway
-    "fe80::/10",
-    "fec0::/10",
-    "ff00::/8",
-)
-
-
-def is_private(address: str) -> bool:
-    """Whether an address is in one of the ranges that runs do not reach."""
-    found = ipaddress.ip_address(address.partition("%")[0])
-    return any(found in ipaddress.ip_network(network) for network in (PRIVATE_4 if found.version == 4 else PRIVATE_6))
 
 
 @dataclass(frozen=True)

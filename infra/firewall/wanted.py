@@ -15,8 +15,8 @@ from django.conf import settings
 from django.db import DatabaseError
 
 from controlplane.registry import registry
-from infra.deployers.egress import ALLOWS, Allowed, allowed, parse
-from infra.firewall.rules import Rules, is_private
+from infra.deployers.egress import ALLOWS, Allowed, allowed, is_private, parse
+from infra.firewall.rules import Rules
 
 DAEMON, RESOLV, SYSTEMD = Path("/etc/docker/daemon.json"), Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf")
 

@@ -17,10 +17,10 @@ from django.core.management import call_command
 
 from controlplane.cli import MISUSE, NO, OURS, Exit
 from controlplane.config import Config
-from infra.deployers.egress import Allowed, group, parse
+from infra.deployers.egress import Allowed, group, is_private, parse
 from infra.firewall import check, nft, wanted
 from infra.firewall.probe import Target
-from infra.firewall.rules import Rules, is_private
+from infra.firewall.rules import Rules
 from tests.networks import Network, ip, need_networks, within
 
 pytestmark = pytest.mark.django_db
