@@ -175,6 +175,12 @@ class Config(BaseSettings):
         ge=0,
         description="Gigabytes of images that runs may leave on this machine; the least recently used go first. 0 keeps all.",
     )
+    registries: Annotated[list[str], NoDecode] = Field(
+        [],
+        alias="CC_CI_REGISTRIES",
+        description="The registries that runs may pull images from, such as `docker.io ghcr.io registry.example.org:5000`. "
+        "Empty: any public one, which is none named by an address or without a dot, and none in a private range.",
+    )
     registry_mirror: str = Field(
         "",
         alias="CC_CI_REGISTRY_MIRROR",
@@ -266,7 +272,7 @@ class Config(BaseSettings):
                 raise ValueError(f"address number {number} is none that Apprise knows; see https://appriseit.com/services/")
         return addresses
 
-    @field_validator("allowed_hosts", "secret_keys", "bots", "firewall_allow", mode="before")
+    @field_validator("allowed_hosts", "secret_keys", "bots", "firewall_allow", "registries", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return _words(value)
@@ -308,6 +314,14 @@ class Config(BaseSettings):
                 # The key itself stays out of the message: messages land in logs.
                 raise ValueError(f"key number {number} is no Fernet key; `cc-ci rotate_keys --new` makes one") from None
         return keys
+
+    @field_validator("registries")
+    @classmethod
+    def _registry_hosts(cls, values: list[str]) -> list[str]:
+        for value in values:
+            if not re.fullmatch(r"[A-Za-z0-9.-]+(:[0-9]{1,5})?", value):
+                raise ValueError(f"{value} is no registry; write docker.io or registry.example.org:5000")
+        return [value.lower() for value in values]
 
     @field_validator("firewall_allow")
     @classmethod

@@ -346,6 +346,7 @@ class Context:
     exclusive_ports: Sequence[int] = ()  #: published as they are, leased by a lock in `locks`; others get free ones
     locks: Path | None = None
     mirror: str = ""  #: a registry that is asked first for images of Docker Hub
+    registries: Sequence[str] = ()  #: those that a run may pull from, as `host` or `host:port`; empty: any public one
     registry_auth: str = ""  #: a Docker config.json with logins, as text; never in an environment or on a command line
     image_ledger: Path | None = None  #: where this machine notes when an image was used last
     image_gb: float = 0.0

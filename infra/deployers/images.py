@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import ipaddress
 import json
 import os
 import re
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.deployers import children
+from infra.deployers import children, egress
 from infra.deployers.base import Context, DeployError
 from infra.deployers.docker_cli import call, environment, last_line
 from infra.deployers.engine import ids, inspect, listed
@@ -26,17 +28,35 @@ _PULL_SECONDS = 900.0
 #: What was asked for this lately may belong to a deployment that has no container yet.
 _YOUNG_SECONDS = 3600.0
 _HUB = ("docker.io/", "index.docker.io/", "registry-1.docker.io/")
+#: What Docker itself says of a pull that failed. Whatever else stands there may be the answer of any server that this machine
+#: reaches, which a stranger's registry had Docker ask.
+_KNOWN = re.compile(
+    r"invalid reference format|manifest unknown|name unknown|no matching manifest|not found"
+    r"|pull access denied|repository does not exist|requested access to the resource is denied"
+    r"|no basic auth credentials|authentication required|unauthorized|incorrect username or password"
+    r"|toomanyrequests|You have reached your [a-z ]{0,40}limit"
+    r"|error parsing HTTP [0-9]{3}|unexpected HTTP status: [0-9]{3}|unexpected status"
+    r"|connection refused|connection reset|no such host|server misbehaving|no route to host|network is unreachable"
+    r"|TLS handshake timeout|i/o timeout|Client\.Timeout exceeded|context deadline exceeded|context canceled|\bEOF\b"
+    r"|server gave HTTP response to HTTPS client|certificate signed by unknown authority|certificate has expired|\bx509\b"
+    r"|no space left on device|failed to register layer|verification failed"
+    r"|Cannot connect to the Docker daemon|error during connect"
+)
 
 
 def get(image: str, context: Context) -> None:
     """Have `image` here, since a pull inside a deployment would eat its time to settle. Notes that it was used.
 
-    Raises DeployError: `pull_failed` (ours) with docker's words, `invalid_recipe` for what is no image's name.
+    Raises DeployError: `pull_failed` (ours) with docker's words, `invalid_recipe` for what is no image's name, `forbidden` for an
+    image of a registry that runs may not have asked: Docker asks it from this machine, past the rules for a run's network.
     """
     # Noted before the look, so that nobody takes it away between the look and the deployment.
     note_use(context.image_ledger, image)
     if inspect("image", [image]):
         return
+    if context.ephemeral and (problem := _out_of_bounds(registry(image), context.registries)):
+        fix = "Take the image from another, or add this one to those that runs may pull from (CC_CI_REGISTRIES)."
+        raise DeployError("forbidden", f"The image {image} is not here, and {problem}.", fix)
     context.report(f"Pulling {image}")
     started = time.monotonic()
     with context.timed("pull"), _login(context) as options:
@@ -73,17 +93,41 @@ def _from_mirror(image: str, context: Context, options: list[str]) -> str | None
     return last_line(tagged.stderr) if tagged.returncode else None
 
 
+def registry(image: str) -> str:
+    """The registry that Docker asks for an image, as `host` or `host:port`."""
+    first, slash, _ = image.partition("/")
+    elsewhere = slash and (first == "localhost" or {".", ":"} & set(first) or first != first.lower())
+    return first.lower() if elsewhere and f"{first}/" not in _HUB else "docker.io"
+
+
+def _out_of_bounds(host: str, registries: Collection[str]) -> str:
+    """Why a run may have nothing pulled from there; empty when it may."""
+    if registries:
+        return "" if host in registries else f"runs pull from {', '.join(sorted(registries))} alone, not from {host}"
+    name = host.partition(":")[0]
+    try:
+        ipaddress.ip_address(name)
+        return f"its registry {host} is named by an address"
+    except ValueError:
+        pass
+    if "." not in name:
+        return f"its registry {host} has no public name"
+    try:
+        found = {str(address[0]) for *_, address in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)}
+    except (OSError, UnicodeError):  # Docker says the same
+        return ""
+    return f"its registry {host} is not on the internet" if any(map(egress.is_private, found)) else ""
+
+
 def mirrored(image: str, mirror: str) -> str:
     """The name under which `mirror` has an image of Docker Hub; empty for others, and for those with a digest.
 
     (An image that was pulled from elsewhere cannot get a name with a digest.)
     """
-    path = next((image.removeprefix(host) for host in _HUB if image.startswith(host)), image)
-    first, slash, _ = path.partition("/")
-    elsewhere = bool(slash) and path == image and ("." in first or ":" in first or first == "localhost")
-    if not mirror or elsewhere or "@" in image:
+    if not mirror or registry(image) != "docker.io" or "@" in image:
         return ""
-    return f"{mirror.rstrip('/')}/{path if slash else f'library/{path}'}"
+    path = next((image.removeprefix(host) for host in _HUB if image.startswith(host)), image)
+    return f"{mirror.rstrip('/')}/{path if '/' in path else f'library/{path}'}"
 
 
 @contextlib.contextmanager
@@ -113,7 +157,13 @@ def _pull(image: str, options: list[str], check: Callable[[], None]) -> str:
         return f"it took more than {_PULL_SECONDS:g} s"
     except children.TooMuch as error:
         return str(error)
-    return last_line(done.err.decode(errors="replace")) if done.code else ""
+    return _told(last_line(done.err.decode(errors="replace"))) if done.code else ""
+
+
+def _told(said: str) -> str:
+    """What is told of Docker's words: those that are its own, and come before the answer of a server that it quotes."""
+    known = dict.fromkeys(_KNOWN.findall(said.partition("response body")[0]))
+    return ": ".join(known) or "for a reason that stands in the log of Docker's daemon"
 
 
 @dataclass(frozen=True)

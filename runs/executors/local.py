@@ -132,6 +132,7 @@ def shared_of_machine() -> dict[str, Any]:
     return {
         "images": Images(
             mirror=config.registry_mirror,
+            registries=config.registries,
             most_gb=config.image_gb,
             ledger=str(data / "images.json"),
             # Asked only where images are removed: a run on a laptop has no database.

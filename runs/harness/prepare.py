@@ -98,6 +98,7 @@ def context_of(request: Request, work: Path, credential: Mapping[str, str], jour
         withheld=request.withheld,
         locks=Path(request.locks) if request.locks else None,
         mirror=request.images.mirror,
+        registries=request.images.registries,
         registry_auth=credential.get("registry_auth", ""),
         image_ledger=Path(request.images.ledger) if request.images.ledger else None,
         image_gb=request.images.most_gb,

@@ -77,6 +77,7 @@ class Images(_Model):
     """How images come here. The login of a registry is part of the credential, never of this."""
 
     mirror: str = ""  #: a registry that is asked first for images of Docker Hub, such as `mirror.example.org:5000`
+    registries: list[str] = Field(default_factory=list)  #: those that a run may pull from; empty: any public one
     most_gb: float = 0.0  #: the least recently used images beyond this go; 0 keeps all
     ledger: str = ""  #: the file in which this machine notes when an image was used last; empty: nothing is removed
     keep: list[str] = Field(default_factory=list)  #: images that stay whatever their age: needed for a way back

@@ -35,7 +35,9 @@ def test_environment_goes_before_the_env_file(tmp_path: Path, monkeypatch: pytes
 
 def test_words_are_split_at_commas_and_spaces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC_CI_BOTS", "renovate, weblate drone")
+    monkeypatch.setenv("CC_CI_REGISTRIES", "docker.io, Registry.example.org:5000")
     assert load().bots == ["renovate", "weblate", "drone"]
+    assert load().registries == ["docker.io", "registry.example.org:5000"]
 
 
 @pytest.mark.parametrize(
@@ -48,6 +50,7 @@ def test_words_are_split_at_commas_and_spaces(monkeypatch: pytest.MonkeyPatch) -
         ("CC_CI_BASE_URL", "", "must not be empty"),
         ("CC_CI_PROXY_URL", "tcp://proxy", "must look like"),
         ("CC_CI_HOST", "a host", "match pattern"),
+        ("CC_CI_REGISTRIES", "docker.io https://ghcr.io", "https://ghcr.io is no registry"),
         ("CC_CI_SECRET_KEYS", "hunter2", "key number 1 is no Fernet key"),
         ("DATABASE_URL", "mysql://db/x", "must begin with sqlite:// or postgresql://"),
         ("DATABASE_URL", "postgresql://db:port/x", "the port must be a number"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import multiprocessing
+import socket
 import subprocess
 import threading
 import time
@@ -36,10 +38,11 @@ def name() -> Iterator[str]:
         docker("image", "rm", "--force", image if tag == "<none>" else f"{repository}:{tag}", check=False)
 
 
-def context(tmp_path: Path, **given: Any) -> Context:
+def context(tmp_path: Path, *registries: str, **given: Any) -> Context:
     work = tmp_path / "work"
     work.mkdir(exist_ok=True)
-    return Context(uuid.uuid4().hex, "test", "x", tmp_path, work, image_ledger=tmp_path / "state" / "images.json", **given)
+    given = {"image_ledger": tmp_path / "state" / "images.json", "registries": registries, **given}
+    return Context(uuid.uuid4().hex, "test", "x", tmp_path, work, **given)
 
 
 def here(image: str) -> bool:
@@ -60,7 +63,7 @@ def test_an_image_is_pulled_once_and_the_step_has_its_time(tmp_path: Path, name:
     said: list[str] = []
     with registry() as there:
         image = there.add(name)
-        given = context(tmp_path, report=said.append)
+        given = context(tmp_path, there.host, report=said.append)
         images.get(image, given)
         assert here(image)
         images.get(image, given)
@@ -77,7 +80,7 @@ def test_an_image_is_pulled_once_and_the_step_has_its_time(tmp_path: Path, name:
 @needs_docker
 def test_the_deployer_pulls_with_it(tmp_path: Path, name: str) -> None:
     with registry() as there:
-        SwarmDeployer(context(tmp_path))._get(there.add(name))
+        SwarmDeployer(context(tmp_path, there.host))._get(there.add(name))
         assert here(f"{there.host}/{name}:1")
 
 
@@ -91,7 +94,7 @@ def test_the_deployer_pulls_with_it(tmp_path: Path, name: str) -> None:
 )
 def test_a_failed_pull_is_our_fault_with_the_words_of_docker(image: str, words: str, fix: str, tmp_path: Path, name: str) -> None:
     with registry() as there, pytest.raises(DeployError) as caught:
-        images.get(image.format(name=name, host=there.host), context(tmp_path))
+        images.get(image.format(name=name, host=there.host), context(tmp_path, there.host, "127.0.0.1:9"))
     assert caught.value.kind == "pull_failed"
     assert not caught.value.recipes_fault
     assert words in caught.value.message
@@ -101,7 +104,7 @@ def test_a_failed_pull_is_our_fault_with_the_words_of_docker(image: str, words: 
 
 @needs_docker
 def test_what_is_no_name_is_the_recipes_fault(tmp_path: Path, name: str) -> None:
-    for wrong in ("UPPER/x:1", "a b", "--help"):
+    for wrong in ("x/UPPER:1", "a b", "--help"):
         with pytest.raises(DeployError) as caught:
             images.get(wrong, context(tmp_path))
         assert caught.value.kind == "invalid_recipe"
@@ -121,8 +124,8 @@ def test_a_login_is_used_and_stands_nowhere_afterwards(tmp_path: Path, name: str
     with registry(login="ci:not-a-real-secret") as there:
         image = there.add(name)
         with pytest.raises(DeployError, match=r"no basic auth credentials|unauthorized|authentication required"):
-            images.get(image, context(tmp_path, registry_auth='{"auths": {}}'))
-        given = context(tmp_path, registry_auth=there.auth)
+            images.get(image, context(tmp_path, there.host, registry_auth='{"auths": {}}'))
+        given = context(tmp_path, there.host, registry_auth=there.auth)
         images.get(image, given)
         assert here(image)
     assert seen == [(["--config"], 0o600, 0o700)] * 2
@@ -134,7 +137,7 @@ def test_a_mirror_is_asked_first_for_images_of_docker_hub_only(tmp_path: Path, n
     said: list[str] = []
     with registry() as mirror, registry() as other:
         mirror.add(name)
-        given = context(tmp_path, mirror=mirror.host, report=said.append)
+        given = context(tmp_path, "docker.io", other.host, mirror=mirror.host, report=said.append)
         images.get(f"{name}:1", given)
         assert here(f"{name}:1")
         assert "from the mirror in" in said[-1]
@@ -161,6 +164,111 @@ def test_without_the_image_in_the_mirror_the_original_is_asked(
     assert asked == [f"{mirror.host}/{name}:1", f"{name}:1"]
     assert "You have reached your limit" in caught.value.message
     assert "The mirror said:" in caught.value.message and "manifest unknown" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("image", "registries", "words"),
+    [
+        ("127.0.0.1:5000/x:1", [], "its registry 127.0.0.1:5000 is named by an address"),
+        ("93.184.216.34/x:1", [], "is named by an address"),
+        ("localhost/x:1", [], "has no public name"),
+        ("registry:5000/x", [], "has no public name"),
+        ("2130706433:80/x", [], "has no public name"),
+        ("INTERNAL/x", [], "has no public name"),
+        ("127.1/x:1", [], "is not on the internet"),
+        ("private.example.org/x:1", [], "its registry private.example.org is not on the internet"),
+        ("private.example.org:5000/x@sha256:" + "0" * 64, [], "is not on the internet"),
+        ("link.example.org/x:1", [], "is not on the internet"),
+        ("both.example.org/x:1", [], "is not on the internet"),
+        ("public.example.org/x:1", [], ""),
+        ("nowhere.example.org/x:1", [], ""),
+        *((image, [], "") for image in ("redis", "redis:7", "localhosts/x", "a/b/c", "docker.io/x/y:1")),
+        ("ghcr.io/x:1", ["docker.io", "10.1.2.3:5000"], "runs pull from 10.1.2.3:5000, docker.io alone, not from ghcr.io"),
+        ("10.1.2.3/x:1", ["docker.io", "10.1.2.3:5000"], "not from 10.1.2.3"),
+        ("10.1.2.3:5000/x:1", ["docker.io", "10.1.2.3:5000"], ""),
+        ("redis:7", ["ghcr.io"], "not from docker.io"),
+        ("registry-1.docker.io/library/redis:7", ["docker.io"], ""),
+    ],
+)
+def test_only_registries_that_runs_may_have_asked_are_asked(
+    image: str, registries: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {
+        "private.example.org": ["10.0.0.1"],
+        "link.example.org": ["fe80::1%eth0"],
+        "both.example.org": ["93.184.216.34", "64:ff9b::a9fe:a9fe"],
+        "127.1": ["127.0.0.1"],
+    }
+
+    def resolve(name: str, *_: object, **_named: object) -> list[Any]:
+        if name.startswith("nowhere"):
+            raise socket.gaierror
+        return [(0, 0, 0, "", (address, 0)) for address in known.get(name, ["93.184.216.34"])]
+
+    asked: list[str] = []
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(images, "inspect", lambda *_: [])
+    monkeypatch.setattr(images, "_pull", lambda image, *_: asked.append(image) or "")
+    if not words:
+        images.get(image, context(tmp_path, *registries))
+    else:
+        with pytest.raises(DeployError) as caught:
+            images.get(image, context(tmp_path, *registries))
+        assert caught.value.kind == "forbidden" and words in caught.value.message
+        assert "CC_CI_REGISTRIES" in caught.value.fix
+    assert asked == ([] if words else [image])
+    # What a server's own app is made of is its administrators' word, and what is here is asked of nobody.
+    images.get(image, context(tmp_path, *registries, ephemeral=False))
+    monkeypatch.setattr(images, "inspect", lambda *_: [{"Id": "x"}])
+    images.get(image, context(tmp_path, *registries))
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ('Get "https://x/v2/": dial tcp 10.0.0.1:443: connect: connection refused', "connection refused"),
+        ("manifest for x/y:2 not found: manifest unknown: manifest unknown", "not found: manifest unknown"),
+        (
+            "toomanyrequests: You have reached your pull rate limit. You may",
+            "toomanyrequests: You have reached your pull rate limit",
+        ),
+        ('error parsing HTTP 404 response body: invalid character: "SECRET not found"', "error parsing HTTP 404"),
+        ("denied: SECRET", "for a reason that stands in the log of Docker's daemon"),
+        ("received unexpected HTTP status: 500 SECRET", "unexpected HTTP status: 500"),
+    ],
+)
+def test_what_is_told_of_a_failed_pull(said: str, told: str) -> None:
+    assert images._told(f"Error response from daemon: {said}") == told
+
+
+class _Redirecting(http.server.BaseHTTPRequestHandler):
+    """A registry that has whoever pulls from it ask another server for a token."""
+
+    asked: list[str] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        self.send_response(404 if self.path.startswith("/meta") else 401)
+        realm = f'Bearer realm="http://127.0.0.1:{self.server.server_address[1]}/meta",service="x"'  # type: ignore[index]
+        self.send_header("WWW-Authenticate", realm)
+        self.end_headers()
+        self.wfile.write(b"TOP-SECRET not found")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@needs_docker
+def test_the_answer_of_another_server_is_not_told(tmp_path: Path, name: str) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Redirecting) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        host = f"127.0.0.1:{server.server_address[1]}"
+        with pytest.raises(DeployError) as caught:
+            images.get(f"{host}/{name}:1", context(tmp_path, host))
+        server.shutdown()
+    assert any(path.startswith("/meta") for path in _Redirecting.asked)
+    assert "error parsing HTTP 404." in caught.value.message
+    assert "SECRET" not in str(caught.value) and "not found" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +311,7 @@ def test_a_pull_ends_when_the_run_shall_stop(tmp_path: Path, name: str) -> None:
             Registry.blobs = lambda self, repository: (silent.wait(20), real(self, repository))[1]  # type: ignore[method-assign]
             started = time.monotonic()
             with pytest.raises(Cancelled):
-                images.get(there_add, context(tmp_path, check=check))
+                images.get(there_add, context(tmp_path, there.host, check=check))
             assert time.monotonic() - started < 5
         finally:
             silent.set()
@@ -215,7 +323,7 @@ class Shelf:
 
     def __init__(self, tmp_path: Path, there: Registry, name: str) -> None:
         self.now = time.time()
-        self.context = context(tmp_path)
+        self.context = context(tmp_path, there.host)
         self.ledger = tmp_path / "state" / "images.json"
         self.names = [there.add(f"{name}-{number}") for number in range(4)]
         for image, hours in zip(self.names, (40, 30, 20, 10), strict=True):
