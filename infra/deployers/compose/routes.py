@@ -47,7 +47,7 @@ _REPLACED = "regex|replacement"
 _PERSON = "commonname|country|domaincomponent|locality|organization|organizationalunit|province|serialnumber"
 #: Middlewares that change requests and answers, with their options. Not here: what makes the proxy ask others (`redis`), read
 #: its own files (`usersfile`, `tls`), or hold much in its memory (`memresponsebodybytes`); nor plugins.
-_MIDDLEWARES: Mapping[str, str] = {
+_OPTIONS = {
     "addprefix": "prefix",
     "basicauth": _LOGIN,
     "buffering": "maxrequestbodybytes|maxresponsebodybytes",
@@ -78,6 +78,7 @@ _MIDDLEWARES: Mapping[str, str] = {
     "stripprefix": "forceslash|prefixes",
     "stripprefixregex": "regex",
 }
+_MIDDLEWARES = {kind: re.compile(options) for kind, options in _OPTIONS.items()}
 _PORT = re.compile(r"traefik\.http\.services\.[^.]+\.loadbalancer\.server\.port", re.IGNORECASE)
 _SWARM = re.compile(r"traefik\.(?:docker\.network|docker\.lbswarm|swarm\..*)", re.IGNORECASE)
 _FREE = re.compile(r"traefik\.(?:enable|docker\.network|docker\.lbswarm|swarm\.network|swarm\.lbswarm)")
@@ -189,7 +190,7 @@ def _middleware(rest: str, value: str, domain: str, stack: str) -> str:
     kind, _, option = rest.partition(".")
     if kind not in _MIDDLEWARES:
         return f"the middleware {kind} is not for recipes; take it out"
-    if option and not re.fullmatch(_MIDDLEWARES[kind], option):
+    if option and not _MIDDLEWARES[kind].fullmatch(option):
         return f"the option {option} of the middleware {kind} is not for recipes; take it out"
     if (kind, option) in (("chain", "middlewares"), ("errors", "service")):
         return _references(value, stack)
