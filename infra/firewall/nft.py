@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from infra.firewall.rules import COUNTING, TABLE, Rules
 _SECONDS = 20.0
 _NO_TABLE = "No such file or directory"
 _DENIED = "Operation not permitted"
+#: The bridges whose connections are counted now.
+_COUNTED = re.compile(r"(?<=flags dynamic\n)\t\telements = \{[^{}]*\}\n")
 
 
 class FirewallError(Exception):
@@ -27,7 +30,7 @@ class FirewallError(Exception):
 class Loaded:
     """Our table as the kernel has it."""
 
-    text: str  #: as nft lists it, without counters
+    text: str  #: as nft lists it, without what it counts
     counting: bool
     counts: dict[str, int] = field(default_factory=dict)  #: packets, by the comment of the rule
 
@@ -61,7 +64,7 @@ def loaded() -> Loaded | None:
             if isinstance(part, dict) and isinstance(counter := part.get("counter"), dict):
                 comment = str(rule.get("comment", ""))
                 counts[comment] = counts.get(comment, 0) + int(counter.get("packets", 0))
-    return Loaded(listed, f", {COUNTING}" in listed.splitlines()[1], counts)
+    return Loaded(_COUNTED.sub("", listed), f", {COUNTING}" in listed.splitlines()[1], counts)
 
 
 def listing(rules: Rules) -> str:

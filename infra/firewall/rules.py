@@ -20,6 +20,9 @@ TABLE = "cc_ci"
 REFUSING, COUNTING = "refusing", "counting only"
 #: The comments of the rules that count. They are shown, and are the same in all versions of the rules.
 TO_HOST, TO_PRIVATE, FORGED = "to this machine", "to a private or link-local range", "with a forged source address"
+TOO_MANY = "beyond the connections that a run may have"
+#: Connections of one bridge at once. The kernel keeps a list of all those of the machine; when that is full, nobody gets a new one.
+CONNECTIONS = 4096
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Rules:
         for version, networks in ((4, PRIVATE_4), (6, PRIVATE_6)):
             kind = f"ipv{version}_addr"
             yield f"\tset private{version} {{ type {kind}; flags interval; auto-merge; elements = {{ {', '.join(networks)} }}; }}"
+        yield "\tset connections { type ifname; size 4096; flags dynamic; }"
         for hook, chain in (("input", "to_host"), ("forward", "onward")):
             yield f"\tchain {hook} {{"
             yield f"\t\ttype filter hook {hook} priority filter - 5; policy accept;"
@@ -63,6 +67,8 @@ class Rules:
         yield "\tchain onward {"
         yield "\t\tjump forged"
         yield "\t\tct direction reply accept"
+        count = f"ct state new add @connections {{ iifname ct count over {CONNECTIONS} }} "
+        yield from self._refuse(count, TOO_MANY, "drop")
         yield f'\t\t{run} fib daddr . iif oif exists accept comment "to the run itself"'
         yield "\t\tjump allowed"
         yield from self._refuse("ip daddr @private4 ", TO_PRIVATE)

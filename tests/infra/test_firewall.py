@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from controlplane.cli import MISUSE, NO, OURS, Exit
 from controlplane.config import Config
 from infra.deployers.egress import Allowed, group, is_private, parse
 from infra.firewall import check, nft, wanted
+from infra.firewall import rules as rules_module
 from infra.firewall.probe import Target
 from infra.firewall.rules import Rules
 from tests.networks import Network, ip, need_networks, within
@@ -85,6 +87,7 @@ def test_everything_that_can_be_asked_for_is_taken_by_nft(network: Network) -> N
             assert loaded.counting == counting and ("reject" in loaded.text) != counting and ("drop" in loaded.text) != counting
             assert set(loaded.counts) == {
                 *("to this machine", "to a private or link-local range", "with a forged source address"),
+                "beyond the connections that a run may have",
             }
             assert not nft.apply(rules)
     assert f'"ccci-{group([parse("10.9.9.9:1")])}*"' in ruleset()
@@ -123,6 +126,42 @@ def test_rules_that_nft_refuses_change_nothing(network: Network, monkeypatch: py
     code, said = firewall("--apply")
     assert code == OURS and "nft refuses" in said
     assert ruleset() == before
+
+
+def test_a_run_fills_no_list_of_connections(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the kernel is everybody's. Two runs, of which one has as many connections as it may, and somebody beyond."""
+    monkeypatch.setattr(rules_module, "CONNECTIONS", 20)
+    greedy, modest, beyond = Network(), Network(), Network()
+    try:
+        Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+        for number, (behind, name) in enumerate(((greedy, "ccci-0000aaaaaa"), (modest, "ccci-0000bbbbbb"), (beyond, "uplink"))):
+            ip(network.pid, f"link add {name} type veth peer name eth0 netns {behind.pid}")
+            ip(network.pid, f"address add 203.0.113.{number * 4 + 1}/30 dev {name}", f"link set {name} up")
+            ip(behind.pid, f"address add 203.0.113.{number * 4 + 2}/30 dev eth0", "link set eth0 up")
+            ip(behind.pid, f"route add default via 203.0.113.{number * 4 + 1}")
+
+        def arrive(behind: Network, how_many: int) -> int:
+            with within(beyond.pid), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as there:
+                there.bind(("203.0.113.10", 0))
+                there.settimeout(1)
+                for _ in range(how_many):
+                    with within(behind.pid), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stream:
+                        stream.sendto(b"x", there.getsockname())
+                came = 0
+                with suppress(TimeoutError):
+                    while came < how_many:
+                        came += len(there.recv(10))
+                return came
+
+        firewall("--apply")
+        assert arrive(greedy, 50) == 20
+        assert arrive(modest, 5) == 5
+        loaded = nft.loaded()
+        assert loaded and loaded.counts["beyond the connections that a run may have"] == 30
+        assert firewall("--apply") == (0, "The rules are in force (unchanged).\n"), "what it counts is no other rule"
+    finally:
+        for one in (greedy, modest, beyond):
+            one.close()
 
 
 def test_packets_are_counted(network: Network) -> None:

@@ -21,6 +21,8 @@ _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0
 #: A health check that is run more often is a load of its own.
 _CHECK_SECONDS = 1.0
 _LOG_FILES = 2
+#: By which an enrolment's allowance gives a service raw packets.
+_RAW = frozenset(("NET_RAW", "CAP_NET_RAW", "ALL", "CAP_ALL"))
 #: What is ours to say of a log, and `tag`: a template, which the daemon itself fills in, for drivers that send logs away.
 _LOG_OPTIONS = ("max-size", "max-file", "tag")
 
@@ -52,6 +54,9 @@ def keep_within(document: dict[str, Any], bounds: Bounds) -> None:
         pids = int(limits.get("pids") or 0)  # 0 and -1 are Docker's words for no limit
         limits["pids"] = pids if 0 < pids < bounds.processes else bounds.processes
         _log(service, bounds)
+        # Whoever writes packets of their own fills the kernel's tables, and has the proxy forward them to others' networks.
+        if not _RAW & {str(name).upper() for name in service.get("cap_add") or []}:
+            service["cap_drop"] = [*(service.get("cap_drop") or []), "NET_RAW"]
         check = mapping(service.get("healthcheck"))
         for key in ("interval", "start_interval"):
             if 0 < _seconds(check.get(key)) < _CHECK_SECONDS:

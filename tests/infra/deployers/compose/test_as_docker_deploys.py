@@ -198,6 +198,7 @@ def certificates(bodies: Mapping[str, Bodies]) -> None:
 def limits_of_the_machine(bodies: Mapping[str, Bodies]) -> None:
     """No service has more of the machine than a run may have: memory, processors, processes, log, a health check each second."""
     for service, container in _services(bodies):
+        container["CapabilityDrop"] = sorted({*(container.get("CapabilityDrop") or []), "CAP_NET_RAW"})
         task = service["TaskTemplate"]
         task.pop("Resources", None)
         task.pop("LogDriver", None)

@@ -27,6 +27,19 @@ def test_a_service_that_says_nothing_has_the_servers_limits_and_a_bounded_log() 
     assert app["logging"] == {"driver": "json-file", "options": {"max-size": "2m", "max-file": "2"}}
 
 
+@pytest.mark.parametrize(
+    ("given", "dropped"),
+    [
+        ({}, ["NET_RAW"]),
+        ({"cap_drop": ["ALL"]}, ["ALL", "NET_RAW"]),
+        ({"cap_add": ["NET_ADMIN"]}, ["NET_RAW"]),
+        ({"cap_add": ["cap_net_raw"], "cap_drop": ["CHOWN"]}, ["CHOWN"]),  # as an enrolment may allow
+    ],
+)
+def test_packets_of_its_own_are_for_whom_an_enrolment_allows_them(given: dict[str, Any], dropped: list[str]) -> None:
+    assert bounded(given)["cap_drop"] == dropped
+
+
 def test_the_recipes_own_count_where_they_are_smaller() -> None:
     limits = {"memory": "1048576", "cpus": "0.25", "pids": 5}
     assert bounded({"deploy": {"resources": {"limits": dict(limits)}}})["deploy"]["resources"]["limits"] == limits
