@@ -1,6 +1,7 @@
 """How much a run has written: its volumes, and what its containers wrote beside them.
 
-Docker's local driver knows no limit for either, so they are watched, and the run ends when it is above its limit.
+Docker's local driver knows no limit for either, so they are watched, and the run ends when it is above its limit. What cannot be
+seen so (a file that is deleted and still open) ends it when hardly anything is left of Docker's disk.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from infra.deployers import children
 from infra.deployers.base import DeployError
 from infra.deployers.docker_cli import call, environment
-from infra.deployers.engine import listed
+from infra.deployers.engine import get, listed
 from infra.deployers.stacks import Owned
 
 #: Between two looks, where each costs a walk through the run's own files alone.
@@ -24,7 +25,13 @@ _SECONDS = 2.0
 _SECONDS_ASKING = 60.0
 _DU_SECONDS = 120.0
 _SIZE = re.compile(r"([0-9.]+)\s*([kMGTP]?)B")
+#: What has to be left of Docker's disk: bytes, or this part of it where that is less; of its files a part.
+_LEFT_BYTES, _LEFT = 1 << 30, 0.05
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15}
+
+
+class Uncountable(Exception):
+    """There are more files than can be looked at."""
 
 
 class Meter:
@@ -36,6 +43,7 @@ class Meter:
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
         self._said = ""
+        self._full: DeployError | None = None
 
     def start(self) -> None:
         if self._thread is None:
@@ -46,26 +54,55 @@ class Meter:
         self._end.set()
 
     def exceeded(self) -> str:
-        """Words that end the run; empty while it is within its limit."""
+        """Words that end the run; empty while it is within its limit. Raises DeployError when the disk is nearly full."""
+        if self._full:
+            raise self._full
         return self._said
 
     def _run(self) -> None:
         pause = _SECONDS
         while not self._end.wait(pause):
+            if self._full or self._said:
+                return
             with suppress(DeployError):  # a Docker that is away says nothing of the run
-                used, walked = measure(self._owned)
+                self._full = nearly_full(Path(str(get("/info")["DockerRootDir"])))
+                try:
+                    used, walked = measure(self._owned)
+                except Uncountable:
+                    self._said = f"The app has written so many files that they cannot be counted in {_DU_SECONDS:g} s."
+                    continue
                 pause = _SECONDS if walked else _SECONDS_ASKING
                 if used > self._most:
                     most = f"the {self._most >> 20} MB that a run may write on this server (CC_CI_VOLUMES_MB)"
                     self._said = f"The app has written {used >> 20} MB, more than {most}."
-                    return
+
+
+def nearly_full(folder: Path) -> DeployError | None:
+    """Why no run goes on: hardly anything is left of the disk that a folder is on, or of the files that it can have."""
+    try:
+        disk = os.statvfs(folder)
+    except OSError:  # Docker may be elsewhere
+        return None
+    left, least = disk.f_bavail * disk.f_frsize, min(_LEFT_BYTES, int(disk.f_blocks * disk.f_frsize * _LEFT))
+    if left < least:
+        words = f"Docker's disk is nearly full: {left >> 20} MB are left at {folder}."
+    elif disk.f_files and disk.f_favail < disk.f_files * _LEFT:
+        words = f"Docker's disk can hardly have another file: {disk.f_favail} are left at {folder}."
+    else:
+        return None
+    return DeployError("tool_failed", words, "Make room there, and start the run again: docker system prune.")
 
 
 def measure(owned: Owned) -> tuple[int, bool]:
-    """The bytes that a run's volumes and containers hold, and whether that was found by looking at its own files alone."""
+    """The bytes that a run's volumes and containers hold, and whether that was found by looking at its own files alone.
+
+    Raises DeployError, Uncountable.
+    """
     folders = [str(volume.get("Mountpoint") or "") for volume in listed("volume", label=owned.labels)]
     containers = owned.containers()
     layers = [str(((one.get("GraphDriver") or {}).get("Data") or {}).get("UpperDir") or "") for one in containers]
+    # Beside its log: /etc/hosts and the like, which the app may write.
+    layers += [str(Path(where).parent) for one in containers if (where := str(one.get("HostsPath") or "")).startswith("/")]
     # A volume without a name, of an image's own wish, carries no label of the run.
     mounts = [mount for one in containers for mount in one.get("Mounts") or [] if mount.get("Type") == "volume"]
     folders = sorted({*folders, *layers, *(str(mount.get("Source") or "") for mount in mounts)} - {""})
@@ -77,11 +114,13 @@ def measure(owned: Owned) -> tuple[int, bool]:
 
 
 def _du(folder: str) -> int:
-    """Bytes on the disk below a folder; 0 when it is gone."""
+    """Bytes on the disk below a folder; 0 when it is gone. Raises Uncountable."""
     command = ["du", "--summarize", "--one-file-system", "--block-size=1", "--", folder]
     try:
         done = children.run(command, env=environment(), seconds=_DU_SECONDS)
-    except (OSError, children.TooLong, children.TooMuch):
+    except children.TooLong as error:
+        raise Uncountable from error
+    except (OSError, children.TooMuch):
         return 0
     number = done.out.decode(errors="replace").partition("\t")[0]
     return int(number) if number.isdigit() else 0

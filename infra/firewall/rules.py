@@ -21,7 +21,7 @@ REFUSING, COUNTING = "refusing", "counting only"
 #: The comments of the rules that count. They are shown, and are the same in all versions of the rules.
 TO_HOST, TO_PRIVATE, FORGED = "to this machine", "to a private or link-local range", "with a forged source address"
 TOO_MANY = "beyond the connections that a run may have"
-#: Connections of one bridge at once. The kernel keeps a list of all those of the machine; when that is full, nobody gets a new one.
+#: Of one bridge at once. The kernel has a list of all connections of the machine; when that is full, nobody gets a new one.
 CONNECTIONS = 4096
 
 

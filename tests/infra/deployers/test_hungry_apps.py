@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from infra.deployers import usage
 from infra.deployers.base import Bounds, DeployError, probe
 from infra.deployers.engine import inspect
+from infra.deployers.stacks import Owned
 from infra.deployers.swarm import SwarmDeployer
 from tests.docker import IMAGE, docker, need_swarm
 from tests.infra.deployers.compose.reading import write
@@ -94,7 +96,13 @@ def test_a_tmpfs_counts_as_memory(deployer: Any, neighbour: Any, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("target", "more"), [("/data/x", ", volumes: ['data:/data']"), ("/x", ""), ("/anonymous/x", ", volumes: ['/anonymous']")]
+    ("target", "more"),
+    [
+        ("/data/x", ", volumes: ['data:/data']"),
+        ("/x", ""),
+        ("/anonymous/x", ", volumes: ['/anonymous']"),
+        ("/etc/hosts", ""),
+    ],
 )
 def test_a_disk_flood_ends_the_run(target: str, more: str, deployer: Any, neighbour: Any, tmp_path: Path) -> None:
     script = f"dd if=/dev/zero of={target} bs=1M count=200; exec sleep 1000"
@@ -105,6 +113,58 @@ def test_a_disk_flood_ends_the_run(target: str, more: str, deployer: Any, neighb
     assert "more than the 64 MB that a run may write on this server (CC_CI_VOLUMES_MB)" in flood.exceeded()
     assert neighbour()
     assert flood.teardown() == []
+
+
+class Disk:
+    """What there is of 100 GB and a million files."""
+
+    f_frsize, f_blocks, f_files = 4096, 100 * 2**18, 1_000_000
+
+    def __init__(self, left: int, files: int) -> None:
+        self.f_bavail, self.f_favail = left // self.f_frsize, files
+
+
+@pytest.mark.parametrize(
+    ("disk", "words"),
+    [
+        (Disk(2 << 30, 900_000), ""),
+        (Disk(600 << 20, 900_000), "nearly full: 600 MB are left at /x"),
+        (Disk(90 << 30, 49_000), "can hardly have another file: 49000 are left at /x"),
+    ],
+)
+def test_no_run_goes_on_until_the_disk_is_full(disk: Disk, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is deleted and still open is in no folder, and a million empty ones have no bytes."""
+    monkeypatch.setattr("os.statvfs", lambda folder: disk)
+    monkeypatch.setattr(usage, "_SECONDS", 0.01)
+    monkeypatch.setattr(usage, "get", lambda path: {"DockerRootDir": "/x"})
+    looked = threading.Event()
+    monkeypatch.setattr(usage, "measure", lambda owned: (looked.set() or 0, True))
+    meter = usage.Meter(Owned("x", "x"), 64 << 20)
+    meter.start()
+    try:
+        assert looked.wait(60)
+        if not words:
+            assert meter.exceeded() == ""
+            return
+        with pytest.raises(DeployError, match=words) as caught:
+            meter.exceeded()
+        assert not caught.value.recipes_fault
+    finally:
+        meter.stop()
+
+
+def test_more_files_than_can_be_looked_at_end_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(usage, "_SECONDS", 0.01)
+    monkeypatch.setattr(usage, "_DU_SECONDS", 0.0)
+    monkeypatch.setattr(usage, "get", lambda path: {"DockerRootDir": str(tmp_path)})
+    monkeypatch.setattr(usage, "measure", lambda owned: (usage._du("/usr"), True))
+    meter = usage.Meter(Owned("x", "x"), 1 << 60)
+    meter.start()
+    try:
+        until(meter.exceeded, "nobody noticed")
+        assert "so many files" in meter.exceeded()
+    finally:
+        meter.stop()
 
 
 def test_what_a_run_has_written_is_found_with_and_without_root(
