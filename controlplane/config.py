@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -34,6 +34,10 @@ def _words(value: Any) -> Any:
     return value
 
 
+#: Several words, with blanks or commas between them.
+Words = Annotated[list[str], NoDecode, BeforeValidator(_words)]
+
+
 class Config(BaseSettings):
     """All settings. A field's environment variable is its alias."""
 
@@ -43,7 +47,7 @@ class Config(BaseSettings):
         "", alias="SECRET_KEY", description="Django's signing key. Made and kept in the data folder when empty."
     )
     debug: bool = Field(False, alias="DEBUG", description="Show tracebacks in the browser. Never on a public server.")
-    allowed_hosts: Annotated[list[str], NoDecode] = Field(
+    allowed_hosts: Words = Field(
         ["localhost", "127.0.0.1", "[::1]"],
         alias="ALLOWED_HOSTS",
         description="Host names that this server answers to, by commas; also to those of CC_CI_BASE_URL and CC_CI_WEBHOOK_URL.",
@@ -79,13 +83,13 @@ class Config(BaseSettings):
         alias="CC_CI_BASE_URL",
         description="Where people reach these pages; links in comments begin with it.",
     )
-    proxies: Annotated[list[str], NoDecode] = Field(
+    proxies: Words = Field(
         [],
         alias="CC_CI_PROXIES",
         description="Reverse proxies before this server, as addresses or networks, such as `127.0.0.1 10.0.0.0/8`. Only they are "
         "believed when they tell a client's address, and that it came over https.",
     )
-    secret_keys: Annotated[list[str], NoDecode] = Field(
+    secret_keys: Words = Field(
         [],
         alias="CC_CI_SECRET_KEYS",
         description="Fernet keys for tokens in the database, separated by commas; the first encrypts. "
@@ -151,7 +155,7 @@ class Config(BaseSettings):
     most_networks: int = Field(
         20, alias="CC_CI_MOST_NETWORKS", ge=1, description="Networks that a run may have; each takes a range of addresses."
     )
-    firewall_allow: Annotated[list[str], NoDecode] = Field(
+    firewall_allow: Words = Field(
         [],
         alias="CC_CI_FIREWALL_ALLOW",
         description="What every run may reach on this machine or in private ranges, such as `10.1.2.3:5432/tcp`, `10.2.0.0/16`.",
@@ -175,7 +179,7 @@ class Config(BaseSettings):
         ge=0,
         description="Gigabytes of images that runs may leave on this machine; the least recently used go first. 0 keeps all.",
     )
-    registries: Annotated[list[str], NoDecode] = Field(
+    registries: Words = Field(
         [],
         alias="CC_CI_REGISTRIES",
         description="The registries that runs may pull images from, such as `docker.io ghcr.io registry.example.org:5000`. "
@@ -209,7 +213,7 @@ class Config(BaseSettings):
         alias="CC_CI_OUTSIDERS",
         description="What a person gets who may not ask for a run: one short reply, or nothing.",
     )
-    bots: Annotated[list[str], NoDecode] = Field(
+    bots: Words = Field(
         [],
         alias="CC_CI_BOTS",
         description="Login names of other bots, separated by commas. Their comments never start anything.",
@@ -271,11 +275,6 @@ class Config(BaseSettings):
                 # The address itself stays out of the message: it holds secrets.
                 raise ValueError(f"address number {number} is none that Apprise knows; see https://appriseit.com/services/")
         return addresses
-
-    @field_validator("allowed_hosts", "secret_keys", "bots", "firewall_allow", "registries", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        return _words(value)
 
     @field_validator("proxies")
     @classmethod
