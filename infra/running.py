@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from django.db import IntegrityError, transaction
 from controlplane.installation import installation_id
 from controlplane.secrets import SecretUnreadable, reveal
 from infra import applying, gitread, references, releases
+from infra.deployers import trees
 from infra.deployers.base import Context, DeployError, Secret, random_secret
 from infra.deployers.lasting import LastingDeployer, Part, Recorded
 from infra.deployers.volumes import Volume
@@ -62,7 +62,7 @@ def _files(mirror: Mirror, commit: str, folder: Path) -> None:
     """git writes the files itself; the repository stays outside."""
     if (folder / ".complete").exists():
         return
-    shutil.rmtree(folder, ignore_errors=True)
+    trees.remove(folder)
     folder.mkdir(parents=True)
     index = folder.with_name(f".{folder.name}.index")
     index.unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Protocol
 from django.utils import timezone
 
 from infra import bundles
+from infra.deployers import trees
 from infra.deployers.docker_cli import call
 from infra.deployers.manifest import Manifest, joined, of_file
 from infra.deployers.volumes import Volume
@@ -217,4 +217,4 @@ def _bytes(text: str) -> int:
 def scratch_rest(upgrade_folder: Path) -> None:
     """Remove an upgrade's checkouts once nobody needs them; its log stays."""
     for name in ("old", "new", "work"):
-        shutil.rmtree(upgrade_folder / name, ignore_errors=True)
+        trees.remove(upgrade_folder / name)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from enrollment.models import Repository
+from infra.deployers import trees
 from runs.harness import extras
 from runs.harness.checkout import Checkout
 from runs.harness.git import CheckoutError, Git
@@ -51,8 +50,8 @@ class RecipeHistory:
 
     def extra_tests(self, commit: str, path: str) -> list[str]:
         """The names of the extra tests in a file, as it was at the commit."""
-        with tempfile.TemporaryDirectory(prefix="cc-ci-deferred-") as folder:
-            checkout = Path(folder, "recipe")
+        with trees.temporary("cc-ci-deferred-") as folder:
+            checkout = folder / "recipe"
             ref = self._git.run("for-each-ref", "--count=1", "--format=%(refname)", f"--contains={commit}").strip()
             Checkout(Source(url=str(self._git.folder), ref=ref, sha=commit), checkout, check=self._git.check).make()
             return [test.name for test in extras.find(checkout) if test.file == path]
@@ -78,8 +77,8 @@ def history_of(recipe: Repository) -> Iterator[RecipeHistory]:
         if time.monotonic() > until:
             raise CheckoutError(f"{recipe.full_name} could not be fetched within {_SECONDS} s.")
 
-    with tempfile.TemporaryDirectory(prefix="cc-ci-deferred-") as folder:
-        git = Git(Path(folder), recipe.clone_url, credential, check)
+    with trees.temporary("cc-ci-deferred-") as folder:
+        git = Git(folder, recipe.clone_url, credential, check)
         git.run("init", "--quiet", "--bare")
         git.run("fetch", "--quiet", "--no-tags", "--", git.remote, "+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
         yield RecipeHistory(git)

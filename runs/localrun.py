@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 from controlplane.cli import MISUSE, Exit
-from infra.deployers import children
+from infra.deployers import children, trees
 from infra.deployers.base import stack_name
 from runs.executors.local import limits, shared_credential, shared_of_machine
 from runs.harness import disk
@@ -77,7 +76,7 @@ class LocalRun(BaseCommand):
         except OSError as error:
             self.stderr.write(str(disk.full(error, settings.CC_CI.data_dir) or f"The run could not be started: {error}."))
         finally:
-            shutil.rmtree(folder.path.parent, ignore_errors=True)
+            trees.remove(folder.path.parent)
         verdict = results.verdict if results else Verdict.ERRORED
         raise Exit({Verdict.PASSED: 0, Verdict.FAILED: 1}.get(verdict, 2))
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from datetime import timedelta
 from pathlib import Path
 
 from django.conf import settings
 from django.utils import timezone
 
+from infra.deployers import trees
 from runs import intake, reporting, supervision
 from runs.executors import local
 from runs.models import FINAL, TestRun
@@ -57,7 +57,7 @@ def drop_old_runs() -> str:
             repository=run.repository_id, pull_request=run.pull_request_id, created_at__gt=run.created_at
         )
         if newer.exists():
-            shutil.rmtree(Path(settings.CC_CI.data_dir) / "runs" / str(run.id), ignore_errors=True)
+            trees.remove(Path(settings.CC_CI.data_dir) / "runs" / str(run.id))
             run.delete()
             dropped += 1
     return f"{dropped} dropped"

@@ -8,12 +8,15 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from infra.deployers import trees
 from runs.harness.git import CheckoutError, Git, local_path
 from runs.harness.protocol import Source
 
 _SHA = re.compile(r"[0-9a-f]{40}")
 _OVER_SSH = re.compile(r"[^/@]+@[^/:]+:")
 _MOST_FILES = 50_000
+#: Levels of folders: what walks through a checkout calls itself for each.
+_DEEPEST = 50
 #: For a forge to say where a branch is, while somebody waits at a terminal.
 _TIP_SECONDS = 60.0
 
@@ -52,7 +55,8 @@ class Checkout:
         self._git.run("checkout", "--quiet", "--detach", self._source.sha)
         if (head := self._git.run("rev-parse", "HEAD").strip()) != self._source.sha:
             raise CheckoutError(f"Wanted commit {self._source.sha[:12]}, got {head[:12]}.")
-        shutil.rmtree(self._target / ".git")
+        if not trees.remove(self._target / ".git"):
+            raise CheckoutError(f"{self._target / '.git'} could not be removed.")
         return self._source.sha
 
     def tip(self, ref: str) -> str:
@@ -95,7 +99,9 @@ class Checkout:
         size = count = 0
         for entry in listed.split("\0"):
             count += 1
-            digits = entry.partition("\t")[0].rpartition(" ")[2]
+            about, _, name = entry.partition("\t")
+            _refuse_name(name)
+            digits = about.rpartition(" ")[2]
             size += int(digits) if digits.isdigit() else 0
         if count > _MOST_FILES or size > self._git.disk:
             raise CheckoutError(f"The recipe is too big: more than {most}.", True)
@@ -128,6 +134,7 @@ class Checkout:
         size = 0
         for count, name in enumerate(names, 1):
             self._git.check()
+            _refuse_name(name)
             above = os.path.dirname(name)  # noqa: PTH120
             if above not in inner:
                 if not _is_itself(root / above):
@@ -151,9 +158,16 @@ def _is_itself(folder: Path) -> bool:
         return False
 
 
+def _refuse_name(name: str) -> None:
+    """Raises CheckoutError for a path in a recipe that is more than a checkout can be asked to hold."""
+    if name.count("/") > _DEEPEST:
+        raise CheckoutError(f"The recipe has more than {_DEEPEST} levels of folders: {name[:80]!r}…", True)
+
+
 def _walk(folder: Path) -> Iterator[str]:
     """The files and symlinks of a folder, but for git's own."""
     for place, folders, files in os.walk(folder):
+        _refuse_name(os.path.relpath(place, folder))
         folders[:] = [name for name in folders if name != ".git"]
         links = [name for name in folders if os.path.islink(os.path.join(place, name))]  # noqa: PTH114, PTH118
         yield from (os.path.relpath(os.path.join(place, name), folder) for name in (*files, *links))  # noqa: PTH118

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from infra.deployers import children, sandbox
+from infra.deployers import children, sandbox, trees
 
 #: A dump of a test's database is small; what unfolds to more is not read to its end.
 BIGGEST = 128 << 20
@@ -160,7 +160,7 @@ def _postgres_custom(data: bytes) -> str:
             if box.stdout:
                 box.stdout.close()
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        trees.remove(folder)
     said = output.decode(errors="replace").strip()
     if "unsupported version" in said:
         return "the custom format of a newer pg_dump, of which only the beginning was looked at"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -10,7 +9,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from infra.deployers import images, sandbox
+from infra.deployers import images, sandbox, trees
 from infra.deployers.base import Address, Deployer, DeployError, probe
 from infra.deployers.choose import choose
 from runs.harness import artefacts, bounds, disk, level, oidc, prepare, stages
@@ -295,8 +294,8 @@ class Engine:
                 left += self._insist("the proof of it", partial(self._still_there, self._deployer, *reached))
         left += self._insist("giving back its realm", self._take_back)
         self._prune_images()
-        if self._work.exists():
-            shutil.rmtree(self._work, ignore_errors=True)
+        if self._work.exists() and not trees.remove(self._work):
+            left.append(f"files in {self._work}")
         seconds = round(time.monotonic() - started, 3)
         if self._deployer and not self._request.keep:
             self._journal.step(f"Torn down after {seconds:.1f} s" + (f"; left: {', '.join(left)}" if left else ""))

@@ -6,7 +6,6 @@ Only stages whose tests do not change the deployment make sense here: install, c
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from infra.deployers import sandbox
+from infra.deployers import sandbox, trees
 from infra.deployers.base import Address, Context, Deployer, DeployError, Deployment, probe
 from runs.harness import disk, owntests
 from runs.harness.checkout import Checkout
@@ -83,7 +82,7 @@ def run(folder: RunFolder, begun: Callable[[Watch, int], None] = lambda watch, s
             verdict, reason = _all(request, stages, journal, watch, folder.path, work)
     except Exception as error:  # the results have to be written whatever happens
         verdict, reason = Verdict.ERRORED, f"The harness failed: {type(error).__name__}: {error}"
-    shutil.rmtree(work, ignore_errors=True)
+    trees.remove(work)
     results = Results(
         run_id=request.run_id,
         verdict=verdict,

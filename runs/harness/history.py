@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from infra.deployers import trees
 from infra.versions import Unreadable, Version
 from runs.harness.checkout import Checkout
 from runs.harness.git import CheckoutError, Git
@@ -124,7 +124,7 @@ class History:
         Checkout(Source(url=str(self._folder), sha=commit), target, None, self._check, self._disk).make()
 
     def remove(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        trees.remove(self._folder)
 
 
 def _is_repository(git: Git, folder: Path) -> bool:

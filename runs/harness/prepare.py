@@ -12,6 +12,7 @@ from infra.deployers.compose.recipe import Recipe
 from runs.harness import extras, lint, settings
 from runs.harness.checkout import Checkout
 from runs.harness.events import Journal
+from runs.harness.git import CheckoutError
 from runs.harness.history import History, Tag
 from runs.harness.protocol import Extras, ExtraTest, Limits, LintFinding, Request
 from runs.harness.settings import RecipeSettings, SettingsError
@@ -155,8 +156,14 @@ def _previous(ready: Prepared, history: History, recipe: Recipe, deployer: Deplo
     if tag is None:
         return
     checkout = ready.context.work / "previous"
-    history.export(tag.commit, checkout)
     ready.previous, ready.previous_checkout = tag, checkout
+    try:
+        history.export(tag.commit, checkout)
+    except CheckoutError as error:
+        if not error.recipes_fault:  # else the commit under test may be the one that mends it
+            raise
+        ready.problem_of_previous = str(error)
+        return
     if laid := _lay_over(ready.context, checkout, recipe):
         journal.warn(f"{tag.name} does not have {', '.join(laid)} yet, which [env] names: taken from the commit under test.")
     try:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from infra.deployers import process, swarm
+from infra.deployers import process, swarm, trees
 from infra.deployers.base import DeployError
 from runs.harness import oidc
 from runs.harness.protocol import FolderState, RunFolder
@@ -43,7 +42,9 @@ def sweep(installation: str, alive: set[str], runs: Path | None = None) -> int:
         except DeployError as error:
             left = [str(error)]
     if runs:
-        removed += _work_folders(runs)
+        gone, kept = _work_folders(runs)
+        removed += gone
+        left += kept
     for line in [*(f"removed {name}" for name in removed), *(f"left {name}" for name in left)]:
         print(line)  # noqa: T201
     return 1 if left else 0
@@ -70,11 +71,11 @@ def _alive(named: set[str], runs: Path | None) -> Callable[[str], bool]:
     return alive
 
 
-def _work_folders(runs: Path) -> list[str]:
-    """Checkouts and sockets of harnesses that were killed."""
-    removed = []
+def _work_folders(runs: Path) -> tuple[list[str], list[str]]:
+    """Remove checkouts and sockets of harnesses that were killed: those that are gone, and those that are left."""
+    removed: list[str] = []
+    left: list[str] = []
     for work in runs.glob("*/*/work"):
         if RunFolder(work.parent).state() is not FolderState.RUNNING:
-            shutil.rmtree(work, ignore_errors=True)
-            removed.append(str(work.relative_to(runs)))
-    return removed
+            (removed if trees.remove(work) else left).append(str(work.relative_to(runs)))
+    return removed, left

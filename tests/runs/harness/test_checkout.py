@@ -92,6 +92,50 @@ def test_a_huge_commit_is_refused_before_it_is_written(repository: Path, tmp_pat
     assert not (target / "zeros").exists()
 
 
+def _put(repository: Path, name: bytes, content: str = "x", mode: str = "100644") -> str:
+    """A commit with one more file, of a name that no file system here need be able to hold."""
+    blob = subprocess.run(
+        ["git", "-C", repository, "hash-object", "-w", "--stdin"], input=content, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    entry = f"{mode} {blob}\t".encode() + name + b"\0"
+    subprocess.run(["git", "-C", repository, "update-index", "--add", "-z", "--index-info"], input=entry, check=True)
+    return git(repository, "commit-tree", git(repository, "write-tree"), "-m", "x")
+
+
+REFUSED = {
+    "deep": (b"a/" * 51 + b"f", "x", "100644", "more than 50 levels of folders"),
+    "very deep": (b"a/" * 1900 + b"f", "x", "100644", "more than 50 levels of folders"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_commit_that_no_checkout_can_be_asked_to_hold_is_refused(case: str, repository: Path, tmp_path: Path) -> None:
+    name, content, mode, words = REFUSED[case]
+    sha, target = _put(repository, name, content, mode), tmp_path / "checkout"
+    git(repository, "update-ref", "refs/heads/main", sha)
+    with pytest.raises(CheckoutError, match=words) as caught:
+        Checkout(Source(url=str(repository), sha=sha), target).make()
+    assert caught.value.recipes_fault
+    assert [path.name for path in target.iterdir()] == [".git"]
+
+
+@pytest.mark.parametrize("repository", [True, False])
+@pytest.mark.parametrize("levels", [50, 51, 300])
+def test_a_working_tree_is_refused_for_the_same(repository: bool, levels: int, tmp_path: Path) -> None:
+    folder = tmp_path.joinpath("recipe", *["a"] * levels)
+    folder.mkdir(parents=True)
+    (folder / "f").touch()
+    if repository:
+        git(tmp_path / "recipe", "init", "--quiet")
+    checkout = Checkout(Source(url=str(tmp_path / "recipe")), tmp_path / "checkout")
+    if levels <= 50:
+        checkout.make()
+        return
+    with pytest.raises(CheckoutError, match="more than 50 levels of folders") as caught:
+        checkout.make()
+    assert caught.value.recipes_fault
+
+
 def test_hooks_and_filters_of_the_person_do_not_run(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "home"
     home.mkdir()

@@ -19,6 +19,8 @@ from infra.deployers import limits
 from infra.deployers.base import stack_name
 from infra.deployers.process import sweep
 from runs.harness.protocol import FolderState, RunFolder, Verdict
+from runs.harness.sweep import sweep as sweep_all
+from tests.infra.deployers.test_trees import make_deep
 from tests.runs.harness.conftest import RECIPES, ROOT
 
 pytestmark = pytest.mark.crash
@@ -146,6 +148,14 @@ def test_a_sweep_removes_the_work_of_lost_runs_only(make_folder: Any, make_recip
     living.cancel.touch()
     assert processes[1].wait(10) == 2
     assert living.results().verdict is Verdict.CANCELLED
+
+
+def test_a_sweep_removes_the_deep_folders_of_a_lost_run(tmp_path: Path) -> None:
+    work = tmp_path / "run" / "1" / "work"
+    work.mkdir(parents=True)
+    make_deep(work, 1900)
+    sweep_all(f"test-{os.getpid()}", set(), tmp_path)
+    assert not work.exists()
 
 
 def test_a_request_of_another_version_is_answered(make_folder: Any, harness: Any) -> None:
