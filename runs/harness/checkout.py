@@ -162,6 +162,11 @@ def _refuse_name(name: str) -> None:
     """Raises CheckoutError for a path in a recipe that is more than a checkout can be asked to hold."""
     if name.count("/") > _DEEPEST:
         raise CheckoutError(f"The recipe has more than {_DEEPEST} levels of folders: {name[:80]!r}…", True)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        told = name[-80:].encode(errors="replace").decode()
+        raise CheckoutError(f"The recipe has a name that is not UTF-8: {told!r}. Rename it.", True) from None
 
 
 def _walk(folder: Path) -> Iterator[str]:

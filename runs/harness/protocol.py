@@ -285,7 +285,9 @@ class RunFolder:
         return Request.model_validate_json(self.request_file.read_text())
 
     def write_results(self, results: Results) -> None:
-        write_atomically(self.results_file, results.model_dump_json(indent=1))
+        text = json.dumps(results.model_dump(mode="json"), indent=1, ensure_ascii=False)
+        # A stranger's names and texts may hold half a character, which no file takes: it becomes a `?`.
+        write_atomically(self.results_file, text.encode(errors="replace").decode())
 
     def results(self) -> Results | None:
         try:

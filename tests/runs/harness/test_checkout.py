@@ -104,6 +104,7 @@ def _put(repository: Path, name: bytes, content: str = "x", mode: str = "100644"
 
 REFUSED = {
     "deep": (b"a/" * 51 + b"f", "x", "100644", "more than 50 levels of folders"),
+    "no UTF-8": (b"tests/\xff/test_x.py", "x", "100644", r"a name that is not UTF-8: 'tests/\?'"),
     "very deep": (b"a/" * 1900 + b"f", "x", "100644", "more than 50 levels of folders"),
 }
 
@@ -120,18 +121,26 @@ def test_a_commit_that_no_checkout_can_be_asked_to_hold_is_refused(case: str, re
 
 
 @pytest.mark.parametrize("repository", [True, False])
-@pytest.mark.parametrize("levels", [50, 51, 300])
-def test_a_working_tree_is_refused_for_the_same(repository: bool, levels: int, tmp_path: Path) -> None:
-    folder = tmp_path.joinpath("recipe", *["a"] * levels)
-    folder.mkdir(parents=True)
-    (folder / "f").touch()
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("a/" * 50 + "f", ""),
+        ("a/" * 51 + "f", "more than 50 levels of folders"),
+        ("a/" * 300 + "f", "more than 50 levels of folders"),
+        ("bad\udcff", "a name that is not UTF-8"),
+    ],
+)
+def test_a_working_tree_is_refused_for_the_same(repository: bool, name: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe" / name
+    path.parent.mkdir(parents=True)
+    path.touch()
     if repository:
         git(tmp_path / "recipe", "init", "--quiet")
     checkout = Checkout(Source(url=str(tmp_path / "recipe")), tmp_path / "checkout")
-    if levels <= 50:
+    if not words:
         checkout.make()
         return
-    with pytest.raises(CheckoutError, match="more than 50 levels of folders") as caught:
+    with pytest.raises(CheckoutError, match=words) as caught:
         checkout.make()
     assert caught.value.recipes_fault
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,18 @@ from runs.harness import events, owntests, stages
 from runs.harness.events import Journal
 from runs.harness.gate import Gate
 from runs.harness.git import secrets_of
-from runs.harness.protocol import STAGES, RunFolder
+from runs.harness.protocol import (
+    STAGES,
+    CaseResult,
+    Extras,
+    ExtraTest,
+    LintFinding,
+    Results,
+    RunFolder,
+    StageResult,
+    Teardown,
+    Verdict,
+)
 from runs.harness.watch import Cancelled, TimedOut, Watch
 
 
@@ -53,6 +65,27 @@ def test_the_journal_blackens_credentials_and_terminal_codes(tmp_path: Path) -> 
     assert "s3cret" not in text and secrets_of(credential)[1] not in text
     assert "token [secret]" in text and "red [secret] ?" in text and "after the end" not in text
     assert [event.kind for event in folder.events()] == ["step", "warning"]
+
+
+def test_half_a_character_stops_neither_results_nor_events(tmp_path: Path) -> None:
+    half, now = "bad\udcff.txt", datetime.now(UTC)
+    folder, test = RunFolder(tmp_path), ExtraTest(file=half, name=half, covers=[half])
+    case, finding = CaseResult(name=half, status="failed", output=half), LintFinding(rule=half, level="error", text=half)
+    stage, left = StageResult(name=half, status="failed", reason=half, cases=[case]), Teardown(left=[half])
+    words = {"reason": half, "version": half, "warnings": [half], "changed": [half, "good ✓ \U0001f600"]}
+    results = Results(run_id="1", verdict=Verdict.FAILED, started=now, finished=now, **words)
+    folder.write_results(
+        results.model_copy(update={"stages": [stage], "teardown": left, "lint": [finding], "extras": Extras(tests=[test])})
+    )
+    read = folder.results()
+    assert read and read.changed == ["bad?.txt", "good ✓ \U0001f600"]
+    assert read.extras.tests[0].covers == read.teardown.left == read.warnings == ["bad?.txt"]
+    journal = Journal(folder)
+    journal.warn(half)
+    journal.event("step", half, name=half)
+    journal.close()
+    assert [event.text for event in folder.events()] == ["bad?.txt", "bad?.txt"]
+    assert "bad?.txt" in folder.log.read_text()
 
 
 def test_a_recipe_cannot_write_endless_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
