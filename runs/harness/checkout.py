@@ -52,6 +52,7 @@ class Checkout:
             raise CheckoutError("The source is neither a URL nor a folder here.")
         self._fetch()
         self._refuse_bombs()
+        self._set_attributes()
         self._git.run("checkout", "--quiet", "--detach", self._source.sha)
         if (head := self._git.run("rev-parse", "HEAD").strip()) != self._source.sha:
             raise CheckoutError(f"Wanted commit {self._source.sha[:12]}, got {head[:12]}.")
@@ -105,6 +106,12 @@ class Checkout:
             size += int(digits) if digits.isdigit() else 0
         if count > _MOST_FILES or size > self._git.disk:
             raise CheckoutError(f"The recipe is too big: more than {most}.", True)
+
+    def _set_attributes(self) -> None:
+        """Have git write each file as it is stored, for that is what was counted: what is said here goes above .gitattributes."""
+        information = self._target / ".git" / "info"
+        information.mkdir(exist_ok=True)
+        (information / "attributes").write_text("* -text !eol !ident !filter !working-tree-encoding\n")
 
     def _copy_working_tree(self, folder: Path) -> str:
         try:

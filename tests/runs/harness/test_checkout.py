@@ -145,6 +145,26 @@ def test_a_working_tree_is_refused_for_the_same(repository: bool, name: str, wor
     assert caught.value.recipes_fault
 
 
+ATTRIBUTES = {
+    "ident": "* ident",
+    "encoding": "* working-tree-encoding=UTF-32",
+    "line ends": "* text eol=crlf",
+    "old line ends": "* crlf=auto eol=crlf",
+    "macro": "[attr]grow ident text eol=crlf working-tree-encoding=UTF-16\n* grow",
+    "a file's own": "* -ident\nbig ident working-tree-encoding=UTF-32",
+}
+
+
+@pytest.mark.parametrize("attributes", ATTRIBUTES.values(), ids=ATTRIBUTES)
+def test_files_are_written_as_they_are_stored(attributes: str, repository: Path, tmp_path: Path) -> None:
+    _put(repository, b".gitattributes", attributes + "\n")
+    sha, target = _put(repository, b"big", "$Id$\n" * 1000), tmp_path / "checkout"
+    git(repository, "update-ref", "refs/heads/main", sha)
+    Checkout(Source(url=str(repository), sha=sha), target).make()
+    assert (target / "big").read_text() == "$Id$\n" * 1000
+    assert (target / "big").stat().st_size == 5000
+
+
 def test_hooks_and_filters_of_the_person_do_not_run(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "home"
     home.mkdir()
