@@ -84,6 +84,7 @@ def _some(names: Iterable[str]) -> str:
 def check_sandbox() -> Iterable[Finding]:
     """Whether a recipe's code can be kept apart: without that, only trusted people's runs are taken."""
     available = sandbox.available()
-    if available.ok:
-        return [Finding("sandbox", "ok", "bubblewrap with a uid of its own for each run")]
-    return [Finding("sandbox", "error", f"{available.reason} Strangers' code is not run.", available.fix)]
+    if not available.ok:
+        return [Finding("sandbox", "error", f"{available.reason} Strangers' code is not run.", available.fix)]
+    lacking = [Finding("sandbox", "warning", text, fix) for text, fix in sandbox.lacking()]
+    return lacking or [Finding("sandbox", "ok", "bubblewrap with a uid of its own for each run")]

@@ -1,16 +1,19 @@
-"""Limits on memory and processes by cgroup (version 1 or 2), where we may write one."""
+"""Limits on memory, processes and processors by cgroup (version 1 or 2), where we may write one."""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
+#: What all sandboxes together get of the processors when others want them, too: half of what each of the machine's other
+#: groups gets (100; in version 1 1024), however many processes they have.
+_WEIGHT = {"cpu.weight": 50, "cpu.shares": 512}
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def create(name: str, memory_mb: int, processes: int) -> Cgroup | None:
             folder = base / name
             folder.mkdir(exist_ok=True)
             made.append(folder)
-            _limit(folder, memory_mb << 20, processes)
+            _write(folder, _limits(memory_mb << 20, processes))
     except OSError:
         made_one = Cgroup(tuple(made))
         made_one.remove()
@@ -73,35 +76,64 @@ def create(name: str, memory_mb: int, processes: int) -> Cgroup | None:
     return Cgroup(tuple(made)) if made else None
 
 
-def _limit(folder: Path, memory: int, processes: int) -> None:
-    for name, value in (
-        ("memory.max", memory),
-        ("memory.swap.max", 0),
-        ("memory.oom.group", 0),
-        ("memory.limit_in_bytes", memory),
-        ("memory.memsw.limit_in_bytes", memory),
-        ("pids.max", processes),
-    ):
+def lacking() -> str:
+    """What no cgroup holds here, in words; empty when everything is held."""
+    bases: list[Path] = []
+    with suppress(OSError):
+        bases = _bases()
+    if not bases or not all(os.access(base, os.W_OK) for base in bases):
+        return "memory, processes and processors"
+    return "" if any((base / name).exists() for base in bases for name in _WEIGHT) else "processors"
+
+
+def _limits(memory: int, processes: int) -> dict[str, int]:
+    return {
+        "memory.max": memory,
+        "memory.swap.max": 0,
+        "memory.oom.group": 0,
+        "memory.limit_in_bytes": memory,
+        "memory.memsw.limit_in_bytes": memory,
+        "pids.max": processes,
+    }
+
+
+def _write(folder: Path, values: Mapping[str, int]) -> None:
+    """Set what there is of these; each version of cgroups has its own names."""
+    for name, value in values.items():
         if (folder / name).exists():
             (folder / name).write_text(str(value))
 
 
 def _bases() -> list[Path]:
-    """Where our folders go. Empty when nothing can be limited here."""
+    """Where our folders go, the processors' too where that can be. Empty when nothing can be limited here."""
     if (ROOT / "cgroup.controllers").exists():
         base = ROOT / "cc-ci"
-        wanted = "+memory +pids"
         with suppress(OSError):
-            (ROOT / "cgroup.subtree_control").write_text(wanted)
+            _control(ROOT, "+memory +pids")
+        with suppress(OSError):  # by itself: a kernel may refuse this one, for the sake of real-time processes
+            _control(ROOT, "+cpu")
         base.mkdir(exist_ok=True)
-        (base / "cgroup.subtree_control").write_text(wanted)
-        return [base]
-    bases = [ROOT / controller / "cc-ci" for controller in ("memory", "pids")]
-    if not all(base.parent.is_dir() for base in bases):
-        return []
+        _control(base, "+memory +pids")
+        with suppress(OSError):
+            _control(base, "+cpu")
+        bases = [base]
+    else:
+        bases = [ROOT / controller / "cc-ci" for controller in ("memory", "pids")]
+        if not all(base.parent.is_dir() for base in bases):
+            return []
+        for base in bases:
+            base.mkdir(exist_ok=True)
+        with suppress(OSError):
+            (base := ROOT / "cpu" / "cc-ci").mkdir(exist_ok=True)
+            bases += [base] if os.access(base, os.W_OK) else []
     for base in bases:
-        base.mkdir(exist_ok=True)
+        with suppress(OSError):
+            _write(base, _WEIGHT)
     return bases
+
+
+def _control(folder: Path, controllers: str) -> None:
+    (folder / "cgroup.subtree_control").write_text(controllers)
 
 
 def refused_processes(container: str) -> bool:
@@ -119,7 +151,7 @@ def refused_processes(container: str) -> bool:
 def existing(prefix: str = "") -> Iterator[tuple[str, Cgroup]]:
     """Name and cgroup of every sandbox on this machine whose name starts with `prefix`."""
     found: dict[str, list[Path]] = {}
-    for base in (ROOT / "cc-ci", ROOT / "memory" / "cc-ci", ROOT / "pids" / "cc-ci"):
+    for base in (ROOT / "cc-ci", *(ROOT / controller / "cc-ci" for controller in ("memory", "pids", "cpu"))):
         with suppress(OSError):
             for folder in base.iterdir():
                 if folder.is_dir() and folder.name.startswith(prefix):

@@ -12,13 +12,13 @@ import shutil
 import subprocess
 import sys
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from infra.deployers import children, limits
+from infra.deployers import children, limits, syscalls
 
 INSIDE = Path(__file__).parent / "inside"
 PROGRAMS = "/opt/cc-ci"
@@ -76,6 +76,17 @@ def available() -> Availability:
             "Run as root, or allow unprivileged user namespaces (sysctl kernel.unprivileged_userns_clone=1, AppArmor).",
         )
     return Availability(True)
+
+
+def lacking() -> Iterator[tuple[str, str]]:
+    """What a sandbox that can be had does not hold on this machine, and what to do about each."""
+    if held := limits.lacking():
+        fix = "Run as root, where /sys/fs/cgroup can be written and has the controllers memory, pids and cpu."
+        instead = "only nice" if held == "processors" else "limits for each process and nice"
+        yield f"No cgroup can hold the {held} of a recipe's code here: {instead} must do.", fix
+    if not syscalls.program():
+        fix = "Use 64-bit Linux with CONFIG_SECCOMP_FILTER, on x86_64, aarch64 or riscv64."
+        yield "A recipe's code can make namespaces of its own here: there is no filter on system calls.", fix
 
 
 interpreter = children.interpreter
@@ -146,8 +157,9 @@ class Sandbox:
         """
         self.cgroup = limits.create(self.name, self.memory_mb, self.processes)
         with _Data() as data:
+            inside = self._bubblewrap(command, data) if self.bubblewrap else command
             return children.start(
-                self._bubblewrap(command, data) if self.bubblewrap else command,
+                ["nice", "-n", "10", *inside],  # all that holds the processors where no cgroup does
                 env=self.environment(),
                 memory_mb=0,
                 address_mb=0 if self.cgroup else self.memory_mb,
@@ -193,7 +205,7 @@ class Sandbox:
                 parents.add(str(parent))
             options += ["--ro-bind", str(source), target]
         for path, text in self._etc().items():
-            options += ["--perms", "0644", "--ro-bind-data", str(data.add(text)), path]
+            options += ["--perms", "0644", "--ro-bind-data", str(data.add(text.encode())), path]
         options += ["--remount-ro", "/", "--chdir", "/tmp", "--cap-drop", "ALL"]  # noqa: S108
         for right in ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_NET_ADMIN", "CAP_SYS_RESOURCE"):
             if root or right in ("CAP_SETPCAP", "CAP_NET_ADMIN"):
@@ -203,7 +215,9 @@ class Sandbox:
             *("/usr/bin/prlimit", f"--nproc={self.processes}", "/usr/bin/setpriv", *other),
             *["--ambient-caps=-all", "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs"],
         ]
-        arguments = data.add("\0".join(options))
+        if program := syscalls.program():
+            options += ["--seccomp", str(data.add(program))]
+        arguments = data.add("\0".join(options).encode())
         shell = ["/bin/sh", "-c", _DROP, "sh"]
         return [shutil.which("bwrap") or "bwrap", "--args", str(arguments), "--", *shell, *drop, *command]
 
@@ -229,15 +243,15 @@ class Sandbox:
 
 
 class _Data:
-    """Texts for bubblewrap, each behind a descriptor."""
+    """What bubblewrap reads, each behind a descriptor."""
 
     def __init__(self) -> None:
         self.fds: list[int] = []
 
-    def add(self, text: str) -> int:
+    def add(self, content: bytes) -> int:
         handle = os.memfd_create("data", 0)
         self.fds.append(handle)
-        os.write(handle, text.encode())
+        os.write(handle, content)
         os.lseek(handle, 0, os.SEEK_SET)
         return handle
 

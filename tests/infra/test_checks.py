@@ -13,7 +13,7 @@ from django.conf import settings
 
 from controlplane.registry import Finding
 from infra import checks
-from infra.deployers import sandbox
+from infra.deployers import limits, sandbox, syscalls
 from infra.deployers.docker_cli import LABEL_RUN
 from tests.docker import IMAGE, need_swarm
 from tests.docker import docker as real
@@ -144,7 +144,17 @@ def test_bubblewrap_that_may_not_do_its_work(docker: Callable[[str], None], tmp_
 
 def test_sandbox_well(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "available", lambda: sandbox.Availability(True))
+    monkeypatch.setattr(sandbox, "lacking", lambda: iter(()))
     assert only(checks.check_sandbox()).level == "ok"
+
+
+def test_a_sandbox_that_cannot_hold_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "available", lambda: sandbox.Availability(True))
+    monkeypatch.setattr(limits, "lacking", lambda: "processors")
+    monkeypatch.setattr(syscalls, "program", lambda: b"")
+    findings = list(checks.check_sandbox())
+    assert [(finding.level, bool(finding.fix)) for finding in findings] == [("warning", True)] * 2
+    assert "the processors of a recipe's code" in findings[0].text and "filter on system calls" in findings[1].text
 
 
 @pytest.mark.docker

@@ -10,10 +10,11 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 
 import pytest
 
-from infra.deployers import limits, sandbox
+from infra.deployers import limits, sandbox, syscalls
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -86,6 +87,84 @@ def test_without_cgroups_limits_hold_by_process(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(limits, "_bases", list)
     code, output = _inside("ulimit -v; ulimit -p", memory_mb=256, processes=50)
     assert (code, output.split()) == (0, [str(256 * 1024), "50"])
+
+
+#: Says what comes of each way to new namespaces, and of what few programs need.
+_ASKS = """
+import ctypes, errno, os
+libc = ctypes.CDLL(None, use_errno=True)
+x86 = os.uname().machine == "x86_64"
+def say(name, *call):
+    back = libc.syscall(*call)
+    if name.startswith("clone") and back == 0:
+        os._exit(0)
+    print(name, errno.errorcode[ctypes.get_errno()] if back < 0 else "done", flush=True)
+for name in ("NS", "CGROUP", "UTS", "IPC", "USER", "PID", "NET"):
+    flag = dict(NS=17, CGROUP=25, UTS=26, IPC=27, USER=28, PID=29, NET=30)[name]
+    say("unshare " + name, 272 if x86 else 97, 1 << flag)
+    say("clone " + name, 56 if x86 else 220, 1 << 28 | 1 << flag | 17, 0, 0, 0, 0)
+say("unshare TIME", 272 if x86 else 97, 1 << 28 | 1 << 7)
+say("clone3", 435, (ctypes.c_uint64 * 11)(1 << 28, 0, 0, 0, 17), 88)
+for name, numbers in dict(io_setup=(206, 0), io_uring=(425, 425), bpf=(321, 280), perf=(298, 241), keyctl=(250, 219)).items():
+    say(name, numbers[not x86], 1, ctypes.byref(ctypes.c_ulong()), 0, 0, 0)
+if x86:
+    say("x32", 1 << 30 | 272, 1 << 28)
+"""
+
+
+def test_no_namespaces_and_nothing_of_the_whole_machines() -> None:
+    _needed()
+    if not syscalls.program():
+        pytest.skip("no filter on system calls here")
+    code, output = _inside(f"exec {sandbox.interpreter()} -c {quote(_ASKS)}")
+    said = dict(line.rsplit(" ", 1) for line in output.splitlines())
+    assert code == 0 and len(said) >= 21, output
+    assert {said.pop(name) for name in list(said) if name.startswith(("unshare", "clone "))} == {"EPERM"}
+    assert set(said.values()) == {"ENOSYS"}, said
+
+
+def test_what_programs_do_every_day_is_allowed() -> None:
+    """Threads, pools of processes, asyncio with a child, a shell; and all of it behind everybody else (nice)."""
+    _needed()
+    program = """
+import asyncio, multiprocessing, os, subprocess, threading
+threads = [threading.Thread(target=print, args=("thread",)) for _ in range(2)]
+for one in threads: one.start(); one.join()
+with multiprocessing.get_context("fork").Pool(2) as pool: print(sum(pool.map(abs, [-1, -2])))
+async def child(): return (await (await asyncio.create_subprocess_exec("echo", "child", stdout=-1)).communicate())[0]
+print(asyncio.run(child()).decode(), subprocess.check_output("echo shell", shell=True).decode(), os.nice(0))
+"""
+    code, output = _inside(f"exec {sandbox.interpreter()} -c {quote(program)}")
+    assert (code, output.split()) == (0, ["thread", "thread", "3", "child", "shell", "10"])
+
+
+def test_all_in_a_sandbox_is_in_the_group_that_holds_the_processors() -> None:
+    _needed()
+    if limits.lacking():
+        pytest.skip("no cgroup holds the processors here")
+    place = sandbox.Sandbox(f"ccci-test-{uuid.uuid4().hex[:8]}", bubblewrap=True)
+    box = place.spawn(["/bin/sh", "-c", "setsid sleep 100 & echo ready; wait"])
+    try:
+        assert box.stdout and box.stdout.readline() == b"ready\n"
+        assert place.cgroup
+        for pid in place.cgroup.pids():
+            lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+            groups = {kind: path for _, kinds, path in (line.split(":") for line in lines) for kind in kinds.split(",")}
+            assert (groups.get("cpu") or groups[""]).endswith(f"/cc-ci/{place.name}")
+    finally:
+        place.end(box)
+
+
+def test_a_machine_without_a_filter_or_cgroups_still_has_a_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    _needed()
+    monkeypatch.setattr(limits, "_bases", list)
+    monkeypatch.setattr(syscalls, "_MACHINES", {})
+    assert _inside("echo fine") == (0, "fine\n")
+    assert [text for text, _ in sandbox.lacking()] == [
+        "No cgroup can hold the memory, processes and processors of a recipe's code here: "
+        "limits for each process and nice must do.",
+        "A recipe's code can make namespaces of its own here: there is no filter on system calls.",
+    ]
 
 
 def test_two_sandboxes_have_two_uids() -> None:
