@@ -17,6 +17,8 @@ _OVER_SSH = re.compile(r"[^/@]+@[^/:]+:")
 _MOST_FILES = 50_000
 #: Levels of folders: what walks through a checkout calls itself for each.
 _DEEPEST = 50
+#: Bytes of a path; of one name in it, and of what a symlink points to: what is longer, the machine takes for an error of ours.
+_LONGEST, _LONGEST_NAME = 1000, 255
 #: For a forge to say where a branch is, while somebody waits at a terminal.
 _TIP_SECONDS = 60.0
 
@@ -101,8 +103,8 @@ class Checkout:
         for entry in listed.split("\0"):
             count += 1
             about, _, name = entry.partition("\t")
-            _refuse_name(name)
             digits = about.rpartition(" ")[2]
+            _refuse_name(name, int(digits) if about.startswith("120000") else 0)
             size += int(digits) if digits.isdigit() else 0
         if count > _MOST_FILES or size > self._git.disk:
             raise CheckoutError(f"The recipe is too big: more than {most}.", True)
@@ -148,9 +150,13 @@ class Checkout:
                     continue
                 inner.add(above)
             source, target = root / name, self._target / name
-            if not source.is_symlink() and not source.is_file():
+            link = source.is_symlink()
+            if not link and not source.is_file():
                 continue
-            size += source.lstat().st_size
+            own = source.lstat().st_size
+            if link:
+                _refuse_name(name, own)
+            size += own
             if count > _MOST_FILES or size > self._git.disk:
                 raise CheckoutError(f"The folder is too big: more than {_MOST_FILES} files or {self._git.disk >> 20} MB.", True)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -165,15 +171,24 @@ def _is_itself(folder: Path) -> bool:
         return False
 
 
-def _refuse_name(name: str) -> None:
-    """Raises CheckoutError for a path in a recipe that is more than a checkout can be asked to hold."""
+def _refuse_name(name: str, link: int = 0) -> None:
+    """Raises CheckoutError for a path in a recipe that is more than a checkout can be asked to hold.
+
+    `link` is the length of what it points to, where it is a symlink.
+    """
     if name.count("/") > _DEEPEST:
         raise CheckoutError(f"The recipe has more than {_DEEPEST} levels of folders: {name[:80]!r}…", True)
     try:
-        name.encode()
+        path = name.encode()
     except UnicodeEncodeError:
         told = name[-80:].encode(errors="replace").decode()
         raise CheckoutError(f"The recipe has a name that is not UTF-8: {told!r}. Rename it.", True) from None
+    if len(path) > _LONGEST or max(link, *map(len, path.split(b"/"))) > _LONGEST_NAME:
+        raise CheckoutError(
+            f"The recipe has a path of more than {_LONGEST} bytes, or a name or a symlink in it of more than {_LONGEST_NAME}: "
+            f"{name[:80]!r}…",
+            True,
+        )
 
 
 def _walk(folder: Path) -> Iterator[str]:

@@ -58,7 +58,7 @@ def suggested(tests: Sequence[ExtraTest], changed: Sequence[str]) -> list[ExtraT
 def files(checkout: Path) -> tuple[list[Path], list[Path]]:
     """The recipe's test files, and the other Python files beside them, as sorted paths within the checkout."""
     tests: list[Path] = []
-    helpers = [Path("conftest.py")] if (checkout / "conftest.py").is_file() else []
+    helpers = [Path("conftest.py")] if read(checkout, Path("conftest.py"), 1) is not None else []
     for top in ("tests", "extra"):
         if (checkout / top).is_symlink():
             continue
@@ -80,11 +80,11 @@ def is_extra(path: PurePath) -> bool:
 
 def mentioned(checkout: Path, path: Path) -> bool:
     """Whether a file speaks of the mark `extra` at all. Says yes too often rather than too seldom."""
-    data = _read(checkout, path)
+    data = read(checkout, path)
     return data is not None and bool(_MENTIONED.search(data))
 
 
-def _read(checkout: Path, path: Path, most: int = 1 << 20) -> bytes | None:
+def read(checkout: Path, path: Path, most: int = 1 << 20) -> bytes | None:
     """The first bytes of a file of the checkout; None for what is no file in it."""
     try:
         real = (checkout / path).resolve()
@@ -102,7 +102,7 @@ def _found(checkout: Path) -> list[tuple[ExtraTest, str]]:
     for path in files(checkout)[0]:
         if len(found) >= MOST_TESTS or left < 0:
             break
-        data = _read(checkout, path, _BIGGEST + 1)
+        data = read(checkout, path, _BIGGEST + 1)
         if data is None or len(data) > _BIGGEST or not (is_extra(path) or _MENTIONED.search(data)):
             continue
         left -= len(data)

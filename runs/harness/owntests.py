@@ -150,10 +150,8 @@ def hooks(checkout: Path) -> set[str]:
 
 
 def _hooks_file(checkout: Path) -> bytes:
-    path = (checkout / HOOKS_FILE).resolve()
-    if not path.is_relative_to(checkout.resolve()) or not path.is_file() or path.stat().st_size > _BIGGEST_HOOKS:
-        return b""
-    return path.read_bytes()
+    data = extras.read(checkout, Path(HOOKS_FILE), _BIGGEST_HOOKS + 1) or b""
+    return data if len(data) <= _BIGGEST_HOOKS else b""
 
 
 def hook(

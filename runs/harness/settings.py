@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 FILE = "cc-ci.toml"
-_BIGGEST = 64 << 10
+BIGGEST = 64 << 10
 _MOST_PARTS = 100
 #: How long an app may take to come up when nobody says otherwise: abra's default too.
 SETTLE_SECONDS = 300
@@ -134,8 +134,8 @@ def parse(data: bytes | None) -> RecipeSettings:
     """The settings of a file's bytes; the defaults for None. Raises SettingsError that names each wrong key."""
     if data is None:
         return RecipeSettings()
-    if len(data) > _BIGGEST:
-        raise SettingsError(f"{FILE} is bigger than {_BIGGEST >> 10} kB.")
+    if len(data) > BIGGEST:
+        raise SettingsError(f"{FILE} is bigger than {BIGGEST >> 10} kB.")
     try:
         text = data.decode()
         _refuse_long_keys(text)

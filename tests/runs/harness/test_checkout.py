@@ -105,6 +105,9 @@ def _put(repository: Path, name: bytes, content: str = "x", mode: str = "100644"
 REFUSED = {
     "deep": (b"a/" * 51 + b"f", "x", "100644", "more than 50 levels of folders"),
     "no UTF-8": (b"tests/\xff/test_x.py", "x", "100644", r"a name that is not UTF-8: 'tests/\?'"),
+    "long name": (b"tests/" + b"a" * 256, "x", "100644", "a name or a symlink in it of more than 255"),
+    "long path": ((b"a" * 200 + b"/") * 5 + b"f", "x", "100644", "a path of more than 1000 bytes"),
+    "long symlink": (b"cc-ci.toml", "a" * 256, "120000", "a name or a symlink in it of more than 255"),
     "very deep": (b"a/" * 1900 + b"f", "x", "100644", "more than 50 levels of folders"),
 }
 
@@ -163,6 +166,17 @@ def test_files_are_written_as_they_are_stored(attributes: str, repository: Path,
     Checkout(Source(url=str(repository), sha=sha), target).make()
     assert (target / "big").read_text() == "$Id$\n" * 1000
     assert (target / "big").stat().st_size == 5000
+
+
+@pytest.mark.parametrize("repository", [True, False])
+def test_a_working_tree_with_a_long_symlink_is_refused(repository: bool, tmp_path: Path) -> None:
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "cc-ci.toml").symlink_to("a" * 256)
+    if repository:
+        git(tmp_path / "recipe", "init", "--quiet")
+    with pytest.raises(CheckoutError, match="a symlink in it of more than 255") as caught:
+        Checkout(Source(url=str(tmp_path / "recipe")), tmp_path / "checkout").make()
+    assert caught.value.recipes_fault
 
 
 def test_hooks_and_filters_of_the_person_do_not_run(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from infra.deployers.base import Context, Deployment, Service
+from infra.deployers.compose import files
 from infra.deployers.process import ProcessDeployer
-from runs.harness import extras, junit, owntests
+from runs.harness import extras, junit, owntests, prepare
 from runs.harness.events import Journal
 from runs.harness.owntests import HookResult, Outcome
 from runs.harness.protocol import STAGES, RunFolder
@@ -275,3 +276,15 @@ def test_a_hooks_result_is_not_believed_blindly(code: int, data: bytes, said: st
     done = owntests.judge_hook("read_marker", code, data)
     assert (done.ran, done.ok, done.value) == (True, False, "")
     assert said in done.reason
+
+
+@pytest.mark.parametrize("target", ["a" * 300, "a/" * 2000, "itself"])
+def test_a_symlink_that_leads_nowhere_is_no_file(target: str, tmp_path: Path) -> None:
+    for name in ("cc-ci.toml", ".env", "conftest.py", "itself", owntests.HOOKS_FILE, "tests/test_x.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(target)
+    assert prepare._own_file(tmp_path) is None
+    assert files.text(tmp_path, ".env") == ""
+    assert owntests.hooks(tmp_path) == set()
+    assert extras.find(tmp_path) == []
+    assert Path("conftest.py") not in extras.files(tmp_path)[1]
