@@ -14,6 +14,7 @@ class InfraConfig(AppConfig):
         registry.check("docker", checks.check_docker)
         registry.check("networks", checks.check_networks)
         registry.check("sandbox", checks.check_sandbox)
+        registry.check("kernel limits", checks.check_kernel_limits)
         registry.check("firewall", firewall.check_firewall)
         registry.check("infra", doctor.check_infra)
         registry.card("infra", Card("infra/_card.html", views.card, 30))

@@ -1,11 +1,14 @@
-"""doctor's lines on the machine that runs recipes: Docker with its Swarm, and the sandbox."""
+"""doctor's lines on the machine that runs recipes: Docker with its Swarm, the sandbox, and the kernel's own limits."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
 
 from django.conf import settings
 
@@ -17,6 +20,17 @@ from infra.deployers.engine import inspect, listed, swarm_problem
 
 DOCKER_SECONDS = 15.0
 INIT = "docker swarm init --advertise-addr 127.0.0.1"
+SYSCTL = Path("/proc/sys")
+#: Limits that a run's containers share with the whole machine, or with each process of the same uid, root's too; and how many
+#: bytes one of each takes at least. The kernel counts those to the container's memory: where these limits are high, that one holds.
+SHARED = {
+    "fs.inotify.max_user_instances": 512,
+    "fs.inotify.max_user_watches": 64,
+    "fs.epoll.max_user_watches": 128,
+    "fs.aio-max-nr": 64,
+    "fs.file-max": 128,
+}
+_MOST = 2**31 - 1  # that inotify's can be
 
 
 def check_docker() -> Iterable[Finding]:
@@ -88,3 +102,24 @@ def check_sandbox() -> Iterable[Finding]:
         return [Finding("sandbox", "error", f"{available.reason} Strangers' code is not run.", available.fix)]
     lacking = [Finding("sandbox", "warning", text, fix) for text, fix in sandbox.lacking()]
     return lacking or [Finding("sandbox", "ok", "bubblewrap with a uid of its own for each run")]
+
+
+def check_kernel_limits() -> Iterable[Finding]:
+    """Whether a run could use up what the kernel has one of for all, before it meets the limit on its memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    wanted, low = {}, []
+    for name, size in SHARED.items():
+        with suppress(OSError, ValueError):  # a kernel without it has nothing to use up
+            now = int((SYSCTL / name.replace(".", "/")).read_text())
+            wanted[name] = max(now, enough(memory, size))
+            low += [f"{name} ({now})"] if now < wanted[name] else []
+    if not low:
+        return [Finding("kernel limits", "ok", "a run meets the limit on its memory before any that it shares with this machine")]
+    text = f"a run can use up, within its memory, what all on this machine share: {', '.join(low)}"
+    lines = " ".join(f"{name}={value}" for name, value in wanted.items())
+    return [Finding("kernel limits", "warning", text, f"printf '%s\\n' {lines} > /etc/sysctl.d/90-cc-ci.conf && sysctl --system")]
+
+
+def enough(memory: int, size: int) -> int:
+    """How many of what takes `size` bytes no more than this memory can hold: a power of two, or the most that can be set."""
+    return min(1 << (memory // size).bit_length(), _MOST)

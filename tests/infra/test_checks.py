@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import pytest
@@ -155,6 +155,41 @@ def test_a_sandbox_that_cannot_hold_everything(monkeypatch: pytest.MonkeyPatch) 
     findings = list(checks.check_sandbox())
     assert [(finding.level, bool(finding.fix)) for finding in findings] == [("warning", True)] * 2
     assert "the processors of a recipe's code" in findings[0].text and "filter on system calls" in findings[1].text
+
+
+def _sysctl(folder: Path, values: Mapping[str, int]) -> None:
+    for name, value in values.items():
+        path = folder / name.replace(".", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{value}\n")
+
+
+def test_limits_of_the_whole_machine_that_a_run_could_use_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "SYSCTL", tmp_path)
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1 << 20}.__getitem__)
+    assert only(checks.check_kernel_limits()).level == "ok"  # a kernel that has none of them
+    _sysctl(tmp_path, {"fs.inotify.max_user_instances": 128, "fs.aio-max-nr": 65536, "fs.file-max": 2**63 - 1})
+    finding = only(checks.check_kernel_limits())
+    assert finding.level == "warning"
+    assert finding.text.endswith(" fs.inotify.max_user_instances (128), fs.aio-max-nr (65536)")
+    assert finding.fix == (
+        f"printf '%s\\n' fs.inotify.max_user_instances=16777216 fs.aio-max-nr=134217728 fs.file-max={2**63 - 1}"
+        " > /etc/sysctl.d/90-cc-ci.conf && sysctl --system"
+    )
+    _sysctl(tmp_path, {name: int(value) for name, value in (word.split("=") for word in finding.fix.split() if "=" in word)})
+    assert only(checks.check_kernel_limits()).level == "ok"
+
+
+@pytest.mark.parametrize(
+    ("memory", "size", "number"), [(0, 64, 1), (1023, 512, 2), (8 << 30, 512, 1 << 25), (1 << 45, 64, 2**31 - 1)]
+)
+def test_what_no_memory_can_hold(memory: int, size: int, number: int) -> None:
+    assert checks.enough(memory, size) == number
+
+
+def test_each_limit_is_one_of_this_kernels() -> None:
+    """So that a name that is misspelt is not taken for one that a kernel lacks."""
+    assert [name for name in checks.SHARED if not (checks.SYSCTL / name.replace(".", "/")).exists()] == []
 
 
 @pytest.mark.docker
