@@ -22,7 +22,7 @@ DOCKER_SECONDS = 15.0
 INIT = "docker swarm init --advertise-addr 127.0.0.1"
 SYSCTL = Path("/proc/sys")
 #: Limits that a run's containers share with the whole machine, or with each process of the same uid, root's too; and how many
-#: bytes one of each takes at least. The kernel counts those to the container's memory: where these limits are high, that one holds.
+#: bytes one of each takes at least. The kernel counts those to the container's memory, which is the limit where these are high.
 SHARED = {
     "fs.inotify.max_user_instances": 512,
     "fs.inotify.max_user_watches": 64,
