@@ -14,7 +14,8 @@ import math
 import re
 import socket
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from infra.deployers.base import Deployer, DeployError, Deployment, listen_unix
 from infra.deployers.inside import splice
 
 _MOST_CONNECTIONS = 128
+#: Ends of connections, with those to the app and those that wait for their turn: each is a descriptor of the harness.
+_MOST_STREAMS = 384
 _LONGEST_REQUEST = 65536
 _LONGEST_TIMEOUT = 600.0
 _MOST_LINES = 1000
@@ -36,6 +39,9 @@ class Gate:
         self._deployer = deployer
         self._domain = domain
         self._slots = threading.BoundedSemaphore(_MOST_CONNECTIONS)
+        self._lock = threading.Lock()
+        self._streams: set[socket.socket] = set()
+        self._closed = False
         self._listener = listen_unix(path, mode=0o666)  # its folder is ours alone; the sandbox gets the socket bound in
 
     def __enter__(self) -> Gate:
@@ -43,10 +49,34 @@ class Gate:
         return self
 
     def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._closed = True
+            streams = [self._listener, *self._streams]
+        for stream in streams:  # whoever waits at one wakes up and closes it: an app may hold connections for as long as it lives
+            with suppress(OSError):
+                stream.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.path.unlink(missing_ok=True)
 
+    @contextmanager
+    def _held(self, stream: socket.socket) -> Iterator[None]:
+        """Have a stream end when the gate does, at the latest. Raises OSError when there are too many, or the gate is closed."""
+        with stream:
+            with self._lock:
+                if self._closed or len(self._streams) >= _MOST_STREAMS:
+                    raise ConnectionAbortedError
+                self._streams.add(stream)
+            try:
+                yield
+            finally:
+                with self._lock:
+                    self._streams.discard(stream)
+
     def _handle(self, stream: socket.socket) -> None:
+        with self._held(stream):
+            self._serve(stream)
+
+    def _serve(self, stream: socket.socket) -> None:
         if not self._slots.acquire(timeout=5):
             return
         try:
@@ -70,7 +100,7 @@ class Gate:
         except DeployError:
             return
         if address:
-            splice.splice(stream, address.connect(10, self._domain))
+            self._splice(stream, address.connect(10, self._domain))
 
     def _to_port(self, stream: socket.socket, name: str) -> None:
         """Only what this very deployment has published: the number comes from the deployer, never from the request."""
@@ -86,7 +116,11 @@ class Gate:
             stream.sendall((json.dumps({"error": f"nothing listens at {name}: {error}"}) + "\n").encode())
             return
         stream.sendall(b"{}\n")
-        splice.splice(stream, target)
+        self._splice(stream, target)
+
+    def _splice(self, stream: socket.socket, target: socket.socket) -> None:
+        with self._held(target):
+            splice.splice(stream, target)
 
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         try:

@@ -1,10 +1,15 @@
 """Copies bytes between two connected sockets."""
 
+import errno
 import os
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Callable
+
+#: Why a connection may not be accepted while the listener is open.
+_FOR_NOW = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED)
 
 
 def _copy(source: socket.socket, target: socket.socket) -> None:
@@ -39,8 +44,11 @@ def serve(listener: socket.socket, handle: Callable[[socket.socket], None]) -> N
         while True:
             try:
                 stream, _ = listener.accept()
-            except OSError:
-                return
+            except OSError as error:
+                if error.errno not in _FOR_NOW:
+                    return
+                time.sleep(0.1)
+                continue
             try:
                 threading.Thread(target=guarded, args=(stream,), daemon=True).start()
             except RuntimeError:  # no more threads: the client sees a closed connection

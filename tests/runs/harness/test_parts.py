@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
+import threading
+import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from infra.deployers.base import DeployError, connect_unix
+from infra.deployers.base import Address, DeployError, connect_unix
+from infra.deployers.inside import splice
 from runs.harness import events, owntests, stages
 from runs.harness.events import Journal
 from runs.harness.gate import Gate
@@ -148,6 +153,55 @@ def test_the_gate_does_what_it_may_and_survives_nonsense(tmp_path: Path) -> None
         assert _ask(path, b"not json") is None
         assert _ask(path, b'{"to": "app"}') is None  # nobody there: the connection is closed
     assert not path.exists()
+
+
+def _descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def test_the_gate_holds_nothing_after_its_end(tmp_path: Path) -> None:
+    path, threads, descriptors = tmp_path / "gate.sock", threading.active_count(), _descriptors()
+    with socket.create_server(("127.0.0.1", 0)) as app, ExitStack() as held:
+        deployer: Any = _Deployer()
+        deployer.address = lambda: Address("127.0.0.1", app.getsockname()[1])
+        with Gate(path, deployer, "example.com"):
+            for _ in range(20):
+                stream = held.enter_context(connect_unix(str(path), 5))
+                stream.sendall(b'{"to": "app"}\n')
+                there = held.enter_context(app.accept()[0])
+                there.sendall(b"x")
+                assert stream.recv(1) == b"x"
+            waiting = held.enter_context(connect_unix(str(path), 5))  # asks for nothing
+            waiting.sendall(b"{")
+        assert stream.recv(1) == there.recv(1) == b""
+        until = time.monotonic() + 5
+        while threading.active_count() > threads and time.monotonic() < until:
+            time.sleep(0.01)
+        assert threading.active_count() == threads
+        assert _descriptors() == descriptors + 1 + 2 * 20 + 1  # the app's listener, and both ends that this test holds
+
+
+def test_whoever_accepts_outlives_a_want_of_descriptors() -> None:
+    here, there = socket.socketpair()
+    closed, seen = threading.Event(), threading.Event()
+
+    class Listener:
+        def __init__(self) -> None:
+            self.next: list[Any] = [OSError(errno.EMFILE, "Too many open files"), (there, None)]
+
+        def accept(self) -> Any:
+            if not self.next:
+                closed.set()
+                raise OSError(errno.EBADF, "closed")
+            answer = self.next.pop(0)
+            if isinstance(answer, OSError):
+                raise answer
+            return answer
+
+    listener: Any = Listener()
+    with here:
+        splice.serve(listener, lambda _: seen.set())
+        assert seen.wait(5) and closed.wait(5)
 
 
 class _Session:

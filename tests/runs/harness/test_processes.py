@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from infra.deployers import limits
+from infra.deployers import limits, trees
 from infra.deployers.base import stack_name
 from infra.deployers.process import sweep
 from runs.harness.protocol import FolderState, RunFolder, Verdict
@@ -154,8 +154,11 @@ def test_a_sweep_removes_the_deep_folders_of_a_lost_run(tmp_path: Path) -> None:
     work = tmp_path / "run" / "1" / "work"
     work.mkdir(parents=True)
     make_deep(work, 1900)
-    sweep_all(f"test-{os.getpid()}", set(), tmp_path)
-    assert not work.exists()
+    try:
+        sweep_all(f"test-{os.getpid()}", set(), tmp_path)
+        assert not work.exists()
+    finally:
+        trees.remove(work)  # else pytest, which removes its old folders as shutil does, could not
 
 
 def test_a_request_of_another_version_is_answered(make_folder: Any, harness: Any) -> None:
