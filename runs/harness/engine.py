@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -272,9 +272,12 @@ class Engine:
     def _take_picture(self, run: stages.Run) -> None:
         if not (self._request.picture and self._answered) or run.settings.picture.off or self.watch.cancelled:
             return
-        # It decides nothing: a wish to stop is heard by whatever comes next.
-        with self._journal.timed("picture"), suppress(Cancelled, TimedOut, Exceeded):
-            artefacts.picture(run)
+        # It decides nothing: a wish to stop, or a full disk, is heard by whatever comes next.
+        with self._journal.timed("picture"):
+            try:
+                artefacts.picture(run)
+            except Exception as error:
+                self._journal.log(f"No picture: {type(error).__name__}: {error}")
 
     def _teardown(self) -> Teardown:
         """Take the deployment away, prove that it is gone, and remove the work folder. Never raises: the results come next."""

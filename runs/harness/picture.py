@@ -186,7 +186,7 @@ def _checked(data: bytes, secrets: Sequence[str]) -> bytes:
             raise ValueError("not looked at twice")
         for snapshot in snapshots:
             _look(snapshot, secrets)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, binascii.Error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, MemoryError, binascii.Error) as error:
         raise NoPicture("The browser's answer cannot be read.") from error
     return png(picture)
 
@@ -198,13 +198,16 @@ def _printable(text: str) -> str:
 def _look(snapshot: dict[str, Any], secrets: Sequence[str]) -> None:
     """Raises NoPicture when a secret, or a password that somebody typed, stands in the page."""
     strings = [str(text) for text in snapshot["strings"]]
-    texts = ["\n".join(strings)]
+    texts, left = ["\n".join(strings)], _BIGGEST_RESULT
     for document in snapshot["documents"]:
         nodes = document["nodes"]
         if _has_password(nodes, strings):
             raise NoPicture("No picture: there is a filled password field on the page.")
         # A secret may be spread over elements that stand side by side.
         pieces = [strings[index] for kind, index in zip(nodes["nodeType"], nodes["nodeValue"], strict=True) if kind == 3]
+        left -= sum(map(len, pieces))
+        if left < 0:  # many nodes may have the same text
+            raise NoPicture("The page is too big to be looked through.")
         texts.append("".join("".join(pieces).split()))
     for secret in secrets:
         if len(secret) >= SHORTEST_SECRET and any(form in text for form in _forms(secret) for text in texts):
@@ -216,10 +219,14 @@ def _forms(secret: str) -> set[str]:
 
 
 def _has_password(nodes: dict[str, Any], strings: list[str]) -> bool:
-    for node, value in zip(nodes["inputValue"]["index"], nodes["inputValue"]["value"], strict=True):
-        words = [strings[index] for index in nodes["attributes"][node]]
-        attributes = {name.lower(): text for name, text in zip(words[::2], words[1::2], strict=True)}
-        if attributes.get("type", "").strip().lower() == "password" and value >= 0 and strings[value]:
+    fields = dict(zip(nodes["inputValue"]["index"], nodes["inputValue"]["value"], strict=True))
+    # Each text is looked at once, however many attributes have it.
+    types = {index for index, text in enumerate(strings) if text.lower() == "type"}
+    passwords = {index for index, text in enumerate(strings) if text.strip().lower() == "password"}
+    for node, value in fields.items():
+        words = nodes["attributes"][node]
+        hidden = any(name in types and text in passwords for name, text in zip(words[::2], words[1::2], strict=True))
+        if hidden and value >= 0 and strings[value]:
             return True
     return False
 

@@ -14,7 +14,7 @@ import pytest
 from infra.deployers import images, limits, sandbox
 from infra.deployers.base import Address, stack_name
 from infra.deployers.process import ProcessDeployer
-from runs.harness import stages
+from runs.harness import artefacts, stages
 from runs.harness.engine import Engine
 from runs.harness.protocol import Limits, Results, RunFolder, Verdict
 from tests.runs.harness.conftest import RECIPES
@@ -68,6 +68,15 @@ def test_a_failing_test_fails_the_run_with_its_name(make_recipe: Any, run: Run) 
     case = results.stages[1].cases[0]
     assert case.file == "tests/test_bad.py"
     assert "Hello from the process recipe" in case.output
+
+
+def test_a_picture_that_goes_wrong_decides_nothing(make_recipe: Any, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def picture(_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(artefacts, "picture", picture)
+    results = run(make_recipe({"test_bad": "def test_no():\n    assert 0\n"}), picture=True)
+    assert (results.verdict, results.reason) == (Verdict.FAILED, "custom: 1 of 1 tests failed: test_no.")
 
 
 def test_a_failing_install_skips_what_follows(make_recipe: Any, run: Run) -> None:

@@ -192,6 +192,36 @@ def test_a_result_is_believed_when_all_of_it_is_there() -> None:
         picture._checked(json.dumps({**_RESULT, "snapshots": [_SNAPSHOT]}).encode(), [SECRET])
 
 
+def test_texts_that_many_nodes_share_are_not_added_up() -> None:
+    nodes = {**_NODES, "nodeType": [3] * 17, "nodeValue": [0] * 17}
+    snapshot = {"strings": ["a" * (1 << 20)], "documents": [{"nodes": nodes}]}
+    with pytest.raises(NoPicture, match="too big to be looked through"):
+        picture._checked(json.dumps({**_RESULT, "snapshots": [_SNAPSHOT, snapshot]}).encode(), [SECRET])
+
+
+def test_attributes_that_many_nodes_share_are_looked_at_in_time() -> None:
+    many = 20_000
+    fields = {"index": [0] * many, "value": [-1] * many}
+    nodes = {**_NODES, "attributes": [[0, 0] * many], "inputValue": fields}
+    snapshot = {"strings": ["a" * (1 << 20)], "documents": [{"nodes": nodes}]}
+    started = time.monotonic()
+    assert picture._checked(json.dumps({**_RESULT, "snapshots": [snapshot, snapshot]}).encode(), [SECRET]) == GOOD
+    assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize(("words", "filled"), [("type password", True), ("TYPE  Password", True), ("type text", False)])
+def test_a_filled_password_field_is_known_by_its_type(words: str, filled: bool) -> None:
+    nodes = {**_NODES, "attributes": [[0, 1]], "inputValue": {"index": [0], "value": [2]}}
+    name, _, kind = words.partition(" ")
+    snapshot = {"strings": [name, kind, "whatever"], "documents": [{"nodes": nodes}]}
+    data = json.dumps({**_RESULT, "snapshots": [snapshot, snapshot]}).encode()
+    if not filled:
+        assert picture._checked(data, [SECRET]) == GOOD
+        return
+    with pytest.raises(NoPicture, match="filled password field"):
+        picture._checked(data, [SECRET])
+
+
 @given(st.one_of(st.binary(max_size=50), st.recursive(st.none() | st.text(max_size=5) | st.integers(), st.lists).map(json.dumps)))
 def test_any_result_gives_a_reason(data: bytes | str) -> None:
     with pytest.raises(NoPicture):
