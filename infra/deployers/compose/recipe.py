@@ -178,7 +178,8 @@ def read_environment(context: Context, checkout: Path) -> tuple[Environment, dic
     # Filled in like the others, under names that no recipe has.
     values = {f"CC_CI_SECRET_{number}": value for number, value in enumerate(context.secret_values.values())}
     added.append(("[secrets] in cc-ci.toml", values))
-    name = ".env" if (checkout / ".env").exists() else ".env.sample"
+    own = os.path.exists(checkout / ".env")  # noqa: PTH110 - Path's raises where a symlink's target is longer than a name
+    name = ".env" if own else ".env.sample"
     try:
         env = environment.build(
             sample=text(checkout, name),
