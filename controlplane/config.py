@@ -320,7 +320,8 @@ class Config(BaseSettings):
         for value in values:
             if not re.fullmatch(r"[A-Za-z0-9.-]+(:[0-9]{1,5})?", value):
                 raise ValueError(f"{value} is no registry; write docker.io or registry.example.org:5000")
-        return [value.lower() for value in values]
+        hub = ("index.docker.io", "registry-1.docker.io")  # other names of it
+        return ["docker.io" if value.lower() in hub else value.lower() for value in values]
 
     @field_validator("firewall_allow")
     @classmethod

@@ -94,8 +94,9 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         """Who sends the next request before the answer to this one is dropped: each would take files and memory of its own, and
         nobody's deadline would hold. No browser and no proxy does. (What follows a refused request is passed over.)"""
         taken = bool(super().received(data))
-        ahead = len(self.requests) > 1 or (bool(self.requests) and self.request is not None)
-        if ahead and not self.requests[0].error:
+        requests, begun = list(self.requests), self.request
+        more = begun is not None and (begun.headers_finished or begun.header_plus.strip())  # an empty line is none
+        if requests and (len(requests) > 1 or more) and not requests[0].error:
             self.drop()
         return taken
 

@@ -75,8 +75,7 @@ def parse(text: str) -> Declaration:
     try:
         data, root = safeyaml.load(text)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        raise DeclarationError(Problem(mark.line + 1 if mark else 1, "", f"this is no YAML: {error.problem}")) from None
+        raise DeclarationError(Problem(safeyaml.line(error, text) or 1, "", f"this is no YAML: {error.problem}")) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DeclarationError(Problem(1, "", f"this is no YAML: {' '.join(str(error).split())[:200]}")) from None
     lines: dict[Place, int] = {(): 1}

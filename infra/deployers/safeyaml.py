@@ -40,6 +40,12 @@ def load(text: str) -> tuple[Any, yaml.Node | None]:
         loader.dispose()
 
 
+def line(error: yaml.MarkedYAMLError, text: str) -> int:
+    """The line of an error, from 1; 0 where it is not told. (What lacks an end, libyaml finds a line behind the last one.)"""
+    mark = error.problem_mark or error.context_mark
+    return min(mark.line, text.rstrip("\n").count("\n")) + 1 if mark else 0
+
+
 def _measure(text: str) -> None:
     written = depth = 0
     for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):

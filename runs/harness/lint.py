@@ -259,8 +259,10 @@ def _read(recipe: _Recipe, by_docker: bool) -> Iterator[LintFinding]:
     if "compose.yml" not in names:
         yield _finding("C001", "There is no compose.yml.")
     for name in names:
+        text = ""
         try:
-            data, root = safeyaml.load(_text(recipe.checkout, name) or "")
+            text = _text(recipe.checkout, name) or ""
+            data, root = safeyaml.load(text)
             if not isinstance(data, dict):
                 raise ValueError("it is no mapping")
             recipe.files.append(_File(name, data, root))
@@ -268,8 +270,8 @@ def _read(recipe: _Recipe, by_docker: bool) -> Iterator[LintFinding]:
         except yaml.MarkedYAMLError as error:
             if by_docker:
                 continue
-            line = error.problem_mark.line + 1 if error.problem_mark else 0
-            yield _finding("C001", f"{name} cannot be read: {error.problem or error.context}.", name, line)
+            words = f"{name} cannot be read: {error.problem or error.context}."
+            yield _finding("C001", words, name, safeyaml.line(error, text))
         except Exception as error:  # whatever a hostile file makes of a parser, it is a file that cannot be read
             if not by_docker:
                 yield _finding("C001", f"{name} cannot be read: {' '.join(str(error).split())}.", name)

@@ -37,7 +37,7 @@ def test_words_are_split_at_commas_and_spaces(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("CC_CI_BOTS", "renovate, weblate drone")
     monkeypatch.setenv("CC_CI_PROXIES", "127.0.0.1 10.0.0.0/8")
     assert load().proxies == ["127.0.0.1", "10.0.0.0/8"]
-    monkeypatch.setenv("CC_CI_REGISTRIES", "docker.io, Registry.example.org:5000")
+    monkeypatch.setenv("CC_CI_REGISTRIES", "index.docker.io, Registry.example.org:5000")
     assert load().bots == ["renovate", "weblate", "drone"]
     assert load().registries == ["docker.io", "registry.example.org:5000"]
 

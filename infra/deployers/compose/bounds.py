@@ -56,7 +56,7 @@ def keep_within(document: dict[str, Any], bounds: Bounds) -> None:
         _log(service, bounds)
         # Whoever writes packets of their own fills the kernel's tables, and has the proxy forward them to others' networks.
         if not _RAW & {str(name).upper() for name in service.get("cap_add") or []}:
-            service["cap_drop"] = [*(service.get("cap_drop") or []), "NET_RAW"]
+            service["cap_drop"] = list(dict.fromkeys((*(service.get("cap_drop") or []), "NET_RAW")))
         check = mapping(service.get("healthcheck"))
         for key in ("interval", "start_interval"):
             if 0 < _seconds(check.get(key)) < _CHECK_SECONDS:

@@ -12,10 +12,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 _LONGEST_RULE = 4096
 _DEPTH = 50
+_LONGEST_PATTERN, _MOST_PIECES = 500, 10
+#: A counted repetition of a group, or of more than 99.
+_REPEATED = re.compile(r"\)\{[0-9]|\{[0-9]*,?[0-9]{3}")
+_SCHEMES = ("http", "https", "h2c")
+_ATTEMPTS = tuple(map(str, range(1, 6)))
+#: What the proxy puts aside of a request, and of an answer, before it goes on.
+_BUFFER_BYTES = 16 << 20
 _OWN_RULE = "write Host(`${DOMAIN}`)"
 _TOKEN = re.compile(r"""[ \t\n]*(?:(&&|\|\||[!(),])|([A-Za-z]+)|`([^`\x00-\x08\x0b-\x1f]*)`|"([^"\\\x00-\x1f]*)")""")
 _HOSTS = frozenset({"host", "hostheader"})
@@ -46,19 +52,18 @@ _LOGIN = "headerfield|realm|removeheader|users"
 _REPLACED = "regex|replacement"
 _PERSON = "commonname|country|domaincomponent|locality|organization|organizationalunit|province|serialnumber"
 #: Middlewares that change requests and answers, with their options. Not here: what makes the proxy ask others (`redis`), read
-#: its own files (`usersfile`, `tls`), or hold much in its memory (`memresponsebodybytes`); nor plugins.
+#: its own files (`usersfile`, `tls`), or hold much in its memory (`memresponsebodybytes`; `forwardauth` holds whole answers);
+#: nor plugins.
 _OPTIONS = {
     "addprefix": "prefix",
     "basicauth": _LOGIN,
-    "buffering": "maxrequestbodybytes|maxresponsebodybytes",
+    "buffering": "maxrequestbodybytes|maxresponsebodybytes",  # see `bounded`
     "chain": "middlewares",
     "circuitbreaker": "checkperiod|expression|fallbackduration|recoveryduration|responsecode",
     "compress": "defaultencoding|encodings|excludedcontenttypes|includedcontenttypes|minresponsebodybytes",
     "contenttype": "autodetect",
     "digestauth": _LOGIN,
     "errors": r"errorrequestheaders|query|service|status|statusrewrites\.[^.]+",
-    "forwardauth": "addauthcookiestoresponse|address|authrequestheaders|authresponseheaders|authresponseheadersregex|forwardbody"
-    "|headerfield|maxbodysize|maxresponsebodysize|preservelocationheader|preserverequestmethod|trustforwardheader",
     "grpcweb": "alloworigins",
     "headers": r"(?:customrequestheaders|customresponseheaders|sslproxyheaders)\.[^.]+|addvaryheader|allowedhosts"
     "|accesscontrol(?:allowcredentials|allowheaders|allowmethods|alloworigin(?:|list|listregex)|exposeheaders|maxage)"
@@ -80,6 +85,7 @@ _OPTIONS = {
 }
 _MIDDLEWARES = {kind: re.compile(options) for kind, options in _OPTIONS.items()}
 _PORT = re.compile(r"traefik\.http\.services\.[^.]+\.loadbalancer\.server\.port", re.IGNORECASE)
+_BUFFERING = re.compile(r"traefik\.http\.middlewares\.([^.]+)\.buffering(?:\.([a-z]+))?", re.IGNORECASE)
 _SWARM = re.compile(r"traefik\.(?:docker\.network|docker\.lbswarm|swarm\..*)", re.IGNORECASE)
 _FREE = re.compile(r"traefik\.(?:enable|docker\.network|docker\.lbswarm|swarm\.network|swarm\.lbswarm)")
 
@@ -141,6 +147,8 @@ def _is_left_out(key: str) -> bool:
 
 
 def _label(key: str, value: str, domain: str, stack: str) -> str:
+    if len(value) > _LONGEST_RULE:
+        return f"a label for the proxy of more than {_LONGEST_RULE} characters is not read"
     if not key.isascii():
         # To Traefik a long s is an s (`forwardauth.addreſſ`), to Python's lower() it is not.
         return "a label for the proxy with letters beyond ASCII; write it in plain ones"
@@ -183,6 +191,9 @@ def _service(rest: str, value: str, domain: str, stack: str) -> str:
         return "an option of a service that may lead elsewhere than to the recipe's own tasks; give loadbalancer.server.port"
     if rest == "loadbalancer.server.port" and value and not _port(value):
         return f"{value[:20]!r} is no port; write a number from 1 to 65535"
+    # Of it and the task's address the proxy makes a URL.
+    if rest == "loadbalancer.server.scheme" and value not in _SCHEMES:
+        return f"{value[:50]!r} is no scheme; write {' or '.join(_SCHEMES)}"
     return ""
 
 
@@ -194,14 +205,21 @@ def _middleware(rest: str, value: str, domain: str, stack: str) -> str:
         return f"the option {option} of the middleware {kind} is not for recipes; take it out"
     if (kind, option) in (("chain", "middlewares"), ("errors", "service")):
         return _references(value, stack)
-    if (kind, option) == ("forwardauth", "address"):
-        try:
-            host = urlsplit(value).hostname or ""
-        except ValueError:
-            host = ""
-        # The server's proxy asks there itself: on its own loopback and networks.
-        if not host.startswith(f"{stack.lower()}_") or not re.fullmatch(r"[a-z0-9_-]+", host):
-            return f"{value!r} is not the stack's own; write http://${{STACK_NAME}}_<service>:<port>/…"
+    if option.endswith("regex") and (problem := _costly(value)):
+        return problem
+    if option == "replacement" and (len(value) > _LONGEST_PATTERN or value.count("$") > _MOST_PIECES):
+        return f"a replacement of more than {_LONGEST_PATTERN} characters or {_MOST_PIECES} pieces is not put together"
+    if (kind, option) == ("retry", "attempts") and value not in _ATTEMPTS:
+        return f"{value[:20]!r}: write a number of attempts from 1 to {len(_ATTEMPTS)}"
+    return ""
+
+
+def _costly(pattern: str) -> str:
+    """Why the proxy is not to look for a pattern in what comes: each step costs as much as the pattern is long when its counted
+    repetitions are written out. Pure."""
+    if len(pattern) > _LONGEST_PATTERN or _REPEATED.search(pattern):
+        most = f"{_LONGEST_PATTERN} characters long, and repeats single characters, up to 99 times"
+        return f"the pattern {pattern[:50]!r} is too much work for the proxy; write one that is at most {most}"
     return ""
 
 
@@ -335,6 +353,9 @@ class _Rule:
             texts.append(self._take("text"))
         self._take(")")
         kind = name.lower()
+        for text in texts:
+            if problem := _costly(text):
+                raise _Unclear(problem)
         if kind in _ONLY_TCP:
             raise _Unclear(f"{name} is for TCP, and this is the rule of an HTTP router")
         if kind in _OTHERS:
@@ -366,6 +387,21 @@ def _port(value: str) -> int:
 def any_of(labels: Mapping[str, str]) -> bool:
     """Whether a service has routes of HTTP."""
     return any(key.lower().startswith("traefik.http.") for key in labels)
+
+
+def bounded(labels: Mapping[str, str]) -> dict[str, str]:
+    """The labels, where what the proxy puts aside of requests and answers (`buffering`) has a bound: it has none of its own."""
+    found = dict(labels)
+    names: dict[str, dict[str, str]] = {}
+    for key in labels:
+        if match := _BUFFERING.fullmatch(key):
+            names.setdefault(match[1], {})[(match[2] or "").lower()] = found.pop(key)
+    for name, options in names.items():
+        for option in ("maxrequestbodybytes", "maxresponsebodybytes"):
+            asked = options.get(option, "")
+            most = int(asked) if re.fullmatch("[0-9]{1,18}", asked) else 0  # Traefik's word for no bound
+            found[f"traefik.http.middlewares.{name}.buffering.{option}"] = str(min(most or _BUFFER_BYTES, _BUFFER_BYTES))
+    return found
 
 
 def lead_over(labels: dict[str, str], network: str) -> None:

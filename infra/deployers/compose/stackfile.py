@@ -55,7 +55,7 @@ def of_run(
         deploy = service.setdefault("deploy", {})
         for labelled in (service, deploy):
             kept, _ = routes.without_tcp_and_udp(texts(labelled.get("labels")))
-            labelled["labels"] = _without_certificates(kept)
+            labelled["labels"] = routes.bounded(_without_certificates(kept))
         own = service.get("networks") or {"default": None}
         if proxied and routes.any_of(deploy["labels"]) and shared & own.keys():
             networks[_FRONT] = {"driver": "overlay", "attachable": True}

@@ -32,6 +32,7 @@ def test_a_service_that_says_nothing_has_the_servers_limits_and_a_bounded_log() 
     [
         ({}, ["NET_RAW"]),
         ({"cap_drop": ["ALL"]}, ["ALL", "NET_RAW"]),
+        ({"cap_drop": ["NET_RAW"]}, ["NET_RAW"]),
         ({"cap_add": ["NET_ADMIN"]}, ["NET_RAW"]),
         ({"cap_add": ["cap_net_raw"], "cap_drop": ["CHOWN"]}, ["CHOWN"]),  # as an enrolment may allow
     ],

@@ -8,7 +8,16 @@ import pytest
 
 from infra.deployers.base import Address, Answer, Bounds, DeployError
 from infra.deployers.compose import admission, stackfile
-from infra.deployers.compose.routes import lead_over, misplaced, problems, rule_problem, unruled, web_port, without_tcp_and_udp
+from infra.deployers.compose.routes import (
+    bounded,
+    lead_over,
+    misplaced,
+    problems,
+    rule_problem,
+    unruled,
+    web_port,
+    without_tcp_and_udp,
+)
 from tests.infra.deployers.compose.reading import load, write
 
 DOMAIN = "run1.ci.example.com"
@@ -98,7 +107,7 @@ def test_without_a_domain_no_host_is_the_runs_own() -> None:
 
 
 #: Of the second the C library takes the last 16 bits, which are a port.
-NO_PORTS = ["0", "82495", "65536", "4294967376", "1" * 5000, "-1", "80a", " 80", "8e1", "\N{ARABIC-INDIC DIGIT EIGHT}0"]
+NO_PORTS = ["0", "82495", "65536", "4294967376", "1" * 4000, "-1", "80a", " 80", "8e1", "\N{ARABIC-INDIC DIGIT EIGHT}0"]
 R, S, M = (f"traefik.http.{kind}.{STACK}" for kind in ("routers", "services", "middlewares"))
 
 
@@ -130,12 +139,18 @@ R, S, M = (f"traefik.http.{kind}.{STACK}" for kind in ("routers", "services", "m
         (f"{M}.chain.middlewares", "auth@file", "belongs to the server"),
         (f"{M}.chain.middlewares[0]", "auth@file", "the option middlewares[0] of the middleware chain is not for recipes"),
         (f"{M}.errors.service", "api@internal", "belongs to the server"),
-        (f"{M}.forwardauth.address", "http://127.0.0.1:8080/api", "is not the stack's own"),
-        (f"{M}.forwardauth.address", f"http://{STACK}_app@127.0.0.1/", "is not the stack's own"),
-        (f"{M}.forwardauth.address", f"http://{STACK}_app.evil.org/", "is not the stack's own"),
-        (f"{M}.forwardauth.tls.cert", "/etc/passwd", "the option tls.cert of the middleware forwardauth is not for recipes"),
-        (f"{M}.forwardauth.tls", "true", "is not for recipes"),
-        (f"{M}.forwardauth.address.x", "http://127.0.0.1", "is not for recipes"),
+        (f"{M}.forwardauth.address", f"http://{STACK}_auth:9000/outpost", "the middleware forwardauth is not for recipes"),
+        (f"{S}.loadbalancer.server.scheme", "http://127.0.0.1:80/x?", "is no scheme; write http or https or h2c"),
+        (f"{S}.loadbalancer.server.scheme", "", "is no scheme"),
+        (f"{M}.replacepathregex.replacement", "$1" * 11, "is not put together"),
+        (f"{M}.redirectregex.replacement", "x" * 501, "is not put together"),
+        (f"{M}.redirectregex.regex", "(a?){1000}", "too much work"),
+        (f"{M}.stripprefixregex.regex", "(ab){2}", "too much work"),
+        (f"{M}.headers.accessControlAllowOriginListRegex", "a{,100}", "too much work"),
+        (f"{M}.replacepathregex.regex", "a" * 501, "too much work"),
+        (f"{R}.rule", f"Host(`{DOMAIN}`) && PathRegexp(`^/(a?){{1000}}$`)", "too much work"),
+        (f"{M}.headers.customresponseheaders.x", "x" * 4097, "more than 4096 characters"),
+        (f"{M}.retry.attempts", "1000000", "from 1 to 5"),
         (f"{M}.basicauth.usersFile", "/etc/passwd", "the option usersfile of the middleware basicauth is not for recipes"),
         (f"{M}.ratelimit.redis.endpoints", "socket-proxy:2375", "the option redis.endpoints of the middleware ratelimit"),
         (f"{M}.RateLimit.Redis.tls.ca", "/etc/passwd", "is not for recipes"),
@@ -183,7 +198,9 @@ def test_what_recipes_do_every_day() -> None:
         f"{R}.service": STACK,
         f"{M}-redirect.headers.SSLForceHost": "true",
         f"{M}-redirect.headers.customRequestHeaders.X-Forwarded-Proto": "https",
-        f"{M}-auth.forwardauth.address": f"http://{STACK}_auth:9000/outpost",
+        f"{S}.loadbalancer.server.scheme": "https",
+        f"{M}-path.replacepathregex.regex": "^/[a-z]{2,5}/(.*)",
+        f"{M}-again.retry.attempts": "3",
         f"{M}-all.chain.middlewares": f"{STACK}-redirect",
         f"{M}-gzip.compress": "true",
         f"{M}-users.basicauth.users": "a:b",
@@ -206,6 +223,27 @@ def test_what_recipes_do_every_day() -> None:
 )
 def test_the_web_port_is_a_port(value: str, port: int) -> None:
     assert web_port({f"{S}.loadbalancer.server.port": value}) == port
+
+
+def test_what_the_proxy_puts_aside_is_bounded() -> None:
+    key = "traefik.http.middlewares.x"
+    labels = {
+        f"{key}.Buffering": "true",
+        "other": "1",
+        f"{key}-y.buffering.maxRequestBodyBytes": "1000",
+        f"{key}-z.compress": "true",
+    }
+    most = str(16 << 20)
+    assert bounded(labels) == {
+        "other": "1",
+        f"{key}-z.compress": "true",
+        f"{key}.buffering.maxrequestbodybytes": most,
+        f"{key}.buffering.maxresponsebodybytes": most,
+        f"{key}-y.buffering.maxrequestbodybytes": "1000",
+        f"{key}-y.buffering.maxresponsebodybytes": most,
+    }
+    for none in ("0", "-1", "9" * 18, "9" * 19, "x"):
+        assert bounded({f"{key}.buffering.maxresponsebodybytes": none})[f"{key}.buffering.maxresponsebodybytes"] == most
 
 
 def test_a_router_without_a_rule() -> None:
