@@ -74,6 +74,7 @@ NO_DATABASE = (
     "infra/test_versions.py",
     "infra/test_window.py",
     "e2e",
+    "test_groups.py",
     "test_patterns.py",
 )
 
@@ -125,6 +126,7 @@ LONGEST = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
@@ -138,15 +140,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if name.startswith(names) and not item.get_closest_marker("no_database"):
                 item.add_marker(marker)
         # What starts whole trees of processes, or a browser, runs one after the other; so does what sweeps the machine.
-        for heavy in (
-            "chaos",
-            "browser",
-            "controlplane/test_work.py",
-            "e2e/test_firewall.py",
-            "e2e/test_proxied_runs.py",
-            "infra/deployers/test_proxy.py",
-            "runs/harness/test_processes.py",
-        ):
+        for heavy in ("chaos", "browser", "runs/harness/test_processes.py"):
             if item.path.is_relative_to(here / heavy):
                 item.add_marker(pytest.mark.xdist_group(heavy))
     # What takes long comes first: else one worker is left alone with it at the end.
