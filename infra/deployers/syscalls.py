@@ -16,7 +16,8 @@ from pathlib import Path
 _KNOWN = Path("/proc/sys/kernel/seccomp/actions_avail")
 #: The kernel's names for the machines (AUDIT_ARCH_*), and which column of numbers below is theirs.
 _MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1), "riscv64": (0xC00000F3, 1)}
-_CLONE, _UNSHARE = (56, 220), (272, 97)
+_CLONE, _UNSHARE, _SOCKET = (56, 220), (272, 97), (41, 198)
+_AF_VSOCK = 40  # leads to the machine that this one is a guest of, past all networks
 #: Whoever asks for one of these hears that this kernel has none, and does without it.
 _ABSENT = {
     "clone3": (435, 435),  # keeps its flags where no filter can read them; the C library then takes clone
@@ -54,5 +55,7 @@ def program() -> bytes:
     for numbers, may in ((_CLONE, _CLONE_MAY), (_UNSHARE, _UNSHARE_MAY)):
         code += [(_EQUAL, 0, 4, numbers[column]), (_LOAD, 0, 0, _FIRST_ARGUMENT)]
         code += [(_ANY_BIT, 0, 1, ~may & 0xFFFFFFFF), (_RETURN, 0, 0, refused), (_RETURN, 0, 0, _ALLOW)]
+    code += [(_EQUAL, 0, 4, _SOCKET[column]), (_LOAD, 0, 0, _FIRST_ARGUMENT)]
+    code += [(_EQUAL, 0, 1, _AF_VSOCK), (_RETURN, 0, 0, _ERROR | errno.EAFNOSUPPORT), (_RETURN, 0, 0, _ALLOW)]
     code += [(_RETURN, 0, 0, _ALLOW)]
     return b"".join(struct.pack("=HBBI", *one) for one in code)

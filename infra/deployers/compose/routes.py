@@ -19,6 +19,9 @@ _LONGEST_PATTERN, _MOST_PIECES = 500, 10
 #: A counted repetition of a group, or of more than 99.
 _REPEATED = re.compile(r"\)\{[0-9]|\{[0-9]*,?[0-9]{3}")
 _SCHEMES = ("http", "https", "h2c")
+_MOST_REFERENCES, _MOST_FILLED_IN = 20, 3
+#: `name:hash`: as bcrypt with few rounds, as MD5 of Apache, as SHA-1, or of digests; or nothing.
+_LOGINS = re.compile(r"|[^:]+:(?:\$2[abxy]?\$(?:0[4-9]|1[0-2])\$.*|\$(?:apr)?1\$.*|\{SHA\}.*|[^${].*)")
 _ATTEMPTS = tuple(map(str, range(1, 6)))
 #: What the proxy puts aside of a request, and of an answer, before it goes on.
 _BUFFER_BYTES = 16 << 20
@@ -52,13 +55,12 @@ _LOGIN = "headerfield|realm|removeheader|users"
 _REPLACED = "regex|replacement"
 _PERSON = "commonname|country|domaincomponent|locality|organization|organizationalunit|province|serialnumber"
 #: Middlewares that change requests and answers, with their options. Not here: what makes the proxy ask others (`redis`), read
-#: its own files (`usersfile`, `tls`), or hold much in its memory (`memresponsebodybytes`; `forwardauth` holds whole answers);
-#: nor plugins.
+#: its own files (`usersfile`, `tls`), or hold much in its memory (`memresponsebodybytes`; `forwardauth` holds whole answers, and
+#: chains of chains unfold to billions); nor plugins.
 _OPTIONS = {
     "addprefix": "prefix",
     "basicauth": _LOGIN,
     "buffering": "maxrequestbodybytes|maxresponsebodybytes",  # see `bounded`
-    "chain": "middlewares",
     "circuitbreaker": "checkperiod|expression|fallbackduration|recoveryduration|responsecode",
     "compress": "defaultencoding|encodings|excludedcontenttypes|includedcontenttypes|minresponsebodybytes",
     "contenttype": "autodetect",
@@ -74,7 +76,7 @@ _OPTIONS = {
     "ipallowlist": f"{_STRATEGY}|rejectstatuscode|sourcerange",
     "ipwhitelist": f"{_STRATEGY}|sourcerange",
     "passtlsclientcert": rf"pem|info\.(?:notafter|notbefore|sans|serialnumber|(?:issuer|subject)\.(?:{_PERSON}))",
-    "ratelimit": f"average|burst|period|{_SOURCE}",
+    "ratelimit": f"average|burst|period|sourcecriterion\\.(?:{_STRATEGY}|requesthost)",  # it remembers each, and headers are long
     "redirectregex": f"permanent|{_REPLACED}",
     "redirectscheme": "permanent|port|scheme",
     "replacepath": "path",
@@ -203,8 +205,12 @@ def _middleware(rest: str, value: str, domain: str, stack: str) -> str:
         return f"the middleware {kind} is not for recipes; take it out"
     if option and not _MIDDLEWARES[kind].fullmatch(option):
         return f"the option {option} of the middleware {kind} is not for recipes; take it out"
-    if (kind, option) in (("chain", "middlewares"), ("errors", "service")):
+    if (kind, option) == ("errors", "service"):
         return _references(value, stack)
+    if (kind, option) == ("errors", "query") and (len(value) > _LONGEST_PATTERN or value.count("{") > _MOST_FILLED_IN):
+        return f"a query of more than {_LONGEST_PATTERN} characters or {_MOST_FILLED_IN} variables is not filled in"
+    if option == "users" and not all(_LOGINS.fullmatch(user.strip()) for user in value.split(",")):
+        return "a password that would take the proxy long to check; make it with: htpasswd -nB -C 10"
     if option.endswith("regex") and (problem := _costly(value)):
         return problem
     if option == "replacement" and (len(value) > _LONGEST_PATTERN or value.count("$") > _MOST_PIECES):
@@ -224,7 +230,10 @@ def _costly(pattern: str) -> str:
 
 
 def _references(value: str, stack: str) -> str:
-    for name in filter(None, (word.strip() for word in value.split(","))):
+    names = [name for word in value.split(",") if (name := word.strip())]
+    if len(names) > _MOST_REFERENCES:
+        return f"{len(names)} names, more than {_MOST_REFERENCES}"
+    for name in names:
         plain, at, provider = name.partition("@")
         if at and provider not in ("swarm", "docker"):
             return f"{name!r} belongs to the server (@{provider}); define one of the recipe's own"

@@ -123,6 +123,21 @@ def test_no_namespaces_and_nothing_of_the_whole_machines() -> None:
     assert set(said.values()) == {"ENOSYS"}, said
 
 
+def test_nothing_leads_to_the_machine_below() -> None:
+    """A virtual machine's own host, past all networks; the families of every day are there."""
+    _needed()
+    if not syscalls.program():
+        pytest.skip("no filter on system calls here")
+    program = """
+import errno, socket
+for family in (1, 2, 16, 40):
+    try: print(socket.socket(family, 1 if family != 16 else 2).family and "there")
+    except OSError as error: print(errno.errorcode[error.errno])
+"""
+    code, output = _inside(f"exec {sandbox.interpreter()} -c {quote(program)}")
+    assert (code, output.split()) == (0, ["there", "there", "there", "EAFNOSUPPORT"])
+
+
 def test_what_programs_do_every_day_is_allowed() -> None:
     """Threads, pools of processes, asyncio with a child, a shell; and all of it behind everybody else (nice)."""
     _needed()
