@@ -51,18 +51,7 @@ def wait(comment: Comment, sha: str, stages: tuple[str, ...], reason: str, facts
                 return Comment.Outcome.IGNORED
             lifecycle.want_stop(other, State.SUPERSEDED, f"{comment.author_login} asked for another run")
         reporting.want_reaction(comment)
-        intake.create_run(
-            pull.repository,
-            sha=sha,
-            ref=f"refs/pull/{pull.number}/head",
-            stages=stages,
-            requested_by=comment.author_login,
-            trusted=False,
-            pull_request=pull,
-            comment=comment,
-            text=reason,
-            state=State.AWAITING_APPROVAL,
-        )
+        intake.create_run_for(comment, sha, stages, reason, trusted=False, state=State.AWAITING_APPROVAL)
         return None
 
     return intake.settle(comment, Comment.Outcome.RUN, reason, follow, facts)

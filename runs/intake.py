@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection
 from datetime import timedelta
+from typing import Any
 
 from django.conf import settings
 from django.db import transaction
@@ -272,21 +273,27 @@ def _run(
             if asker is not None and not asker.trusted and not waits:
                 return Comment.Outcome.IGNORED
             lifecycle.want_stop(other, State.SUPERSEDED, f"{comment.author_login} asked for another run")
-        create_run(
-            pull.repository,
-            sha=sha,
-            ref=f"refs/pull/{pull.number}/head",
-            stages=stages,
-            requested_by=comment.author_login,
-            trusted=trusted,
-            pull_request=pull,
-            comment=comment,
-            retry_of=retry_of,
-            text=reason,
-        )
+        create_run_for(comment, sha, stages, reason, trusted=trusted, retry_of=retry_of)
         return None
 
     return settle(comment, Comment.Outcome.RUN, reason, follow, facts)
+
+
+def create_run_for(comment: Comment, sha: str, stages: tuple[str, ...], reason: str, *, trusted: bool, **more: Any) -> TestRun:
+    """The run that a comment asked for, at a commit of its pull request. `more` is `create_run`'s."""
+    pull = comment.pull_request
+    return create_run(
+        pull.repository,
+        sha=sha,
+        ref=f"refs/pull/{pull.number}/head",
+        stages=stages,
+        requested_by=comment.author_login,
+        trusted=trusted,
+        pull_request=pull,
+        comment=comment,
+        text=reason,
+        **more,
+    )
 
 
 def create_run(

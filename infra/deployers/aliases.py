@@ -88,17 +88,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.command == "POST" and _WRITES.fullmatch(self.path):
             body = json.dumps(strip(json.loads(body), self.server.networks, self.server.stack)).encode()
-        connection = engine.Connection(self.server.docker, _SECONDS)
+        headers = {key: value for key, value in self.headers.items() if key.lower() not in _HOP}
         try:
-            headers = {key: value for key, value in self.headers.items() if key.lower() not in _HOP}
-            connection.request(self.command, self.path, body or None, headers)
-            answer = connection.getresponse()
-            said = answer.read()
+            with engine.Connection(self.server.docker, _SECONDS) as connection:
+                connection.request(self.command, self.path, body or None, headers)
+                answer = connection.getresponse()
+                said = answer.read()
         except (OSError, http.client.HTTPException) as error:
             self.send_error(502, f"Docker's socket: {error}")
             return
-        finally:
-            connection.close()
         self.send_response(answer.status)
         for key, value in answer.getheaders():
             if key.lower() not in _HOP:

@@ -60,17 +60,16 @@ class Meter:
         return self._said
 
     def _run(self) -> None:
-        pause = _SECONDS
-        while not self._end.wait(pause):
-            if self._full or self._said:
-                return
+        pause, root = _SECONDS, ""
+        while not (self._full or self._said or self._end.wait(pause)):
             with suppress(DeployError):  # a Docker that is away says nothing of the run
-                self._full = nearly_full(Path(str(get("/info")["DockerRootDir"])))
+                root = root or str(get("/info")["DockerRootDir"])
+                self._full = nearly_full(Path(root))
                 try:
                     used, walked = measure(self._owned)
                 except Uncountable:
                     self._said = f"The app has written so many files that they cannot be counted in {_DU_SECONDS:g} s."
-                    continue
+                    return
                 pause = _SECONDS if walked else _SECONDS_ASKING
                 if used > self._most:
                     most = f"the {self._most >> 20} MB that a run may write on this server (CC_CI_VOLUMES_MB)"

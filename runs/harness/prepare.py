@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,7 +125,7 @@ def _settings(request: Request, checkout: Path, history: History | None, journal
 
 
 def _own_file(checkout: Path) -> bytes | None:
-    if not os.path.exists(checkout / settings.FILE):  # noqa: PTH110 - as in files.text
+    if not files.exists(checkout, settings.FILE):
         return None
     with files.inside(checkout, settings.FILE).open("rb") as file:
         return file.read(settings.BIGGEST + 1)

@@ -146,10 +146,11 @@ def _problems(recipe: Recipe, stack: str) -> Iterator[Problem]:
 
 def _templates(recipe: Recipe) -> Iterator[Problem]:
     """The files that Docker fills in."""
-    longest = _longest(recipe)
+    longest: dict[str, int] = {}
     for (kind, key, *_), name in recipe.files():
         if not mapping(mapping(recipe.document.get(kind)).get(key)).get("template_driver"):
             continue
+        longest = longest or _longest(recipe)
         try:
             path = inside(recipe.checkout, name)
         except DeployError:  # which `check_files` tells

@@ -25,9 +25,14 @@ def inside(checkout: Path, name: str) -> Path:
     return path
 
 
+def exists(checkout: Path, name: str) -> bool:
+    """Whether there is such a file, or a folder, symlinks followed."""
+    return os.path.exists(checkout / name)  # noqa: PTH110 - Path's own raises OSError for a name that is too long
+
+
 def text(checkout: Path, name: str) -> str:
     """The text of a small file; empty when there is none. Raises DeployError."""
-    if not os.path.exists(checkout / name):  # noqa: PTH110 - Path's own raises OSError for a name that is too long
+    if not exists(checkout, name):
         return ""
     path = inside(checkout, name)
     if path.stat().st_size > _BIGGEST:

@@ -13,7 +13,7 @@ from typing import Any
 from infra.deployers.base import Context, DeployError, Secret
 from infra.deployers.compose import environment, render, routes
 from infra.deployers.compose.environment import Environment, EnvironmentProblem, Modifiers
-from infra.deployers.compose.files import inside, text
+from infra.deployers.compose.files import exists, inside, text
 
 #: What the Swarm takes for the name of a secret or a config.
 _LONGEST_NAME = 64
@@ -178,8 +178,7 @@ def read_environment(context: Context, checkout: Path) -> tuple[Environment, dic
     # Filled in like the others, under names that no recipe has.
     values = {f"CC_CI_SECRET_{number}": value for number, value in enumerate(context.secret_values.values())}
     added.append(("[secrets] in cc-ci.toml", values))
-    own = os.path.exists(checkout / ".env")  # noqa: PTH110 - Path's raises where a symlink's target is longer than a name
-    name = ".env" if own else ".env.sample"
+    name = ".env" if exists(checkout, ".env") else ".env.sample"
     try:
         env = environment.build(
             sample=text(checkout, name),
