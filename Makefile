@@ -2,60 +2,66 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-DONE := $(VENV)/.installed
+PIP := $(BIN)/pip --quiet --disable-pip-version-check
+INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
 
-.PHONY: help install demo test test-quick test-long coverage hostile lint bench screenshots lock clean
+.PHONY: help install dev demo test test-quick test-long lint coverage hostile bench screenshots lock clean
 
-help:
-	@echo "make demo [ONCE=1]    see it work: a sandbox forge, two recipes, a comment, an answer"
-	@echo "make test             linters, types, import rules, and the tests on SQLite and PostgreSQL"
-	@echo "make test-long        the longer forms: crash test with 200 pull requests, more examples"
-	@echo "make coverage         which lines the tests reach, 90 % at least"
-	@echo "make hostile          what a stranger could try, tried on this machine, as a table"
-	@echo "make bench            measure: requests, delays"
-	@echo "make screenshots      retake the pictures in docs/"
-	@echo "make install          only make the virtual environment ($(VENV))"
+help:         ## list these targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## /make \1 \t/p' $(MAKEFILE_LIST) | expand -t 20
 
-install: $(DONE)
+install: $(INSTALLED)          ## what runs, in a virtual environment (.venv); what is in requirements.lock
+dev: $(INSTALLED_DEV)          ## the same, and what tests and tools need (requirements-dev.lock)
 
-$(DONE): requirements.lock pyproject.toml
+$(INSTALLED): requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "Type: apt-get install python3-venv"; exit 1; }
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make install PYTHON=python3.11"; exit 1; }
 	@echo "Installing packages …"
-	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(PIP) install -r requirements.lock
+	@rm -rf build cc_ci.egg-info  # what `pip install .` leaves behind, and what would be read instead of what is installed
+	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: install
+$(INSTALLED_DEV): $(INSTALLED) requirements-dev.lock
+	@echo "Installing packages for tests and tools …"
+	@$(PIP) install -r requirements.lock -r requirements-dev.lock
+	@touch $@
+
+demo: install                  ## see it work: a sandbox forge, two recipes, a comment, an answer (ONCE=1: check it, and end)
 	@$(BIN)/python -m runs.demo $(if $(ONCE),--once)
 
-lint: install
-	@$(BIN)/python -m tests.everything --only lint
-
-test: install
+test: dev                      ## linters, types, import rules, and the tests on SQLite and PostgreSQL
 	@$(BIN)/python -m tests.everything
 
-test-quick: install
+test-quick: dev                ## linters, and the quick part of the tests on SQLite
 	@$(BIN)/python -m tests.everything --quick
 
-test-long: install
+test-long: dev                 ## the longer forms: crash test with 200 pull requests, more examples
 	@$(BIN)/python -m tests.everything --long
 
-coverage: install
+lint: dev                      ## linters, types, import rules, migrations
+	@$(BIN)/python -m tests.everything --only lint
+
+coverage: dev                  ## which lines the tests reach, at least 90 %
 	@$(BIN)/python -m tests.everything --coverage
 
-hostile: install
+hostile: dev                   ## what a stranger could try, tried on this machine, as a table (WRITE=1: keep it in the docs)
 	@$(BIN)/python -m tests.hostile $(if $(WRITE),--write)
 
-bench: install
+bench: dev                     ## measure requests and delays
 	@$(BIN)/python -m tests.bench
 
-screenshots: install
+screenshots: dev               ## retake the pictures in docs/
 	@$(BIN)/python -m tests.browser.screenshots
 
-# Exact versions of what is installed now, names and versions only.
-lock: install
-	@$(BIN)/pip freeze --exclude-editable --exclude cc-ci | grep -v '^-e' > requirements.lock
+lock:                          ## write both lock files: the newest versions that pyproject.toml allows
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder" build cc_ci.egg-info' EXIT && $(PYTHON) -m venv "$$folder" && \
+	pip="$$folder/bin/pip --quiet --disable-pip-version-check" && \
+	$$pip install --upgrade . setuptools && \
+	$$pip freeze --all --exclude cc-ci --exclude pip > requirements.lock && \
+	$$pip install --constraint requirements.lock '.[dev]' && \
+	$$pip freeze --all --exclude cc-ci --exclude pip | grep -vxFf requirements.lock > requirements-dev.lock
 
-clean:
-	rm -rf $(VENV) var/demo .mypy_cache .ruff_cache .hypothesis
+clean:                         ## remove the virtual environment, the demo's data and caches
+	rm -rf $(VENV) var/demo build cc_ci.egg-info .mypy_cache .ruff_cache .hypothesis

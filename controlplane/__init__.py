@@ -1,1 +1,1 @@
-"""The frame: settings, URLs, schedules, leases, health, start page. No domain knowledge."""
+"""The foundation: settings, URLs, schedules, leases, health checks, start page. No domain knowledge."""

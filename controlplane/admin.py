@@ -1,4 +1,4 @@
-"""The frame in the admin: recurring tasks, leases, machines, django-q's trail, users and groups."""
+"""Admin pages of the control plane: recurring tasks, leases, hosts, django-q's history, users and groups."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from controlplane.adminsite import ReadOnlyAdmin
 from controlplane.models import Host, Lease, RecurringTask
 from controlplane.registry import registry
 
-#: What the supervisor watches: without it a healthy queue looks like one that stands still.
+#: The supervisor watches it: without it, a healthy queue looks stalled.
 HEARTBEAT = "controlplane.tasks.heartbeat"
 
 
 @admin.register(RecurringTask)
 class RecurringTaskAdmin(ReadOnlyAdmin):
-    """All that can be changed is whether a task recurs at all; the rest is the program's table and the last run's trail."""
+    """Only `enabled` can be changed; the rest comes from the program's table and the last run."""
 
     list_display = ("name", "outcome", "every", "due_at", "last_finished_at", "took", "said", "enabled")
     list_filter = ("enabled", "per_host")
@@ -59,12 +59,12 @@ class RecurringTaskAdmin(ReadOnlyAdmin):
 
     @action(description="Run now", permissions=["change"])
     def run_now(self, request: HttpRequest, queryset: QuerySet[RecurringTask]) -> None:
-        """Make them due: the ticker of the machine whose task it is queues it within a second."""
+        """Make them due: the responsible host's ticker queues them within a second."""
         due = queryset.filter(enabled=True).update(due_at=timezone.now())
         if due:
-            messages.success(request, f"{due} tasks run as soon as a worker is free.")
+            messages.success(request, f"{due} tasks will run as soon as a worker is free.")
         if skipped := queryset.filter(enabled=False).count():
-            messages.warning(request, f"{skipped} tasks are switched off and do not run.")
+            messages.warning(request, f"{skipped} tasks are disabled and will not run.")
 
     @display(description="last run", label={"ok": "success", "failed": "danger", "never": "info"})
     def outcome(self, row: RecurringTask) -> str:
@@ -109,7 +109,7 @@ class HostAdmin(ReadOnlyAdmin):
         return "up" if row.ticked_at and (timezone.now() - row.ticked_at).total_seconds() < 30 else "down"
 
 
-# Schedules are `RecurringTask` rows here; django-q's own would never run and only confuse.
+# Schedules are `RecurringTask` rows; django-q's own would never run and only confuse.
 for model in (Schedule, Success, Failure, OrmQ, User, Group):
     admin.site.unregister(model)
 
@@ -131,17 +131,17 @@ class TaskTrail(ReadOnlyAdmin):
 
 @admin.register(Success)
 class SuccessAdmin(TaskTrail):
-    """The last tasks that went well, save the recurring ones: those are in their own table."""
+    """The last successful tasks, except recurring ones, which have their own table."""
 
 
 @admin.register(Failure)
 class FailureAdmin(TaskTrail):
-    """Tasks that raised, or overran their time limit."""
+    """Tasks that raised, or exceeded their time limit."""
 
 
 @admin.register(OrmQ)
 class QueueAdmin(ReadOnlyAdmin):
-    """What waits, and what is being done: a task stands here until it has ended."""
+    """Waiting and running tasks: a task stays here until it has finished."""
 
     list_display = ("id", "key", "name", "func", "state", "lock")
     list_filter = ("key",)
@@ -167,7 +167,7 @@ class GroupAdmin(DjangoGroupAdmin, ModelAdmin):
 
 @admin.register(AccessAttempt)
 class WrongLogins(ReadOnlyAdmin):
-    """Wrong logins of the last minutes, and who has to wait because of them. To delete them lets people in at once."""
+    """Recent failed logins, and who is locked out because of them. Deleting them unlocks immediately."""
 
     list_display = ("attempt_time", "ip_address", "username", "failures_since_start", "waits")
     search_fields = ("ip_address", "username")
@@ -176,7 +176,7 @@ class WrongLogins(ReadOnlyAdmin):
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return bool(ModelAdmin.has_delete_permission(self, request, obj))
 
-    @display(description="has to wait")
+    @display(description="locked out")
     def waits(self, row: AccessAttempt) -> str:
         mine = [one.until for one in logins.locked() if one.address == row.ip_address and one.name in ("", row.username)]
         return f"until {max(mine):%H:%M:%S} UTC" if mine else "-"

@@ -1,4 +1,4 @@
-"""Bases for the admin classes of all apps."""
+"""Base classes for the admin classes of all apps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from unfold.admin import ModelAdmin, TabularInline
 
 
 class ReadOnlyAdmin(ModelAdmin):
-    """For trails: what was seen and done is to be read, never to be added to, changed or deleted by hand."""
+    """Read-only admin for records of what happened: no adding, changing or deleting."""
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
@@ -21,13 +21,14 @@ class ReadOnlyAdmin(ModelAdmin):
         return False
 
     def has_act_permission(self, request: HttpRequest) -> bool:
-        """For actions that do something about the rows (`permissions=["act"]`): nobody edits these, so Django's own right to
-        change them is what counts."""
+        """For actions on the rows (`permissions=["act"]`): nobody edits these rows, so Django's change permission is what
+        counts.
+        """
         return request.user.has_perm(f"{self.opts.app_label}.change_{self.opts.model_name}")
 
 
 class ReadOnlyInline(TabularInline):
-    """The same for rows that stand on another row's page."""
+    """The same for inlines."""
 
     extra = 0
     can_delete = False

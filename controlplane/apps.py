@@ -9,7 +9,7 @@ class ControlplaneConfig(AppConfig):
     def ready(self) -> None:
         from django_q.signals import pre_execute
 
-        from controlplane import doctor, logins
+        from controlplane import logins
         from controlplane.registry import Recurring, registry
         from controlplane.schedules import note_work
 
@@ -18,7 +18,7 @@ class ControlplaneConfig(AppConfig):
                 "controlplane.tasks.tidy",
                 "controlplane.tasks.tidy",
                 3600,
-                text="Drop old rows of the queue, expired leases, and machines that are gone.",
+                text="Delete old queue rows, expired leases and stale hosts.",
             )
         )
         registry.recur(
@@ -27,10 +27,11 @@ class ControlplaneConfig(AppConfig):
                 "controlplane.tasks.heartbeat",
                 5,
                 per_host=True,
-                text="Show that this machine's queue works; `cc-ci work` restarts a queue in which nothing runs.",
+                text="Prove that this host's queue works; `cc-ci work` restarts a queue that makes no progress.",
             )
         )
-        doctor.register(registry)
+        for name in ("settings", "database", "keys", "queue settings", "queue", "recurring tasks", "disk", "logins"):
+            registry.check(name, f"controlplane.doctor.check_{name.replace(' ', '_')}")
         logins.watch()
         pre_execute.connect(note_work)
         post_migrate.connect(_after_migrate, sender=self)

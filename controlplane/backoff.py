@@ -1,4 +1,4 @@
-"""How long to wait before what failed is tried again: the one rule, for polling, intake and reports."""
+"""Delay before a retry: the one rule for polling, intake and reports."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ LONGEST = timedelta(minutes=15)
 
 
 def wait(failures: int, first: timedelta) -> timedelta:
-    """Twice as long after each of the earlier `failures`, from `first` on, at most LONGEST; a quarter more or less, so that
-    what failed together does not come back together."""
+    """Exponential backoff from `first`, doubled for each of the earlier `failures`, up to LONGEST; with 25 % jitter, so that
+    simultaneous failures do not retry at the same time.
+    """
     return min(LONGEST, first * (1 << min(failures, 10))) * random.uniform(0.75, 1.25)  # noqa: S311

@@ -1,7 +1,7 @@
 """The three processes below the supervisor: queue, ticker, web.
 
-Started as `python -m controlplane.children ROLE PARENT REPORT …`: PARENT is the supervisor's process id, with which
-this one dies, and REPORT a pipe on which it says one JSON object a line: `{"ready": true}`, or what the ticker saw.
+Started as `python -m controlplane.children ROLE PARENT REPORT …`: PARENT is the supervisor's process id, with which this process
+dies, and REPORT a pipe for one JSON object per line: `{"ready": true}`, or the ticker's observations.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ TICK_SECONDS = 0.5
 
 
 class Report:
-    """The writing end of the pipe to the supervisor."""
+    """The write end of the pipe to the supervisor."""
 
     def __init__(self, handle: int) -> None:
-        os.set_inheritable(handle, False)  # what a task starts shall not hold it
+        os.set_inheritable(handle, False)  # processes started by tasks must not inherit it
         self._handle = handle
 
     def __call__(self, **facts: Any) -> None:
@@ -33,11 +33,13 @@ class Report:
 
 
 def queue(report: Report, restart: str) -> None:
-    """Run django-q's cluster. `restart` is "1" when the one before it had stopped making progress."""
+    """Run django-q's cluster. `restart` is "1" if the previous one had stopped making progress."""
     from django.db.models import F
+    from django.utils.module_loading import import_string
     from django_q.cluster import Cluster
 
     from controlplane.models import Host
+    from controlplane.registry import registry
 
     host = Host.objects.filter(name=_host())
     if restart == "1":
@@ -45,11 +47,13 @@ def queue(report: Report, restart: str) -> None:
     _when_the_database_answers(_give_back)
     _end_whole_when_one_is_killed()
     forks_die_with_parent()
+    for task in registry.recurring.values():
+        import_string(task.task)  # the workers are forks: else each of them, and each that follows it, would import all of it
     Cluster().start()
 
 
 def ticker(report: Report) -> None:
-    """Queue what is due, twice a second, and tell the supervisor how the database and the queue look."""
+    """Queue due tasks twice a second, and report the state of the database and the queue to the supervisor."""
     from django.db import connection
 
     from controlplane import schedules
@@ -62,21 +66,21 @@ def ticker(report: Report) -> None:
             worked_at = Host.objects.values_list("worked_at", flat=True).get(name=_host())
             report(worked_at=worked_at.isoformat() if worked_at else "")
             if trouble:
-                log.info("The database answers again.")
+                log.info("The database responds again.")
             trouble, pause = "", TICK_SECONDS
         except Exception as error:
             report(error=type(error).__name__)
             words = " ".join(str(error).split())
             if words != trouble:
                 trouble = words
-                log.warning("Nothing can be queued: %s: %s", type(error).__name__, trouble)
+                log.warning("Cannot queue tasks: %s: %s", type(error).__name__, trouble)
             connection.close()
             pause = min(pause * 2, 5)
         time.sleep(pause)
 
 
 def web(report: Report, listener: str) -> None:
-    """Serve the pages on the supervisor's listening socket, which outlives this process, so no request is refused."""
+    """Serve the pages on the supervisor's listening socket, which outlives this process, so no connection is refused."""
     from controlplane import webserver
     from controlplane.registry import registry
     from controlplane.wsgi import application
@@ -91,7 +95,7 @@ def _host() -> str:
 
 
 def _give_back() -> None:
-    """Make tasks that a dead cluster had taken available now, not after `retry`: nobody else serves this queue."""
+    """Release tasks claimed by a dead cluster now, not after `retry`: nobody else serves this queue."""
     from django.utils import timezone
     from django_q.conf import Conf
     from django_q.models import OrmQ
@@ -109,26 +113,26 @@ def _when_the_database_answers(function: Callable[[], object]) -> None:
             return
         except DatabaseError as error:
             if not said:
-                log.warning("The queue waits for the database: %s", str(error).strip())
+                log.warning("The queue is waiting for the database: %s", str(error).strip())
             said = True
             connection.close()
             time.sleep(1)
 
 
 def _end_whole_when_one_is_killed() -> None:
-    """End the cluster when one of its processes was killed, for the supervisor to start a new one.
+    """Stop the cluster when one of its processes was killed; the supervisor then starts a new one.
 
-    django-q would replace the process. But one that is killed while it waits at the shared queue takes that queue's
-    lock to its grave, and the cluster then lives on, with all its processes, and does nothing. A worker that overran
-    its time limit ends by itself and is replaced as ever.
+    django-q would replace the process. But one killed while waiting on the shared queue still holds its lock; the cluster
+    then stays up, with all its processes, and does nothing. A worker that exceeds its time limit exits by itself and is replaced
+    normally.
     """
     from django_q import cluster
 
     class Sentinel(cluster.Sentinel):  # type: ignore[misc]
         def reincarnate(self, process: Any) -> None:
             if process.exitcode is not None and process.exitcode < 0:
-                log.error("A process of the queue was killed (signal %d).", -process.exitcode)
-                os._exit(1)  # the others are bound to this one by the kernel
+                log.error("A queue process was killed (signal %d).", -process.exitcode)
+                os._exit(1)  # the kernel kills the others with this one
             super().reincarnate(process)
 
     cluster.Sentinel = Sentinel

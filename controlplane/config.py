@@ -1,7 +1,7 @@
-"""cc-ci's settings from the environment and `.env`: every name, its type, its default and its check in one table.
+"""cc-ci's settings from the environment and `.env`: name, type, default and validation of each, in one table.
 
-A value that is wrong stops the start with the variable's name and the reason. `docs/configuration.md` is made from this
-table by `manage.py configuration`, and a test keeps the two equal.
+An invalid value prevents the start and is reported with the variable's name and the reason. `cc-ci configuration` generates
+`docs/configuration.md` from this table, and a test keeps the two in sync.
 """
 
 from __future__ import annotations
@@ -18,39 +18,46 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 BASE_DIR = Path(__file__).resolve().parent.parent
+#: Base of `.env` and relative paths: the checkout, or a folder in the user's home if cc-ci was installed without one.
+PROJECT = (
+    BASE_DIR
+    if (BASE_DIR / "manage.py").is_file()
+    else Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "cc-ci"
+)
 ENV_FILE = "CC_CI_ENV_FILE"
-#: Set by `cc-ci work` for its children; no setting.
+#: Set by `cc-ci work` for its children; not settings.
 MARK = "CC_CI_WORK"
 
 
 class ConfigurationError(Exception):
-    """A setting is wrong. The message has one line for each, with the variable's name and the reason."""
+    """Invalid settings. The message has one line for each, with the variable's name and the reason."""
 
 
 def _words(value: Any) -> Any:
-    """`a, b c` -> ["a", "b", "c"]; lists stay as they are."""
+    """Split `a, b c` into ["a", "b", "c"]; return lists unchanged."""
     if isinstance(value, str):
         return value.replace(",", " ").split()
     return value
 
 
-#: Several words, with blanks or commas between them.
+#: Several words, separated by spaces or commas.
 Words = Annotated[list[str], NoDecode, BeforeValidator(_words)]
 
 
 class Config(BaseSettings):
-    """All settings. A field's environment variable is its alias."""
+    """All settings. A field's alias is its environment variable."""
 
     model_config = SettingsConfigDict(env_file_encoding="utf-8", extra="ignore", populate_by_name=True)
 
     secret_key: str = Field(
-        "", alias="SECRET_KEY", description="Django's signing key. Made and kept in the data folder when empty."
+        "", alias="SECRET_KEY", description="Django's signing key. If empty, one is generated and kept in the data folder."
     )
     debug: bool = Field(False, alias="DEBUG", description="Show tracebacks in the browser. Never on a public server.")
     allowed_hosts: Words = Field(
         ["localhost", "127.0.0.1", "[::1]"],
         alias="ALLOWED_HOSTS",
-        description="Host names that this server answers to, by commas; also to those of CC_CI_BASE_URL and CC_CI_WEBHOOK_URL.",
+        description="Host names that this server answers to, separated by commas; those of CC_CI_BASE_URL and "
+        "CC_CI_WEBHOOK_URL are included.",
     )
     database_url: str = Field(
         "",
@@ -60,34 +67,35 @@ class Config(BaseSettings):
     webhook_autoregister: bool = Field(
         False,
         alias="WEBHOOK_AUTOREGISTER",
-        description="Register webhooks at the forges and keep them well, where the token may. Polling goes on, more rarely.",
+        description="Register and maintain webhooks at the forges where the token's permissions allow it. Polling "
+        "continues, less often.",
     )
     webhook_url: str = Field(
         "",
         alias="CC_CI_WEBHOOK_URL",
-        description="Where the forges reach this server, when that is not CC_CI_BASE_URL.",
+        description="URL at which the forges reach this server, if not CC_CI_BASE_URL.",
     )
     webhook_reenable: bool = Field(
         False,
         alias="CC_CI_WEBHOOK_REENABLE",
-        description="Switch on again a hook of ours that somebody switched off at the forge.",
+        description="Re-enable one of our webhooks when somebody disabled it at the forge.",
     )
-    delivery_days: int = Field(7, alias="CC_CI_DELIVERY_DAYS", ge=1, le=365, description="Days that deliveries are kept.")
+    delivery_days: int = Field(7, alias="CC_CI_DELIVERY_DAYS", ge=1, le=365, description="Days to keep deliveries.")
     data_dir: Path = Field(
         Path("var"),
         alias="CC_CI_DATA_DIR",
-        description="Folder for the database, keys, run folders. A relative path starts at the project.",
+        description="Folder for the database, keys and run folders. A relative path starts at the project.",
     )
     base_url: str = Field(
         "http://127.0.0.1:8000",
         alias="CC_CI_BASE_URL",
-        description="Where people reach these pages; links in comments begin with it.",
+        description="Public URL of these pages; links in comments begin with it.",
     )
     proxies: Words = Field(
         [],
         alias="CC_CI_PROXIES",
-        description="Reverse proxies before this server, as addresses or networks, such as `127.0.0.1 10.0.0.0/8`. Only they are "
-        "believed when they tell a client's address, and that it came over https.",
+        description="Reverse proxies in front of this server, as addresses or networks, such as `127.0.0.1 "
+        "10.0.0.0/8`. Only these are trusted to report a client's address, and that it used https.",
     )
     secret_keys: Words = Field(
         [],
@@ -95,185 +103,194 @@ class Config(BaseSettings):
         description="Fernet keys for tokens in the database, separated by commas; the first encrypts. "
         "Empty: `secret-keys` in the data folder.",
     )
-    poll_seconds: float = Field(
-        30, alias="CC_CI_POLL_SECONDS", ge=1, le=3600, description="Seconds between two looks at a forge."
-    )
+    poll_seconds: float = Field(30, alias="CC_CI_POLL_SECONDS", ge=1, le=3600, description="Seconds between polls of a forge.")
     poll_rarely_seconds: float = Field(
         600,
         alias="CC_CI_POLL_RARELY_SECONDS",
         ge=1,
         le=86400,
-        description="Seconds between two looks where a webhook tells of everything.",
+        description="Seconds between polls of a repository whose webhooks work.",
     )
     deployer: Literal["auto", "swarm", "process"] = Field(
         "auto",
         alias="CC_CI_DEPLOYER",
-        description="How recipes are deployed: on the local Docker Swarm, as plain processes, or as fits.",
+        description="How recipes are deployed: on the local Docker Swarm, as plain processes, or automatically chosen.",
     )
     domain: str = Field(
         "",
         alias="CC_CI_DOMAIN",
-        description="Wildcard domain under which each run gets a name of its own, if there is one.",
+        description="Wildcard domain under which each run gets its own name, if there is one.",
     )
     proxy_url: str = Field(
         "",
         alias="CC_CI_PROXY_URL",
-        description="The server's reverse proxy, such as http://127.0.0.1:80. Empty: the app's own address is used.",
+        description="The server's reverse proxy, such as http://127.0.0.1:80. Empty: use the app's own address.",
     )
-    slots: int = Field(1, alias="CC_CI_SLOTS", ge=1, le=64, description="Runs at the same time on this machine.")
+    slots: int = Field(1, alias="CC_CI_SLOTS", ge=1, le=64, description="Concurrent runs on this host.")
     run_seconds: int = Field(1800, alias="CC_CI_RUN_SECONDS", ge=10, le=86400, description="Time limit of a run, in seconds.")
     stage_seconds: int = Field(
         600, alias="CC_CI_STAGE_SECONDS", ge=5, le=86400, description="Time limit of one stage's tests, in seconds."
     )
-    memory_mb: int = Field(
-        2048, alias="CC_CI_MEMORY_MB", ge=64, description="Memory that a recipe's tests may use, in megabytes."
+    start_seconds: int = Field(
+        1800,
+        alias="CC_CI_START_SECONDS",
+        ge=5,
+        le=86400,
+        description="Longest startup time that a recipe may request, in seconds. Not counted towards other limits.",
     )
-    processes: int = Field(512, alias="CC_CI_PROCESSES", ge=16, description="Processes that a recipe's tests may have at once.")
-    disk_mb: int = Field(2048, alias="CC_CI_DISK_MB", ge=16, description="Disk that a recipe's tests may fill, in megabytes.")
+    pull_seconds: int = Field(
+        1800,
+        alias="CC_CI_PULL_SECONDS",
+        ge=5,
+        le=86400,
+        description="Time limit for all image pulls of a run, in seconds. Not counted towards other limits.",
+    )
+    memory_mb: int = Field(2048, alias="CC_CI_MEMORY_MB", ge=64, description="Memory limit for a recipe's tests, in megabytes.")
+    processes: int = Field(512, alias="CC_CI_PROCESSES", ge=16, description="Process limit for a recipe's tests.")
+    disk_mb: int = Field(2048, alias="CC_CI_DISK_MB", ge=16, description="Disk limit for a recipe's tests, in megabytes.")
     app_memory_mb: int = Field(
-        2048, alias="CC_CI_APP_MEMORY_MB", ge=16, description="Memory that each service of a run may use, in megabytes."
+        2048, alias="CC_CI_APP_MEMORY_MB", ge=16, description="Memory limit for each service of a run, in megabytes."
     )
-    app_cpus: float = Field(
-        1.0, alias="CC_CI_APP_CPUS", ge=0.1, le=1024, description="Processors that each service of a run may use."
-    )
-    app_processes: int = Field(
-        1024, alias="CC_CI_APP_PROCESSES", ge=16, description="Processes that each service of a run may have at once."
-    )
+    app_cpus: float = Field(1.0, alias="CC_CI_APP_CPUS", ge=0.1, le=1024, description="CPU limit for each service of a run.")
+    app_processes: int = Field(1024, alias="CC_CI_APP_PROCESSES", ge=16, description="Process limit for each service of a run.")
     app_log_mb: int = Field(20, alias="CC_CI_APP_LOG_MB", ge=2, description="Megabytes that Docker keeps of each service's log.")
     volumes_mb: int = Field(
         8192,
         alias="CC_CI_VOLUMES_MB",
         ge=16,
-        description="Megabytes that a run's app may write, into volumes and beside them; the run ends above it.",
+        description="Megabytes that a run's app may write, inside and outside of volumes; exceeding it ends the run.",
     )
     most_tasks: int = Field(
-        20, alias="CC_CI_MOST_TASKS", ge=1, description="Tasks (services times replicas) that a run may ask for."
+        20, alias="CC_CI_MOST_TASKS", ge=1, description="Tasks (services times replicas) that a run may request."
     )
     most_services: int = Field(20, alias="CC_CI_MOST_SERVICES", ge=1, description="Services that a run may have.")
     most_secrets: int = Field(50, alias="CC_CI_MOST_SECRETS", ge=1, description="Secrets that a run may have.")
     most_configs: int = Field(50, alias="CC_CI_MOST_CONFIGS", ge=1, description="Configs that a run may have.")
     most_networks: int = Field(
-        20, alias="CC_CI_MOST_NETWORKS", ge=1, description="Networks that a run may have; each takes a range of addresses."
+        20, alias="CC_CI_MOST_NETWORKS", ge=1, description="Networks that a run may have; each takes an address range."
     )
     firewall_allow: Words = Field(
         [],
         alias="CC_CI_FIREWALL_ALLOW",
-        description="What every run may reach on this machine or in private ranges, such as `10.1.2.3:5432/tcp`, `10.2.0.0/16`.",
+        description="What every run may reach on this host or in private ranges, such as `10.1.2.3:5432/tcp`, `10.2.0.0/16`.",
     )
     firewall_everything: bool = Field(
         False,
         alias="CC_CI_FIREWALL_EVERYTHING",
-        description="Apply the firewall's rules to everything that leaves by docker_gwbridge, this server's own apps included.",
+        description="Apply the firewall rules to everything that leaves via docker_gwbridge, including this server's own apps.",
     )
     firewall_probe: bool = Field(
         True,
         alias="CC_CI_FIREWALL_PROBE",
-        description="Let `cc-ci doctor` test from a container what a run can reach; it takes a second or two.",
+        description="Let `cc-ci doctor` test from a container what a run can reach; takes a second or two.",
     )
     pictures: bool = Field(
-        True, alias="CC_CI_PICTURES", description="Take a picture of each app, where there is a Chromium on this machine."
+        True, alias="CC_CI_PICTURES", description="Take a screenshot of each app, if Chromium is installed on this host."
     )
     image_gb: float = Field(
         0,
         alias="CC_CI_IMAGE_GB",
         ge=0,
-        description="Gigabytes of images that runs may leave on this machine; the least recently used go first. 0 keeps all.",
+        description="Gigabytes of images that runs may leave on this host; the least recently used are removed first. "
+        "0 keeps all.",
     )
     registries: Words = Field(
         [],
         alias="CC_CI_REGISTRIES",
-        description="The registries that runs may pull images from, such as `docker.io ghcr.io registry.example.org:5000`. "
-        "Empty: any public one, which is none named by an address or without a dot, and none in a private range.",
+        description="Registries that runs may pull images from, such as `docker.io ghcr.io registry.example.org:5000`. "
+        "Empty: any public one (named by a domain with a dot, not by an address, and not in a private "
+        "range).",
     )
     registry_mirror: str = Field(
         "",
         alias="CC_CI_REGISTRY_MIRROR",
         pattern=r"^([A-Za-z0-9.-]+(:\d+)?)?$",
-        description="A registry that is asked first for images of Docker Hub, such as `mirror.example.org:5000`.",
+        description="A registry to try first for Docker Hub images, such as `mirror.example.org:5000`.",
     )
     registry_auth: Path | None = Field(
         None,
         alias="CC_CI_REGISTRY_AUTH",
-        description="A Docker `config.json` with logins of registries, read for each pull. No recipe's code sees it.",
+        description="A Docker `config.json` with registry logins, read for each pull. Never exposed to recipe code.",
     )
     oidc_url: str = Field(
         "",
         alias="CC_CI_OIDC_URL",
         description="The Keycloak that lends a realm to each run whose recipe needs one, such as `https://id.example.org`.",
     )
-    oidc_user: str = Field("admin", alias="CC_CI_OIDC_USER", description="The Keycloak user that may make and delete realms.")
+    oidc_user: str = Field("admin", alias="CC_CI_OIDC_USER", description="The Keycloak user that may create and delete realms.")
     oidc_password: SecretStr = Field(SecretStr(""), alias="CC_CI_OIDC_PASSWORD", description="That user's password.")
     verdict: Literal["post", "edit"] = Field(
         "post",
         alias="CC_CI_VERDICT",
-        description="`post`: the verdict is a new comment, so people are notified. `edit`: it is written silently.",
+        description="`post`: the verdict is a new comment, which notifies people. `edit`: the first comment is edited, "
+        "which notifies nobody.",
     )
     outsiders: Literal["reply", "silent"] = Field(
         "reply",
         alias="CC_CI_OUTSIDERS",
-        description="What a person gets who may not ask for a run: one short reply, or nothing.",
+        description="What to answer people who may not request a run: one short reply, or nothing.",
     )
     bots: Words = Field(
         [],
         alias="CC_CI_BOTS",
-        description="Login names of other bots, separated by commas. Their comments never start anything.",
+        description="Login names of other bots, separated by commas. Their comments never start a run.",
     )
     alerts: Annotated[list[str], NoDecode] = Field(
         [],
         alias="CC_CI_ALERTS",
-        description="Where people are told of this server's own apps: Apprise addresses (Matrix, mail, anything), by blanks.",
+        description="Where to send alerts about this server's own apps: Apprise addresses (Matrix, mail, …), separated "
+        "by spaces.",
         repr=False,
     )
     infra_file: Path | None = Field(
         None,
         alias="CC_CI_INFRA_FILE",
-        description="Where `infra.yml` lies that declares this server's own apps, until it was applied from somewhere. "
-        "A relative path starts at the project. Empty: `infra.yml` in the data folder.",
+        description="Path of the `infra.yml` that declares this server's own apps, until one was applied from "
+        "elsewhere. A relative path starts at the project. Empty: `infra.yml` in the data folder.",
     )
-    topic: str = Field(
-        "cc-ci", alias="CC_CI_TOPIC", description="Repositories of a watched owner that carry this topic are enrolled."
-    )
+    topic: str = Field("cc-ci", alias="CC_CI_TOPIC", description="Repositories of a watched owner with this topic are enrolled.")
     status_context: str = Field("cc-ci", alias="CC_CI_STATUS_CONTEXT", description="Name of the commit status.")
-    workers: int = Field(2, alias="CC_CI_WORKERS", ge=1, le=64, description="Worker processes of the task queue on this machine.")
+    workers: int = Field(2, alias="CC_CI_WORKERS", ge=1, le=64, description="Worker processes of the task queue on this host.")
     queue_timeout: int = Field(60, alias="CC_CI_QUEUE_TIMEOUT", ge=5, description="Seconds after which a task is stopped.")
     queue_retry: int = Field(
         90,
         alias="CC_CI_QUEUE_RETRY",
         ge=6,
-        description="Seconds after which an unfinished task is given out again. More than CC_CI_QUEUE_TIMEOUT.",
+        description="Seconds after which an unfinished task is queued again. More than CC_CI_QUEUE_TIMEOUT.",
     )
     requests_per_minute: int = Field(
         600,
         alias="CC_CI_REQUESTS_PER_MINUTE",
         ge=0,
-        description="Requests that a forge gets from us in a minute, all processes together; at least 60. 0: no limit.",
+        description="Requests per minute to one forge, from all processes together; at least 60. 0: no limit.",
     )
     http_timeout: float = Field(
-        10, alias="CC_CI_HTTP_TIMEOUT", gt=0, le=50, description="Seconds that a forge may take to answer."
+        10, alias="CC_CI_HTTP_TIMEOUT", gt=0, le=50, description="Timeout for a forge's response, in seconds."
     )
     host: str = Field(
         default_factory=socket.gethostname,
         alias="CC_CI_HOST",
-        description="Name of this machine among several that share a database. Default: its host name.",
+        description="Name of this host among several that share a database. Default: its host name.",
         max_length=100,
         pattern=r"^[A-Za-z0-9._-]+$",
     )
-    keep_days: int = Field(90, alias="CC_CI_KEEP_DAYS", ge=1, description="Days that finished runs and their logs are kept.")
+    keep_days: int = Field(90, alias="CC_CI_KEEP_DAYS", ge=1, description="Days to keep finished runs and their logs.")
 
     @field_validator("alerts", mode="before")
     @classmethod
     def _addresses(cls, value: Any) -> Any:
-        return value.split() if isinstance(value, str) else value  # a comma may stand in an address
+        return value.split() if isinstance(value, str) else value  # an address may contain commas
 
     @field_validator("alerts")
     @classmethod
     def _readable_addresses(cls, addresses: list[str]) -> list[str]:
-        import apprise
+        if addresses:
+            import apprise  # takes a tenth of a second
 
         for number, address in enumerate(addresses, 1):
             if not apprise.Apprise().add(address):
-                # The address itself stays out of the message: it holds secrets.
-                raise ValueError(f"address number {number} is none that Apprise knows; see https://appriseit.com/services/")
+                # Keep the address out of the message: it contains secrets.
+                raise ValueError(f"address number {number} is unknown to Apprise; see https://appriseit.com/services/")
         return addresses
 
     @field_validator("proxies")
@@ -283,9 +300,9 @@ class Config(BaseSettings):
             try:
                 network = ipaddress.ip_network(proxy, strict=False)
             except ValueError:
-                raise ValueError(f"{proxy} is no address and no network; write 127.0.0.1 or 10.0.0.0/8") from None
+                raise ValueError(f"invalid address or network {proxy}: expected 127.0.0.1 or 10.0.0.0/8") from None
             if network.prefixlen == 0:
-                raise ValueError(f"{proxy} is everybody, and anybody could pretend to be anybody; name your proxies")
+                raise ValueError(f"{proxy} trusts everybody, so anybody could forge an address; list your proxies")
         return proxies
 
     @property
@@ -294,7 +311,7 @@ class Config(BaseSettings):
 
     @property
     def hosts(self) -> list[str]:
-        """The names that requests may come to. The forges may know this server by another one than people do."""
+        """Host names accepted in requests. Forges may reach this server by another name than people do."""
         found = list(self.allowed_hosts)
         for url in (self.base_url, self.webhook_url):
             if host := urlsplit(url).hostname:
@@ -310,8 +327,8 @@ class Config(BaseSettings):
             try:
                 Fernet(key)
             except ValueError:
-                # The key itself stays out of the message: messages land in logs.
-                raise ValueError(f"key number {number} is no Fernet key; `cc-ci rotate_keys --new` makes one") from None
+                # Keep the key out of the message: messages end up in logs.
+                raise ValueError(f"key number {number} is not a Fernet key; `cc-ci rotate_keys --new` creates one") from None
         return keys
 
     @field_validator("registries")
@@ -319,14 +336,14 @@ class Config(BaseSettings):
     def _registry_hosts(cls, values: list[str]) -> list[str]:
         for value in values:
             if not re.fullmatch(r"[A-Za-z0-9.-]+(:[0-9]{1,5})?", value):
-                raise ValueError(f"{value} is no registry; write docker.io or registry.example.org:5000")
-        hub = ("index.docker.io", "registry-1.docker.io")  # other names of it
+                raise ValueError(f"invalid registry {value}: expected docker.io or registry.example.org:5000")
+        hub = ("index.docker.io", "registry-1.docker.io")  # its other names
         return ["docker.io" if value.lower() in hub else value.lower() for value in values]
 
     @field_validator("firewall_allow")
     @classmethod
     def _reachable(cls, values: list[str]) -> list[str]:
-        """As `infra.deployers.egress.parse` reads them."""
+        """As parsed by `infra.deployers.docker.egress.parse`."""
         for value in values:
             found = re.fullmatch(r"(?:\[([^\]]+)\]|([^\[\]:]+)):([0-9]{1,5})(?:/(?:tcp|udp))?", value)
             try:
@@ -334,7 +351,7 @@ class Config(BaseSettings):
                 if found and ((version == 6) != bool(found[1]) or not 0 < int(found[3]) < 65536):
                     raise ValueError
             except ValueError:
-                raise ValueError(f"{value} is not like 10.1.2.3:5432/tcp, [fd00::1]:636 or 10.1.0.0/16") from None
+                raise ValueError(f"invalid target {value}: expected 10.1.2.3:5432/tcp, [fd00::1]:636 or 10.1.0.0/16") from None
         return values
 
     @field_validator("base_url", "proxy_url", "oidc_url", "webhook_url")
@@ -358,14 +375,14 @@ class Config(BaseSettings):
     @classmethod
     def _known_database(cls, value: str) -> str:
         if value:
-            parse_database_url(value, BASE_DIR)
+            parse_database_url(value, PROJECT)
         return value
 
     @field_validator("requests_per_minute")
     @classmethod
     def _enough_requests(cls, value: int) -> int:
         if 0 < value < 60:
-            raise ValueError("must be at least 60, or 0 for no limit: with fewer, work is begun that cannot end")
+            raise ValueError("must be at least 60, or 0 for no limit: with fewer requests, work cannot finish")
         return value
 
     @field_validator("infra_file", mode="before")
@@ -377,7 +394,7 @@ class Config(BaseSettings):
     @classmethod
     def _readable_logins(cls, path: Path | None) -> Path | None:
         if path is not None and not path.is_file():
-            raise ValueError("there is no such file; make it with `docker login`, or leave it empty")
+            raise ValueError("the file does not exist; create it with `docker login`, or leave this empty")
         return path
 
     @model_validator(mode="after")
@@ -385,7 +402,7 @@ class Config(BaseSettings):
         if self.queue_retry <= self.queue_timeout:
             raise ValueError(
                 f"CC_CI_QUEUE_RETRY ({self.queue_retry}) must be more than CC_CI_QUEUE_TIMEOUT ({self.queue_timeout}), "
-                "else a task is given out again while it still runs"
+                "or a task is queued again while it is still running"
             )
         if self.http_timeout >= self.queue_timeout:
             raise ValueError("CC_CI_HTTP_TIMEOUT must be less than CC_CI_QUEUE_TIMEOUT")
@@ -397,7 +414,7 @@ class Config(BaseSettings):
 
 
 def parse_database_url(url: str, relative_to: Path) -> dict[str, Any]:
-    """A Django `DATABASES` entry from a URL. Raises ValueError with the reason; the password never is in the message."""
+    """Parse a URL to a Django `DATABASES` entry. Raises ValueError with the reason, never with the password."""
     from urllib.parse import parse_qsl, unquote
 
     parts = urlsplit(url)
@@ -413,7 +430,7 @@ def parse_database_url(url: str, relative_to: Path) -> dict[str, Any]:
             raise ValueError("the port must be a number") from None
         name = unquote(parts.path.lstrip("/"))
         if not name:
-            raise ValueError("the name of the database is missing: postgresql://user:password@host:5432/NAME")
+            raise ValueError("missing database name: postgresql://user:password@host:5432/NAME")
         return {
             "ENGINE": "django.db.backends.postgresql",
             "NAME": name,
@@ -427,13 +444,13 @@ def parse_database_url(url: str, relative_to: Path) -> dict[str, Any]:
 
 
 def env_file() -> Path | None:
-    """The file whose lines count as environment variables that are not set: `.env`, or what CC_CI_ENV_FILE names."""
+    """The file that supplies variables missing from the environment: `.env`, or the one named by CC_CI_ENV_FILE."""
     name = os.environ.get(ENV_FILE, ".env")
-    return BASE_DIR / name if name else None
+    return PROJECT / name if name else None
 
 
 def load(**values: Any) -> Config:
-    """Read the settings. Raises ConfigurationError, with a line for each wrong value."""
+    """Load the settings. Raises ConfigurationError with a line for each invalid value."""
     try:
         config = Config(_env_file=env_file(), **values)  # type: ignore[call-arg]
     except ValidationError as error:
@@ -445,14 +462,14 @@ def load(**values: Any) -> Config:
             lines.append(f"{name}: {reason}" if name else reason)
         raise ConfigurationError("\n".join(lines)) from None
     if not config.data_dir.is_absolute():
-        config.data_dir = BASE_DIR / config.data_dir
+        config.data_dir = PROJECT / config.data_dir
     if config.infra_file is not None:
-        config.infra_file = BASE_DIR / config.infra_file
+        config.infra_file = PROJECT / config.infra_file
     return config
 
 
 def unknown_names() -> list[tuple[str, str]]:
-    """`CC_CI_*` names in the environment or `.env` that mean nothing, each with the nearest known one (or nothing)."""
+    """Unknown `CC_CI_*` names in the environment or `.env`, each with the closest known one (or an empty string)."""
     from difflib import get_close_matches
 
     from dotenv import dotenv_values

@@ -1,4 +1,4 @@
-"""doctor: what is looked at, and the frame's own checks. Each finding that is not well says what to type."""
+"""Runs doctor's checks, and defines the control plane's own. Each problem comes with a command to type."""
 
 from __future__ import annotations
 
@@ -16,48 +16,36 @@ from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.db import DatabaseError, OperationalError, connection
-from django.db.migrations.executor import MigrationExecutor
 from django.utils import timezone
 from django_q.models import OrmQ
 
-from controlplane import config, logins, rotation
+from controlplane import config, database, logins, rotation
 from controlplane.models import Host, RecurringTask
-from controlplane.registry import Finding, Level, Registry
+from controlplane.registry import Finding, Level, Registry, call
 from controlplane.secrets import DJANGO_KEY_FILE
 from controlplane.supervisor import STALL_MARGIN
 
 NETWORK_FILESYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "fuse.glusterfs", "ceph", "afs", "davfs")
 LITTLE_DISK, NO_DISK = 2 * 1024**3, 500 * 1024**2
-#: Seconds without a sign after which a machine's ticker is taken to be gone.
+#: Seconds of silence after which a host's ticker counts as stopped.
 SILENT = 30
 
 
 def examine(registry: Registry) -> list[Finding]:
-    """The findings of all checks, in their order. A check that fails itself is a finding too."""
+    """Run all checks in order. A check that raises becomes a finding, too."""
     findings: list[Finding] = []
     problem = _unreachable()
     with _left_alone() if problem else nullcontext():
         for name, check in registry.checks.items():
             try:
-                findings.extend([problem] if problem and name == "database" else check())
+                findings.extend([problem] if problem and name == "database" else call(check))
             except DatabaseError as error:
-                text = f"not looked at, the database fails: {_line(error)}"
+                text = f"not checked, the database failed: {_line(error)}"
                 findings.append(Finding(name, "error", text, "cc-ci migrate && cc-ci doctor"))
             except Exception as error:
-                text = f"the check itself failed: {type(error).__name__}: {_line(error)}"
+                text = f"the check itself raised {type(error).__name__}: {_line(error)}"
                 findings.append(Finding(name, "error", text, "cc-ci doctor"))
     return findings
-
-
-def register(registry: Registry) -> None:
-    registry.check("settings", check_settings)
-    registry.check("database", check_database)
-    registry.check("keys", check_keys)
-    registry.check("queue settings", check_queue_settings)
-    registry.check("queue", check_queue)
-    registry.check("recurring tasks", check_recurring)
-    registry.check("disk", check_disk)
-    registry.check("logins", check_logins)
 
 
 def check_settings() -> Iterator[Finding]:
@@ -65,21 +53,21 @@ def check_settings() -> Iterator[Finding]:
     for name, nearest in config.unknown_names():
         clean = False
         fix = f"rename it to {nearest}" if nearest else f"unset {name}, or remove it from .env"
-        yield Finding("settings", "warning", f"{name} means nothing", fix)
+        yield Finding("settings", "warning", f"unknown setting {name}", fix)
     base = urlsplit(cc_ci.base_url)
     if cc_ci.debug and base.scheme == "https":
         clean = False
-        yield Finding("settings", "error", "DEBUG is on while people come over https: tracebacks are shown to all", "DEBUG=false")
+        yield Finding("settings", "error", "DEBUG is on for a public https address: everybody can see tracebacks", "DEBUG=false")
     if base.hostname in ("localhost", "127.0.0.1", "::1"):
         clean = False
-        text = f"links in comments lead to {cc_ci.base_url}, which only this machine can open"
+        text = f"links in comments point to {cc_ci.base_url}, which only this host can open"
         yield Finding("settings", "warning", text, "CC_CI_BASE_URL=https://ci.example.org")
     if base.scheme == "https" and not cc_ci.proxies:
         clean = False
-        text = "people come over https, through a proxy that is not named: all of them seem to come from its address"
+        text = "people use https, but no proxy is configured: all clients appear to have the proxy's address"
         yield Finding("settings", "warning", text, "CC_CI_PROXIES=127.0.0.1")
     if clean:
-        yield Finding("settings", "ok", f"all known, people come to {cc_ci.base_url}")
+        yield Finding("settings", "ok", f"all known, public at {cc_ci.base_url}")
 
 
 def check_database() -> Iterator[Finding]:
@@ -88,9 +76,8 @@ def check_database() -> Iterator[Finding]:
         return
     sqlite = connection.vendor == "sqlite"
     name = str(connection.settings_dict["NAME"])
-    executor = MigrationExecutor(connection)
-    if plan := executor.migration_plan(executor.loader.graph.leaf_nodes()):
-        yield Finding("database", "error", f"{len(plan)} migrations are not applied", "cc-ci migrate")
+    if missing := database.missing():
+        yield Finding("database", "error", missing, "cc-ci migrate")
         return
     version = ".".join(str(part) for part in connection.get_database_version())
     yield Finding("database", "ok", f"{'SQLite' if sqlite else 'PostgreSQL'} {version}, all migrations applied")
@@ -103,24 +90,24 @@ def _check_sqlite(path: Path) -> Iterator[Finding]:
         cursor.execute("PRAGMA journal_mode")
         mode = str(cursor.fetchone()[0])
     if mode not in ("wal", "memory"):
-        text = f"SQLite's journal is {mode}, not wal: readers and writers block each other"
+        text = f"SQLite's journal mode is {mode}, not wal: readers and writers block each other"
         yield Finding("database", "error", text, f"sqlite3 {path} 'PRAGMA journal_mode=WAL'")
     if (kind := filesystem(path)) in NETWORK_FILESYSTEMS:
-        text = f"SQLite lies on a network filesystem ({kind}), whose locks it cannot rely on"
+        text = f"the SQLite file is on a network filesystem ({kind}), whose locks are unreliable"
         yield Finding("database", "warning", text, "DATABASE_URL=postgresql://USER:PASSWORD@HOST:5432/NAME")
     ticking = list(Host.objects.filter(ticked_at__gt=timezone.now() - timedelta(seconds=SILENT)).values_list("name", flat=True))
     if len(ticking) > 1:
-        text = f"{', '.join(ticking)} work on one SQLite database, which carries only one"
+        text = f"{', '.join(ticking)} use the same SQLite database, which supports only one host"
         yield Finding("database", "error", text, "DATABASE_URL=postgresql://USER:PASSWORD@HOST:5432/NAME")
 
 
 def _unreachable() -> Finding | None:
-    """What is wrong when there is no database to ask. Makes none."""
+    """Why the database is unreachable, if it is. Never creates one."""
     values = connection.settings_dict
     name = str(values["NAME"])
     sqlite = connection.vendor == "sqlite"
     if sqlite and not Path(name).exists() and "memory" not in name:
-        return Finding("database", "error", f"there is no database yet at {name}", "cc-ci migrate")
+        return Finding("database", "error", f"the database {name} does not exist yet", "cc-ci migrate")
     try:
         with connection.cursor() as cursor:
             cursor.execute("SELECT 1")
@@ -134,10 +121,10 @@ def _unreachable() -> Finding | None:
 
 @contextmanager
 def _left_alone() -> Iterator[None]:
-    """Without a database no check shall wait for it, or make an empty file in its place that the next start stumbles over."""
+    """Make database access fail at once, so that no check waits, or creates an empty SQLite file that breaks the next start."""
 
     def refuse() -> None:
-        raise OperationalError("see the line on the database")
+        raise OperationalError("see the database check")
 
     connection.connect = refuse  # type: ignore[method-assign]
     try:
@@ -147,7 +134,7 @@ def _left_alone() -> Iterator[None]:
 
 
 def filesystem(path: Path) -> str:
-    """The kind of filesystem that `path` lies on, as Linux calls it; empty where that cannot be told."""
+    """The filesystem type of `path`, as Linux names it; empty if unknown."""
     try:
         lines = Path("/proc/self/mounts").read_text().splitlines()
     except OSError:
@@ -172,14 +159,14 @@ def check_keys() -> Iterator[Finding]:
             yield finding
     if not settings.CC_CI.secret_keys and not rotation.key_file().exists():
         if any(True for _ in rotation.sealed_values()):
-            text = f"{rotation.key_file()} is gone: the tokens in the database cannot be decrypted"
+            text = f"{rotation.key_file()} is missing: the tokens in the database cannot be decrypted"
             yield Finding("keys", "error", text, f"cp BACKUP/{rotation.key_file().name} {rotation.key_file()}")
         else:
-            yield Finding("keys", "ok", f"{rotation.key_file()} is made when the first secret is stored")
+            yield Finding("keys", "ok", f"{rotation.key_file()} is created when the first secret is stored")
         return
     if lost := rotation.unreadable():
         text = f"no key decrypts {', '.join(lost[:5])}" + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
-        fix = "put the old key back behind the first, or give the secret again: cc-ci forge add"
+        fix = "add the old key again after the first, or enter the secret again: cc-ci forge add"
         yield Finding("keys", "error", text, fix)
     elif clean:
         where = "CC_CI_SECRET_KEYS" if settings.CC_CI.secret_keys else str(rotation.key_file())
@@ -193,10 +180,10 @@ def _check_key_file(path: Path) -> Iterator[Finding]:
         return
     mode = stat.S_IMODE(status.st_mode)
     if mode & 0o077:
-        yield Finding("keys", "error", f"{path} can be read by others (mode {mode:04o})", f"chmod 600 {path}")
+        yield Finding("keys", "error", f"{path} is readable by others (mode {mode:04o})", f"chmod 600 {path}")
     if status.st_uid != os.geteuid():
         me = pwd.getpwuid(os.geteuid()).pw_name
-        yield Finding("keys", "error", f"{path} belongs to uid {status.st_uid}, not to {me}", f"chown {me} {path}")
+        yield Finding("keys", "error", f"{path} is owned by uid {status.st_uid}, not by {me}", f"chown {me} {path}")
 
 
 def check_queue_settings() -> Iterator[Finding]:
@@ -204,14 +191,18 @@ def check_queue_settings() -> Iterator[Finding]:
     timeout, retry = queue["timeout"], queue["retry"]
     here = "in controlplane/settings.py: "
     wrong = [
-        (timeout >= retry, "a task is given out again while it still runs", f"CC_CI_QUEUE_RETRY={timeout + 30}"),
-        (not queue.get("max_attempts"), "a task that always overruns runs again for ever", f'{here}"max_attempts": 3'),
-        (not queue.get("ack_failures"), "a failed task runs again for ever", f'{here}"ack_failures": True'),
-        (queue.get("catch_up", True), "what was missed in a night off runs all at once", f'{here}"catch_up": False'),
+        (timeout >= retry, "a task is queued again while it is still running", f"CC_CI_QUEUE_RETRY={timeout + 30}"),
+        (
+            not queue.get("max_attempts"),
+            "a task that always exceeds its time limit is retried forever",
+            f'{here}"max_attempts": 3',
+        ),
+        (not queue.get("ack_failures"), "a failed task is retried forever", f'{here}"ack_failures": True'),
+        (queue.get("catch_up", True), "everything missed during downtime runs at once", f'{here}"catch_up": False'),
     ]
     findings = [Finding("queue settings", "error", text, fix) for is_wrong, text, fix in wrong if is_wrong]
     if not findings:
-        text = f"{queue['workers']} workers; a task is stopped after {timeout} s, and given out again after {retry} s"
+        text = f"{queue['workers']} workers; a task is stopped after {timeout} s and queued again after {retry} s"
         findings = [Finding("queue settings", "ok", text)]
     yield from findings
 
@@ -225,15 +216,15 @@ def check_queue() -> Iterator[Finding]:
         yield Finding("queue", "error", f"no worker on {host.name} since {host.ticked_at:%Y-%m-%d %H:%M:%S} UTC", start)
     elif (host.worked_at or host.started_at or now) < now - timedelta(seconds=settings.CC_CI.queue_timeout + STALL_MARGIN):
         since = f"since {host.worked_at:%Y-%m-%d %H:%M:%S} UTC" if host.worked_at else "at all"
-        text = f"the ticker of {host.name} runs, but no task has run {since}"
-        yield Finding("queue", "error", text, f"end `cc-ci work` and start it again: {start}")
+        text = f"the ticker of {host.name} is running, but no task has run {since}"
+        yield Finding("queue", "error", text, f"stop `cc-ci work` and start it again: {start}")
     else:
-        yield Finding("queue", "ok", f"{host.name} works; its queue was restarted {host.restarts} times for standing still")
+        yield Finding("queue", "ok", f"{host.name} is working; its queue was restarted {host.restarts} times because it stalled")
     yield from _check_waiting()
 
 
 def _check_waiting() -> Iterator[Finding]:
-    """Tasks that wait too long, or for a machine that is not there."""
+    """Tasks that wait too long, or for a host without a worker."""
     now = timezone.now()
     ticking = set(Host.objects.filter(ticked_at__gt=now - timedelta(seconds=SILENT)).values_list("name", flat=True))
     waiting: dict[str, int] = {}
@@ -243,22 +234,22 @@ def _check_waiting() -> Iterator[Finding]:
         name = key.removeprefix("cc-ci-")
         if name not in ticking:
             if name != settings.CC_CI.host:
-                text = f"{count} tasks wait for {name}, where no worker runs"
+                text = f"{count} tasks are waiting for {name}, where no worker is running"
                 yield Finding("queue", "error", text, f"CC_CI_HOST={name} cc-ci work")
         else:
-            text = f"{count} tasks have waited on {name} for more than a minute"
+            text = f"{count} tasks have been waiting for {name} for more than a minute"
             yield Finding("queue", "warning", text, f"CC_CI_WORKERS={settings.CC_CI.workers + 2}")
 
 
-def check_recurring() -> Iterator[Finding]:
+def check_recurring_tasks() -> Iterator[Finding]:
     failing = list(RecurringTask.objects.exclude(last_error="").filter(enabled=True))
     for row in failing:
         yield Finding("recurring tasks", "error", f"{row.name}: {row.last_error}", f"cc-ci schedules --run {row.name}")
     for row in RecurringTask.objects.filter(enabled=False):
-        text = f"{row.name} is switched off"
+        text = f"{row.name} is disabled"
         yield Finding("recurring tasks", "warning", text, f"{settings.CC_CI.base_url}/admin/controlplane/recurringtask/")
     if not failing:
-        yield Finding("recurring tasks", "ok", f"{RecurringTask.objects.count()} known, none failed last")
+        yield Finding("recurring tasks", "ok", f"{RecurringTask.objects.count()} known, none failed in its last run")
 
 
 def check_disk() -> Iterable[Finding]:
@@ -269,20 +260,20 @@ def check_disk() -> Iterable[Finding]:
         free = shutil.disk_usage(folder).free
     except OSError as error:
         fix = f"install -d -o $USER -m 700 {folder}"
-        return [Finding("disk", "error", f"nothing can be written to {folder}: {error.strerror}", fix)]
+        return [Finding("disk", "error", f"cannot write to {folder}: {error.strerror}", fix)]
     text = f"{free / 1024**3:.1f} GB free in {folder}"
     level: Level = "error" if free < NO_DISK else "warning" if free < LITTLE_DISK else "ok"
     return [Finding("disk", level, text, f"du -xh -d 2 {folder} | sort -h | tail" if level != "ok" else "")]
 
 
 def check_logins() -> Iterator[Finding]:
-    """Who has to wait after too many wrong logins, and how they are let in at once."""
+    """Who is locked out after too many failed logins, and how to unlock them."""
     waiting = logins.locked()
     for one in waiting:
-        text = f"{one} has to wait until {one.until:%H:%M:%S} UTC after {one.wrong} wrong logins"
+        text = f"{one} is locked out until {one.until:%H:%M:%S} UTC after {one.wrong} failed logins"
         yield Finding("logins", "warning", text, f"cc-ci axes_reset_ip {one.address}")
     if not waiting:
-        yield Finding("logins", "ok", "nobody has to wait after wrong logins")
+        yield Finding("logins", "ok", "nobody is locked out after failed logins")
 
 
 def _line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""The random name of this installation: the owner's mark on everything that its runs deploy."""
+"""This installation's random name: marks everything that its runs deploy as its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from controlplane.models import Installation
 
 
 def installation_id() -> str:
-    """The name, made at the first call. Two first calls at one moment agree: the lowest by time, then name, counts."""
+    """The name, created by the first call. Concurrent first calls agree: the lowest by time, then name, wins."""
     row = Installation.objects.order_by("created_at", "id").first()
     if row is None:
         Installation.objects.create(id=uuid.uuid4().hex[:12])

@@ -1,8 +1,8 @@
-"""Leases: one poller per forge, one sender per report, one run per slot, however many workers there are.
+"""Leases: one poller per forge, one sender per report, one run per slot, with any number of workers.
 
-A lease is one row, taken by one conditional UPDATE. It has an expiry, so a dead owner holds nothing for ever, and a
-fencing number that grows with each taking, so a late owner can be told. An owner that is seen to be dead, a process of
-this machine that is no more, holds nothing at all: its lease is taken over at once.
+A lease is one row, claimed by one conditional UPDATE. It expires, so a dead owner never holds it forever, and has a fencing
+number that grows with each claim, so a late owner can be detected. If its owner is a process of this host that no longer exists,
+the lease can be claimed immediately.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from controlplane.models import Lease
 
 @dataclass(frozen=True)
 class Held:
-    """A lease in hand."""
+    """A lease that this process holds."""
 
     name: str
     owner: str
     fence: int
 
     def is_mine(self) -> bool:
-        """Whether it still is: false once it has expired, or somebody else took it."""
+        """Whether it is still held: not expired, and not claimed by somebody else."""
         return self._rows().filter(expires_at__gt=timezone.now()).exists()
 
     def renew(self, seconds: float) -> bool:
-        """Hold it for `seconds` from now. False when it has been taken over."""
+        """Extend it to `seconds` from now. False if somebody else claimed it."""
         return bool(self._rows().update(expires_at=timezone.now() + timedelta(seconds=seconds)))
 
     def release(self) -> None:
@@ -47,7 +47,7 @@ class Held:
 
 
 def take(name: str, seconds: float) -> Held | None:
-    """Take the lease called `name` for `seconds`, or None while somebody else holds it."""
+    """Claim the lease `name` for `seconds`; returns None if somebody else holds it."""
     now = timezone.now()
     owner = f"{_process(os.getpid())}/{uuid.uuid4().hex[:8]}"
     rows = Lease.objects.filter(name=name)
@@ -58,26 +58,26 @@ def take(name: str, seconds: float) -> Held | None:
             if not _is_dead(row.owner):
                 return None
             if not rows.filter(owner=row.owner, fence=row.fence).update(**values, fence=F("fence") + 1):
-                return None  # somebody else has seen it, too
+                return None  # somebody else claimed it first
             return Held(name, owner, row.fence + 1)
         try:
             with transaction.atomic():
                 Lease.objects.create(name=name, fence=1, **values)
         except IntegrityError:
-            return None  # somebody else made the row in this very moment, and holds it
+            return None  # somebody else created the row concurrently, and holds it
     fence = rows.filter(owner=owner).values_list("fence", flat=True).first()
     return None if fence is None else Held(name, owner, fence)
 
 
 def _process(pid: int) -> str:
-    """A process of this machine, told apart from others with its number: before it, after it, and in other containers.
+    """Identify a process of this host: unique across reused process ids and containers.
 
-    Raises OSError when there is none, or only what is left of one (a zombie).
+    Raises OSError if there is no such process, or only a zombie.
     """
     state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     if state in "ZX":
         raise ProcessLookupError(pid)
-    started = rest[18]  # in ticks since the machine's start, which no step of the clock moves
+    started = rest[18]  # in ticks since boot, unaffected by clock changes
     return f"{settings.CC_CI.host}:{pid}:{started}:{_namespace()}"
 
 
@@ -86,13 +86,13 @@ def _namespace() -> str:
 
 
 def is_free(name: str) -> bool:
-    """Whether `take` would get it now. Changes nothing."""
+    """Whether `take` would succeed now. Changes nothing."""
     row = Lease.objects.filter(name=name).first()
     return row is None or row.expires_at <= timezone.now() or _is_dead(row.owner)
 
 
 def living(owner: str) -> int:
-    """The process of a lease's owner, if it is one of this very machine and container and lives; else 0."""
+    """The process id of a lease's owner if it is alive on this host and in this container; else 0."""
     process = owner.rpartition("/")[0]
     host, pid, _, namespace = (process.split(":", 3) + [""] * 4)[:4]
     ours = host == settings.CC_CI.host and pid.isdigit() and namespace == _namespace()
@@ -100,7 +100,7 @@ def living(owner: str) -> int:
 
 
 def _is_dead(owner: str) -> bool:
-    """Whether an owner was a process of this very machine and container, and is no more. In doubt it lives."""
+    """Whether an owner was a process on this host and in this container, and no longer exists. False if unknown."""
     process = owner.rpartition("/")[0]
     host, pid, _, namespace = (process.split(":", 3) + [""] * 4)[:4]
     if host != settings.CC_CI.host or not pid.isdigit() or namespace != _namespace():
@@ -113,7 +113,7 @@ def _is_dead(owner: str) -> bool:
 
 @contextmanager
 def lease(name: str, seconds: float) -> Iterator[Held | None]:
-    """`with lease("poll:3", 60) as held:` — held is None when somebody else has it. Released at the end."""
+    """`with lease("poll:3", 60) as held:` — held is None if somebody else holds it. Released at the end."""
     held = take(name, seconds)
     try:
         yield held

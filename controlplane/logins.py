@@ -1,7 +1,7 @@
-"""Guesses at passwords are slowed down: who logs in wrongly too often has to wait. django-axes counts, in the database.
+"""Rate limit for password guessing: too many failed logins lock out for a while. django-axes counts, in the database.
 
-Counted is by address, so that nobody locks another out by knowing a name. Where all people seem to come from one address (a proxy
-that is not in CC_CI_PROXIES, or this machine itself), an address says nothing, and it is counted by address and name.
+It counts by address, so that nobody can lock out others by knowing their name. If all people seem to come from one address (a
+proxy missing from CC_CI_PROXIES, or this host itself), it counts by address and name.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = logging.getLogger("controlplane.logins")
 
 
 def client_address(request: HttpRequest) -> str | None:
-    """The address that counts: in IPv6 the network of which one person has all addresses."""
+    """The address to count by: for IPv6 the network, since one person has all of its addresses."""
     try:
         address = ip_address(request.META.get("REMOTE_ADDR", ""))
     except ValueError:
@@ -37,13 +37,13 @@ def client_address(request: HttpRequest) -> str | None:
 
 
 def name(request: HttpRequest, credentials: dict[str, Any] | None = None) -> str | None:
-    """The name that somebody gave, as much of it as axes has room for."""
+    """The user name entered, cut to what axes can store."""
     given = (credentials or request.POST).get("username")
     return None if given is None else str(given)[:255]
 
 
 def tells_apart(address: str | None) -> bool:
-    """Whether an address is one person's, as far as one can know, or that of a proxy through which all of them come."""
+    """Whether an address belongs to one person, as far as can be known, rather than to a proxy that everybody comes through."""
     cc_ci = settings.CC_CI
     if address is None or (urlsplit(cc_ci.base_url).scheme == "https" and not cc_ci.proxies):
         return False
@@ -52,7 +52,7 @@ def tells_apart(address: str | None) -> bool:
 
 
 def parameters(request_or_attempt: Any, credentials: dict[str, Any] | None = None) -> list[Any]:
-    """What axes counts by."""
+    """The key that axes counts by."""
     of_request = isinstance(request_or_attempt, HttpRequest)
     address = client_address(request_or_attempt) if of_request else request_or_attempt.ip_address
     return ["ip_address"] if tells_apart(address) else [["username", "ip_address"]]
@@ -60,7 +60,7 @@ def parameters(request_or_attempt: Any, credentials: dict[str, Any] | None = Non
 
 @dataclass(frozen=True)
 class Locked:
-    """Who has to wait, and until when. `name` is empty where it holds for all names."""
+    """Who is locked out, and until when. `name` is empty if it applies to all names."""
 
     address: str
     name: str
@@ -72,7 +72,7 @@ class Locked:
 
 
 def locked() -> list[Locked]:
-    """Who has to wait now."""
+    """Who is locked out now."""
     from axes.models import AccessAttempt
 
     recent = AccessAttempt.objects.filter(attempt_time__gt=timezone.now() - settings.AXES_COOLOFF_TIME).order_by()
@@ -87,7 +87,7 @@ def locked() -> list[Locked]:
 
 
 def locked_out(request: HttpRequest, response: HttpResponse | None = None, credentials: Any = None) -> HttpResponse:
-    """The page that says how long to wait."""
+    """The page that shows how long to wait."""
     address, name = client_address(request), str((credentials or {}).get("username") or "")
     mine = [one.until for one in locked() if one.address == str(address or "?") and one.name in ("", name)]
     until = max(mine, default=timezone.now() + settings.AXES_COOLOFF_TIME)
@@ -99,7 +99,7 @@ def locked_out(request: HttpRequest, response: HttpResponse | None = None, crede
 
 
 def watch() -> None:
-    """Have logins written into the log."""
+    """Log all logins."""
     from axes.signals import user_locked_out
 
     user_logged_in.connect(_logged_in, dispatch_uid="controlplane.logins")
@@ -113,11 +113,11 @@ def _logged_in(sender: object, request: HttpRequest | None, user: Any, **more: o
 
 def _failed(sender: object, credentials: dict[str, Any], request: HttpRequest | None = None, **more: object) -> None:
     if not getattr(request, "axes_locked_out", False):
-        log.warning("Wrong login: %s from %s", plain(str(credentials.get("username")), 150), _from(request))
+        log.warning("Failed login: %s from %s", plain(str(credentials.get("username")), 150), _from(request))
 
 
 def _locked(sender: object, request: HttpRequest, username: str | None, **more: object) -> None:
-    log.warning("Too many wrong logins, no more are taken: %s from %s", plain(str(username), 150), _from(request))
+    log.warning("Too many failed logins, locked out: %s from %s", plain(str(username), 150), _from(request))
 
 
 def _from(request: HttpRequest | None) -> str:

@@ -1,4 +1,4 @@
-"""Middleware of our own: whom a proxy speaks for, TLS for good, requests that no database takes, and what pages may load."""
+"""Our middleware: trusted proxies, HSTS, requests with NUL, and content security policy."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ PUBLIC = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-# The admin theme styles and scripts within its pages (Alpine evaluates expressions).
+# The admin theme has inline styles and scripts (Alpine evaluates expressions).
 ADMIN = (
     "default-src 'self'; style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
     "img-src 'self' data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-#: Headers by which a proxy tells of the client.
+#: Headers in which a proxy describes the client.
 _OF_PROXIES = ("HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_X_FORWARDED", "HTTP_FRONT_END_HTTPS", "HTTP_X_URL_SCHEME")
 #: A year.
 _STRICT = f"max-age={365 * 86400}"
 
 
 def believe_proxies(get_response: Get) -> Get:
-    """What is told of a client (its address, and whether it came over https) counts when one of CC_CI_PROXIES tells it. From
-    anybody else it is taken out of the request, before anything reads it."""
+    """Trust a client's reported address and https only if one of CC_CI_PROXIES reports them. Otherwise, remove those headers
+    before anything reads them.
+    """
 
     def middleware(request: HttpRequest) -> HttpResponse:
         meta = request.META
@@ -37,7 +38,7 @@ def believe_proxies(get_response: Get) -> Get:
         if told and _is_proxy(_address(meta.get("REMOTE_ADDR", ""))):
             if client := _client(told.get("HTTP_X_FORWARDED_FOR", "")):
                 meta["REMOTE_ADDR"] = meta["REMOTE_HOST"] = client
-            # The last word is that of the proxy before us; what stands before it may be the client's own.
+            # The last word is from the proxy in front of us; earlier ones may be from the client.
             meta["HTTP_X_FORWARDED_PROTO"] = told.get("HTTP_X_FORWARDED_PROTO", "").rpartition(",")[2].strip()
         return get_response(request)
 
@@ -45,7 +46,7 @@ def believe_proxies(get_response: Get) -> Get:
 
 
 def _client(forwarded_for: str) -> str:
-    """The client: the last one in the list that is no proxy of ours. The ones before it are what the client says."""
+    """The client: the last address in the list that is not one of our proxies. Those before it are the client's claims."""
     client = ""
     for word in reversed(forwarded_for.split(",")):
         address = _address(word.strip())
@@ -74,8 +75,9 @@ def _is_proxy(address: IPv4Address | IPv6Address | None) -> bool:
 
 
 def strict_transport(get_response: Get) -> Get:
-    """Where people come over https they come over nothing else, for a year (HSTS). Known by CC_CI_BASE_URL, since it is a proxy
-    that speaks TLS; asked for by another name, as a monitor beside us does, there is no such promise."""
+    """Send HSTS for a year if people use https. That is known from CC_CI_BASE_URL, since a proxy terminates TLS; requests for
+    another host name, such as a local monitor's, get no such header.
+    """
 
     def middleware(request: HttpRequest) -> HttpResponse:
         response = get_response(request)
@@ -88,8 +90,9 @@ def strict_transport(get_response: Get) -> Get:
 
 
 class NoNul:
-    """NUL is in no text that anybody writes, and PostgreSQL takes none: it would be a fault of ours there, and a row that is not
-    found on SQLite. Such an address leads nowhere, such a form is refused, and such a cookie is none."""
+    """Reject NUL, which no real text contains and PostgreSQL cannot store: there it would be a server error, and on SQLite a row
+    that is not found. An address with one gets 404, a form 400, and a cookie is ignored.
+    """
 
     def __init__(self, get_response: Get) -> None:
         self.get_response = get_response
@@ -101,11 +104,11 @@ class NoNul:
 
     def process_view(self, request: HttpRequest, view: Callable[..., HttpResponse], args: object, kwargs: object) -> None:
         if getattr(view, "csrf_exempt", False):
-            return  # for programs: the receiver of deliveries has answers of its own for everything
+            return  # for programs: the delivery receiver has its own error responses
         if "\0" in request.path or _holds_nul(request.GET.lists()):
-            raise Http404("There is a NUL in the address.")
+            raise Http404("The address contains NUL.")
         if request.method == "POST" and _holds_nul(request.POST.lists()):
-            raise BadRequest("There is a NUL in the form.")
+            raise BadRequest("The form contains NUL.")
 
 
 def _holds_nul(fields: object) -> bool:
@@ -113,7 +116,7 @@ def _holds_nul(fields: object) -> bool:
 
 
 def content_security_policy(get_response: Get) -> Get:
-    """Pages load nothing from outside, and a hostile text on them could not either."""
+    """Content security policy: pages load nothing from other sites, not even if hostile text is injected."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         response = get_response(request)

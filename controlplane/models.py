@@ -1,4 +1,4 @@
-"""Rows of the frame: leases, recurring tasks, heartbeats."""
+"""Models of the control plane: leases, recurring tasks, heartbeats."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Lease(models.Model):
     name = models.CharField(max_length=200, primary_key=True)
     owner = models.CharField(max_length=200, blank=True)
     expires_at = models.DateTimeField()
-    fence = models.PositiveBigIntegerField(default=0, help_text="Grows with each taking; a late owner is told by it.")
+    fence = models.PositiveBigIntegerField(default=0, help_text="Grows with each claim, so that a late owner is detected.")
 
     class Meta:
         ordering = ["name"]
@@ -21,7 +21,7 @@ class Lease(models.Model):
 
 
 class RecurringTask(models.Model):
-    """A task that recurs, from `controlplane.schedules`: when it is due, when it ran last, and what went wrong then."""
+    """A recurring task from `controlplane.schedules`: when it is due, when it last ran, and how that failed."""
 
     name = models.CharField(max_length=100, primary_key=True)
     every_seconds = models.FloatField()
@@ -44,13 +44,13 @@ class RecurringTask(models.Model):
 
 
 class Host(models.Model):
-    """A machine with workers: when its ticker and its queue last made progress."""
+    """A host with workers: when its ticker and its queue last made progress."""
 
     name = models.CharField(max_length=100, primary_key=True)
     started_at = models.DateTimeField(null=True, blank=True)
     ticked_at = models.DateTimeField(null=True, blank=True)
     worked_at = models.DateTimeField(null=True, blank=True, help_text="When a task of its queue last ran.")
-    restarts = models.PositiveIntegerField(default=0, help_text="How often its queue stood still and was restarted.")
+    restarts = models.PositiveIntegerField(default=0, help_text="How often its queue stalled and was restarted.")
 
     class Meta:
         ordering = ["name"]
@@ -60,7 +60,7 @@ class Host(models.Model):
 
 
 class Installation(models.Model):
-    """One row: the random name of this installation, by which it knows its own deployments among others."""
+    """One row: this installation's random name, which identifies its own deployments."""
 
     id = models.CharField(max_length=32, primary_key=True)
     created_at = models.DateTimeField(auto_now_add=True)

@@ -1,8 +1,10 @@
-"""The frame's own pages: start, health. What stands on the start page is hung up by the apps."""
+"""The control plane's own pages: start, health. The start page's sections are registered by the apps."""
 
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from django.conf import settings
@@ -13,36 +15,42 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import render
 from django.utils import timezone
 from django.views.decorators.http import require_safe
+from markdown_it import MarkdownIt
 
 from controlplane.models import Host
-from controlplane.registry import registry
+from controlplane.registry import call, registry
 
-#: A machine whose ticker has been silent for longer is shown as not working.
+#: Seconds of silence after which a host's ticker counts as not working.
 SILENT = timedelta(seconds=60)
 
 
 def paginate(request: HttpRequest, rows: QuerySet[Any], size: int) -> Page[Any]:
-    """The page that the request names; the nearest one there is when it names none."""
+    """The page in the request's query, or the closest valid one."""
     return Paginator(rows, size).get_page(request.GET.get("page"))
+
+
+def may_see_private(request: HttpRequest) -> bool:
+    """Whether this user may see data of private repositories."""
+    return bool(request.user.is_active and request.user.is_staff)
 
 
 @require_safe
 def start(request: HttpRequest) -> HttpResponse:
     cards = [
-        {"template": card.template, **card.context(request)}
+        {"template": card.template, **call(card.context, request)}
         for card in sorted(registry.cards.values(), key=lambda card: card.order)
     ]
     return render(request, "controlplane/start.html", {"cards": cards, "working": working(), "base_url": settings.CC_CI.base_url})
 
 
 def working() -> bool:
-    """Whether some machine's ticker is alive."""
+    """Whether any host's ticker is alive."""
     return Host.objects.filter(ticked_at__gt=timezone.now() - SILENT).exists()
 
 
 @require_safe
 def health(request: HttpRequest) -> HttpResponse:
-    """For load balancers and monitors: 200 while the database answers; `working` tells of the workers."""
+    """For load balancers and monitors: 200 while the database responds; `working` is whether workers run."""
     try:
         with connection.cursor() as cursor:
             cursor.execute("SELECT 1")
@@ -50,3 +58,15 @@ def health(request: HttpRequest) -> HttpResponse:
     except DatabaseError:
         return JsonResponse({"database": False}, status=503)
     return JsonResponse({"database": True, "working": alive, "version": settings.VERSION})
+
+
+@cache
+def _glossary() -> str:
+    """docs/glossary.md as HTML. It is linked into the templates, so that it is installed with them."""
+    text = (Path(__file__).parent / "templates/controlplane/glossary.md").read_text()
+    return str(MarkdownIt().enable("table").render(text))
+
+
+@require_safe
+def glossary(request: HttpRequest) -> HttpResponse:
+    return render(request, "controlplane/glossary.html", {"text": _glossary()})

@@ -1,7 +1,7 @@
-"""Linux's part of the supervised tree: children that die with their parent, and what an earlier tree left behind.
+"""Process handling on Linux: children that die with their parent, and cleaning up after an earlier supervisor.
 
-Every process that `cc-ci work` starts carries a mark in its environment: the lock it works under and the session it was
-started in. A harness inherits the mark, but makes a session of its own, and so is never taken for a left-over.
+Every process started by `cc-ci work` carries a mark in its environment: the lock it works under, and its session. A harness
+inherits the mark, but starts a session of its own, and so is never mistaken for a leftover.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ class AlreadyRunning(Exception):
 
 
 def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when `parent`, which must be its parent, ends; end at once if it already has.
+    """Have the kernel kill this process when `parent`, which must be its parent, exits; exit now if it already has.
 
     Linux binds this to the parent's *thread* that forked, so parents must fork in their main thread.
     """
     if _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != parent:  # it ended before we could ask
+    if os.getppid() != parent:  # it exited before prctl
         os._exit(1)
 
 
 def forks_die_with_parent() -> None:
-    """Bind every later `os.fork()` of this process, and theirs, in the same way: no part outlives the one above it.
+    """Bind every later `os.fork()` of this process and its descendants the same way: none outlives its parent.
 
-    Programs started by `subprocess` are not touched: the kernel clears the signal at their fork, and no hook is run.
+    Programs started by `subprocess` are unaffected: the kernel clears the signal at their fork, and no hook runs.
     """
     parents: list[int] = []
     os.register_at_fork(
@@ -49,7 +49,7 @@ def forks_die_with_parent() -> None:
 
 
 def hold(lock: Path) -> int:
-    """Take the lock file for as long as this process lives, and return its descriptor. Raises AlreadyRunning."""
+    """Hold the lock file for the life of this process; returns its descriptor. Raises AlreadyRunning."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
@@ -64,12 +64,12 @@ def hold(lock: Path) -> int:
 
 
 def mark(lock: Path) -> str:
-    """The value of `CC_CI_WORK` for the children of this process."""
+    """The value of `CC_CI_WORK` for this process's children."""
     return f"{os.getsid(0)}:{lock}"
 
 
 def left_over(lock: Path) -> list[int]:
-    """Processes of an earlier tree under this lock. Only sound while this process holds the lock."""
+    """Processes left by an earlier supervisor under this lock. Only valid while this process holds the lock."""
     found = []
     for pid in _pids():
         if pid == os.getpid():
@@ -85,7 +85,7 @@ def left_over(lock: Path) -> list[int]:
 
 
 def end_left_over(lock: Path, seconds: float = 5) -> int:
-    """Kill what an earlier tree left behind, and wait until it is gone. Returns how many there were."""
+    """Kill what an earlier supervisor left behind, and wait until it is gone. Returns the number of processes."""
     ended: set[int] = set()
     deadline = time.monotonic() + seconds
     while (pids := left_over(lock)) and time.monotonic() < deadline:
@@ -100,7 +100,7 @@ def end_left_over(lock: Path, seconds: float = 5) -> int:
 
 
 def kill_group(group: int) -> None:
-    """SIGKILL a child's process group. Call it before the child is reaped: until then the number is nobody else's."""
+    """SIGKILL a child's process group. Call it before the child is reaped, while its id cannot be reused."""
     try:
         os.killpg(group, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
@@ -108,12 +108,12 @@ def kill_group(group: int) -> None:
 
 
 def has_ended(pid: int) -> bool:
-    """Whether this child has ended; it stays unreaped."""
+    """Whether this child has exited; leaves it unreaped."""
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def reap_strangers(known: set[int]) -> None:
-    """Reap ended children that we did not start: as process 1 of a container we are given every orphan."""
+    """Reap exited children that we did not start: as process 1 in a container we inherit all orphans."""
     while True:
         try:
             ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)

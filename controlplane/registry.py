@@ -1,20 +1,25 @@
-"""Where the apps hang up what the frame shows or asks: checks for doctor, cards for the start page, recurring tasks.
+"""Where apps register checks for doctor, cards for the start page and recurring tasks.
 
-Filled in each `AppConfig.ready`, so that the frame needs to import nobody.
+Filled in each `AppConfig.ready`, so that the control plane imports no other app. The apps register the dotted paths of their
+functions, which are imported when they are called: most commands need none of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from django.utils.module_loading import import_string
+
 Level = Literal["ok", "warning", "error"]
+#: A function, or the dotted path of one.
+Function = Callable[..., Any] | str
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of `doctor`: what was looked at, how it stands, and what to type when it is not well."""
+    """One finding of `doctor`: the check, its result, and what to type if there is a problem."""
 
     name: str
     level: Level
@@ -25,9 +30,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class Recurring:
-    """A row of the table of what recurs. `task` is a dotted path to a function without arguments that may return words.
+    """A recurring task. `task` is a dotted path to a function without arguments that may return text.
 
-    `per_host`: every machine does it for itself; otherwise one of them does it for all.
+    `per_host`: every host runs it; otherwise one of them runs it for all.
     """
 
     name: str
@@ -42,23 +47,24 @@ class Card:
     """A section of the start page: a template, and a function from the request to its context."""
 
     template: str
-    context: Callable[[Any], dict[str, Any]]
+    context: Function
     order: int = 100
 
 
-#: Judges a request by its method and its headers, before its body is read: a status and a text to refuse it, or None.
-Guard = Callable[[str, Mapping[str, str]], tuple[int, str] | None]
+def call(function: Function, *args: Any) -> Any:
+    return (import_string(function) if isinstance(function, str) else function)(*args)
 
 
 @dataclass
 class Registry:
-    checks: dict[str, Callable[[], Iterable[Finding]]] = field(default_factory=dict)
+    checks: dict[str, Function] = field(default_factory=dict)
     recurring: dict[str, Recurring] = field(default_factory=dict)
     cards: dict[str, Card] = field(default_factory=dict)
-    answers: dict[str, Callable[..., Any]] = field(default_factory=dict)
-    guards: dict[str, Guard] = field(default_factory=dict)
+    answers: dict[str, Function] = field(default_factory=dict)
+    guards: dict[str, Function] = field(default_factory=dict)
 
-    def check(self, name: str, function: Callable[[], Iterable[Finding]]) -> None:
+    def check(self, name: str, function: Function) -> None:
+        """Register a check for doctor: a function without arguments that returns findings."""
         self.checks[name] = function
 
     def recur(self, task: Recurring) -> None:
@@ -67,22 +73,24 @@ class Registry:
     def card(self, name: str, card: Card) -> None:
         self.cards[name] = card
 
-    def answer(self, name: str, function: Callable[..., Any]) -> None:
-        """Offer an answer others may need, such as `version_evidence`."""
+    def answer(self, name: str, function: Function) -> None:
+        """Register a provider of an answer that others may need, such as `version_evidence`."""
         self.answers[name] = function
 
     def ask(self, name: str, *args: Any, default: Any = None) -> Any:
-        """Ask for an answer; `default` where nobody offers it."""
+        """The registered provider's answer, or `default`."""
         function = self.answers.get(name)
-        return default if function is None else function(*args)
+        return default if function is None else call(function, *args)
 
-    def guard(self, prefix: str, function: Guard) -> None:
-        """Have requests to addresses that begin so judged before their bodies are read."""
+    def guard(self, prefix: str, function: Function) -> None:
+        """Register a guard: it judges requests to paths with this prefix by method and headers, before their bodies are read,
+        and returns a status and a text to refuse one, or None.
+        """
         self.guards[prefix] = function
 
     def judge(self, method: str, path: str, headers: Mapping[str, str]) -> tuple[int, str] | None:
-        """What the guard of this address says; the web server asks."""
-        return next((guard(method, headers) for prefix, guard in self.guards.items() if path.startswith(prefix)), None)
+        """The verdict of the guard for this path; called by the web server."""
+        return next((call(guard, method, headers) for prefix, guard in self.guards.items() if path.startswith(prefix)), None)
 
 
 registry = Registry()

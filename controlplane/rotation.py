@@ -1,4 +1,4 @@
-"""All encrypted values of all models: which cannot be read, and encrypting them anew with the first key."""
+"""All encrypted values of all models: finds unreadable ones, and re-encrypts with the first key."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def key_file() -> Path:
 
 
 def sealed_fields() -> Iterator[tuple[type[models.Model], str]]:
-    """Every encrypted field of every model of every app."""
+    """Every encrypted field of every model."""
     for model in apps.get_models():
         for field in model._meta.get_fields():
             if isinstance(field, EncryptedTextField) and field.model is model and not model._meta.proxy:
@@ -28,7 +28,7 @@ def sealed_fields() -> Iterator[tuple[type[models.Model], str]]:
 
 
 def sealed_values() -> Iterator[tuple[type[models.Model], str, object, str]]:
-    """Every encrypted value that is not empty: model, field, primary key, token."""
+    """Every non-empty encrypted value: model, field, primary key, token."""
     for model, field in sealed_fields():
         for pk, sealed in model._default_manager.values_list("pk", field):
             if isinstance(sealed, Sealed) and sealed:
@@ -36,7 +36,7 @@ def sealed_values() -> Iterator[tuple[type[models.Model], str, object, str]]:
 
 
 def unreadable(with_keys: list[str] | None = None) -> list[str]:
-    """The values that no key (of `with_keys`, or of those in force) decrypts, as `enrollment.Forge 3 token`."""
+    """The values that no key (of `with_keys`, default: the active ones) decrypts, as `enrollment.Forge 3 token`."""
     boxes = [Fernet(key) for key in (with_keys if with_keys is not None else keys())]
     return [
         f"{model._meta.label} {pk} {field}"
@@ -46,10 +46,10 @@ def unreadable(with_keys: list[str] | None = None) -> list[str]:
 
 
 def reencrypt() -> int:
-    """Encrypt every value that another key encrypted with the first one. Returns how many were.
+    """Re-encrypt with the first key every value encrypted with another. Returns how many were.
 
-    Each row is one UPDATE on condition that its value is still the old one, so a value saved meanwhile is not lost (it was
-    encrypted with the first key anyhow). May be killed at any point and run again. Values that no key opens are left.
+    Each row is one UPDATE on condition that its value is unchanged, so a value saved meanwhile is kept (the first key encrypted
+    it anyway). May be killed at any point and run again. Skips values that no key decrypts.
     """
     first, all_keys, changed = Fernet(keys()[0]), fernet(), 0
     for model, field, pk, token in sealed_values():
@@ -59,13 +59,13 @@ def reencrypt() -> int:
             renewed = Sealed(all_keys.rotate(token.encode()).decode())
         except InvalidToken:
             continue
-        # A Sealed is stored as it is, so this compares ciphertexts.
+        # A Sealed is stored unchanged, so this compares ciphertexts.
         changed += model._default_manager.filter(pk=pk, **{field: Sealed(token)}).update(**{field: renewed})
     return changed
 
 
 def write_keys(new: list[str]) -> None:
-    """Replace the key file: whole or not at all, 0600, and on disk before this returns."""
+    """Replace the key file atomically, with mode 0600, and sync it to disk."""
     path = key_file()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{random.token_hex(4)}")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

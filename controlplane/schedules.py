@@ -1,10 +1,9 @@
-"""What recurs, how it is queued, and what is known of its last run.
+"""Recurring tasks: their table, how they are queued, and the result of their last run.
 
-The table comes from `controlplane.registry`; `sync()` writes it to RecurringTask rows (after migrate, at the start of
-`cc-ci work`, and by `cc-ci schedules --sync`). A ticker in `cc-ci work` calls `tick()` every half second: a due row is
-claimed by one conditional UPDATE and put into the queue of the machine that claimed it. django-q2's own scheduler is not
-used for this: it looks only every 30 s, and a poll every 2 s or a run that is watched every second needs more
-(docs/decisions.md).
+The table comes from `controlplane.registry`; `sync()` writes it to RecurringTask rows (after migrate, when `cc-ci work` starts,
+and by `cc-ci schedules --sync`). A ticker in `cc-ci work` calls `tick()` every half second: it claims a due row by one
+conditional UPDATE and puts it into its own host's queue. django-q2's scheduler is not used because it checks only every 30 s;
+polling every 2 s and watching runs every second needs more (docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from controlplane.registry import Recurring, registry
 
 log = logging.getLogger(__name__)
 _noted = float("-inf")
-#: How far the clocks of machines that share a database may be apart, and a ticker's idea of now from another's.
+#: Largest clock difference between hosts that share a database, and between their tickers' idea of now.
 CLOCKS_DIFFER = timedelta(seconds=60)
 
 
@@ -35,7 +34,7 @@ def row_name(task: Recurring) -> str:
 
 
 def sync() -> list[str]:
-    """Make the rows equal to the table, keeping what is known of the last runs. Returns the names of the rows."""
+    """Make the rows match the table, keeping the results of the last runs. Returns the rows' names."""
     now = timezone.now()
     for task in registry.recurring.values():
         row, made = RecurringTask.objects.get_or_create(
@@ -44,7 +43,7 @@ def sync() -> list[str]:
         )
         if not made and (row.every_seconds, row.per_host) != (task.every_seconds, task.per_host):
             RecurringTask.objects.filter(pk=row.pk).update(every_seconds=task.every_seconds, per_host=task.per_host, due_at=now)
-    # Rows of other machines are theirs to keep.
+    # Rows of other hosts are theirs.
     for row in RecurringTask.objects.all():
         if row.name.partition("@")[0] not in registry.recurring:
             row.delete()
@@ -52,18 +51,18 @@ def sync() -> list[str]:
 
 
 def tick() -> int:
-    """Queue what is due on this machine. Returns how many tasks were queued."""
+    """Queue what is due on this host. Returns how many tasks were queued."""
     now = timezone.now()
     mine = [row_name(task) for task in registry.recurring.values()]
     queued = 0
     for row in RecurringTask.objects.filter(name__in=mine, enabled=True):
-        # From now, not from when it was due: after a night off a task runs once, not a thousand times.
+        # From now, not from when it was due: after downtime a task runs once, not a thousand times.
         next_due = now + timedelta(seconds=row.every_seconds)
-        if now < row.due_at <= next_due + CLOCKS_DIFFER:  # later than that, the clock was set back
+        if now < row.due_at <= next_due + CLOCKS_DIFFER:  # if later, the clock was set back
             continue
         if _under_way(row, now):
-            continue  # a slow or stopped queue gets no pile of the same task
-        with transaction.atomic():  # both or nothing: a ticker killed in between must not lose a turn
+            continue  # do not pile up the same task in a slow or stopped queue
+        with transaction.atomic():  # atomic: a ticker killed in between must not skip a run
             if RecurringTask.objects.filter(pk=row.pk, due_at=row.due_at).update(due_at=next_due, last_queued_at=now):
                 enqueue_recurring(row.name)
                 queued += 1
@@ -73,7 +72,7 @@ def tick() -> int:
 
 
 def _under_way(row: RecurringTask, now: datetime) -> bool:
-    """Whether it waits in the queue or runs, as far as can be believed: after `retry` seconds it may have been lost."""
+    """Whether it is queued or running, as far as known: after `retry` seconds it may have been lost."""
     if row.last_queued_at is None or row.last_queued_at > now + CLOCKS_DIFFER:
         return False
     if now - row.last_queued_at > timedelta(seconds=settings.CC_CI.queue_retry):
@@ -86,7 +85,7 @@ def enqueue_recurring(name: str) -> None:
 
 
 def note_work(**kwargs: object) -> None:
-    """Write down that this machine's queue works. Called by a worker before each task; writes at most once a second."""
+    """Record that this host's queue works. Called by a worker before each task; writes at most once a second."""
     global _noted
     if time.monotonic() - _noted < 1:
         return
@@ -94,11 +93,11 @@ def note_work(**kwargs: object) -> None:
         Host.objects.filter(name=settings.CC_CI.host).update(worked_at=timezone.now())
         _noted = time.monotonic()
     except DatabaseError:
-        log.warning("The heartbeat could not be written.")  # django-q would end the worker for an exception here
+        log.warning("Cannot write the heartbeat.")  # an exception here would make django-q stop the worker
 
 
 def run_recurring(name: str) -> str:
-    """Run a recurring task now and write down how it went. Returns its words; raises what it raised."""
+    """Run a recurring task now and record its result. Returns the task's text; raises what the task raises."""
     task = registry.recurring[name.partition("@")[0]]
     rows = RecurringTask.objects.filter(name=name)
     started = timezone.now()

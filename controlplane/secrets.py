@@ -1,8 +1,8 @@
-"""Secrets at rest: the keys, the Fernet around them, and a model field whose value is encrypted in the database.
+"""Secrets at rest: the keys, Fernet encryption, and a model field that is encrypted in the database.
 
-The keys stay outside the database: in `CC_CI_SECRET_KEYS`, or in the file `secret-keys` of the data folder (0600), made by
-the first start. The first key encrypts, all of them decrypt. Without the keys the tokens in the database are lost
-and must be given again (`cc-ci forge add`); nothing else is.
+The keys are kept outside the database: in `CC_CI_SECRET_KEYS`, or in the file `secret-keys` in the data folder (0600), created on
+first use. The first key encrypts, all of them decrypt. Without the keys, the tokens in the database are lost and must be entered
+again (`cc-ci forge add`); nothing else is.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ DJANGO_KEY_FILE = "secret-key"
 
 
 class SecretUnreadable(Exception):
-    """No key at hand decrypts a value: the keys were changed or lost."""
+    """None of the keys decrypts a value: keys were changed or lost."""
 
 
 def read_or_make(path: Path, make: Any) -> str:
-    """The text of `path`; made when missing, with mode 0600, and only once however many processes start at a time."""
+    """The text in `path`; created if missing, with mode 0600, and only once even if several processes start together."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{random.token_hex(4)}")
     if not path.exists():
@@ -40,7 +40,7 @@ def read_or_make(path: Path, make: Any) -> str:
                 stream.write(make() + "\n")
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.link(temporary, path)  # fails when another process was first, and never shows half a file
+            os.link(temporary, path)  # fails if another process was first, and never exposes half a file
         except FileExistsError:
             pass
         finally:
@@ -49,7 +49,7 @@ def read_or_make(path: Path, make: Any) -> str:
 
 
 def keys() -> list[str]:
-    """The keys in force, the encrypting one first."""
+    """The active keys, the encrypting one first."""
     if settings.CC_CI.secret_keys:
         return list(settings.CC_CI.secret_keys)
     return read_or_make(settings.CC_CI.data_dir / KEY_FILE, lambda: Fernet.generate_key().decode()).split()
@@ -64,13 +64,13 @@ def encrypt(text: str) -> str:
 
 
 def decrypt(token: str) -> str:
-    """Raises SecretUnreadable when no key fits."""
+    """Decrypt a value. Raises SecretUnreadable if no key fits."""
     try:
         return fernet().decrypt(token.encode()).decode()
     except InvalidToken:
         raise SecretUnreadable(
-            "A secret in the database cannot be decrypted: put the old key back into CC_CI_SECRET_KEYS (or the file "
-            f"{KEY_FILE} of the data folder), or give the token again with `cc-ci forge add`."
+            "Cannot decrypt a secret in the database: add the old key again to CC_CI_SECRET_KEYS (or to the file "
+            f"{KEY_FILE} in the data folder), or enter the token again with `cc-ci forge add`."
         ) from None
 
 
@@ -90,12 +90,12 @@ class EncryptedTextField(_TextField):
 
 
 def reveal(value: str | Sealed) -> str:
-    """The plain text of an EncryptedTextField's value, whether it was just set or came from the database."""
+    """The plain text of an EncryptedTextField's value, whether just assigned or loaded from the database."""
     return value.reveal() if isinstance(value, Sealed) else value
 
 
 class Sealed:
-    """A secret as it came from the database: decrypted only by `reveal()`, and never shown by printing it."""
+    """A secret loaded from the database: decrypted only by `reveal()`, and never shown when printed."""
 
     def __init__(self, token: str) -> None:
         self.token = token

@@ -1,8 +1,9 @@
-"""Django's settings, all of them from `controlplane.config`."""
+"""Django settings, all of them from `controlplane.config`."""
 
 from __future__ import annotations
 
 from datetime import timedelta
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,16 +14,19 @@ from controlplane import config, sidebar
 
 BASE_DIR: Path = config.BASE_DIR
 CC_CI = config.load()
-VERSION = "0.1.0"
+VERSION = version("cc-ci")
 
-CC_CI.data_dir.mkdir(parents=True, exist_ok=True)
+try:
+    CC_CI.data_dir.mkdir(parents=True, exist_ok=True)
+except OSError as error:
+    raise config.ConfigurationError(f"CC_CI_DATA_DIR: cannot create {CC_CI.data_dir}: {error.strerror}") from None
 
 DEBUG = CC_CI.debug
 ALLOWED_HOSTS = CC_CI.hosts
 CSRF_TRUSTED_ORIGINS = [f"{urlsplit(CC_CI.base_url).scheme}://{urlsplit(CC_CI.base_url).netloc}"]
 if urlsplit(CC_CI.base_url).scheme == "https":
     SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = True
-# It is in a request only where one of CC_CI_PROXIES put it there: `controlplane.middleware.believe_proxies` comes first.
+# Only present if one of CC_CI_PROXIES set it: `controlplane.middleware.believe_proxies` runs first.
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 X_FRAME_OPTIONS = "DENY"
 SECURE_REFERRER_POLICY = "same-origin"
@@ -44,7 +48,7 @@ SECRET_KEY = _secret_key()
 INSTALLED_APPS = [
     "unfold",
     "unfold.contrib.filters",
-    "django.contrib.admin",
+    "django.contrib.admin.apps.SimpleAdminConfig",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
@@ -90,19 +94,19 @@ TEMPLATES = [
 ]
 
 DATABASES: dict[str, dict[str, Any]] = {
-    "default": config.parse_database_url(CC_CI.database_url, BASE_DIR)
+    "default": config.parse_database_url(CC_CI.database_url, config.PROJECT)
     if CC_CI.database_url
     else {"ENGINE": "django.db.backends.sqlite3", "NAME": str(CC_CI.data_dir / "cc-ci.sqlite3")}
 }
 if CC_CI.is_sqlite:
     DATABASES["default"]["OPTIONS"] = {
-        # Writers queue up at BEGIN instead of failing half-way, and wait for each other.
+        # Writers wait for each other at BEGIN instead of failing midway.
         "transaction_mode": "IMMEDIATE",
         "timeout": 20,
         "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA busy_timeout=20000;",
     }
 else:
-    # A worker's connection is checked before each use, so a restarted PostgreSQL costs one task, not a worker.
+    # Check a worker's connection before each use, so that a PostgreSQL restart costs one task, not a worker.
     DATABASES["default"].update({"CONN_MAX_AGE": 60, "CONN_HEALTH_CHECKS": True})
     DATABASES["default"]["OPTIONS"].setdefault("connect_timeout", "5")
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
@@ -112,7 +116,7 @@ AUTH_PASSWORD_VALIDATORS = [
     for name in ("UserAttributeSimilarityValidator", "MinimumLengthValidator", "CommonPasswordValidator")
 ]
 AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", "django.contrib.auth.backends.ModelBackend"]
-# See `controlplane.logins`. A right login takes nothing off: with an account of one's own one would guess at others' for ever.
+# See `controlplane.logins`. A successful login resets nothing: else anybody with an account could guess others' forever.
 AXES_FAILURE_LIMIT = 8
 AXES_COOLOFF_TIME = timedelta(minutes=15)
 AXES_LOCKOUT_PARAMETERS = "controlplane.logins.parameters"
@@ -133,12 +137,12 @@ USE_I18N = False
 STATIC_URL = "/static/"
 STATIC_ROOT = CC_CI.data_dir / "static"
 STATIC_ROOT.mkdir(exist_ok=True)
-# Whitenoise serves straight from the apps' folders, so a start needs no collectstatic.
+# Whitenoise serves directly from the apps' folders, so collectstatic is not needed.
 WHITENOISE_USE_FINDERS = True
 WHITENOISE_AUTOREFRESH = DEBUG
 
 Q_CLUSTER = {
-    # Each machine has a queue of its own: work on a run belongs where its folder and its processes are.
+    # Each host has its own queue: work on a run belongs where its folder and its processes are.
     "name": f"cc-ci-{CC_CI.host}",
     "orm": "default",
     "workers": CC_CI.workers,
@@ -163,7 +167,7 @@ LOGGING = {
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["stderr"], "level": "INFO"},
     "loggers": {
-        "axes": {"level": "ERROR"},  # `controlplane.logins` says the same in words
+        "axes": {"level": "ERROR"},  # `controlplane.logins` logs the same in plain text
         "django-q": {"level": "WARNING"},
         "django.request": {"level": "ERROR"},
         "urllib3": {"level": "ERROR"},

@@ -1,4 +1,4 @@
-"""What the admin's sidebar holds, in the order in which an operator asks: runs, who is watched, the machinery, people."""
+"""The admin's sidebar, in the order an operator needs it: runs, enrolments, internals, people."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ GROUPS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("Tests", "checklist", "runs.caseresult"),
         ("Files", "draft", "runs.artefact"),
         ("Trail", "history", "runs.runevent"),
-        ("Answers to the forges", "forum", "runs.report"),
+        ("Replies to the forges", "forum", "runs.report"),
+        ("Executors", "dns", "runs.remoteexecutor"),
+        ("Executors of repositories", "rule", "runs.executorchoice"),
         ("Deferred tests", "pending_actions", "runs.deferreditem"),
     ),
     "Watched": (
@@ -32,10 +34,10 @@ GROUPS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("Apps", "apps", "infra.infraapp"),
         ("Releases", "new_releases", "infra.infrarelease"),
         ("Upgrades", "upgrade", "infra.upgrade"),
-        ("Upgrades' trail", "history", "infra.upgradeevent"),
+        ("Upgrade log", "history", "infra.upgradeevent"),
         ("Snapshots", "save", "infra.snapshot"),
         ("infra.yml", "description", "infra.infrafile"),
-        ("Secrets of apps", "key", "infra.appsecret"),
+        ("App secrets", "key", "infra.appsecret"),
         ("Alerts sent", "notifications", "infra.alertsent"),
     ),
     "Machinery": (
@@ -44,21 +46,21 @@ GROUPS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("Leases", "lock", "controlplane.lease"),
         ("Queued tasks", "pending", "django_q.ormq"),
         ("Failed tasks", "error", "django_q.failure"),
-        ("Done tasks", "task_alt", "django_q.success"),
+        ("Finished tasks", "task_alt", "django_q.success"),
     ),
     "People": (
         ("Users", "person", "auth.user"),
         ("Groups", "group", "auth.group"),
-        ("Wrong logins", "lock_person", "axes.accessattempt"),
+        ("Failed logins", "lock_person", "axes.accessattempt"),
     ),
 }
 
-#: Pages beside the tables, which stand first in their group, with the model that one has to be allowed to see.
+#: Pages listed first in their group, each with the model whose view permission they need.
 PAGES: dict[str, tuple[tuple[str, str, str, str], ...]] = {
     "Own apps": (
-        ("How they stand", "monitor_heart", "infra", "infra.infraapp"),
-        ("The night", "bedtime", "infra-night", "infra.infraapp"),
-        ("infra.yml and what differs", "difference", "infra-file", "infra.infrafile"),
+        ("Status", "monitor_heart", "infra", "infra.infraapp"),
+        ("Maintenance run", "bedtime", "infra-night", "infra.infraapp"),
+        ("infra.yml and differences", "difference", "infra-file", "infra.infrafile"),
     ),
 }
 
@@ -71,12 +73,12 @@ def _may_see(app: str, name: str) -> Callable[[HttpRequest], bool]:
 
 
 def _never(request: HttpRequest) -> bool:
-    """Whether the entry is where one is: these pages are outside the admin, though /admin/infra/ holds the address of one."""
+    """Whether the entry is the current page: these pages are outside the admin, but /admin/infra/ contains one's address."""
     return False
 
 
 def navigation() -> list[dict[str, Any]]:
-    """The groups as the admin theme wants them. A link that leads nowhere for somebody is not shown to them."""
+    """The groups as the admin theme expects them. Hides links that the user may not open."""
     groups = []
     for title, entries in GROUPS.items():
         items: list[dict[str, Any]] = [

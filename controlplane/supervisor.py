@@ -1,8 +1,8 @@
-"""`cc-ci work`: one tree of processes that starts together, dies whole, and restarts what has stopped making progress.
+"""`cc-ci work`: a process tree that starts and dies as a whole, and restarts parts that stop making progress.
 
-The supervisor has three children, each in a process group of its own: the queue (django-q's cluster), the ticker
-(queues what is due) and, with `--web`, the web server. It never speaks to the database, so that a database which hangs
-cannot hang it: what it knows of the queue's progress, the ticker tells it over a pipe.
+The supervisor has three children, each in its own process group: the queue (django-q's cluster), the ticker (queues due tasks)
+and, with `--web`, the web server. It never talks to the database, so a hanging database cannot block it: the ticker reports the
+queue's progress over a pipe.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from controlplane.processes import has_ended, kill_group, mark, reap_strangers
 
 log = logging.getLogger("controlplane.work")
 
-#: Seconds without any task, beyond the time limit of one task, after which the queue is taken to stand still. A
+#: Seconds without any task, beyond the time limit of one task, after which the queue counts as stalled. A
 #: heartbeat task is queued every 5 s; while all workers are busy it may wait as long as one task may last.
 STALL_MARGIN = 30
-#: Seconds after which a ticker that says nothing is taken to hang in a call to the database.
+#: Seconds of silence after which the ticker is assumed to hang in a database call.
 TICKER_SILENCE = 60
-#: A child that lived this long is started again at once; one that keeps dying waits longer each time, up to the second.
+#: A child that lived this long is restarted at once; one that keeps dying waits longer each time, up to the second value.
 LIVED_WELL, LONGEST_WAIT = 20, 30
 
 
 def lock_path(config: Config, database: str) -> Path:
-    """The file that keeps a second `cc-ci work` out: one for each SQLite database, or for each host on PostgreSQL."""
+    """The lock file against a second `cc-ci work`: one for each SQLite database, or for each host on PostgreSQL."""
     if config.is_sqlite:
         return Path(database).resolve().with_suffix(".work")
     return config.data_dir.resolve() / f"work-{config.host}.lock"
 
 
 def listen(address: str) -> socket.socket:
-    """A socket that listens on `127.0.0.1:8000` or `[::1]:8000`. Raises ValueError for another shape, or OSError."""
+    """Listen on `127.0.0.1:8000` or `[::1]:8000`. Raises ValueError for an invalid address, or OSError."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65535:
         raise ValueError(f"--bind {address}: must look like 127.0.0.1:8000 or [::1]:8000")
@@ -52,7 +52,7 @@ def listen(address: str) -> socket.socket:
 
 
 class Progress:
-    """How long the queue has done nothing although it could have: time without sight of the database does not count."""
+    """How long the queue has been idle with work to do; time without a database does not count."""
 
     LONGEST_STEP = 2.0
 
@@ -67,11 +67,11 @@ class Progress:
         self.idle, self.worked, self._seen = 0.0, False, None
 
     def saw(self, worked_at: str, now: float) -> None:
-        """The ticker read when a task was last begun; `now` is a monotonic clock's."""
+        """The ticker read when a task last started; `now` is from a monotonic clock."""
         if worked_at != self._worked_at:
             self._worked_at, self.idle, self.worked = worked_at, 0.0, bool(worked_at)
         elif self._seen is not None:
-            self.idle += min(now - self._seen, self.LONGEST_STEP)  # a machine that slept was not idle
+            self.idle += min(now - self._seen, self.LONGEST_STEP)  # a suspended host was not idle
         self._seen = now
 
     def saw_nothing(self) -> None:
@@ -84,7 +84,7 @@ class Progress:
 
 @dataclass
 class Child:
-    """One of the supervisor's children, over all its lives."""
+    """One of the supervisor's children, across restarts."""
 
     role: str
     words: tuple[str, ...] = ()
@@ -145,7 +145,7 @@ class Child:
         return code
 
     def read(self) -> list[dict[str, object]]:
-        """What the child has said since the last look."""
+        """The child's reports since the last call."""
         try:
             data = os.read(self.reports, 65536)
         except BlockingIOError:
@@ -157,12 +157,12 @@ class Child:
 
 
 class Supervisor:
-    """Keeps the children up until it is told to stop."""
+    """Keeps the children running until it is told to stop."""
 
     def __init__(self, config: Config, lock: Path, listener: socket.socket | None = None) -> None:
         self._config = config
         self._environment = {**os.environ, MARK: mark(lock), "DJANGO_SETTINGS_MODULE": "controlplane.settings"}
-        self._environment.pop("Q_CLUSTER_NAME", None)  # would give the queue another name than its writers use
+        self._environment.pop("Q_CLUSTER_NAME", None)  # would give the queue a different name than its writers use
         self.queue = Child("queue", ("0",))
         self.ticker = Child("ticker")
         self.children = [self.queue, self.ticker]
@@ -174,7 +174,7 @@ class Supervisor:
         self._said_ready = False
 
     def run(self) -> None:
-        """Run until SIGTERM or SIGINT, then stop in order; a second signal ends everything at once."""
+        """Run until SIGTERM or SIGINT, then stop gracefully; a second signal kills everything at once."""
         self._watch_signals()
         while not self._asked_to_stop:
             for child in self.children:
@@ -182,13 +182,13 @@ class Supervisor:
             self._wait(0.5)
             self._judge()
             reap_strangers({child.process.pid for child in self.children if child.process})
-        log.info("Stopping; running tasks may finish. Ctrl-C again ends them.")
+        log.info("Stopping; running tasks may finish. Press Ctrl-C again to kill them.")
         self._end([child for child in self.children if child is not self.queue], 10)
         self._end([self.queue], self._config.queue_timeout + 10)
         log.info("Stopped.")
 
     def _tend(self, child: Child) -> None:
-        """Start the child, or start it again when it has ended."""
+        """Start the child, or restart it if it has exited."""
         now = time.monotonic()
         if child.has_ended():
             lived = now - child.started
@@ -196,7 +196,7 @@ class Supervisor:
             child.failures = 0 if lived > LIVED_WELL else child.failures + 1
             pause = 0 if child.failures <= 1 else min(2.0 ** (child.failures - 2), LONGEST_WAIT)
             child.not_before = now + pause
-            log.warning("The %s ended (%s); it is started again%s.", child.role, code, f" in {pause:.0f} s" if pause else "")
+            log.warning("The %s exited (%s); restarting%s.", child.role, code, f" in {pause:.0f} s" if pause else "")
         if not child.running and now >= child.not_before:
             child.start(self._environment)
             if child is self.queue:
@@ -204,7 +204,7 @@ class Supervisor:
                 child.words = ("0",)
 
     def _judge(self) -> None:
-        """Take in what the children said; restart the queue when it stands still, the ticker when it hangs."""
+        """Process the children's reports; restart a stalled queue or a hanging ticker."""
         now = time.monotonic()
         for child in self.children:
             for said in child.read() if child.running else []:
@@ -214,12 +214,12 @@ class Supervisor:
                 elif "error" in said:
                     self._progress.saw_nothing()
         if self.queue.running and self._progress.stalled:
-            log.error("No task has run for %.0f s: the queue stands still and is restarted.", self._progress.idle)
+            log.error("No task has run for %.0f s: restarting the stalled queue.", self._progress.idle)
             self.queue.words = ("1",)
             self._kill(self.queue)
             self._progress.queue_started()
         if self.ticker.running and now - self.ticker.heard > TICKER_SILENCE:
-            log.error("The ticker has said nothing for %d s and is restarted.", TICKER_SILENCE)
+            log.error("No report from the ticker for %d s: restarting it.", TICKER_SILENCE)
             self._kill(self.ticker)
         if not self._said_ready and self._progress.worked and all(child.ready for child in self.children[1:]):
             self._said_ready = True
@@ -230,7 +230,7 @@ class Supervisor:
         if self._listener is not None:
             host, port = self._listener.getsockname()[:2]
             address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            log.info("Pages on http://%s/ (people reach them at %s/), admin at /admin/", address, self._config.base_url)
+            log.info("Pages on http://%s/ (public at %s/), admin at /admin/", address, self._config.base_url)
         log.info("cc-ci work: ready")
 
     def _end(self, children: Iterable[Child], seconds: float) -> None:
@@ -245,7 +245,7 @@ class Supervisor:
                 child.bury()
                 remaining.remove(child)
         for child in remaining:
-            log.warning("The %s is killed.", child.role)
+            log.warning("Killing the %s.", child.role)
             child.bury()
 
     def _kill(self, child: Child) -> None:
@@ -258,7 +258,7 @@ class Supervisor:
             os.set_blocking(handle, False)
         signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup shall hold
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # respect nohup
                 signal.signal(number, self._stop_asked)
         signal.signal(signal.SIGCHLD, lambda *_: None)  # wakes the loop
 
@@ -266,7 +266,7 @@ class Supervisor:
         self._asked_to_stop += 1
 
     def _wait(self, seconds: float) -> None:
-        """Until a signal comes or the time is over."""
+        """Wait for a signal, or until the time is up."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._woken, selectors.EVENT_READ)
             if selector.select(seconds):

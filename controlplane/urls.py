@@ -1,16 +1,19 @@
-"""All addresses."""
+"""URL configuration."""
 
 from django.contrib import admin
 from django.urls import include, path
 
 from controlplane import pages
 
+# Here rather than when Django starts: most commands show no page, and start in half the time without it.
+admin.autodiscover()
 urlpatterns = [
     path("", pages.start, name="start"),
     path("healthz", pages.health, name="health"),
+    path("glossary/", pages.glossary, name="glossary"),
     path("runs/", include("runs.urls")),
     path("", include("enrollment.urls")),
-    path("deferred/", include("runs.deferred_urls")),
+    path("deferred/", include("runs.deferred.urls")),
     path("infra/", include("infra.urls")),
     path("admin/", admin.site.urls),
 ]

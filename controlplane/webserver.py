@@ -1,9 +1,9 @@
 """The web server of `cc-ci work --web`: waitress, with deadlines for slow clients.
 
-One thread reads all connections, and a request takes one of the others only when it is there as a whole; so clients that send a
-byte now and then keep nobody waiting. Waitress closes connections that are silent, and no others: here each request has its time
-to arrive and each answer its time to be read, the number of connections and what they may send is bounded, and when there are too
-many, the one that has waited longest makes room. A request that `Registry.guards` refuses is answered before its body is read.
+One thread reads all connections, and a request occupies a worker thread only once it is complete; so clients that send a byte now
+and then delay nobody. Waitress only closes silent connections. Here each request has a deadline to arrive and each response one
+to be read, the number of connections and their size are bounded, and when there are too many, the one that has waited longest is
+closed. A request that `Registry.guards` refuses is answered before its body is read.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from waitress.task import ThreadedTaskDispatcher
 log = logging.getLogger("controlplane.work")
 
 THREADS = 16
-#: Connections at once, where the system lets us have as many open files.
+#: Most simultaneous connections, if the limit on open files allows it.
 CONNECTIONS = 500
-#: Bytes of a request's head and body, and of all bodies together that have not arrived yet.
+#: Most bytes of a request's headers, its body, and all incomplete bodies together.
 HEAD_BYTES, BODY_BYTES, ALL_BYTES = 32 * 1024, 1024 * 1024, 64 * 1024 * 1024
-#: Seconds that a connection may take, by what it is at. A proxy keeps connections open between requests for up to 90 s.
+#: Deadline of a connection in seconds, by its state. A proxy keeps connections open between requests for up to 90 s.
 SECONDS = {"head": 10, "body": 20, "idle": 120, "answer": 120, "closing": 2}
-#: Seconds in which requests that were begun are still answered when the server is stopped.
+#: Seconds to finish open requests when the server stops.
 GRACE = 5
 
-#: What may refuse a request by its method, path and headers: a status and a text, or None.
+#: Guard: may refuse a request by its method, path and headers, with a status and a text; else None.
 Judge = Callable[[str, str, Mapping[str, str]], tuple[int, str] | None]
 
 
 class Refusal:
-    """An answer that is given in place of reading a body. What waitress takes for an error."""
+    """A response sent instead of reading a body, in the form of a waitress error."""
 
     def __init__(self, status: int, text: str) -> None:
         self.status, self.text = HTTPStatus(status), text
@@ -53,10 +53,10 @@ class Refusal:
 
 
 class Parser(HTTPRequestParser):  # type: ignore[misc]
-    """A request on its way. It is judged when its head is there, and its body is not."""
+    """A request being received. It is judged when its headers are complete, before its body."""
 
     judged = False
-    #: Of a request that cannot be read there is none.
+    #: Missing for an unreadable request.
     path = ""
 
     def received(self, data: bytes) -> int:
@@ -68,7 +68,7 @@ class Parser(HTTPRequestParser):  # type: ignore[misc]
             if waits and (refused := self.adj.judge(self.command.upper(), path, self._headers())):
                 self.error, self.completed = Refusal(*refused), True
         if self.error:
-            self.expect_continue = False  # it is answered, and not asked for more
+            self.expect_continue = False  # it is answered without its body
         return consumed
 
     def _headers(self) -> Mapping[str, str]:
@@ -77,10 +77,10 @@ class Parser(HTTPRequestParser):  # type: ignore[misc]
 
 
 class Channel(HTTPChannel):  # type: ignore[misc]
-    """A connection, and since when it has been at what."""
+    """A connection, and the time since it entered its state."""
 
     parser_class = Parser
-    #: Whether its request was refused: what it still sends is read and dropped for a moment, or it would not get the answer.
+    #: Whether its request was refused: reads and drops the rest for a moment, or the client would not get the response.
     refused = lingering = False
     passed_over = 0
     served = 0
@@ -91,17 +91,18 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         self.since = time.monotonic()
 
     def received(self, data: bytes) -> bool:
-        """Who sends the next request before the answer to this one is dropped: each would take files and memory of its own, and
-        nobody's deadline would hold. No browser and no proxy does. (What follows a refused request is passed over.)"""
+        """Close connections that send the next request before this one is answered: each would take extra files and memory, and
+        escape its deadline. No browser or proxy does that. (What follows a refused request is ignored.)
+        """
         taken = bool(super().received(data))
         requests, begun = list(self.requests), self.request
-        more = begun is not None and (begun.headers_finished or begun.header_plus.strip())  # an empty line is none
+        more = begun is not None and (begun.headers_finished or begun.header_plus.strip())  # an empty line is not a request
         if requests and (len(requests) > 1 or more) and not requests[0].error:
             self.drop()
         return taken
 
     def _doing(self) -> tuple[str, object]:
-        """What it is at, and of which request: the next one's time begins anew."""
+        """Its state, and of which request: the next request's time starts over."""
         if self.requests:
             return "served", None
         if self.lingering:
@@ -113,7 +114,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         return ("idle", self.served) if self.served else ("head", None)
 
     def tend(self, now: float) -> None:
-        """Close it when its time is over. Called every second."""
+        """Close it if its deadline has passed. Called every second."""
         doing = self._doing()
         if doing[0] != self.at[0] or doing[1] is not self.at[1]:
             self.at, self.since = doing, now
@@ -121,13 +122,13 @@ class Channel(HTTPChannel):  # type: ignore[misc]
             self.drop()
 
     def drop(self) -> None:
-        """Close it at once."""
+        """Close it immediately."""
         self.refused = False
         self.handle_close()
 
     @property
     def waits(self) -> bool:
-        """Whether it is the client's turn."""
+        """Whether it is waiting for the client."""
         return not self.requests and not self.total_outbufs_len
 
     @property
@@ -194,7 +195,7 @@ class Server(TcpWSGIServer):  # type: ignore[misc]
 
 
 def serve(application: Callable[..., Any], listener: socket.socket, judge: Judge, ready: Callable[[], object]) -> None:
-    """Serve until SIGTERM or SIGINT, then let what was begun come to its end, for a few seconds."""
+    """Serve until SIGTERM or SIGINT, then let open requests finish for a few seconds."""
     adjustments = Adjustments(
         sockets=[listener],
         threads=THREADS,
@@ -205,12 +206,12 @@ def serve(application: Callable[..., Any], listener: socket.socket, judge: Judge
         cleanup_interval=1,
         asyncore_use_poll=True,
         log_socket_errors=False,
-        clear_untrusted_proxy_headers=False,  # `controlplane.middleware` knows which proxies are believed
+        clear_untrusted_proxy_headers=False,  # `controlplane.middleware` knows the trusted proxies
         ident=None,
     )
     adjustments.judge = judge
     adjustments.most_connections = _connections()
-    adjustments.connection_limit = adjustments.most_connections + 100  # one too many is dropped, and none is kept waiting
+    adjustments.connection_limit = adjustments.most_connections + 100  # excess connections are dropped, not kept waiting
     dispatcher = ThreadedTaskDispatcher()
     dispatcher.set_thread_count(THREADS)
     sockets: dict[int, Any] = {}
@@ -235,7 +236,7 @@ def serve(application: Callable[..., Any], listener: socket.socket, judge: Judge
 
 
 def _connections() -> int:
-    """How many connections there may be: each is a file, and two more when what it sends and gets is long."""
+    """The most connections: each is a file, plus two for long requests and responses."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 3 * CONNECTIONS + 200
     if soft < wanted:

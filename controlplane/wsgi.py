@@ -1,4 +1,4 @@
-"""The web server's entry."""
+"""The WSGI application."""
 
 import os
 from typing import Any
@@ -8,7 +8,7 @@ from django.core.handlers.wsgi import WSGIHandler, WSGIRequest
 
 
 class Request(WSGIRequest):
-    """We speak UTF-8. What a client says of its encoding is passed over: some that Python knows (rot13, hex) are none."""
+    """Always decode as UTF-8. Ignores the client's charset: Python knows some that are not character sets (rot13, hex)."""
 
     def _set_content_type_params(self, meta: dict[str, Any]) -> None:
         super()._set_content_type_params(  # type: ignore[misc]  # Django has no public way

@@ -1,1 +1,1 @@
-"""Who is watched, and what people said there."""
+"""What is watched, and what people wrote there."""

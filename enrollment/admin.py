@@ -15,46 +15,59 @@ from unfold.widgets import UnfoldAdminPasswordWidget, UnfoldAdminTextareaWidget,
 
 from controlplane.adminsite import ReadOnlyAdmin
 from controlplane.secrets import SecretUnreadable
-from enrollment import polling, rights
-from enrollment.budget import forgive
-from enrollment.clients import client_for
-from enrollment.clocks import server_now
-from enrollment.enrolling import bare, enroll, refresh_identity
-from enrollment.forges.base import ForgeError
-from enrollment.hook_admin import look_soon, webhook_of
+from enrollment.forge_access import permissions
+from enrollment.forge_access.clients import client_for
+from enrollment.forge_access.clock_skew import server_now
+from enrollment.forge_access.rate_limit import forgive
+from enrollment.forges.base import ForgeError, explain
+from enrollment.lookup import NotNamed, split_name
 from enrollment.models import Comment, Forge, PullRequest, Repository
-from enrollment.naming import NotNamed, split_name
-from enrollment.policy_admin import (
+from enrollment.permission_admin import (
     POLICIES,
-    abilities_table,
-    rights_table,
-    see_now,
-    see_rights_now,
+    capabilities_table,
+    permissions_table,
+    refresh_now,
+    refresh_permissions_now,
+    traffic_message,
     traffic_table,
-    traffic_words,
 )
+from enrollment.polling import poller
+from enrollment.repositories import bare, enroll, refresh_identity
+from enrollment.webhooks.admin import reconcile_soon, webhook_of
 
 
 def short_list() -> UnfoldAdminTextareaWidget:
-    """A field for a list of some names or numbers: two lines, not a page."""
+    """A small field for a list of names or numbers."""
     return UnfoldAdminTextareaWidget(attrs={"rows": 2})
 
 
-class ForgeForm(forms.ModelForm):  # type: ignore[type-arg]
-    """The token is written, never shown."""
+def _list_of(value: Any, kind: type, example: str) -> Any:
+    if not isinstance(value or [], list) or not all(isinstance(item, kind) for item in value or []):
+        raise forms.ValidationError(f"Enter a list, such as {example}.")
+    return value or []
 
-    token = forms.CharField(
+
+class ListsForm(forms.ModelForm):  # type: ignore[type-arg]
+    """A form with lists of user ids."""
+
+    def clean_allow(self) -> list[int]:
+        return _list_of(self.cleaned_data["allow"], int, "[17, 42]")
+
+    def clean_block(self) -> list[int]:
+        return _list_of(self.cleaned_data["block"], int, "[17, 42]")
+
+
+def token_field(needs: str) -> forms.CharField:
+    return forms.CharField(
         required=False,
         strip=True,
         widget=UnfoldAdminPasswordWidget(render_value=False, attrs={"autocomplete": "new-password"}),
-        help_text="Write-only: leave empty to keep the one there is. It needs to read repositories, issues and the organisation, "
-        "and to write comments.",
+        help_text=f"Write-only: leave empty to keep the current one. {needs}",
     )
 
-    class Meta:
-        model = Forge
-        fields = ("name", "url", "token", "enabled", "watched_owners", *POLICIES, "webhooks")
-        widgets = {"watched_owners": short_list(), "allow": short_list(), "block": short_list()}
+
+class AddressForm(forms.ModelForm):  # type: ignore[type-arg]
+    """With a server's `url` and our `token` for it, which can be entered and is never shown."""
 
     def clean_url(self) -> str:
         try:
@@ -64,39 +77,43 @@ class ForgeForm(forms.ModelForm):  # type: ignore[type-arg]
 
     def clean_token(self) -> Any:
         typed = self.cleaned_data["token"]
+        if not typed and self.instance.pk and self.cleaned_data.get("url") != self.instance.url:
+            raise forms.ValidationError("The URL is another one: enter the token again, or it would be sent there.")
         if not typed and "token" in self.changed_data:
-            self.changed_data.remove("token")  # an empty field differs from the sealed one, and changes nothing
+            self.changed_data.remove("token")  # an empty field keeps the current token
         return typed or self.instance.token
+
+
+class ForgeForm(AddressForm, ListsForm):
+    token = token_field("It needs to read repositories, issues and the organisation, and to write comments.")
+
+    class Meta:
+        model = Forge
+        fields = ("name", "url", "token", "enabled", "watched_owners", "tests_repository", *POLICIES, "webhooks")
+        widgets = {"watched_owners": short_list(), "allow": short_list(), "block": short_list()}
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        # Only of this forge: a run's credential is for it.
+        of_forge = Repository.objects.filter(forge=self.instance.pk) if self.instance.pk else Repository.objects.none()
+        self.fields["tests_repository"].queryset = of_forge  # type: ignore[attr-defined]
 
     def clean_watched_owners(self) -> list[str]:
         return _list_of(self.cleaned_data["watched_owners"], str, '["recipes"]')
 
-    def clean_allow(self) -> list[int]:
-        return _list_of(self.cleaned_data["allow"], int, "[17, 42]")
-
-    def clean_block(self) -> list[int]:
-        return _list_of(self.cleaned_data["block"], int, "[17, 42]")
-
     def clean(self) -> dict[str, Any] | None:
-        """Ask the forge who we are there, so that a wrong address or token is told now."""
+        """Ask the forge who we are there, so that a wrong URL or token is reported now."""
         data = super().clean()
         if not self.errors and data and ({"url", "token"} & set(self.changed_data)):
-            trial = Forge(url=data["url"], token=data["token"])
+            trial = Forge(url=data["url"], token=data["token"], kind=self.instance.kind)
             try:
                 refresh_identity(trial, client_for(trial))
             except (ForgeError, SecretUnreadable) as error:
-                advice = f" {error.advice}" if isinstance(error, ForgeError) else ""
-                raise forms.ValidationError(f"{error}.{advice}") from error
+                raise forms.ValidationError(explain(error)) from error
             self.instance.version, self.instance.bot_id, self.instance.bot_login = trial.version, trial.bot_id, trial.bot_login
             self.instance.failures, self.instance.backoff_until, self.instance.last_error = 0, None, ""
             self.instance.search, self.instance.search_probed_at = Forge.OwnerFilter.UNKNOWN, None
         return data
-
-
-def _list_of(value: Any, kind: type, example: str) -> Any:
-    if not isinstance(value or [], list) or not all(isinstance(item, kind) for item in value or []):
-        raise forms.ValidationError(f"A list is wanted here, such as {example}.")
-    return value or []
 
 
 @admin.register(Forge)
@@ -119,30 +136,31 @@ class ForgeAdmin(ModelAdmin):
         "failures",
         "backoff_until",
     )
-    tables = ("asking", "rights_seen", "abilities_found", "requests_made")
+    tables = ("asking", "permissions_seen", "capabilities_found", "requests_made")
     fieldsets = (
         (None, {"fields": ("name", "url", "token", "enabled")}),
-        ("Who is watched, who may ask", {"fields": ("watched_owners", *POLICIES)}),
+        ("What is watched, who may ask", {"fields": ("watched_owners", *POLICIES)}),
+        ("Tests", {"fields": ("tests_repository",)}),
         ("Webhooks", {"fields": ("webhooks",)}),
-        ("How it stands", {"fields": readonly_fields}),
-        ("Rights, abilities, requests", {"fields": tables}),
+        ("Status", {"fields": readonly_fields}),
+        ("Permissions, capabilities, requests", {"fields": tables}),
     )
-    actions = ["look_now", see_now]
+    actions = ["poll_now", refresh_now]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         return (*self.readonly_fields, *self.tables)
 
-    @display(description="asking")
+    @display(description="requests now")
     def asking(self, forge: Forge) -> str:
-        return traffic_words(forge)
+        return traffic_message(forge)
 
-    @display(description="rights")
-    def rights_seen(self, forge: Forge) -> str:
-        return rights_table(forge)
+    @display(description="permissions")
+    def permissions_seen(self, forge: Forge) -> str:
+        return permissions_table(forge)
 
-    @display(description="abilities")
-    def abilities_found(self, forge: Forge) -> str:
-        return abilities_table(forge)
+    @display(description="capabilities")
+    def capabilities_found(self, forge: Forge) -> str:
+        return capabilities_table(forge)
 
     @display(description="requests")
     def requests_made(self, forge: Forge) -> str:
@@ -151,34 +169,34 @@ class ForgeAdmin(ModelAdmin):
     def save_model(self, request: HttpRequest, obj: Forge, form: Any, change: bool) -> None:
         super().save_model(request, obj, form, change)
         if "webhooks" in form.changed_data:
-            look_soon(obj)
+            reconcile_soon(obj)
         if {"url", "token"} & set(form.changed_data):
-            rights.forget_tried(obj)
+            permissions.forget_tried(obj)
 
-    @display(description="health", label={"well": "success", "failing": "danger", "not looked at yet": "info", "off": "warning"})
+    @display(description="health", label={"healthy": "success", "failing": "danger", "not polled yet": "info", "off": "warning"})
     def health(self, forge: Forge) -> str:
         if not forge.enabled:
             return "off"
         if forge.failures or forge.last_error:
             return "failing"
-        return "well" if forge.last_ok_at else "not looked at yet"
+        return "healthy" if forge.last_ok_at else "not polled yet"
 
     @display(description="repositories")
     def watched(self, forge: Forge) -> int:
         return forge.repositories.filter(active=True).count()
 
-    @action(description="Look at them now", permissions=["change"])
-    def look_now(self, request: HttpRequest, queryset: QuerySet[Forge]) -> None:
+    @action(description="Poll now", permissions=["change"])
+    def poll_now(self, request: HttpRequest, queryset: QuerySet[Forge]) -> None:
         for forge in queryset:
             forge.backoff_until = None
             forge.save(update_fields=["backoff_until"])
             forgive(forge)
-            look = polling.look(forge)
-            self.message_user(request, look.words(), messages.WARNING if look.problems else messages.SUCCESS)
+            result = poller.poll(forge)
+            self.message_user(request, result.text(), messages.WARNING if result.problems else messages.SUCCESS)
 
 
-class EnrollForm(forms.ModelForm):  # type: ignore[type-arg]
-    """Enrolling by hand: a forge and a name; the rest is asked."""
+class EnrollForm(ListsForm):
+    """Enrol manually by forge and name; the rest is asked."""
 
     full_name = forms.CharField(label="Repository", help_text="OWNER/REPO", widget=UnfoldAdminTextInputWidget())
 
@@ -186,9 +204,6 @@ class EnrollForm(forms.ModelForm):  # type: ignore[type-arg]
         model = Repository
         fields = ("forge", "full_name", "allow")
         widgets = {"allow": short_list()}
-
-    def clean_allow(self) -> list[int]:
-        return _list_of(self.cleaned_data["allow"], int, "[17, 42]")
 
     def clean(self) -> dict[str, Any] | None:
         data = super().clean() or {}
@@ -201,9 +216,9 @@ class EnrollForm(forms.ModelForm):  # type: ignore[type-arg]
         except (NotNamed, SecretUnreadable) as error:
             raise forms.ValidationError(str(error)) from error
         except ForgeError as error:
-            raise forms.ValidationError(f"{error}. {error.advice}") from error
+            raise forms.ValidationError(explain(error)) from error
         if Repository.objects.filter(forge=data["forge"], forge_repo_id=self.remote.id, active=True).exists():
-            raise forms.ValidationError(f"{self.remote.full_name} is watched already.")
+            raise forms.ValidationError(f"{self.remote.full_name} is already watched.")
         return data
 
 
@@ -211,24 +226,21 @@ class EnrollForm(forms.ModelForm):  # type: ignore[type-arg]
 EDITABLE = ("active", *POLICIES, "allowances", "allowances_for_strangers", "webhooks")
 
 
-class RepositoryForm(forms.ModelForm):  # type: ignore[type-arg]
+class RepositoryForm(ListsForm):
     allowances = forms.CharField(
         required=False,
         strip=True,
         widget=UnfoldAdminTextareaWidget(attrs={"rows": 3}),
-        help_text="What this recipe may ask of the machine though a recipe may not, one a line, as the refusal of a run "
-        "prints it: services.app: cap_add NET_ADMIN. It counts for trusted commits alone: those that only people who may ask "
-        "here can have pushed. What its containers may reach though it is no public address: network: 10.1.2.3:5432 "
-        "(then, as root: cc-ci firewall --apply).",
+        help_text="What this recipe may have beyond what any recipe may have, one per line, as the message of a "
+        "refused run prints it: services.app: cap_add NET_ADMIN. It applies only to trusted commits: those that only "
+        "people who may ask here can have pushed. Addresses that its containers may reach although they are "
+        "not public: network: 10.1.2.3:5432 (then, as root: cc-ci firewall --apply).",
     )
 
     class Meta:
         model = Repository
         fields = EDITABLE
         widgets = {"allow": short_list(), "block": short_list()}
-
-    def clean_block(self) -> list[int]:
-        return _list_of(self.cleaned_data["block"], int, "[17, 42]")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -237,9 +249,6 @@ class RepositoryForm(forms.ModelForm):  # type: ignore[type-arg]
     def clean_allowances(self) -> list[str]:
         return [line.strip() for line in self.cleaned_data["allowances"].splitlines() if line.strip()]
 
-    def clean_allow(self) -> list[int]:
-        return _list_of(self.cleaned_data["allow"], int, "[17, 42]")
-
 
 @admin.register(Repository)
 class RepositoryAdmin(ModelAdmin):
@@ -247,7 +256,7 @@ class RepositoryAdmin(ModelAdmin):
     list_filter = ("active", "forge", "source", "private")
     search_fields = ("owner", "name")
     list_select_related = ("forge",)
-    actions = [see_rights_now]
+    actions = [refresh_permissions_now]
 
     def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
         return super().get_form(request, obj, change, form=RepositoryForm if change else EnrollForm, **kwargs)
@@ -261,7 +270,7 @@ class RepositoryAdmin(ModelAdmin):
         if obj is None:
             return ()
         names = [field.name for field in Repository._meta.fields if field.name not in ("id", *EDITABLE)]
-        return ("webhook", "rights_seen", *names)
+        return ("webhook", "permissions_seen", *names)
 
     def save_model(self, request: HttpRequest, obj: Repository, form: Any, change: bool) -> None:
         if not change:
@@ -273,28 +282,28 @@ class RepositoryAdmin(ModelAdmin):
         if "active" in form.changed_data:
             obj.source = Repository.Source.HAND
             if obj.active:
-                # By the forge's clock: what was said while it was not watched starts nothing.
+                # By the forge's clock: comments from before it was watched start nothing.
                 now = timezone.now()
                 try:
                     client = client_for(obj.forge)
                     client.version()
                     now = server_now(client)
                 except (ForgeError, SecretUnreadable) as error:
-                    self.message_user(request, f"{error}; the enrolment counts from this machine's clock", messages.WARNING)
+                    self.message_user(request, f"{error}; the enrolment counts from this server's clock", messages.WARNING)
                 obj.enrolled_at = obj.net_cursor = now
         super().save_model(request, obj, form, change)
         if {"active", "webhooks"} & set(form.changed_data):
-            look_soon(obj.forge, obj)
+            reconcile_soon(obj.forge, obj)
 
-    @display(description="rights")
-    def rights_seen(self, row: Repository) -> str:
-        return rights_table(row.forge, row)
+    @display(description="permissions")
+    def permissions_seen(self, row: Repository) -> str:
+        return permissions_table(row.forge, row)
 
     @display(description="webhook")
     def webhook(self, row: Repository) -> str:
         return webhook_of(row)
 
-    @display(description="trouble")
+    @display(description="problem")
     def trouble(self, row: Repository) -> str:
         return row.last_error[:100]
 
@@ -335,7 +344,7 @@ class CommentAdmin(ReadOnlyAdmin):
     def short_reason(self, comment: Comment) -> str:
         return (comment.reason or comment.last_error)[:120]
 
-    @action(description="Try those not handled yet again now", permissions=["act"])
+    @action(description="Retry those not handled yet now", permissions=["act"])
     def handle_again(self, request: HttpRequest, queryset: QuerySet[Comment]) -> None:
         waiting = queryset.filter(outcome="").update(next_try_at=timezone.now())
-        self.message_user(request, f"{waiting} will be tried within some seconds.")
+        self.message_user(request, f"{waiting} will be retried within a few seconds.")

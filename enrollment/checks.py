@@ -1,4 +1,4 @@
-"""doctor's lines on the forges: reachable, the token and its rights, what is enrolled."""
+"""doctor's lines on the forges: whether they are reachable, the token and its permissions, and the enrolments."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from django.utils import timezone
 
 from controlplane.registry import Finding
 from controlplane.secrets import SecretUnreadable
-from enrollment import abilities, budget, clocks, rights, rights_told, trust
-from enrollment.clients import client_for
-from enrollment.forges.base import Forbidden, ForgeClient, ForgeError, NotFound, Unauthorized
-from enrollment.hook_reconcile import is_wanted
+from enrollment import permission_report
+from enrollment.access import authorization
+from enrollment.access.policy import policy_of
+from enrollment.forge_access import capabilities, clock_skew, permissions, rate_limit
+from enrollment.forge_access.clients import client_for, kind_of
+from enrollment.forges.base import Forbidden, ForgeClient, ForgeError, NotFound, Unauthorized, explain
 from enrollment.models import Forge, Repository, Right, Traffic
-from enrollment.policies import policy_of
+from enrollment.webhooks.reconcile import is_hook_desired
 
-#: Teams that are asked about.
+#: Maximum number of teams to check.
 TEAMS = 20
 #: The scope of tokens that lets one write to a repository.
-WRITING = rights.RIGHTS["push"].scope
 
 ADD = "cc-ci forge add --url {url} --token-env VARIABLE"
 
@@ -29,17 +30,17 @@ ADD = "cc-ci forge add --url {url} --token-env VARIABLE"
 def check_forges() -> Iterator[Finding]:
     forges = list(Forge.objects.filter(enabled=True))
     if not forges:
-        yield Finding("forge", "warning", "no forge is known", ADD.format(url="https://git.example.org"))
+        yield Finding("forge", "warning", "no forge is configured", ADD.format(url="https://git.example.org"))
     for forge in forges:
         yield from check_forge(forge)
 
 
 def check_forge(forge: Forge) -> Iterator[Finding]:
-    """One forge: does it answer, does it know the token, what may the token do at a repository, does polling go on."""
+    """Check one forge: whether it answers, knows the token, what the token may do, and whether polling works."""
     name = f"forge {forge.name}"
     traffic = Traffic.objects.filter(forge=forge).first()
-    if words := budget.words_on(traffic, timezone.now()):
-        yield Finding(name, "error", words, "cc-ci poll --once --now")
+    if message := rate_limit.circuit_message(traffic, timezone.now()):
+        yield Finding(name, "error", message, "cc-ci poll --once --now")
         return
     try:
         client = client_for(forge)
@@ -48,50 +49,49 @@ def check_forge(forge: Forge) -> Iterator[Finding]:
         yield Finding(name, "error", str(error), ADD.format(url=forge.url))
         return
     except ForgeError as error:
-        yield Finding(name, "error", f"{error}. {error.advice}", f"curl {forge.url}/api/v1/version")
+        yield Finding(name, "error", explain(error), f"curl {kind_of(forge).pages.version.format(forge=forge.url)}")
         return
     yield Finding(name, "ok", f"answers at {forge.url}, version {version}")
-    if away := clocks.words_on(client):
+    if away := clock_skew.skew_message(client):
         yield Finding(f"{name} clock", "warning", away, "timedatectl")
     try:
         me = client.whoami()
     except Unauthorized:
-        yield Finding(f"{name} token", "error", "the forge does not know the token", ADD.format(url=forge.url))
+        yield Finding(f"{name} token", "error", "the forge rejects the token", ADD.format(url=forge.url))
         return
     except ForgeError as error:
-        yield Finding(f"{name} token", "error", f"{error}. {error.advice}", ADD.format(url=forge.url))
+        yield Finding(f"{name} token", "error", explain(error), ADD.format(url=forge.url))
         return
-    if words := rights.stranger(forge, me):
-        words = f"{words}, and would answer its own comments, or none of its account's"
-        yield Finding(f"{name} token", "error", words, ADD.format(url=forge.url))
+    if message := permissions.stranger(forge, me):
+        message = f"{message}: it would answer its own comments, or ignore those of the token's account"
+        yield Finding(f"{name} token", "error", message, ADD.format(url=forge.url))
     else:
         yield Finding(f"{name} token", "ok", f"belongs to {me.login}")
     yield from _check_repositories(forge, client, name)
     yield from _check_teams(forge, client, me.login, name)
-    yield from rights_told.findings(forge)
-    if abilities.contradicted(forge):
+    yield from permission_report.findings(forge)
+    if capabilities.contradicted(forge):
         yield Finding(
-            name, "warning", "behaves otherwise than was found out about it", f"cc-ci rights --refresh --forge {forge.url}"
+            name, "warning", "contradicts the capabilities that were found", f"cc-ci permissions --refresh --forge {forge.url}"
         )
     if traffic and traffic.refused_at and traffic.refused_at > timezone.now() - timedelta(hours=1):
-        text = f"in the last hour the budget of {settings.CC_CI.requests_per_minute} requests a minute held something back"
-        yield Finding(f"{name} budget", "warning", text, "CC_CI_REQUESTS_PER_MINUTE in .env, if the forge can take more")
+        text = f"in the last hour the budget of {settings.CC_CI.requests_per_minute} requests a minute delayed some"
+        yield Finding(f"{name} budget", "warning", text, "raise CC_CI_REQUESTS_PER_MINUTE in .env, if the forge can take more")
     if forge.last_error and forge.failures:
         yield Finding(f"{name} polling", "error", forge.last_error, "cc-ci poll --once")
     elif forge.last_ok_at is None or forge.last_ok_at < timezone.now() - timedelta(seconds=10 * settings.CC_CI.poll_seconds + 60):
-        yield Finding(
-            f"{name} polling", "warning", "has not been looked at for a while: is a worker running?", "cc-ci work --web"
-        )
+        yield Finding(f"{name} polling", "warning", "has not been polled for a while: is a worker running?", "cc-ci work --web")
     else:
-        yield Finding(f"{name} polling", "ok", f"last look at {forge.last_ok_at:%Y-%m-%d %H:%M:%S}")
+        yield Finding(f"{name} polling", "ok", f"last polled {forge.last_ok_at:%Y-%m-%d %H:%M:%S}")
 
 
 def _check_repositories(forge: Forge, client: ForgeClient, name: str) -> Iterator[Finding]:
     rows = list(Repository.objects.watched().filter(forge=forge))
     if not rows:
-        yield Finding(f"{name} repositories", "warning", "none is enrolled", "cc-ci enroll OWNER/REPO")
+        yield Finding(f"{name} repositories", "warning", "none enrolled", "cc-ci enroll OWNER/REPO")
         return
-    gone, lacks = [], rights_told.lacking(Right.objects.filter(forge=forge, held=Right.Held.NO))
+    kind, gone = kind_of(forge), []
+    lacks = permission_report.lacking(Right.objects.filter(forge=forge, held=Right.Held.NO), kind)
     for row in rows[:20]:
         try:
             remote = client.repository_by_id(row.forge_repo_id)
@@ -102,12 +102,13 @@ def _check_repositories(forge: Forge, client: ForgeClient, name: str) -> Iterato
             yield Finding(f"{name} repositories", "error", f"{row.full_name}: {error}", "cc-ci doctor")
             return
         mighty = "admin" in remote.permissions or "push" in remote.permissions
-        if mighty and not is_wanted(row) and WRITING not in lacks:
+        if mighty and not is_hook_desired(row) and kind.scopes.get("push") not in lacks:
             yield Finding(
-                f"{name} rights",
+                f"{name} permissions",
                 "warning",
-                f"the account of the token may write to {remote.full_name}; cc-ci needs to read and to comment only",
-                f"take away the write right of {forge.bot_login or 'the bot'} at {remote.html_url}/settings/collaboration",
+                f"the token's account may write to {remote.full_name}; cc-ci only needs to read and to comment",
+                f"remove the write permission of {forge.bot_login or 'the bot'} at "
+                f"{kind.pages.collaborators.format(repository=remote.html_url)}",
             )
     if gone:
         yield Finding(
@@ -121,26 +122,28 @@ def _check_repositories(forge: Forge, client: ForgeClient, name: str) -> Iterato
 
 
 def _check_teams(forge: Forge, client: ForgeClient, login: str, name: str) -> Iterator[Finding]:
-    """The teams that policies name: one that the token may not see lets nobody ask."""
+    """Check the teams that policies name: if the token cannot see one, its members may not ask."""
     rows = Repository.objects.watched().filter(forge=forge).select_related("forge")
     wanted = {(row.owner, team): row for row in rows if (team := policy_of(row).team)}
     for (owner, team), row in sorted(wanted.items(), key=lambda item: item[0])[:TEAMS]:
-        if trust.is_a_person(row):
+        if authorization.is_a_person(row):
             continue
         try:
             if client.in_team(owner, team, login) is not None:
                 continue
-            reason = f"there is none, or cc-ci is not in it, or the token lacks the scope {trust.MEMBERSHIP_SCOPE}"
+            scope = authorization.scope_for(forge, "membership")
+            reason = f"it does not exist, or cc-ci is not in it{f', or the token lacks the {scope}' if scope else ''}"
         except ForgeError as error:
             reason = str(error)
-        text = f"nobody is recognised by the team {team} of {owner}, which a policy lets ask: {reason}"
-        yield Finding(f"{name} teams", "warning", text, f"put {login} into the team at {forge.url}/org/{owner}/teams")
+        text = f"members of the team {team} of {owner}, whom a policy allows to ask, are not recognised: {reason}"
+        page = kind_of(forge).pages.teams.format(forge=forge.url, owner=owner)
+        yield Finding(f"{name} teams", "warning", text, f"add {login} to the team at {page}")
 
 
 def trouble_card(request: Any) -> dict[str, Any]:
-    """For the start page: the forges that are left alone because they fail, or asked for it."""
+    """For the start page: the forges that are not asked at present, because they fail or requested a pause."""
     now = timezone.now()
     rows = Traffic.objects.filter(forge__enabled=True).select_related("forge")
-    found = [{"name": row.forge.name, "words": budget.words_on(row, now)} for row in rows]
-    # What the forge said stands on its page in the admin, and not where everybody reads.
-    return {"troubles": [{**one, "words": one["words"].partition(" Last: ")[0]} for one in found if one["words"]]}
+    found = [{"name": row.forge.name, "message": rate_limit.circuit_message(row, now)} for row in rows]
+    # What the forge answered is shown on its page in the admin only, not where everybody can read it.
+    return {"troubles": [{**one, "message": one["message"].partition(" Last: ")[0]} for one in found if one["message"]]}

@@ -1,4 +1,4 @@
-"""What enrollment tells the world: a comment that may hold a command has been stored (sent after the commit)."""
+"""Signal: a comment that may contain a command was stored (sent after the commit)."""
 
 from django.dispatch import Signal
 

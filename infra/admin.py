@@ -1,6 +1,6 @@
-"""The server's own apps in the admin. All of it is a trail or comes from infra.yml: nothing is changed here by hand.
+"""The server's own apps in the admin: read-only, because all of it is a trail or comes from infra.yml.
 
-Its actions are the buttons of `infra.buttons`, which are those of the pages at /infra/, too.
+Its actions are the buttons of `infra.web.actions`, as on the pages at /infra/.
 """
 
 from __future__ import annotations
@@ -19,28 +19,25 @@ from unfold.admin import ModelAdmin
 from unfold.decorators import action, display
 
 from controlplane.adminsite import ReadOnlyAdmin, ReadOnlyInline
-from infra import wanting
-from infra.buttons import BUTTONS, On
 from infra.models import AlertSent, AppSecret, InfraApp, InfraFile, InfraRelease, Snapshot, Upgrade, UpgradeEvent
-from infra.ownership import Refused
-from infra.states import UpgradeState
-from infra.status import rollback_failed
+from infra.runtime.drift import Refused
+from infra.upgrades import enqueue
+from infra.web.actions import BUTTONS, On
 
-NO_RIGHT = "This needs the right {}."
+NO_RIGHT = "This needs the permission {}."
 ROLLBACK_FAILED = "rollback failed"
-APP_LABELS = {"settled": "success", "upgrading": "primary", "contested": "danger", ROLLBACK_FAILED: "danger"}
+APP_LABELS = {"settled": "success", "upgrading": "primary", "drifted": "danger", ROLLBACK_FAILED: "danger"}
 UPGRADE_LABELS = {
     "succeeded": "success",
     ROLLBACK_FAILED: "danger",
     "rolled back": "warning",
     "rolling back": "warning",
     "failed before anything was changed": "warning",
-    "held": "info",
 }
 
 
 def buttons_of(on: On) -> Callable[[type[ModelAdmin]], type[ModelAdmin]]:
-    """Give an admin class the buttons of `infra.buttons` for its rows, as its actions."""
+    """Give an admin class the buttons of `infra.web.actions` for its rows, as its actions."""
 
     def add(page: type[ModelAdmin]) -> type[ModelAdmin]:
         for name, button in BUTTONS.items():
@@ -53,7 +50,7 @@ def buttons_of(on: On) -> Callable[[type[ModelAdmin]], type[ModelAdmin]]:
 
 def _action(name: str) -> Any:
     def press(page: ModelAdmin, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse | None:
-        """Do it with each row and say what came of it, for those who may; what is asked first is asked."""
+        """Press the button for each row and show the result. Asks first if the button does."""
         button = BUTTONS[name]
         if not request.user.has_perm(button.right):
             page.message_user(request, NO_RIGHT.format(button.right), messages.ERROR)
@@ -77,7 +74,7 @@ def _action(name: str) -> Any:
 
 
 def _begun(upgrade: Upgrade) -> SafeString:
-    return format_html('{} has begun: <a href="{}">follow it</a>.', str(upgrade), upgrade.get_absolute_url())
+    return format_html('Started {}: <a href="{}">follow it</a>.', str(upgrade), upgrade.get_absolute_url())
 
 
 def _link(upgrade: Upgrade | None) -> SafeString | str:
@@ -90,7 +87,7 @@ def _link(upgrade: Upgrade | None) -> SafeString | str:
 class UpgradeInline(ReadOnlyInline):
     model = Upgrade
     fields = ("live_page", "state", "trigger", "created_at", "finished_at", "reason")
-    readonly_fields = fields  # the form has no place for a time that is set by itself
+    readonly_fields = fields  # the form has no field for a time that is set automatically
 
     @display(description="upgrade")
     def live_page(self, upgrade: Upgrade) -> SafeString | str:
@@ -145,15 +142,15 @@ class InfraAppAdmin(ReadOnlyAdmin):
     @action(description="Show what an upgrade would do, and why not more")
     def show_plan(self, request: HttpRequest, queryset: QuerySet[InfraApp]) -> None:
         for app in queryset:
-            self.message_user(request, str(wanting.plan_of(app)), messages.INFO)
+            self.message_user(request, str(enqueue.plan_of(app)), messages.INFO)
 
-    @display(description="owner", label={"reconciled by cc-ci": "primary", "its maintainers": "info"})
+    @display(description="owner", label={"reconciled by cc-ci": "primary", "managed by its maintainers": "info"})
     def owned(self, app: InfraApp) -> str:
         return InfraApp.Owner(app.owner).label
 
     @display(description="state", label=APP_LABELS)
     def stands(self, app: InfraApp) -> str:
-        return ROLLBACK_FAILED if rollback_failed(app) else str(InfraApp.State(app.state).label)
+        return ROLLBACK_FAILED if app.rollback_failed() else str(InfraApp.State(app.state).label)
 
 
 @admin.register(InfraRelease)
@@ -171,11 +168,11 @@ class InfraReleaseAdmin(ReadOnlyAdmin):
     def stands(self, release: InfraRelease) -> str:
         return InfraRelease.State(release.state).label
 
-    @display(description="why it is not taken")
+    @display(description="blockers")
     def why(self, release: InfraRelease) -> str:
         return " ".join(reason["text"] for reason in release.reasons)[:200]
 
-    @display(description="why it is not taken, and what lifts it")
+    @display(description="blockers and their remedies")
     def explained(self, release: InfraRelease) -> SafeString:
         return format_html_join("", "<p>{} {}{}</p>", ((r["text"], r["lift"], _passages(r)) for r in release.reasons))
 
@@ -204,7 +201,7 @@ class UpgradeAdmin(ReadOnlyAdmin):
 
     @display(description="state", label=UPGRADE_LABELS)
     def stands(self, upgrade: Upgrade) -> str:
-        return str(UpgradeState(upgrade.state).label)
+        return upgrade.get_state_display()
 
 
 @admin.register(UpgradeEvent)
@@ -239,7 +236,7 @@ class SnapshotAdmin(ReadOnlyAdmin):
 
 @admin.register(AppSecret)
 class AppSecretAdmin(ReadOnlyAdmin):
-    """That there is one; its value is shown nowhere."""
+    """Shows that a secret exists, never its value."""
 
     list_display = ("name", "app", "made_at")
     list_filter = ("app",)

@@ -1,4 +1,4 @@
-"""Tells people, through Apprise (Matrix, mail, anything) at the addresses of CC_CI_ALERTS: each thing once."""
+"""Sends each alert once, through Apprise (Matrix, mail, …), to the addresses in CC_CI_ALERTS."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from controlplane.untrusted import plain
 from infra.models import AlertSent, InfraApp
 
 log = logging.getLogger(__name__)
-#: Characters of a line of an alert.
+#: Most characters in a line of an alert.
 LONGEST_LINE = 2000
 _TITLES = {
-    "held": "A version waits",
-    "contested": "Contested",
-    "failed": "An upgrade failed",
+    "held": "Version held",
+    "contested": "App has drifted",
+    "failed": "Upgrade failed",
     "rolled_back": "Rolled back",
-    "rollback_failed": "A ROLLBACK FAILED",
+    "rollback_failed": "ROLLBACK FAILED",
     "quarantined": "Quarantined",
-    "nightly": "The night's upgrades",
+    "nightly": "Maintenance run",
 }
 
 
 def tell(kind: str, app: InfraApp | None, text: str | Sequence[str], *, key: str = "") -> bool:
-    """Tell people of one thing, once: the same kind and key (else the text) are not told again. Whether it was told now.
+    """Send an alert once: not again for the same kind and key (default: the text). Returns whether it was sent now.
 
-    A text is one line; several are given one by one. So what an app said, or a recipe's author wrote, cannot begin a line of its
-    own that looks like one of ours; and none of it is a mention, a link or a command where the alert arrives.
+    Each item of `text` is one line, so an app's output or a recipe author's text cannot start a line that looks like one of ours;
+    and none of it becomes a mention, a link or a command where the alert arrives.
 
-    Never raises for an address that does not answer: what went wrong is kept with the row, and `retry` tries again.
+    Never raises for an address that fails: the row keeps the problem, and `retry` tries again.
     """
     text = "\n".join(plain(line, LONGEST_LINE, at_forge=False) for line in ([text] if isinstance(text, str) else text))
     name = f"{kind}:{app.name if app else ''}:{key or text}"[:300]
@@ -47,7 +47,7 @@ def tell(kind: str, app: InfraApp | None, text: str | Sequence[str], *, key: str
 
 
 def retry() -> int:
-    """Send again what did not reach every address. Gives how many did now. For at most a day."""
+    """Retry alerts of the last day that did not reach every address. Returns how many did now."""
     since = timezone.now() - timedelta(days=1)
     waiting = AlertSent.objects.filter(delivered=False, at__gt=since).exclude(problem="")[:10]
     return sum(_send(row) for row in waiting)
@@ -68,11 +68,11 @@ def _title(row: AlertSent) -> str:
 
 
 def _notify(addresses: list[str], title: str, text: str) -> str:
-    """Why not every address took it; empty when each did. The addresses hold secrets, and stay out of it."""
-    import apprise  # slow to import, and most processes tell nothing
+    """Why some addresses failed; empty if none did. Leaves out the addresses: they contain secrets."""
+    import apprise  # slow to import, and most processes send no alerts
 
     failed = 0
     for address in addresses:
         service = apprise.Apprise()
         failed += not (service.add(address) and service.notify(body=text, title=title, body_format=apprise.NotifyFormat.TEXT))
-    return f"{failed} of {len(addresses)} addresses of CC_CI_ALERTS did not take it" if failed else ""
+    return f"{failed} of {len(addresses)} addresses in CC_CI_ALERTS failed" if failed else ""

@@ -1,4 +1,4 @@
-"""doctor's line on the server's own apps: whether infra.yml can be used, and its stores and secrets are within reach."""
+"""doctor's check of the server's apps: whether infra.yml is valid, and its stores and secrets are available."""
 
 from __future__ import annotations
 
@@ -11,44 +11,46 @@ from pathlib import Path
 from django.conf import settings
 
 from controlplane.registry import Finding
-from infra import applying, bundles, references, running, snapshots
-from infra.declaration import FILE, Declaration, DeclarationError
-from infra.deployers.base import DeployError
-from infra.deployers.engine import listed
-from infra.deployers.stacks import LABEL_STACK
+from infra.config import apply, secret_refs
+from infra.config.load import FILE, Declaration, DeclarationError
+from infra.config.schema import Store
+from infra.config.secret_refs import Unresolved
+from infra.deployers.docker.api import listed
+from infra.deployers.docker.stacks import LABEL_STACK
+from infra.deployers.errors import DeployError
 from infra.models import InfraApp, InfraFile
-from infra.references import Unresolved
-from infra.schema import Store
+from infra.runtime import inspect
+from infra.snapshots import metadata, snapshot
 
 RESTIC_SECONDS = 20.0
 NAME = "infra"
 
 
 def check_infra() -> Iterator[Finding]:
-    """The file that was applied last. Without one, and with no apps, there is nothing to be well or ill."""
-    path = applying.place()
+    """Check the infra.yml last applied. Reports ok if there is no file and no app."""
+    path = apply.place()
     if not InfraFile.objects.exists() and not path.exists() and not settings.CC_CI.infra_file:
-        yield Finding(NAME, "ok", f"no {FILE}: cc-ci looks after no apps of this server")
+        yield Finding(NAME, "ok", f"no {FILE}: cc-ci manages no apps on this server")
         return
     yield from examine(path)
 
 
 def examine(path: Path) -> Iterator[Finding]:
-    """Everything about one file."""
+    """All findings about one infra.yml."""
     try:
-        declared = applying.read(path)
+        declared = apply.read(path)
     except DeclarationError as error:
         for problem in error.problems:
             yield Finding(NAME, "error", str(problem), f"$EDITOR +{problem.line} {path}")
         return
-    except applying.NotApplied as error:
+    except apply.NotApplied as error:
         yield Finding(NAME, "error", str(error), f"cc-ci infra export > {path}")
         return
     problems = [*_secrets(declared, path.parent), *_stores(declared, path.parent), *_unread(), *_not_held()]
     yield from problems
     if not problems:
         stores = len(declared.document.stores)
-        text = f"{len(declared.apps)} apps in {path}, {stores} stores within reach"
+        text = f"{len(declared.apps)} apps in {path}, {stores} stores available"
         yield Finding(NAME, "ok", text)
 
 
@@ -59,63 +61,63 @@ def _secrets(declared: Declaration, folder: Path) -> Iterator[Finding]:
             wanted["credential"] = app.credential
         for key, reference in wanted.items():
             try:
-                references.resolve(reference, folder)
+                secret_refs.resolve(reference, folder)
             except Unresolved as error:
                 yield Finding(NAME, "error", f"{name}, {key}: {error}", _provide(reference))
 
 
 def _not_held() -> Iterator[Finding]:
-    """Secrets in use that would be lost with the machine: the Swarm gives none back."""
+    """Secrets in use that would be lost with the host: Swarm never reveals their values."""
     for app in InfraApp.objects.filter(declared=True, owner=InfraApp.Owner.RECONCILED):
-        if not running.are_here() or not snapshots.is_stateful(app):
+        if not inspect.are_here() or not snapshot.is_stateful(app):
             continue
         made = set(app.made_secrets.values_list("name", flat=True))
         given = tuple(f"{app.stack}_{key}_" for key in app.secrets)
         if lost := [name for name in _in_use(app) if name not in made and not name.startswith(given)]:
-            text = f"{app.name} uses secrets that cc-ci did not make: {', '.join(lost)}. They would be lost with this machine"
-            yield Finding(NAME, "warning", text, f"give them in {FILE}: apps.{app.name}.secrets")
+            text = f"{app.name} uses secrets that cc-ci did not generate: {', '.join(lost)}. They would be lost with this host"
+            yield Finding(NAME, "warning", text, f"set them in {FILE}: apps.{app.name}.secrets")
 
 
 def _in_use(app: InfraApp) -> list[str]:
-    """The Swarm's secrets that an app's services use; none when Docker cannot be asked, which another line tells."""
+    """The Swarm secrets that an app's services use; none if Docker does not respond, which another check reports."""
     try:
         services = listed("service", label=[f"{LABEL_STACK}={app.stack}"])
     except DeployError:
         return []
-    return bundles.used_secrets({service["ID"]: service["Spec"] for service in services})
+    return metadata.used_secrets({service["ID"]: service["Spec"] for service in services})
 
 
 def _provide(reference: str) -> str:
     kind, _, where = reference.partition(":")
-    return f"set {where} where cc-ci runs" if kind == "env" else f"install -m 600 /dev/stdin {where}"
+    return f"set {where} in cc-ci's environment" if kind == "env" else f"install -m 600 /dev/stdin {where}"
 
 
 def _stores(declared: Declaration, folder: Path) -> Iterator[Finding]:
     for name, store in declared.document.stores.items():
         if problem := reach(store, folder):
             fix = f"install -d -m 700 {store.folder}" if store.folder else f"restic -r {store.restic} cat config"
-            yield Finding(NAME, "error", f"the store {name}: {problem}", fix)
+            yield Finding(NAME, "error", f"store {name}: {problem}", fix)
 
 
 def reach(store: Store, folder: Path) -> str:
-    """Why a store cannot be used; empty when it can. `folder`: where infra.yml lies."""
+    """Why a store cannot be used; empty if it can. `folder`: where infra.yml is."""
     if store.folder:
         if not Path(store.folder).is_dir():
-            return f"there is no folder {store.folder}"
-        return "" if os.access(store.folder, os.W_OK | os.X_OK) else f"nothing can be written to {store.folder}"
+            return f"the folder {store.folder} does not exist"
+        return "" if os.access(store.folder, os.W_OK | os.X_OK) else f"{store.folder} is not writable"
     if not shutil.which("restic"):
-        return "there is no restic on this machine: apt-get install restic"
+        return "restic is not installed: apt-get install restic"
     try:
-        password = references.resolve(store.password or "", folder)
+        password = secret_refs.resolve(store.password or "", folder)
         env = {**os.environ, "RESTIC_PASSWORD": password, "LC_ALL": "C"}
         command = ["restic", "-r", store.restic, "--no-lock", "--no-cache", "cat", "config"]
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=RESTIC_SECONDS, stdin=subprocess.DEVNULL)
     except Unresolved as error:
         return str(error)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return f"restic does not answer: {type(error).__name__}"
+        return f"restic does not respond: {type(error).__name__}"
     if done.returncode:
-        words = done.stderr.strip().splitlines() or [f"restic ended with {done.returncode}"]
+        words = done.stderr.strip().splitlines() or [f"restic exited with {done.returncode}"]
         return words[0]
     return ""
 

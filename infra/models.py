@@ -1,4 +1,4 @@
-"""The server's own apps: what was declared of them, which releases there are, and every upgrade with its trail."""
+"""The server's own apps: what is declared, which releases exist, and every upgrade with its trail."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from django.db import models
 from django.urls import reverse
 
 from controlplane.secrets import EncryptedTextField
-from infra.states import FINAL, WORKING, UpgradeState
+from infra.states import FINAL, MENDED, UNDER_WAY, WORKING, UpgradeState
+from infra.upgrade_records import Facts, Request
 
 
 class InfraFile(models.Model):
-    """One row: the `infra.yml` that was applied last, and what it says beside its apps."""
+    """A single row: the `infra.yml` that was applied last, and its settings other than the apps."""
 
     path = models.CharField(max_length=1000, help_text="Where the file is; new pins are written there.")
     stores = models.JSONField(default=dict, blank=True)
     git = models.JSONField(default=dict, blank=True)
-    host = models.CharField(max_length=100, blank=True, help_text="The machine whose apps these are: where it was applied.")
+    host = models.CharField(max_length=100, blank=True, help_text="The host the apps belong to: where the file was applied.")
     applied_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:
@@ -27,26 +28,26 @@ class InfraFile(models.Model):
 
 
 class InfraApp(models.Model):
-    """One app of the server itself. What is declared of it comes from `infra.yml`; the rest is what was seen."""
+    """One app of the server itself. What is declared comes from `infra.yml`; the rest is what was seen."""
 
     class Owner(models.TextChoices):
         RECONCILED = "reconciled", "reconciled by cc-ci"
-        MAINTAINERS = "maintainers", "its maintainers"
+        MAINTAINERS = "maintainers", "managed by its maintainers"
 
     class State(models.TextChoices):
         SETTLED = "settled", "settled"
         UPGRADING = "upgrading", "upgrading"
-        CONTESTED = "contested", "contested"
+        DRIFTED = "contested", "drifted"
 
     class Deployer(models.TextChoices):
         SWARM = "swarm", "swarm"
 
     name = models.CharField(max_length=63, unique=True)
     declared = models.BooleanField(default=True, help_text="False: no longer in infra.yml; cc-ci leaves it alone.")
-    position = models.PositiveIntegerField(default=0, help_text="Its place in infra.yml.")
+    position = models.PositiveIntegerField(default=0, help_text="Position in infra.yml.")
     recipe = models.CharField(max_length=100)
     source = models.CharField(max_length=500, help_text="The recipe's git repository.")
-    credential = models.CharField(max_length=500, blank=True, help_text="Where the token for it is: env:NAME or file:path.")
+    credential = models.CharField(max_length=500, blank=True, help_text="Where its token is: env:NAME or file:path.")
     domain = models.CharField(max_length=253)
     server = models.CharField(max_length=100, default="default")
     stack = models.CharField(max_length=63)
@@ -54,12 +55,14 @@ class InfraApp(models.Model):
     owner = models.CharField(max_length=12, choices=Owner.choices, default=Owner.MAINTAINERS)
     state = models.CharField(max_length=10, choices=State.choices, default=State.SETTLED, db_index=True)
     pinned_version = models.CharField(max_length=200, blank=True)
-    running_version = models.CharField(max_length=200, blank=True, help_text="As its label was read back last.")
-    fingerprint = models.CharField(max_length=200, blank=True, help_text="Of what ran when cc-ci looked or acted last.")
-    parts = models.JSONField(default=dict, blank=True, help_text="The same, service by service.")
-    left = models.JSONField(default=dict, blank=True, help_text="What cc-ci had left there, in full: specs, images, networks.")
-    contested = models.JSONField(default=dict, blank=True, help_text="What changed it without cc-ci, as it was found.")
-    fence = models.PositiveBigIntegerField(default=0, help_text="Grows with each change of owner; a late worker is told by it.")
+    running_version = models.CharField(max_length=200, blank=True, help_text="From the version label, when last read.")
+    fingerprint = models.CharField(max_length=200, blank=True, help_text="Of what ran when cc-ci last inspected or changed it.")
+    parts = models.JSONField(default=dict, blank=True, help_text="The same for each service.")
+    left = models.JSONField(default=dict, blank=True, help_text="What cc-ci had deployed, in full: specs, images, networks.")
+    contested = models.JSONField(default=dict, blank=True, help_text="Changes made outside cc-ci, as found.")
+    fence = models.PositiveBigIntegerField(
+        default=0, help_text="Grows with each transition, so that a late worker changes nothing."
+    )
     after = models.JSONField(default=list, blank=True, help_text="Names of apps that come before it.")
     env = models.JSONField(default=dict, blank=True)
     secrets = models.JSONField(default=dict, blank=True, help_text="References (env:NAME, file:path), never values.")
@@ -68,7 +71,7 @@ class InfraApp(models.Model):
     health = models.JSONField(default=list, blank=True)
     snapshots = models.JSONField(default=dict, blank=True)
 
-    discovered_at = models.DateTimeField(null=True, blank=True, help_text="When its releases were read last.")
+    discovered_at = models.DateTimeField(null=True, blank=True, help_text="When its releases were last read.")
     discovery_error = models.TextField(blank=True)
     unreadable = models.JSONField(default=list, blank=True, help_text="Tags and notes that cannot be used, each with the reason.")
 
@@ -84,12 +87,31 @@ class InfraApp(models.Model):
 
     @property
     def ours(self) -> bool:
-        """Whether cc-ci may change anything about it."""
+        """Whether cc-ci may change the app."""
         return self.declared and self.owner == self.Owner.RECONCILED
+
+    def release(self, version: str) -> InfraRelease | None:
+        return self.releases.filter(version=version).first()
+
+    def under_way(self) -> Upgrade | None:
+        """The upgrade that is active or about to start."""
+        return self.upgrades.under_way().first()
+
+    def rollback_failed(self) -> Upgrade | None:
+        """The upgrade whose rollback failed, unless somebody has repaired the app since."""
+        ends = (UpgradeState.ROLLBACK_FAILED, UpgradeState.SUCCEEDED)
+        last = self.upgrades.filter(state__in=[*WORKING, *ends]).first()
+        return last if last and last.state == UpgradeState.ROLLBACK_FAILED and not last.step.get(MENDED) else None
+
+    def last_success(self) -> Upgrade | None:
+        """The upgrade that led to the running version, if cc-ci did it; snapshots do not change the version."""
+        done = self.upgrades.filter(state=UpgradeState.SUCCEEDED, to_version=self.running_version)
+        last = done.exclude(from_version=models.F("to_version")).first()
+        return last if last and last.from_version else None
 
 
 class InfraRelease(models.Model):
-    """A version of an app's recipe, from its tags. Held ones wait visibly, each with the reasons and what lifts them."""
+    """A version of an app's recipe, from its tags. Held ones stay listed, each with its blockers and remedies."""
 
     class State(models.TextChoices):
         CANDIDATE = "candidate", "candidate"
@@ -98,21 +120,21 @@ class InfraRelease(models.Model):
 
     app = models.ForeignKey(InfraApp, on_delete=models.CASCADE, related_name="releases")
     version = models.CharField(max_length=200)
-    rank = models.PositiveIntegerField(default=0, help_text="Its place among the app's versions, lowest first.")
+    rank = models.PositiveIntegerField(default=0, help_text="Position among the app's versions, lowest first.")
     commit = models.CharField(max_length=64)
     annotated = models.BooleanField(default=True)
-    tagged_at = models.DateTimeField(null=True, blank=True, help_text="What the tag says.")
-    published_at = models.DateTimeField(help_text="The earliest moment at which it can have been public, as far as is known.")
+    tagged_at = models.DateTimeField(null=True, blank=True, help_text="As given by the tag.")
+    published_at = models.DateTimeField(help_text="The earliest time at which it can have been public.")
     notes = models.TextField(null=True, blank=True, help_text="Empty: none were found.")  # noqa: DJ001 - none is not ""
-    gone = models.BooleanField(default=False, help_text="The tag is there no more.")
+    gone = models.BooleanField(default=False, help_text="The tag no longer exists.")
 
     state = models.CharField(max_length=12, choices=State.choices, default=State.CANDIDATE, db_index=True)
-    reasons = models.JSONField(default=list, blank=True, help_text="Why it is not taken, as the gate said last.")
-    evidence = models.JSONField(default=dict, blank=True, help_text="What is known from tests, and of a failed upgrade to it.")
+    reasons = models.JSONField(default=list, blank=True, help_text="The gate's latest blockers.")
+    evidence = models.JSONField(default=dict, blank=True, help_text="Test results, and evidence of a failed upgrade to it.")
     approved_by = models.CharField(max_length=255, blank=True)
     approved_at = models.DateTimeField(null=True, blank=True)
-    lifted = models.JSONField(default=list, blank=True, help_text="The blockers that the approval lifts: those that were shown.")
-    held_told_at = models.DateTimeField(null=True, blank=True, help_text="When people were told that it is held.")
+    lifted = models.JSONField(default=list, blank=True, help_text="The blockers that the approval waives: those that were shown.")
+    held_told_at = models.DateTimeField(null=True, blank=True, help_text="When people were alerted that it is held.")
 
     class Meta:
         ordering = ["app", "-rank"]
@@ -122,30 +144,37 @@ class InfraRelease(models.Model):
         return f"{self.app_id and self.app.name} {self.version}"
 
 
+class UpgradeQuerySet(models.QuerySet["Upgrade"]):
+    def under_way(self) -> UpgradeQuerySet:
+        return self.filter(state__in=UNDER_WAY)
+
+
 class Upgrade(models.Model):
-    """One upgrade of one app. `infra.upgrades_states` alone changes its state; each step writes down what it will need."""
+    """One upgrade of one app. Only `infra.lifecycle` changes its state; each step records what later ones need."""
 
     app = models.ForeignKey(InfraApp, on_delete=models.CASCADE, related_name="upgrades")
     from_version = models.CharField(max_length=200, blank=True)
     to_version = models.CharField(max_length=200)
     state = models.CharField(max_length=16, choices=UpgradeState.choices, default=UpgradeState.PLANNED, db_index=True)
-    trigger = models.CharField(max_length=300, help_text="Who or what asked for it: nightly, or a person and how.")
+    trigger = models.CharField(max_length=300, help_text="Who or what requested it: nightly, or a person and how.")
     reason = models.TextField(blank=True, help_text="One sentence: what failed or why it waits, and what to do.")
-    fence = models.PositiveBigIntegerField(default=0, help_text="Of the worker that holds it; a late one moves nothing.")
+    fence = models.PositiveBigIntegerField(default=0, help_text="Of the lease that holds it; an older worker changes nothing.")
 
-    specs = models.JSONField(default=dict, blank=True, help_text="All service specs before anything was changed.")
+    specs = models.JSONField(default=dict, blank=True, help_text="All service specs before the upgrade.")
     digests = models.JSONField(default=dict, blank=True, help_text="The images that ran, by service.")
-    baseline = models.JSONField(default=dict, blank=True, help_text="What the probes saw before.")
-    asked = models.JSONField(default=dict, blank=True, help_text="What was asked for beside the version.")
-    facts = models.JSONField(default=dict, blank=True, help_text="What was found on the way and will be needed later.")
-    step = models.JSONField(default=dict, blank=True, help_text="What the step under way has announced or done.")
+    baseline = models.JSONField(default=dict, blank=True, help_text="Probe results before the upgrade.")
+    asked = models.JSONField(default=dict, blank=True, help_text="The request, apart from the version.")
+    facts = models.JSONField(default=dict, blank=True, help_text="Facts that later steps need.")
+    step = models.JSONField(default=dict, blank=True, help_text="What the current step has announced or done.")
     ran_new = models.BooleanField(default=False, help_text="The new version may have written to the data.")
     snapshot = models.ForeignKey("Snapshot", null=True, blank=True, on_delete=models.SET_NULL, related_name="used_by")
 
     created_at = models.DateTimeField(auto_now_add=True)
     started_at = models.DateTimeField(null=True, blank=True)
-    state_at = models.DateTimeField(null=True, blank=True, help_text="When it came into its state.")
+    state_at = models.DateTimeField(null=True, blank=True, help_text="When it entered its state.")
     finished_at = models.DateTimeField(null=True, blank=True)
+
+    objects = UpgradeQuerySet.as_manager()
 
     class Meta:
         ordering = ["-id"]
@@ -163,7 +192,7 @@ class Upgrade(models.Model):
 
     @property
     def versions(self) -> str:
-        """From which to which; one alone, where the app was brought up or kept its version."""
+        """The versions, as "from → to"; only one for a deployment or if the version stays."""
         moved = self.from_version and self.from_version != self.to_version
         return f"{self.from_version} → {self.to_version}" if moved else self.to_version
 
@@ -171,9 +200,17 @@ class Upgrade(models.Model):
     def final(self) -> bool:
         return self.state in FINAL
 
+    @property
+    def request(self) -> Request:
+        return Request.from_json(self.asked)
+
+    @property
+    def found(self) -> Facts:
+        return Facts.from_json(self.facts)
+
 
 class UpgradeEvent(models.Model):
-    """The trail of an upgrade: moves of its state, written with the move, and what its steps told."""
+    """An upgrade's trail: its transitions, written together with them, and the reports of its steps."""
 
     upgrade = models.ForeignKey(Upgrade, on_delete=models.CASCADE, related_name="events")
     at = models.DateTimeField()
@@ -199,9 +236,9 @@ class Snapshot(models.Model):
     location = models.CharField(max_length=1000, help_text="Its folder in the store, or restic's id of it.")
     proved = models.BooleanField(default=False, help_text="It was read back, and paths, modes, owners and contents agreed.")
     bytes = models.PositiveBigIntegerField(default=0)
-    manifest = models.CharField(max_length=64, blank=True, help_text="SHA-256 of the list of what is in it.")
+    manifest = models.CharField(max_length=64, blank=True, help_text="SHA-256 of its list of files.")
     taken_at = models.DateTimeField()
-    kept_because = models.CharField(max_length=300, blank=True, help_text="Why it is not dropped by the policy.")
+    kept_because = models.CharField(max_length=300, blank=True, help_text="Why it is kept beyond the policy.")
 
     class Meta:
         ordering = ["-taken_at"]
@@ -211,10 +248,10 @@ class Snapshot(models.Model):
 
 
 class AppSecret(models.Model):
-    """A secret that cc-ci made for an app: the Swarm gives none back, so this is the only copy beside it."""
+    """A secret that cc-ci generated for an app: Swarm never returns it, so this is the only other copy."""
 
     app = models.ForeignKey(InfraApp, on_delete=models.CASCADE, related_name="made_secrets")
-    name = models.CharField(max_length=200, help_text="Its name in the swarm.")
+    name = models.CharField(max_length=200, help_text="Its name in Swarm.")
     value = EncryptedTextField()
     made_at = models.DateTimeField(auto_now_add=True)
 
@@ -227,14 +264,14 @@ class AppSecret(models.Model):
 
 
 class AlertSent(models.Model):
-    """One thing that people were told, so that they are told once."""
+    """One alert that was sent, so that it is sent once."""
 
     key = models.CharField(max_length=300, unique=True)
     kind = models.CharField(max_length=30)
     app = models.ForeignKey(InfraApp, null=True, blank=True, on_delete=models.SET_NULL, related_name="alerts")
     text = models.TextField()
     at = models.DateTimeField()
-    delivered = models.BooleanField(default=False, help_text="Every address that was configured took it.")
+    delivered = models.BooleanField(default=False, help_text="Delivered to every configured address.")
     problem = models.TextField(blank=True)
 
     class Meta:

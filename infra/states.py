@@ -7,7 +7,6 @@ from django.db.models import TextChoices
 
 class UpgradeState(TextChoices):
     PLANNED = "planned", "planned"
-    HELD = "held", "held"
     APPROVED = "approved", "approved"
     SNAPSHOTTING = "snapshotting", "snapshotting"
     DEPLOYING = "deploying", "deploying"
@@ -20,10 +19,15 @@ class UpgradeState(TextChoices):
     ROLLBACK_FAILED = "rollback_failed", "rollback failed"
 
 
-#: Something may have been changed, and the way back is open.
+#: Something may have been changed, and a rollback is possible.
 CHANGING = (UpgradeState.SNAPSHOTTING, UpgradeState.DEPLOYING, UpgradeState.VERIFYING, UpgradeState.SOAKING)
-#: At work on the app: the database lets an app have one such upgrade.
+#: Active: the database allows one per app.
 WORKING = (*CHANGING, UpgradeState.ROLLING_BACK)
-#: Nothing was changed yet.
-WAITING = (UpgradeState.PLANNED, UpgradeState.HELD, UpgradeState.APPROVED)
+#: Active, or about to start.
+UNDER_WAY = (*WORKING, UpgradeState.APPROVED)
+#: Nothing has been changed yet.
+WAITING = (UpgradeState.PLANNED, UpgradeState.APPROVED)
 FINAL = (UpgradeState.SUCCEEDED, UpgradeState.FAILED, UpgradeState.ROLLED_BACK, UpgradeState.ROLLBACK_FAILED)
+
+#: The key in `Upgrade.step` for who repaired the app after a failed rollback.
+MENDED = "mended"

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from django_q.tasks import async_task
 
-from infra import alerts, carrying, looking, nightly, ownership, releases, running
-from infra.deployers.base import DeployError
+from infra import alerts
+from infra.deployers.errors import DeployError
 from infra.models import InfraApp
-from infra.running import NotReachable
+from infra.releases import discovery, evaluate
+from infra.runtime import drift, inspect
+from infra.runtime.inspect import NotReachable
+from infra.upgrades import launcher, scheduler
 
 
 def discover() -> str:
-    """Look for releases of every app; several are looked at by a task each, so that a slow server holds up no other app."""
+    """Look for releases of every app. Several apps get a task each, so that a slow server delays no other app."""
     apps = list(InfraApp.objects.filter(declared=True))
     for app in apps:
         async_task("infra.tasks.discover_app", app.pk, save=False, task_name=f"releases of {app.name}"[:100])
@@ -19,35 +22,35 @@ def discover() -> str:
 
 
 def discover_app(app_id: int) -> str:
-    """Look for releases of one app, and let the gate say what holds them. Raises NotDiscovered; its words are kept, too."""
+    """Look for releases of one app, and run the gate. Raises NotDiscovered; its message is stored, too."""
     app = InfraApp.objects.filter(pk=app_id, declared=True).first()
     if app is None:
         return "gone"
-    new = releases.discover(app)
-    looking.record(app, looking.look(app))
+    new = discovery.discover(app)
+    evaluate.record(app, evaluate.plan_of(app))
     return f"{len(new)} new"
 
 
 def nightly_step() -> str:
-    """Begin the next upgrade of the night, if it is time for one."""
-    return nightly.step() if running.are_here() else "they are another machine's"
+    """Start the next upgrade of the maintenance run, if one is due."""
+    return scheduler.step() if inspect.are_here() else "the apps belong to another host"
 
 
 def supervise() -> str:
-    """See that every upgrade has its worker, and that what runs is what cc-ci left there."""
-    if not running.are_here():
-        return "they are another machine's"
-    resumed = carrying.resume()
-    words = [f"{resumed} taken up again"] if resumed else []
+    """Resume orphaned upgrades, and check the apps for drift."""
+    if not inspect.are_here():
+        return "the apps belong to another host"
+    resumed = launcher.resume()
+    words = [f"{resumed} resumed"] if resumed else []
     for app in InfraApp.objects.filter(declared=True, server="default"):
         try:
-            if ownership.look_after(app) == "contested":
-                words.append(f"{app.name} is contested")
+            if drift.check(app) == "contested":
+                words.append(f"{app.name} has drifted")
         except NotReachable as error:
             words.append(f"{app.name}: {error}")
         except DeployError as error:
             words.append(f"{app.name}: {error}")
-            if error.kind == "tool_failed":  # Docker itself: the others would wait for it just as long
+            if error.kind == "tool_failed":  # Docker itself: the other apps would wait just as long
                 break
     alerts.retry()
-    return ", ".join(words) or "all as it was"
+    return ", ".join(words) or "no changes"

@@ -1,7 +1,10 @@
-"""Runs, their trail, and what stands on the forge about them."""
+"""Admin pages of runs, their trail, and their reports to the forge."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from django import forms
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
@@ -15,10 +18,24 @@ from unfold.decorators import action, display
 
 from controlplane.adminsite import ReadOnlyAdmin, ReadOnlyInline
 from controlplane.secrets import SecretUnreadable
+from enrollment.admin import AddressForm, token_field
 from enrollment.forges.base import ForgeError
 from enrollment.models import Repository
-from runs import approval, lifecycle, starting
-from runs.models import Artefact, CaseResult, Report, RunEvent, StageResult, State, TestRun
+from runs import approval, lifecycle, manual
+from runs.deferred import admin as deferred_admin  # noqa: F401 - registers itself
+from runs.executors.check import check_executor
+from runs.models import (
+    ACTIVE,
+    Artefact,
+    CaseResult,
+    ExecutorChoice,
+    RemoteExecutor,
+    Report,
+    RunEvent,
+    StageResult,
+    State,
+    TestRun,
+)
 
 STATE_LABELS = {
     "passed": "success",
@@ -40,6 +57,49 @@ class StageInline(ReadOnlyInline):
 class EventInline(ReadOnlyInline):
     model = RunEvent
     fields = ("at", "attempt", "kind", "stage", "text")
+
+
+class RemoteExecutorForm(AddressForm):
+    token = token_field("Its user needs write access to the runner repository.")
+
+    class Meta:
+        model = RemoteExecutor
+        fields = ("name", "kind", "url", "token", "repository", "branch", "forges")
+
+    def clean_forges(self) -> Any:
+        for forge in self.cleaned_data["forges"]:
+            other = RemoteExecutor.objects.filter(forges=forge).exclude(pk=self.instance.pk).first()
+            if other:
+                raise forms.ValidationError(f"{forge} uses {other} already: remove it there first.")
+        return self.cleaned_data["forges"]
+
+
+@admin.register(RemoteExecutor)
+class RemoteExecutorAdmin(ModelAdmin):
+    form = RemoteExecutorForm
+    list_display = ("name", "kind", "url", "repository", "failures", "last_error")
+    readonly_fields = ("failures", "open_until", "last_error")
+    actions = ["check_now"]
+
+    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
+        rows, counts, missing, protected = super().get_deleted_objects(objs, request)
+        runs = TestRun.objects.filter(executor__in=objs, state__in=ACTIVE).select_related("executor")
+        words = [f"{run} is under way on {run.executor}: cancel it, or wait for its end" for run in runs]
+        return rows, counts, set() if words else missing, words or protected
+
+    @action(description="Check now", permissions=["change"])
+    def check_now(self, request: HttpRequest, queryset: QuerySet[RemoteExecutor]) -> None:
+        levels = {"ok": messages.SUCCESS, "warning": messages.WARNING, "error": messages.ERROR}
+        for row in queryset:
+            for finding in check_executor(row):
+                self.message_user(request, f"{finding.name}: {finding.text}. {finding.fix}", levels[finding.level])
+
+
+@admin.register(ExecutorChoice)
+class ExecutorChoiceAdmin(ModelAdmin):
+    list_display = ("repository", "executor")
+    list_select_related = ("repository", "executor")
+    autocomplete_fields = ("repository",)
 
 
 @admin.register(TestRun)
@@ -97,8 +157,8 @@ class TestRunAdmin(ReadOnlyAdmin):
         _may_run(request)
         for run in queryset.select_related("repository__forge", "pull_request"):
             try:
-                new = starting.run_again(run, request.user.get_username(), extra=extra)
-            except starting.NotRepeated as refusal:
+                new = manual.run_again(run, request.user.get_username(), extra=extra)
+            except manual.NotRepeated as refusal:
                 self.message_user(request, str(refusal), messages.ERROR)
             except (ForgeError, SecretUnreadable) as error:
                 self.message_user(request, f"{run}: {error}", messages.ERROR)
@@ -111,9 +171,9 @@ class TestRunAdmin(ReadOnlyAdmin):
         _may_run(request)
         who = request.user.get_username()
         stopped = sum(lifecycle.want_stop(run, State.CANCELLED, f"cancelled in the admin by {who}") for run in queryset)
-        self.message_user(request, f"{stopped} of {queryset.count()} are being cancelled.")
+        self.message_user(request, f"Cancelling {stopped} of {queryset.count()} runs.")
 
-    @action(description="Approve (of runs that wait for it)")
+    @action(description="Approve (runs awaiting approval)")
     def approve(self, request: HttpRequest, queryset: QuerySet[TestRun]) -> None:
         _may_run(request)
         for run in queryset.select_related("repository__forge", "pull_request"):
@@ -174,31 +234,31 @@ class ReportAdmin(ReadOnlyAdmin):
     list_select_related = ("repository",)
     actions = ["try_now"]
 
-    @display(description="stands", label={"as wanted": "success", "due": "info", "failing": "danger", "given up": "warning"})
+    @display(description="status", label={"up to date": "success", "due": "info", "failing": "danger", "given up": "warning"})
     def standing(self, report: Report) -> str:
         if report.given_up:
             return "given up"
         if report.posted_digest == report.wanted_digest:
-            return "as wanted"
+            return "up to date"
         return "failing" if report.last_error else "due"
 
-    @display(description="trouble")
+    @display(description="last error")
     def trouble(self, report: Report) -> str:
         return report.last_error[:120]
 
-    @action(description="Try now", permissions=["act"])
+    @action(description="Retry now", permissions=["act"])
     def try_now(self, request: HttpRequest, queryset: QuerySet[Report]) -> None:
         for report in queryset:
             if report.posted_digest != report.wanted_digest:
                 Report.objects.filter(pk=report.pk).update(next_try_at=timezone.now(), given_up=False)
                 async_task("runs.tasks.send_report", report.pk)
-        self.message_user(request, "They will be tried within some seconds.")
+        self.message_user(request, "They will be retried within seconds.")
 
 
 def _may_run(request: HttpRequest) -> None:
-    """Looking at runs is one right, asking for them another."""
+    """Permission to view runs does not include permission to ask for them."""
     if not request.user.has_perm("runs.add_testrun"):
-        raise PermissionDenied("Asking for runs needs the permission to add test runs.")
+        raise PermissionDenied("Asking for runs requires the permission to add test runs.")
 
 
 # --- actions on a repository: hung up here, since enrollment knows nothing of runs
@@ -218,7 +278,7 @@ def _run(model_admin: ModelAdmin, request: HttpRequest, queryset: QuerySet[Repos
     _may_run(request)
     for row in queryset:
         try:
-            new = starting.run_repository(row, request.user.get_username(), extra=extra)
+            new = manual.run_repository(row, request.user.get_username(), extra=extra)
         except (ForgeError, SecretUnreadable) as error:
             model_admin.message_user(request, f"{row.full_name}: {error}", messages.ERROR)
             continue
@@ -228,5 +288,3 @@ def _run(model_admin: ModelAdmin, request: HttpRequest, queryset: QuerySet[Repos
 
 repository_admin = admin.site._registry[Repository]
 repository_admin.actions = [*(repository_admin.actions or []), run, run_with_extra_tests]
-
-from runs import deferred_admin as deferred_admin  # noqa: E402 - its admin is registered by the import

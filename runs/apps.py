@@ -1,3 +1,5 @@
+from typing import Any
+
 from django.apps import AppConfig
 
 
@@ -9,21 +11,28 @@ class RunsConfig(AppConfig):
     def ready(self) -> None:
         from controlplane.registry import Card, Recurring, registry
         from enrollment.signals import comment_received
-        from runs import checks, evidence, receivers, reporting, views
+        from runs import receivers
         from runs.lifecycle import run_moved
 
         comment_received.connect(receivers.on_comment, dispatch_uid="runs")
-        run_moved.connect(reporting.on_run_moved, dispatch_uid="runs")
-        registry.check("deployments", checks.check_judged)
-        registry.answer("version_evidence", evidence.version_evidence)
-        registry.card("runs", Card("runs/_recent_card.html", views.recent_card, 10))
-        registry.card("repositories", Card("runs/_repositories_card.html", views.repositories_card, 20))
+        run_moved.connect(_report, dispatch_uid="runs")
+        registry.check("deployments", "runs.checks.check_judged")
+        registry.check("executors", "runs.executors.check.check_executors")
+        registry.answer("version_evidence", "runs.track_record.version_evidence")
+        registry.card("runs", Card("runs/_recent_card.html", "runs.views.recent_card", 10))
+        registry.card("repositories", Card("runs/_repositories_card.html", "runs.views.repositories_card", 20))
         for name, seconds, per_host, text in (
-            ("supervise", 1, True, "Look after the runs on this machine."),
-            ("dispatch", 5, True, "Start what waits, on this machine's free slots."),
-            ("send_reports", 2, False, "Post what should stand on the forges."),
-            ("sweep_comments", 5, False, "Handle comments that nobody has."),
+            ("supervise", 1, True, "Watch the runs on this machine."),
+            ("dispatch", 5, True, "Start queued runs on this machine's free slots."),
+            ("send_reports", 2, False, "Post due reports to the forges."),
+            ("sweep_comments", 5, False, "Handle comments that were not handled yet."),
             ("sweep_leftovers", 300, True, "Remove what dead runs left behind."),
-            ("drop_old_runs", 3600, False, "Drop runs that are older than CC_CI_KEEP_DAYS."),
+            ("drop_old_runs", 3600, False, "Delete runs older than CC_CI_KEEP_DAYS."),
         ):
             registry.recur(Recurring(f"runs.tasks.{name}", f"runs.tasks.{name}", seconds, per_host, text))
+
+
+def _report(**kwargs: Any) -> None:
+    from runs import reporting  # which imports much that most commands do without
+
+    reporting.on_run_moved(**kwargs)

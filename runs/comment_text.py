@@ -1,9 +1,9 @@
-r"""What of a comment a forge shows as plain lines of text: no quote, list, table or code, no link or picture, no title, nothing
-in HTML, and nothing that is hidden or folded away. Pure.
+"""The lines of a comment that a forge shows as plain text: no quote, list, table, code, link, picture, title or HTML, and
+nothing hidden or folded away. Pure.
 
-It is read as Gitea and Forgejo read it: CommonMark with tables, struck out text, footnotes, descriptions of terms and formulas,
-and HTML behind a filter. Where a browser may see a line otherwise than this does, it is left out: it asks for nothing then, and
-whoever wrote it can write it again. A line that nobody saw would act in somebody's name.
+Reads a comment as Gitea and Forgejo do: CommonMark with tables, strikethrough, footnotes, definition lists and formulas, and
+filtered HTML. Leaves out lines that a browser may show differently: they ask for nothing, and can be written again. A line
+that nobody saw would act in somebody's name.
 """
 
 from __future__ import annotations
@@ -19,59 +19,73 @@ from markdown_it.token import Token
 _DASHES = re.compile(r"\s*-{3,}\s*")
 
 
-def plain_lines(text: str, wanted: Callable[[str], bool]) -> list[str]:
-    r"""The plain lines that are `wanted`, without the space around them. What makes one wanted has to be written as it is: `\!x`
-    and `&#33;x` are how one writes about `!x`."""
+def plain_lines(text: str, wanted: Callable[[str], bool], *, bold: bool = False) -> list[str]:
+    """The plain lines that are `wanted`, without surrounding whitespace.
+
+    What makes a line wanted has to be written literally: people use `\\!x` and `&#33;x` to write about `!x`. `bold` includes
+    lines that begin in bold or italics.
+    """
     text = re.sub(r"\r\n?", "\n", text)
     first, *others = text.split("\n")
     if _DASHES.fullmatch(first) and any(map(_DASHES.fullmatch, others)):
-        return []  # Between them may be settings for the page, in YAML, which is folded away.
+        return []  # Between them may be YAML front matter, which is folded away.
     try:
-        return list(_lines(text, wanted))
+        return list(_lines(text, wanted, bold))
     except Exception:
-        # Nested so deep that it cannot be read: nobody writes so to us.
+        # Nested too deeply to parse: not a genuine command.
         return []
 
 
-def _lines(text: str, wanted: Callable[[str], bool]) -> Iterator[str]:
+def _lines(text: str, wanted: Callable[[str], bool], bold: bool) -> Iterator[str]:
     env: dict[str, Any] = {}
     tokens, html = _READER.parse(text, env), _Html()
     for before, token in zip([None, *tokens], tokens, strict=False):
-        # Below a table, indented lines are more rows of it to Gitea.
+        # To Gitea, indented lines below a table are more of its rows.
         row = token.type == "code_block" and before is not None and before.type == "table_close"
         if token.type in ("html_block", _ASIDE) or row:
             html.read(token.content)
         elif token.type == "inline":
-            plain = before is not None and _is_plain(before) and any(wanted(line) for line in token.content.split("\n"))
+            plain = before is not None and _is_plain(before)
+            plain = plain and (bold or any(wanted(line) for line in token.content.split("\n")))
             if plain or "<" in token.content:
                 children: list[Token] = []
                 _READER.inline.parse(token.content, _READER, env, children)
-                found = list(_lines_of(children, html, wanted))
+                found = list(_lines_of(children, html, wanted, bold))
                 if plain:
                     yield from found
 
 
 def _is_plain(opening: Token) -> bool:
-    """Whether it opens a paragraph that stands by itself: in a quote or a list it is deeper. A heading is one when it was made by
-    a line of dashes below the text, which many write without thinking of headings."""
+    """Whether it opens a top-level paragraph, not one in a quote or list. Counts a heading underlined with dashes, which many
+    write without meaning a heading.
+    """
     heading = opening.type == "heading_open" and opening.markup in ("-", "=")
     return opening.level == 0 and (heading or opening.type == "paragraph_open")
 
 
-def _lines_of(children: Sequence[Token], html: _Html, wanted: Callable[[str], bool]) -> Iterator[str]:
+#: Tokens that open and close bold and italics.
+_EMPHASIS = ("strong_open", "em_open", "strong_close", "em_close")
+
+
+def _lines_of(children: Sequence[Token], html: _Html, wanted: Callable[[str], bool], bold: bool) -> Iterator[str]:
     line = ""
+    depth = 0  # of bold or italics
     speaks: bool | None = None  # whether the line began with plain text; None before it began
     for child in [*children, Token("softbreak", "", 0)]:
         if child.type in ("softbreak", "hardbreak"):
-            if speaks and wanted(line):
+            if speaks and not depth and wanted(line):
                 yield line.strip()
-            line, speaks = "", None
+            # An element that spans lines is not a plain line.
+            line, speaks = "", False if depth else None
+            continue
+        if bold and child.type in _EMPHASIS:
+            depth += child.nesting
             continue
         if child.type == "html_inline":
             html.read(child.content)
         if speaks is None and (child.content or child.type != "text"):
-            speaks = child.type == "text" and child.level == 0 and not html.around and wanted(child.content)
-        if child.type not in ("html_inline", "image"):  # of which no text is shown
+            speaks = child.type == "text" and child.level == depth and not html.around and wanted(child.content)
+        if child.type not in ("html_inline", "image"):  # shows no text
             line += child.content
 
 
@@ -91,7 +105,7 @@ _ELEMENTS = frozenset(
         "time title tr tt u ul var video xmp ",
     )
 )
-#: Those that end with what they stand in.
+#: Elements that end with their parent.
 _INLINE = frozenset(
     re.findall(
         r"\w+",
@@ -107,7 +121,7 @@ _TAG = re.compile(
 
 
 class _Html:
-    """The HTML of a comment so far: whether what follows stands within some of it, or may."""
+    """Tracks the comment's HTML so far: whether what follows is, or may be, inside an element."""
 
     def __init__(self) -> None:
         self._open: list[str] = []
@@ -118,7 +132,7 @@ class _Html:
         return self._odd or bool(self._open)
 
     def read(self, html: str) -> None:
-        # A tag that does not end there, or is none: a browser may take in whatever comes.
+        # An incomplete or invalid tag: a browser may swallow whatever follows.
         self._odd = "<" in _TAG.sub(self._tag, html) or self._odd
 
     def _tag(self, tag: re.Match[str]) -> str:
@@ -141,7 +155,7 @@ _ASIDE = "aside"
 
 
 def _footnote(state: StateBlock, start: int, end: int, silent: bool) -> bool:
-    """A footnote (which is not shown at all unless something refers to it) or the description of a term, with all its lines."""
+    """A footnote (hidden unless something refers to it) or definition, with all its lines."""
     line = _line(state, start)
     if line is None or not ((line.startswith("[^") and "]:" in line) or line[:2] in (":", ": ", ":\t")):
         return False
@@ -152,7 +166,7 @@ def _footnote(state: StateBlock, start: int, end: int, silent: bool) -> bool:
         if state.isEmpty(number):
             goes_on = False
             continue
-        # A paragraph goes on in a line that is not indented, unless that begins something else.
+        # A paragraph continues on an unindented line, unless that begins another block.
         if state.sCount[number] - state.blkIndent < 4 and not (goes_on and not _interrupted(state, number, end)):
             break
         last, goes_on = number, True
@@ -174,7 +188,7 @@ def _formula(state: StateBlock, start: int, end: int, silent: bool) -> bool:
 
 
 def _line(state: StateBlock, number: int) -> str | None:
-    """A line without what it is indented by; None where it is indented like code."""
+    """A line without its indentation; None if it is indented like code."""
     if state.sCount[number] - state.blkIndent >= 4:
         return None
     return state.src[state.bMarks[number] + state.tShift[number] : state.eMarks[number]]
@@ -191,14 +205,15 @@ def _take(state: StateBlock, start: int, after: int) -> bool:
 
 
 def _reader() -> MarkdownIt:
-    """Inlines are read apart, where they matter; what was written as an entity or with a backslash stays apart. However deep
-    something is nested, it is read, or nothing is."""
+    """Inlines are parsed separately, where they matter; text written as an entity or with a backslash stays separate. However
+    deeply something is nested, either all of it is read or nothing.
+    """
     options = {"maxNesting": 100_000, "strikethrough_single_tilde": True}
     reader = MarkdownIt("commonmark", options).enable("strikethrough").disable(["inline", "text_join"])
     ruler, interrupts = reader.block.ruler, ["paragraph", "reference"]
     for name, rule in (("footnote", _footnote), ("formula", _formula)):
         ruler.before("code", name, rule, {"alt": [*interrupts, "blockquote", "list"]})
-    # A table is what would be a paragraph else: whatever else a line may begin comes first.
+    # Only what would otherwise be a paragraph is a table: other blocks take precedence.
     ruler.before("paragraph", "table_of_lines", table, {"alt": interrupts})
     return reader
 

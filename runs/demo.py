@@ -1,7 +1,7 @@
-"""`make demo`: the whole thing on this machine, with a sandbox forge, as a stranger would set it up.
+"""`make demo`: sets up the whole system on this machine, with a fake forge, as a new user would.
 
-Everything is done through the commands and the web interfaces that people use; nothing is reached into. The folder is
-`var/demo`, made anew at each start. `--once` waits for the answers, checks them, and ends.
+Uses only the commands and web interfaces that people use. The folder is `var/demo`, recreated at each start. `--once` waits
+for the replies, checks them, and exits.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from typing import Any, NoReturn, TypeVar
 import requests
 from rich.console import Console
 
-from enrollment.sandbox.image import NoImage, import_busybox
+from enrollment.fakeforge.image import NoImage, import_busybox
 
 PROJECT = Path(__file__).resolve().parent.parent
 FOLDER = PROJECT / "var" / "demo"
 IMAGE = "cc-ci/busybox:local"
 RECIPES = {"recipes/hello-web": "passed", "recipes/broken-web": "failed"}
-PATIENCE = 75
+PATIENCE = 300
 
 T = TypeVar("T")
 console = Console(highlight=False)
 
 
 class DemoFailed(Exception):
-    """Something did not come up, or came out wrong. The message says what, and where to look."""
+    """Something did not start, or has the wrong result. The message says what, and where to look."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m runs.demo", description=__doc__)
-    parser.add_argument("--once", action="store_true", help="wait for the answers, check them, and end")
-    parser.add_argument("--port", type=int, default=8000, help="of the web pages; another one is taken when it is in use")
+    parser.add_argument("--once", action="store_true", help="wait for the replies, check them, and exit")
+    parser.add_argument("--port", type=int, default=8000, help="port of the web pages; if it is in use, another one is chosen")
     options = parser.parse_args()
     # SIGTERM unwinds like Ctrl-C, so that the children end with us.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -68,7 +68,7 @@ class Demo:
         self.port = _free_port(port)
         self.url = f"http://127.0.0.1:{self.port}"
         self.password = secrets.token_urlsafe(9)
-        # A shell's own settings for another installation are not to reach into the demo.
+        # Settings in the shell for another installation must not affect the demo.
         clean = {name: value for name, value in os.environ.items() if not name.startswith("CC_CI_") and name != "DATABASE_URL"}
         self.environment = clean | {
             "DJANGO_SETTINGS_MODULE": "controlplane.settings",
@@ -83,8 +83,8 @@ class Demo:
 
     def run(self) -> int:
         if self.environment["CC_CI_DEPLOYER"] == "swarm":
-            self._step("Making an image for the Swarm", self._image)
-        forge = self._step("Starting the sandbox forge", self._forge)
+            self._step("Building an image for the Swarm", self._image)
+        forge = self._step("Starting the fake forge", self._forge)
         self._step("Setting up the database", lambda: self._cc_ci("migrate", "--verbosity=0"))
         self._cc_ci("createsuperuser", "--noinput", "--username=admin", "--email=admin@example.org")
         self.environment["DEMO_TOKEN"] = forge["bot_token"]
@@ -98,7 +98,7 @@ class Demo:
         if not self.once:
             self._stay()
         answers = {
-            recipe: self._step(f"Waiting for the answer at {recipe}", partial(self._answer, forge, recipe)) for recipe in RECIPES
+            recipe: self._step(f"Waiting for the reply at {recipe}", partial(self._answer, forge, recipe)) for recipe in RECIPES
         }
         return self._check(answers)
 
@@ -112,7 +112,7 @@ class Demo:
 
     def _forge(self) -> dict[str, Any]:
         root = FOLDER / "forge"
-        self._spawn("forge", [sys.executable, "-m", "enrollment.sandbox", "--root", str(root), "--port", "0", "--demo"])
+        self._spawn("forge", [sys.executable, "-m", "enrollment.fakeforge", "--root", str(root), "--port", "0", "--demo"])
 
         def told() -> dict[str, Any] | None:
             try:
@@ -121,7 +121,7 @@ class Demo:
             except (OSError, ValueError, KeyError, requests.RequestException):
                 return None
 
-        return self._wait(told, 20, "the sandbox forge does not come up", "forge")
+        return self._wait(told, PATIENCE, "the fake forge did not start", "forge")
 
     def _work(self) -> None:
         self._spawn("work", [sys.executable, "manage.py", "work", "--web", "--bind", f"127.0.0.1:{self.port}"])
@@ -132,7 +132,7 @@ class Demo:
             except (requests.RequestException, ValueError):
                 return False
 
-        self._wait(up, 30, "web and worker do not come up", "work")
+        self._wait(up, PATIENCE, "web and worker did not start", "work")
 
     def _comment(self, forge: dict[str, Any], recipe: str, text: str) -> None:
         self._api(forge, "POST", f"/repos/{recipe}/issues/1/comments", {"body": text})
@@ -145,7 +145,7 @@ class Demo:
                     return str(comment["body"])
             return None
 
-        return self._wait(verdict, PATIENCE, f"no answer at {recipe}", "work")
+        return self._wait(verdict, PATIENCE, f"there was no reply at {recipe}", "work")
 
     def _check(self, answers: dict[str, str]) -> int:
         for recipe, text in answers.items():
@@ -155,12 +155,12 @@ class Demo:
         wrong = []
         for recipe, expected in RECIPES.items():
             if f"HEAD {expected}" not in _headline(answers[recipe]):
-                wrong.append(f"{recipe} should have {expected}: {_headline(answers[recipe])}")
+                wrong.append(f"{recipe}: expected {expected}, got: {_headline(answers[recipe])}")
         if "test_" not in answers["recipes/broken-web"] or "install | ✅ passed" not in answers["recipes/broken-web"]:
-            wrong.append("recipes/broken-web failed for another reason than its own test")
+            wrong.append("recipes/broken-web failed for a reason other than its own test")
         if wrong:
             raise DemoFailed("\n".join([*wrong, f"See {FOLDER}/work.log"]))
-        console.print(f"Two comments, two runs, two answers, in {time.monotonic() - self.started:.0f} s.")
+        console.print(f"Two comments, two runs, two replies, in {time.monotonic() - self.started:.0f} s.")
         console.print("demo: ok")
         return 0
 
@@ -173,12 +173,12 @@ class Demo:
         )
 
     def _stay(self) -> NoReturn:
-        console.print("It stays until you press Ctrl-C.")
+        console.print("Running until you press Ctrl-C.")
         while True:
             time.sleep(1)
             for name, process in self.children:
                 if process.poll() is not None:
-                    raise DemoFailed(f"{name} ended by itself:\n{_tail(FOLDER / f'{name}.log')}")
+                    raise DemoFailed(f"{name} exited unexpectedly:\n{_tail(FOLDER / f'{name}.log')}")
 
     # --- means
 
@@ -190,7 +190,7 @@ class Demo:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise DemoFailed("Another demo is running in this folder. Stop it first (Ctrl-C where it runs).") from None
+            raise DemoFailed("Another demo is running in this folder. Stop it first (Ctrl-C in its terminal).") from None
         shutil.rmtree(FOLDER)
         FOLDER.mkdir()
 
@@ -214,11 +214,11 @@ class Demo:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE,
             check=False,
         )
         if done.returncode:
-            raise DemoFailed(f"cc-ci {' '.join(words[:2])} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+            raise DemoFailed(f"cc-ci {' '.join(words[:2])} exited with {done.returncode}:\n{done.stdout}{done.stderr}")
 
     def _api(self, forge: dict[str, Any], method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         headers = {"Authorization": f"token {forge['alice_token']}"}
@@ -233,7 +233,7 @@ class Demo:
                 return answer
             for name, process in self.children:
                 if process.poll() is not None:
-                    raise DemoFailed(f"{name} ended by itself:\n{_tail(FOLDER / f'{name}.log')}")
+                    raise DemoFailed(f"{name} exited unexpectedly:\n{_tail(FOLDER / f'{name}.log')}")
             time.sleep(0.2)
         raise DemoFailed(f"After {limit:.0f} s {problem}. The end of {log}.log:\n{_tail(FOLDER / f'{log}.log')}")
 

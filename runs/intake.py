@@ -1,49 +1,48 @@
-"""Comment -> exactly one TestRun, one reply, or one action.
+"""Turns a comment into exactly one TestRun, one reply or one action.
 
-What the forge must be asked is asked first; then one transaction settles the comment by a conditional update and creates
-what follows from it. Of several workers with the same comment one settles it, and the others find that it is settled.
+Asks the forge first; then one transaction settles the comment with a conditional update and creates what follows. If several
+workers have the same comment, one settles it and the others see that it is settled.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from datetime import timedelta
-from typing import Any
 
 from django.conf import settings
-from django.db import transaction
 from django.utils import timezone
 from django_q.tasks import async_task
 
 from controlplane import backoff
 from controlplane.secrets import SecretUnreadable
-from enrollment import trust
-from enrollment.budget import Purpose
-from enrollment.clients import client_for
-from enrollment.enrolling import copy_facts, refresh_repository, update_facts
+from enrollment.access import authorization
+from enrollment.access.policy import policy_of
+from enrollment.forge_access.clients import client_for
+from enrollment.forge_access.rate_limit import Purpose
 from enrollment.forges.base import ForgeClient, ForgeError, NotFound, Pull, User
-from enrollment.models import Comment, PullRequest, Repository
-from enrollment.policies import policy_of
-from runs import approval, chatops, lifecycle, render, reporting
-from runs.chatops import Command, Problem
-from runs.harness.protocol import DEFAULT_STAGES, STAGES
+from enrollment.models import Comment, PullRequest
+from enrollment.repositories import copy_facts, refresh_repository, update_facts
+from runs import approval, commands, lifecycle, render, reporting
+from runs.commands import Command, Problem
+from runs.harness.stage_table import DEFAULT_STAGES, in_order
 from runs.models import ACTIVE, State, TestRun
+from runs.outcomes import create_run_for, ignore, reply, settle
 
 log = logging.getLogger(__name__)
 
-#: After so many failed tries (the first few within a minute, then every quarter of an hour) a comment is let go: some 3 days.
+#: Failed tries before a comment is given up (a few within a minute, then every 15 minutes): about 3 days.
 MAX_TRIES = 300
 
 
 def handle(comment_id: int) -> Comment.Outcome | None:
-    """Settle one comment. Returns its outcome, or None when it has to be tried again later."""
+    """Settle one comment. Returns its outcome, or None if it has to be tried again later."""
     comment = Comment.objects.select_related("pull_request__repository__forge").get(pk=comment_id)
     if comment.outcome:
         return Comment.Outcome(comment.outcome)
-    command = chatops.parse(comment.body)
+    command = commands.parse(comment.body)
     if command is None:
-        return ignore(comment, "it holds no command")
+        return ignore(comment, "it contains no command")
     try:
         return _answer(comment, command, client_for(comment.forge, Purpose.ANSWERS))
     except (ForgeError, SecretUnreadable) as error:
@@ -57,25 +56,25 @@ def _later(comment: Comment, error: Exception) -> Comment.Outcome | None:
     Comment.objects.filter(pk=comment.pk, outcome="").update(
         tries=comment.tries + 1, next_try_at=timezone.now() + wait, last_error=str(error)[:2000]
     )
-    log.warning("%s: %s; trying again in %d s", comment, error, wait.total_seconds())
+    log.warning("%s: %s; retrying in %d s", comment, error, wait.total_seconds())
     return None
 
 
 def _answer(comment: Comment, command: Command | Problem, client: ForgeClient) -> Comment.Outcome | None:
     repository = comment.pull_request.repository
-    # Whoever asks, and for whatever: membership is asked by name, and the name that is known may be somebody else's by now.
+    # For every asker: membership is checked by name, and the stored name may belong to somebody else now.
     update_facts(repository, client)
     owner = (repository.owner, repository.owner_id)
-    asker = trust.person(User(comment.author_id, comment.author_login), repository, client)
+    asker = authorization.person(User(comment.author_id, comment.author_login), repository, client)
     if not asker.trusted and not _may_wait(asker, comment, command):
-        # Who the author is and what was pushed is not asked: it would change nothing.
-        facts = trust.Facts(asker, asker, trust.NOT_ASKED, head_sha="")
-        decision = trust.decide(facts)
+        # Author and pushes are not checked: they would change nothing.
+        facts = authorization.Facts(asker, asker, authorization.NOT_ASKED, head_sha="")
+        decision = authorization.decide(facts)
         if decision.refusal == "nothing":
             return ignore(comment, decision.reason, facts)
         return _outsider(comment, decision.reason, facts)
     if comment.edited:
-        return reply(comment, render.reply_edited(), "it was edited before it was first seen")
+        return reply(comment, render.reply_edited(), "it was edited before cc-ci first read it")
     if isinstance(command, Problem):
         return reply(comment, render.reply_problem(command), f"not understood: {command.text}")
     if command.verb == "help":
@@ -86,7 +85,7 @@ def _answer(comment: Comment, command: Command | Problem, client: ForgeClient) -
         return _cancel(comment)
     pull = _read_pull(comment, client)
     if owner != (repository.owner, repository.owner_id):
-        raise NotFound(f"{repository.full_name} has had another owner until this moment; who may ask is asked again")
+        raise NotFound(f"{repository.full_name} has just changed owner; checking permissions again")
     if pull.state != "open":
         return _reply_to(asker, comment, render.reply_closed(), f"the pull request is {pull.state}")
     if command.verb == "retry":
@@ -94,13 +93,17 @@ def _answer(comment: Comment, command: Command | Problem, client: ForgeClient) -
     if command.verb == "approve":
         return approval.answer(comment, command, asker, pull.html_url)
     approved = approval.approved_commits(comment.pull_request, client)
-    facts = trust.gather(asker, comment, repository, pull, command.sha, client, approved)
-    decision = trust.decide(facts)
-    # A stranger leaves no stage out: the verdict, and the commit's status, would be green for what was not tried.
+    facts = authorization.gather(asker, comment, repository, pull, command.sha, client, approved)
+    decision = authorization.decide(facts)
+    # A stranger leaves no stage out, and picks no version: the verdict, and the commit's status, would be green for what was not
+    # tried.
     stages = command.stages if asker.trusted else _all_and(command.stages)
+    upgrade_from = command.upgrade_from if asker.trusted else ""
     if decision.allowed:
         trusted = facts.trusts(decision.sha)
-        return _run(comment, decision.sha, stages, decision.reason, trusted=trusted, asker=asker, facts=facts)
+        return _run(
+            comment, decision.sha, stages, decision.reason, trusted=trusted, asker=asker, facts=facts, upgrade_from=upgrade_from
+        )
     if decision.refusal == "needs_approval":
         return approval.wait(comment, decision.sha, stages, decision.reason, facts)
     if decision.refusal == "outsider":
@@ -113,14 +116,14 @@ def _answer(comment: Comment, command: Command | Problem, client: ForgeClient) -
     return _reply_to(asker, comment, texts[decision.refusal], decision.reason, facts)
 
 
-def _may_wait(asker: trust.Person, comment: Comment, command: Command | Problem) -> bool:
-    """Whether it is worth asking further about somebody who may not ask: their run may wait for approval."""
+def _may_wait(asker: authorization.Person, comment: Comment, command: Command | Problem) -> bool:
+    """Whether to ask the forge further about somebody who may not ask for runs: their run may await approval."""
     runs = isinstance(command, Command) and command.verb == "run" and not comment.edited
     return runs and not asker.unheard and policy_of(comment.pull_request.repository).approval
 
 
 def _read_pull(comment: Comment, client: ForgeClient) -> Pull:
-    """The pull request as it is now, also where its repository was just renamed."""
+    """Fetch the pull request, even if its repository was just renamed."""
     repository = comment.pull_request.repository
     try:
         pull = client.pull(repository.owner, repository.name, comment.pull_request.number)
@@ -130,15 +133,15 @@ def _read_pull(comment: Comment, client: ForgeClient) -> Pull:
         else:
             raise
     if pull.base.id != repository.forge_repo_id:
-        # Renamed, and another repository has its name by now: nothing that was asked by that name was about ours.
+        # Renamed, and another repository has its name now: no answer under that name was about ours.
         refresh_repository(repository, client)
-        raise NotFound(f"the repository that is called {pull.base.full_name} now is another one")
+        raise NotFound(f"the name {pull.base.full_name} now belongs to another repository")
     _note_pull(comment.pull_request, pull)
     return pull
 
 
 def _note_pull(row: PullRequest, pull: Pull) -> None:
-    """What was just read of the pull request, and whether its repository is still public."""
+    """Store what was just read about the pull request, and whether its repository is still public."""
     row.title, row.state, row.head_sha = pull.title[:500], pull.state[:20], pull.head_sha
     row.author_id, row.author_login = pull.author.id, pull.author.login[:255]
     row.html_url, row.base_ref = pull.html_url[:500], pull.base_ref[:255]
@@ -150,50 +153,24 @@ def _note_pull(row: PullRequest, pull: Pull) -> None:
 # --- outcomes
 
 
-def settle(
-    comment: Comment,
-    outcome: Comment.Outcome,
-    reason: str,
-    follow: Callable[[], Comment.Outcome | None] = lambda: None,
-    facts: trust.Facts | trust.Approval | None = None,
+def _reply_to(
+    asker: authorization.Person, comment: Comment, text: str, reason: str, facts: authorization.Facts | None = None
 ) -> Comment.Outcome:
-    """Give the comment its outcome and do what follows from it, in one transaction, if nobody has. `follow` may name
-    another outcome, once it has seen what there is."""
-    with transaction.atomic():
-        mine = Comment.objects.filter(pk=comment.pk, outcome="")
-        values = {"outcome": outcome, "reason": reason[:4000], "facts": facts.as_json() if facts else {}, "last_error": ""}
-        if mine.update(**values, handled_at=timezone.now()):
-            other = follow()
-            if other:
-                Comment.objects.filter(pk=comment.pk).update(outcome=other)
-    comment.refresh_from_db()
-    return Comment.Outcome(comment.outcome)
-
-
-def ignore(comment: Comment, reason: str, facts: trust.Facts | None = None) -> Comment.Outcome:
-    return settle(comment, Comment.Outcome.IGNORED, reason, facts=facts)
-
-
-def reply(comment: Comment, text: str, reason: str, facts: trust.Facts | trust.Approval | None = None) -> Comment.Outcome:
-    return settle(comment, Comment.Outcome.REPLY, reason, lambda: reporting.want_reply(comment, text), facts)
-
-
-def _reply_to(asker: trust.Person, comment: Comment, text: str, reason: str, facts: trust.Facts | None = None) -> Comment.Outcome:
-    """A reply to somebody who may ask; others get theirs once."""
+    """Reply to somebody who may ask; outsiders get one reply per pull request."""
     if asker.trusted:
         return reply(comment, text, reason, facts)
-    return _outsider(comment, reason, facts or trust.Facts(asker, asker, trust.NOT_ASKED, head_sha=""))
+    return _outsider(comment, reason, facts or authorization.Facts(asker, asker, authorization.NOT_ASKED, head_sha=""))
 
 
-def _outsider(comment: Comment, reason: str, facts: trust.Facts) -> Comment.Outcome:
-    """One short reply a person and pull request, so that nobody makes us fill a page."""
-    told = Comment.objects.filter(
+def _outsider(comment: Comment, reason: str, facts: authorization.Facts) -> Comment.Outcome:
+    """Send a short reply, once per person and pull request, so that nobody can make cc-ci flood a page."""
+    already_told = Comment.objects.filter(
         pull_request=comment.pull_request, author_id=comment.author_id, outcome=Comment.Outcome.REPLY
     ).exclude(pk=comment.pk)
     if settings.CC_CI.outsiders == "silent":
         return ignore(comment, f"{reason}; outsiders get no reply here", facts)
-    if told.exists():
-        return ignore(comment, f"{reason}; was told so on this pull request before", facts)
+    if already_told.exists():
+        return ignore(comment, f"{reason}; already replied on this pull request", facts)
     text = render.reply_unseen if facts.asker.unseen else render.reply_outsider
     return reply(comment, text(comment.pull_request.repository.full_name), reason, facts)
 
@@ -212,33 +189,42 @@ def _cancel(comment: Comment) -> Comment.Outcome:
             if lifecycle.want_stop(run, State.CANCELLED, f"cancelled by {comment.author_login}")
         ]
         if not stopped:
-            reporting.want_reply(comment, render.reply_nothing("cancel"))
+            reporting.enqueue_reply(comment, render.reply_nothing("cancel"))
             return Comment.Outcome.REPLY
-        reporting.want_reaction(comment)
+        reporting.enqueue_reaction(comment)
         async_task("runs.tasks.supervise")
         return None
 
     return settle(comment, Comment.Outcome.ACTED, "cancel", follow)
 
 
-def _retry(comment: Comment, asker: trust.Person, pull: Pull, client: ForgeClient) -> Comment.Outcome:
-    # One that nobody approved was never let go, and is not to be by this.
+def _retry(comment: Comment, asker: authorization.Person, pull: Pull, client: ForgeClient) -> Comment.Outcome:
+    # A run that was never approved must not be approved by this.
     let_go = TestRun.objects.filter(pull_request=comment.pull_request, events__kind=State.QUEUED).distinct()
     last = let_go.order_by("created_at").last()
     if last is None:
         return reply(comment, render.reply_nothing("retry"), "nothing to repeat")
     facts = None
     if last.trusted:
-        # Who was trusted then may not be now. A commit that was let go in a sandbox stays in one.
-        code, author = trust.code_of(pull, comment.pull_request.repository, client)
-        facts = trust.Facts(asker, author, code, pull.head_sha)
+        # Trust may have been lost since. A commit approved for a sandbox stays in one.
+        code, author = authorization.code_of(pull, comment.pull_request.repository, client)
+        facts = authorization.Facts(asker, author, code, pull.head_sha)
     trusted = facts is not None and facts.trusts(last.sha)
-    return _run(comment, last.sha, _all_and(last.stages), f"repeats {last}", trusted=trusted, facts=facts, retry_of=last)
+    return _run(
+        comment,
+        last.sha,
+        _all_and(last.stages),
+        f"repeats {last}",
+        trusted=trusted,
+        facts=facts,
+        retry_of=last,
+        upgrade_from=last.upgrade_from,
+    )
 
 
 def _all_and(stages: Collection[str]) -> tuple[str, ...]:
-    """The default stages, and these."""
-    return tuple(stage for stage in STAGES if stage in (*DEFAULT_STAGES, *stages))
+    """The default stages plus these."""
+    return in_order((*DEFAULT_STAGES, *stages))
 
 
 def newest_run(pull: PullRequest) -> TestRun | None:
@@ -252,90 +238,37 @@ def _run(
     reason: str,
     *,
     trusted: bool,
-    asker: trust.Person | None = None,
-    facts: trust.Facts | None = None,
+    asker: authorization.Person | None = None,
+    facts: authorization.Facts | None = None,
     retry_of: TestRun | None = None,
+    upgrade_from: str = "",
 ) -> Comment.Outcome:
-    """`asker`: somebody whose commit was approved before takes no other run's place."""
+    """Create the run. `asker`: somebody whose commit was approved earlier; their run supersedes no other."""
     pull = comment.pull_request
 
     def follow() -> Comment.Outcome | None:
         # Comments on one pull request settle one after the other.
         PullRequest.objects.select_for_update().get(pk=pull.pk)
-        reporting.want_reaction(comment)
+        reporting.enqueue_reaction(comment)
         for other in TestRun.objects.filter(pull_request=pull, state__in=ACTIVE, stop_wanted=""):
             waits = other.state == State.AWAITING_APPROVAL
-            # Who may ask, and finds that the code is trusted no longer, does not join a run from when it was.
+            # If the code is no longer trusted, the asker does not join a run from when it was.
             doubted = other.trusted and not trusted and (asker is None or asker.trusted)
-            if other.sha == sha and set(stages) <= set(other.stages) and not waits and not doubted:
+            same = other.sha == sha and set(stages) <= set(other.stages) and other.upgrade_from == upgrade_from
+            if same and not waits and not doubted:
                 lifecycle.note(other, "joined", f"{comment.author_login} asked for the same", comment=comment.forge_comment_id)
                 return Comment.Outcome.JOINED
             if asker is not None and not asker.trusted and not waits:
                 return Comment.Outcome.IGNORED
             lifecycle.want_stop(other, State.SUPERSEDED, f"{comment.author_login} asked for another run")
-        create_run_for(comment, sha, stages, reason, trusted=trusted, retry_of=retry_of)
+        create_run_for(comment, sha, stages, reason, trusted=trusted, retry_of=retry_of, upgrade_from=upgrade_from)
         return None
 
     return settle(comment, Comment.Outcome.RUN, reason, follow, facts)
 
 
-def create_run_for(comment: Comment, sha: str, stages: tuple[str, ...], reason: str, *, trusted: bool, **more: Any) -> TestRun:
-    """The run that a comment asked for, at a commit of its pull request. `more` is `create_run`'s."""
-    pull = comment.pull_request
-    return create_run(
-        pull.repository,
-        sha=sha,
-        ref=f"refs/pull/{pull.number}/head",
-        stages=stages,
-        requested_by=comment.author_login,
-        trusted=trusted,
-        pull_request=pull,
-        comment=comment,
-        text=reason,
-        **more,
-    )
-
-
-def create_run(
-    repository: Repository,
-    *,
-    sha: str,
-    ref: str,
-    stages: tuple[str, ...],
-    requested_by: str,
-    trusted: bool,
-    pull_request: PullRequest | None = None,
-    comment: Comment | None = None,
-    retry_of: TestRun | None = None,
-    text: str = "",
-    state: State = State.QUEUED,
-) -> TestRun:
-    """A queued run (or one that awaits approval), its first line in the trail, and the wish for a comment and a status, in
-    one transaction."""
-    with transaction.atomic():
-        run = TestRun.objects.create(
-            repository=repository,
-            pull_request=pull_request,
-            comment=comment,
-            retry_of=retry_of,
-            sha=sha,
-            ref=ref,
-            base_ref=pull_request.base_ref if pull_request else "",
-            stages=list(stages),
-            requested_by=requested_by[:255],
-            trusted=trusted,
-            state=state,
-        )
-        lifecycle.note(run, state, text)
-        lifecycle.run_moved.send(sender=TestRun, run=run)
-        # In the same transaction: the queue is a table too.
-        if state == State.QUEUED:
-            async_task("runs.tasks.dispatch")
-    return run
-
-
 def sweep(limit: int = 200) -> int:
-    """Handle what nobody has: a lost signal, a worker that died, a forge that did not answer. Returns how many."""
+    """Handle comments not handled yet (lost signal, dead worker, unanswered request). Returns how many."""
     now = timezone.now()
     waiting = Comment.objects.filter(outcome="").exclude(next_try_at__gt=now).exclude(seen_at__gt=now - timedelta(seconds=2))
     numbers = list(waiting.order_by("created_at").values_list("pk", flat=True)[:limit])
@@ -343,7 +276,7 @@ def sweep(limit: int = 200) -> int:
         try:
             handle(number)
         except Exception as error:
-            # One odd comment is not to stop the others for ever.
+            # One bad comment must not block the others forever.
             log.exception("comment %s", number)
             _later(Comment.objects.get(pk=number), error)
     return len(numbers)

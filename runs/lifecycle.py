@@ -1,17 +1,15 @@
-"""The only file that changes a run's state.
-
-MOVES is the table: from which states an event may lead where. A move is one conditional UPDATE; when it changes no row,
-somebody else was first, and the caller stops. The trail gets its row in the same transaction.
-"""
+"""The only file that changes a run's state: MOVES is the table, `controlplane.transitions` the mechanism."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from django.db import transaction
+from django.db.models import Q
 from django.dispatch import Signal
 from django.utils import timezone
 
+from controlplane.transitions import Transitions
 from runs.models import ACTIVE, FINAL, RunEvent, State, TestRun
 
 #: event -> (states it may come from, state it leads to)
@@ -28,36 +26,34 @@ MOVES: dict[str, tuple[tuple[State, ...], State]] = {
     "supersede": (ACTIVE, State.SUPERSEDED),
 }
 
-#: Sent in the transaction of each move, so that what should stand on the forge is written down with it. Arguments: `run`.
+_RUNS = Transitions(TestRun, MOVES)
+
+#: Sent in the transaction of each move, so that its reports are stored with it. Arguments: `run`.
 run_moved = Signal()
 
 
 def move(run: TestRun, event: str, text: str = "", *, fence: int | None = None, **fields: Any) -> bool:
-    """Do a move; returns whether it was ours to do. `fields` are set with it. `fence` is the attempt
-    that the caller knows: a late owner of an earlier one moves nothing. The run is refreshed."""
-    sources, target = MOVES[event]
-    if target in FINAL:
+    """Make a move, and set `fields` with it. Returns whether this call made it. Refreshes the run.
+
+    `fence`: the attempt that the caller knows; the owner of an earlier attempt cannot move the run.
+    """
+    if MOVES[event][1] in FINAL:
         fields.setdefault("finished_at", timezone.now())
-    with transaction.atomic():
-        rows = TestRun.objects.filter(pk=run.pk, state__in=sources)
-        if fence is not None:
-            rows = rows.filter(attempt=fence)
-        moved = rows.update(state=target, **fields)
-        run.refresh_from_db()
-        if not moved:
-            return False
-        note(run, target, text)
+
+    def then(run: TestRun) -> None:
+        note(run, run.state, text)
         run_moved.send(sender=TestRun, run=run)
-    return True
+
+    return _RUNS.move(run, event, fields, where=Q() if fence is None else Q(attempt=fence), then=then)
 
 
 def note(run: TestRun, kind: str, text: str = "", **data: Any) -> None:
-    """Add a line of our own to the trail."""
+    """Add an event of ours to the trail."""
     RunEvent.objects.create(run=run, at=timezone.now(), kind=kind, text=text, data=data, attempt=run.attempt)
 
 
 def want_stop(run: TestRun, how: State, reason: str) -> bool:
-    """Ask for a run's end. One that holds no machine ends at once; another is stopped by its machine, and torn down."""
+    """Ask for a run's end. A run without a machine ends at once; otherwise its machine stops it and tears it down."""
     event = {State.CANCELLED: "cancel", State.SUPERSEDED: "supersede"}[how]
     with transaction.atomic():
         waiting = TestRun.objects.select_for_update().filter(pk=run.pk).first()

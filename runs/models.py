@@ -1,15 +1,17 @@
-"""Runs, what happened in them, and what should stand on the forge about them."""
+"""Runs, their events and results, and what the forge should show about them."""
 
 from __future__ import annotations
 
 import uuid
 from pathlib import Path
+from typing import Any
 
 from django.conf import settings
 from django.db import models
 from django.urls import reverse
 
-from enrollment.models import Comment, PullRequest, Repository
+from controlplane.secrets import EncryptedTextField, reveal
+from enrollment.models import Comment, Forge, PullRequest, Repository
 
 
 class State(models.TextChoices):
@@ -27,15 +29,71 @@ class State(models.TextChoices):
 
 #: Holding a slot on a machine.
 HOLDING = (State.STARTING, State.RUNNING)
-#: Not at an end yet.
+#: Not ended yet.
 ACTIVE = (State.AWAITING_APPROVAL, State.QUEUED, *HOLDING)
 FINAL = (State.PASSED, State.FAILED, State.ERRORED, State.CANCELLED, State.SUPERSEDED, State.TIMED_OUT)
 
 
-class TestRun(models.Model):
-    """One run of a recipe's tests on one pinned commit. `runs.lifecycle` alone changes its state."""
+class RemoteExecutor(models.Model):
+    """A CI server that runs happen on instead of this machine, and the repository there whose pipeline starts the harness."""
 
-    __test__ = False  # for pytest, which else takes the name for a test's
+    class Kind(models.TextChoices):
+        DRONE = "drone", "Drone"
+
+    name = models.CharField(max_length=100, unique=True)
+    kind = models.CharField(max_length=20, choices=Kind.choices, default=Kind.DRONE)
+    url = models.CharField(max_length=200, help_text="Such as https://drone.example.org, without /api.")
+    token = EncryptedTextField(blank=True, default="")
+    repository = models.CharField(max_length=255, help_text="OWNER/REPO of the runner repository, which holds the pipeline.")
+    branch = models.CharField(max_length=255, default="main", help_text="The branch whose pipeline is used.")
+    forges = models.ManyToManyField(
+        Forge,
+        blank=True,
+        related_name="executors",
+        help_text="Forges whose repositories run here, unless one has its own choice.",
+    )
+
+    failures = models.PositiveIntegerField(default=0, editable=False, help_text="Failed requests in a row.")
+    open_until = models.DateTimeField(null=True, blank=True, editable=False, help_text="No requests until then.")
+    last_error = models.CharField(max_length=500, blank=True, editable=False)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["name"]
+        verbose_name = "executor"
+
+    def __str__(self) -> str:
+        return self.name
+
+    def reveal_token(self) -> str:
+        return reveal(self.token)
+
+
+class ExecutorChoice(models.Model):
+    """A repository's own executor, which takes precedence over its forge's."""
+
+    repository = models.OneToOneField(Repository, on_delete=models.CASCADE, related_name="executor_choice")
+    executor = models.ForeignKey(
+        RemoteExecutor, null=True, blank=True, on_delete=models.CASCADE, related_name="choices", help_text="Empty: this machine."
+    )
+
+    class Meta:
+        ordering = ["repository"]
+
+    def __str__(self) -> str:
+        return f"{self.repository}: {self.executor or 'this machine'}"
+
+
+def unless_under_way(collector: Any, field: Any, rows: Any, using: str) -> None:
+    """Runs under way protect their executor, of which ended ones need the name only."""
+    on_delete = models.PROTECT if any(row.active for row in rows) else models.SET_NULL
+    on_delete(collector, field, rows, using)
+
+
+class TestRun(models.Model):
+    """A run of a recipe's tests on one pinned commit. Only `runs.lifecycle` changes its state."""
+
+    __test__ = False  # pytest would otherwise collect it because of its name
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     repository = models.ForeignKey(Repository, on_delete=models.CASCADE, related_name="runs")
@@ -47,6 +105,9 @@ class TestRun(models.Model):
     ref = models.CharField(max_length=255, help_text="What is fetched, such as refs/pull/3/head.")
     base_ref = models.CharField(max_length=255, blank=True, help_text="The branch it goes to; empty: the default branch.")
     stages = models.JSONField(default=list)
+    upgrade_from = models.CharField(
+        max_length=200, blank=True, help_text="The published version to upgrade from; empty: the newest one."
+    )
     trusted = models.BooleanField(default=False, help_text="False: a stranger's code, run in a full sandbox or not at all.")
 
     state = models.CharField(max_length=20, choices=State.choices, default=State.QUEUED, db_index=True)
@@ -54,14 +115,19 @@ class TestRun(models.Model):
     stop_reason = models.CharField(max_length=500, blank=True)
     reason = models.TextField(blank=True, help_text="One sentence: what failed, and what to do.")
     host = models.CharField(max_length=100, blank=True)
+    executor = models.ForeignKey(
+        RemoteExecutor, null=True, blank=True, on_delete=unless_under_way, related_name="runs", help_text="Empty: this machine."
+    )
+    executor_name = models.CharField(max_length=100, blank=True, help_text="Its name, kept when it is removed.")
+    build_url = models.CharField(max_length=500, blank=True, help_text="The executor's page of this attempt.")
     attempt = models.PositiveSmallIntegerField(default=0)
     deployer = models.CharField(max_length=20, blank=True)
     sandbox = models.CharField(max_length=50, blank=True)
     warnings = models.JSONField(default=list, blank=True)
     teardown = models.JSONField(default=dict, blank=True)
-    level = models.PositiveSmallIntegerField(null=True, blank=True, help_text="From 0 to 5; see docs/levels.md.")
+    level = models.PositiveSmallIntegerField(null=True, blank=True, help_text="From 0 to 5; see docs/verdicts.md.")
     details = models.JSONField(
-        default=dict, blank=True, help_text="What else the results say: rungs, lint, extra tests, times, versions."
+        default=dict, blank=True, help_text="The rest of the results: rungs, lint, extra tests, times, versions."
     )
     log = models.TextField(blank=True, help_text="The last part of the log, kept here so that it outlives the machine.")
     log_offset = models.PositiveBigIntegerField(default=0)
@@ -99,7 +165,7 @@ class TestRun(models.Model):
 
     @property
     def folder(self) -> Path:
-        """Where this attempt's files are, on the machine `host` (see docs/run-folder.md)."""
+        """The folder of this attempt's files, on the machine `host` (see docs/run-folder.md)."""
         return Path(settings.CC_CI.data_dir) / "runs" / str(self.id) / str(self.attempt)
 
     @property
@@ -115,7 +181,7 @@ class StageResult(models.Model):
     order = models.PositiveSmallIntegerField()
     status = models.CharField(max_length=20)
     reason = models.TextField(blank=True)
-    proven = models.BooleanField(default=True, help_text="False: nothing shows that it did what it is for.")
+    proven = models.BooleanField(default=True, help_text="False: nothing shows that the stage achieved its purpose.")
     seconds = models.FloatField(default=0)
     started_at = models.DateTimeField(null=True, blank=True)
     finished_at = models.DateTimeField(null=True, blank=True)
@@ -145,7 +211,7 @@ class CaseResult(models.Model):
 
 
 class Artefact(models.Model):
-    """A file that is kept of a run. In the database, since the run's folder is on one machine and goes with it."""
+    """A file kept from a run. In the database, because the run's folder is on one machine and is deleted with it."""
 
     class Kind(models.TextChoices):
         RESULTS = "results", "results"
@@ -177,7 +243,7 @@ class Artefact(models.Model):
 
 
 class RunEvent(models.Model):
-    """The trail of a run: moves of its state (written with the move) and the harness's own events."""
+    """The trail of a run: its state changes (written in the same transaction) and the harness's own events."""
 
     run = models.ForeignKey(TestRun, on_delete=models.CASCADE, related_name="events")
     at = models.DateTimeField()
@@ -186,7 +252,7 @@ class RunEvent(models.Model):
     text = models.TextField(blank=True)
     data = models.JSONField(default=dict, blank=True)
     attempt = models.PositiveSmallIntegerField(default=0)
-    seq = models.PositiveIntegerField(null=True, blank=True, help_text="The harness's number of it; empty for our own.")
+    seq = models.PositiveIntegerField(null=True, blank=True, help_text="The harness's sequence number; empty for our own events.")
 
     class Meta:
         ordering = ["id"]
@@ -201,11 +267,11 @@ class RunEvent(models.Model):
 
 
 class Report(models.Model):
-    """What should stand on the forge, what was posted, and when the next try is due: an outbox.
+    """What the forge should show, what was posted, and when the next attempt is due: an outbox.
 
-    `wanted` and `posted` are compared by digest. `marker` is hidden in a comment's text, so that it is found again after a
-    crash between the forge's write and ours. `attempted` is the digest that a write was begun for: when it is set and
-    `posted` is not equal to it, the forge is looked at before anything is written again.
+    Compares `wanted` and `posted` by digest. `marker` is hidden in a comment's text, to find the comment again after a crash
+    between the forge's write and ours. `attempted` is the digest of a write that was started: if it is set and differs from
+    `posted`, the forge is checked before anything is written again.
     """
 
     class Kind(models.TextChoices):
@@ -214,24 +280,22 @@ class Report(models.Model):
         RUN = "run", "comment on a run"
         STATUS = "status", "commit status"
 
-    key = models.CharField(max_length=100, unique=True, help_text="One row for one thing: kind and what it is about.")
+    key = models.CharField(max_length=100, unique=True, help_text="Unique: the kind, and what it is about.")
     kind = models.CharField(max_length=10, choices=Kind.choices)
     pull_request = models.ForeignKey(PullRequest, null=True, blank=True, on_delete=models.CASCADE, related_name="reports")
     comment = models.ForeignKey(Comment, null=True, blank=True, on_delete=models.CASCADE, related_name="reports")
     run = models.ForeignKey(TestRun, null=True, blank=True, on_delete=models.CASCADE, related_name="reports")
     repository = models.ForeignKey(Repository, on_delete=models.CASCADE, related_name="reports")
 
-    wanted = models.JSONField(default=dict, help_text="What should stand there.")
+    wanted = models.JSONField(default=dict, help_text="What the forge should show.")
     wanted_digest = models.CharField(max_length=64, blank=True)
     marker = models.CharField(max_length=100, blank=True, help_text="Hidden id in the wanted comment.")
     attempted_digest = models.CharField(max_length=64, blank=True)
     posted_digest = models.CharField(max_length=64, blank=True)
     posted_marker = models.CharField(max_length=100, blank=True)
-    posted_id = models.BigIntegerField(null=True, blank=True, help_text="The forge's id of the comment that stands there.")
+    posted_id = models.BigIntegerField(null=True, blank=True, help_text="The forge's id of the posted comment.")
     posted_at = models.DateTimeField(null=True, blank=True)
-    stale_ids = models.JSONField(
-        default=list, blank=True, help_text="The forge's ids of comments of ours that are to be deleted."
-    )
+    stale_ids = models.JSONField(default=list, blank=True, help_text="The forge's ids of our comments that are to be deleted.")
 
     next_try_at = models.DateTimeField(null=True, blank=True, db_index=True, help_text="Empty: nothing to do.")
     tries = models.PositiveIntegerField(default=0)
@@ -245,4 +309,88 @@ class Report(models.Model):
         return self.key
 
 
-from runs.deferred_models import DeferredItem as DeferredItem  # noqa: E402 - its rows point at runs
+class DeferredItem(models.Model):
+    """One entry of a `DEFERRED.md`: never deleted, and closed once, by a conditional UPDATE (`runs.deferred.registry`).
+
+    `ticked` is the state of the box when the file was last read. A row can be closed while the box is still empty: the proof was
+    accepted, and the change to the file (a pull request or patch) is pending.
+    """
+
+    class State(models.TextChoices):
+        OPEN = "open", "open"
+        CLOSED = "closed", "closed"
+
+    class RecipeBy(models.TextChoices):
+        NOBODY = "", "not known"
+        SLUG = "slug", "guess: its slug starts with the name"
+        WHAT = "what", "guess: it is named in What"
+        HAND = "hand", "set manually"
+
+    source = models.CharField(max_length=700, help_text="The file: a repository's URL and a path in it, or a local path.")
+    source_repository = models.ForeignKey(
+        Repository, null=True, blank=True, on_delete=models.SET_NULL, related_name="deferred_entries"
+    )
+    source_path = models.CharField(max_length=500, blank=True, help_text="The file's path in that repository.")
+    slug = models.CharField(max_length=200)
+    filed_on = models.DateField()
+    line = models.PositiveIntegerField(help_text="The line of its heading when the file was last read.")
+    what = models.TextField(help_text="Markdown.")
+    filed_by = models.TextField(blank=True)
+    why = models.TextField("reason", blank=True, help_text="Why it was deferred.")
+    trigger = models.TextField("re-entry trigger", blank=True)
+    linked = models.TextField(blank=True)
+
+    recipe = models.ForeignKey(Repository, null=True, blank=True, on_delete=models.SET_NULL, related_name="deferred_items")
+    recipe_by = models.CharField(max_length=10, choices=RecipeBy.choices, default=RecipeBy.NOBODY, blank=True)
+
+    state = models.CharField(max_length=10, choices=State.choices, default=State.OPEN, db_index=True)
+    ticked = models.BooleanField(default=False, help_text="Whether the box in the file was ticked when it was last read.")
+    closed_at = models.DateTimeField(null=True, blank=True)
+    closed_commit = models.CharField(max_length=64, blank=True, help_text="The commit that ported the test.")
+    closed_test = models.CharField(max_length=500, blank=True, help_text="The test's path in the recipe.")
+    proof = models.ForeignKey(
+        "runs.TestRun",
+        null=True,
+        blank=True,
+        on_delete=models.SET_NULL,
+        related_name="closes",
+        help_text="The run that passed it.",
+    )
+    unproven = models.BooleanField(default=False, help_text="Closed without a run that passed the test.")
+    pull_url = models.CharField(max_length=500, blank=True, help_text="The pull request that ticks the box.")
+
+    vanished_at = models.DateTimeField(null=True, blank=True, help_text="Since when the entry is no longer in its file.")
+    synced_at = models.DateTimeField(null=True, blank=True, help_text="When reading the file last changed this row.")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["-filed_on", "slug", "id"]
+        constraints = [models.UniqueConstraint(fields=["source", "filed_on", "slug"], name="one_row_per_deferred_entry")]
+
+    def __str__(self) -> str:
+        return self.slug
+
+    @property
+    def recipe_name(self) -> str:
+        return self.recipe.name if self.recipe else ""
+
+    @property
+    def guessed(self) -> bool:
+        """Whether cc-ci guessed the recipe, rather than a person choosing it."""
+        return self.recipe_by in (self.RecipeBy.SLUG, self.RecipeBy.WHAT)
+
+    @property
+    def private(self) -> bool:
+        """Whether only those who may see private repositories may see this.
+
+        Entries from a repository that is no longer enrolled stay hidden: whether it was public is no longer known.
+        """
+        lost = bool(self.source_path) and self.source_repository is None
+        return lost or any(row.private for row in (self.recipe, self.source_repository) if row)
+
+    @property
+    def file_name(self) -> str:
+        """The file's name for everybody: without folders for a local file."""
+        if self.source_repository:
+            return f"{self.source_repository.full_name}:{self.source_path}"
+        return self.source.rpartition("/")[2]

@@ -1,4 +1,4 @@
-"""What runs does when enrollment has stored a comment: it is put into the queue."""
+"""Queues each comment that enrollment stores."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A run as Markdown for the forge. Pure: a run with its rows in, text out.
+"""Renders a run as Markdown for the forge. Pure: takes a run with its rows, returns text.
 
-Text from outside (logs, test names, messages, names of people and repositories) is data, and goes through
-`controlplane.untrusted`: through `markdown` where it is one line, and through `code_block` where it is output.
+Text from outside (logs, test names, messages, names of people and repositories) is untrusted and is escaped with
+`controlplane.untrusted`: `markdown` for a single line, `code_block` for output.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from controlplane.untrusted import code, code_block, commit, markdown, plain, shorten, web_address
-from runs import chatops, deferred
-from runs.harness.protocol import STAGES, ExtraTest
+from runs import commands
+from runs.deferred import registry
+from runs.harness.protocol import NOT_REACHED, ExtraTest
+from runs.harness.stage_table import STAGES
 from runs.models import Artefact, CaseResult, StageResult, State, TestRun
 
 MARK = {
@@ -38,11 +40,11 @@ STAGE_MARK = {
 HEADLINE = {
     State.PASSED: "passed",
     State.FAILED: "failed",
-    State.ERRORED: "could not be tested (our side, not the recipe's)",
-    State.TIMED_OUT: "took too long",
+    State.ERRORED: "could not be completed (our fault, not the recipe's)",
+    State.TIMED_OUT: "timed out",
     State.CANCELLED: "was cancelled",
-    State.SUPERSEDED: "was overtaken by a newer one",
-    State.QUEUED: "is waiting for its turn",
+    State.SUPERSEDED: "was superseded by a newer one",
+    State.QUEUED: "is queued",
     State.AWAITING_APPROVAL: "is waiting for approval",
     State.STARTING: "is starting",
     State.RUNNING: "is running",
@@ -51,14 +53,14 @@ HEADLINE = {
 FAILURES = 5
 MOST_NAMES = 20
 TAIL_LINES = 30
-#: Characters of a comment: what forges take. What is beyond it is left to the page.
+#: Maximum characters of a comment at the forges. The rest is only on the page.
 LONGEST = 60_000
-#: Characters of a status's description that forges take.
+#: Maximum characters of a status description at the forges.
 DESCRIPTION = 255
 
 
 def report(run: TestRun, *, ahead: int = 0, marker: str = "") -> str:
-    """The comment about a run. `ahead`: how many runs are before it. `marker`: the hidden id, put first."""
+    """The comment about a run. `ahead`: the number of runs queued before it. `marker`: the hidden id, which comes first."""
     state = State(run.state)
     parts = [f"<!-- {marker} -->"] if marker else []
     parts.append(f"### {MARK[state]} The test of {markdown(run.repository.name)} at {_commit(run.sha)} {HEADLINE[state]}")
@@ -67,27 +69,27 @@ def report(run: TestRun, *, ahead: int = 0, marker: str = "") -> str:
     if state == State.AWAITING_APPROVAL:
         parts.append(approval(run))
     stages = list(run.stage_results.all())
-    # The table gives the reason of a stage that failed; twice would be noise.
-    if run.reason and state != State.PASSED and not any(stage.reason and stage.reason in run.reason for stage in stages):
-        parts.append(f"Reason: {markdown(run.reason)}")
+    told = run.reason if state != State.PASSED else ""
+    if told:
+        parts.append(f"Reason: {markdown(told)}")
     if stages:
-        parts.append(stage_table(stages))
+        parts.append(stage_table(stages, told))
     elif running := running_stages(run):
         parts.append(running)
-    parts += failures(stages)
+    parts += failures(stages, told)
     parts += warnings(run.warnings)
     parts += findings(run)
     return "\n\n".join([*_that_fit(parts, LONGEST - 1000), footer(run)]) + "\n"
 
 
 def _that_fit(parts: Sequence[str], room: int) -> list[str]:
-    """The parts that fit into so many characters, with a word on it where some do not."""
+    """The parts that fit into `room` characters, with a note if some had to be left out."""
     kept = []
     for part in parts:
         if len(part) + 2 <= room:
             kept.append(part)
             room -= len(part) + 2
-    return kept if len(kept) == len(parts) else [*kept, "The rest is too long for a comment, and is on the page."]
+    return kept if len(kept) == len(parts) else [*kept, "The rest is too long for a comment; see the run's page."]
 
 
 def warnings(texts: Sequence[str]) -> list[str]:
@@ -96,32 +98,33 @@ def warnings(texts: Sequence[str]) -> list[str]:
 
 
 def description(run: TestRun) -> str:
-    """The run in a line, for the commit's status."""
+    """A one-line description of the run for the commit status."""
     return plain(f"The test {HEADLINE[State(run.state)]}.", DESCRIPTION)[:DESCRIPTION]
 
 
 def approval(run: TestRun) -> str:
-    """What a maintainer has to do about a run that waits. The line names the commit: it counts for that one alone."""
+    """What a maintainer has to do about a run that awaits approval. The command names the commit; only that one is approved."""
     pull_url = run.pull_request.html_url if run.pull_request else ""
     return (
-        f"It was asked for by {markdown(run.requested_by)}, who is not a maintainer, so somebody who is has to look first. "
-        f"Please read {_changes(pull_url, run.sha)}, and if they are fine, write:\n\n{_approve(run.sha)}\n\n"
-        "It counts for this commit only; what is pushed later needs an approval of its own."
+        f"{markdown(run.requested_by)}, who is not a maintainer, asked for this run, so it needs a maintainer's "
+        f"approval. Please review {_changes(pull_url, run.sha)}, and if you approve, comment:\n\n{_approve(run.sha)}\n\nThis "
+        "approves only this commit; later pushes need their own approval."
     )
 
 
-def stage_table(stages: Sequence[StageResult]) -> str:
+def stage_table(stages: Sequence[StageResult], shown: str = "") -> str:
+    """One row per stage. Omits a reason that is already in `shown`."""
     rows = ["| stage | result | tests | time |", "|---|---|---|---|"]
     for stage in stages:
-        words = f"{STAGE_MARK.get(stage.status, '')} {markdown(stage.status.replace('_', ' '))}"
-        if stage.reason:
-            words += f": {markdown(stage.reason, 200)}"
-        rows.append(f"| {markdown(stage.name)} | {words} | {counts(stage.cases.all())} | {seconds(stage.seconds)} |")
+        text = f"{STAGE_MARK.get(stage.status, '')} {markdown(stage.status.replace('_', ' '))}"
+        if stage.reason and stage.reason not in shown:
+            text += f": {markdown(stage.reason, 200)}"
+        rows.append(f"| {markdown(stage.name)} | {text} | {counts(stage.cases.all())} | {seconds(stage.seconds)} |")
     return "\n".join(rows)
 
 
 def progress(run: TestRun) -> list[tuple[str, str]]:
-    """The stages of a run that has no results yet, each waiting, running, or what the harness said of it."""
+    """(stage, status) pairs of a run that has no results yet: waiting, running, or what the harness reported."""
     status = dict.fromkeys(run.stages, "waiting")
     for event in run.events.filter(attempt=run.attempt, kind__in=["stage_started", "stage_finished"]).order_by("id"):
         if event.stage in status:
@@ -145,9 +148,10 @@ def counts(cases: Iterable[CaseResult]) -> str:
     )
 
 
-def failures(stages: Iterable[StageResult]) -> list[str]:
-    """The failing tests, each folded with its last lines."""
+def failures(stages: Iterable[StageResult], shown: str = "") -> list[str]:
+    """The failing tests, each folded with its last lines; omits tests without output whose message is already in `shown`."""
     bad = [case for stage in stages for case in stage.cases.all() if case.status in ("failed", "errored")]
+    bad = [case for case in bad if case.output or not case.message or case.message not in shown]
     parts = []
     for case in bad[:FAILURES]:
         title = code(f"{case.file}::{case.name}" if case.file else case.name, 150)
@@ -159,15 +163,17 @@ def failures(stages: Iterable[StageResult]) -> list[str]:
 
 
 def findings(run: TestRun) -> list[str]:
-    """What else the results say: level, where it was upgraded from, tests not run, settings that wait, a picture."""
+    """The other results: level, version upgraded from, loosened rules, tests not run, deferred tests, screenshot."""
     details = run.details
     if not details:
         return []
-    parts = [line for line in (level(details), versions(details)) if line]
+    parts = [line for line in (level(details, run.reason), versions(details)) if line]
     parts += warnings(details.get("loosened", []))
+    if kept := details.get("kept"):
+        parts.append(f"Tests kept on this server were added to the recipe's own, at {code(str(kept), 40)}.")
     if leaks := details.get("secret_leaks"):
         names = ", ".join(code(name, 150) for name in leaks[:MOST_NAMES]) + (" and more" if len(leaks) > MOST_NAMES else "")
-        parts.append(f"⚠️ A secret of this run was printed, and is blackened, in {names}.")
+        parts.append(f"⚠️ A secret of this run was printed, and has been redacted, in {names}.")
     parts += extra_tests(details.get("extras", {}))
     parts += closes(run)
     picture = run.artefacts.filter(kind=Artefact.Kind.PICTURE).defer("data").first()
@@ -176,15 +182,22 @@ def findings(run: TestRun) -> list[str]:
     return parts
 
 
-def level(details: Mapping[str, Any]) -> str:
-    """The level, and what ended the climb."""
+def once(text: str, shown: str) -> str:
+    """Drops a remark's reason if it is already in `shown`: `install failed: why` becomes `install failed.`"""
+    first, colon, why = text.partition(": ")
+    return f"{first}." if colon and why and why in shown else text
+
+
+def level(details: Mapping[str, Any], shown: str = "") -> str:
+    """The level, and the first rung that was not reached. Empty for a partial run. `shown`: the run's own reason."""
     found = details.get("level") or {}
     if not found.get("rungs"):
         return ""
     text = f"Level **{int(found['value'])}** of 5"
-    stop = next((rung for rung in found["rungs"] if rung["status"] == "stopped"), None)
-    if stop:
-        text += f"; {markdown(stop['name'])} ended the climb" + (f": {markdown(stop['reason'], 200)}" if stop["reason"] else "")
+    missed = next((rung for rung in found["rungs"] if rung["status"] in NOT_REACHED), None)
+    if missed:
+        why = f": {markdown(once(missed['reason'], shown), 200)}" if missed["reason"] else ""
+        text += f"; rung {int(missed['level'])}, {markdown(missed['name'])}, was not reached{why}"
     return text if text.endswith((".", "…")) else f"{text}."
 
 
@@ -196,7 +209,7 @@ def versions(details: Mapping[str, Any]) -> str:
 
 
 def extra_tests(extras: Mapping[str, Any]) -> list[str]:
-    """How many extra tests were not run, and which of them this change asks for."""
+    """How many extra tests were not run, and which of them cover files that this change touches."""
     count = extras.get("not_run", 0)
     if not count:
         return []
@@ -205,8 +218,8 @@ def extra_tests(extras: Mapping[str, Any]) -> list[str]:
     if suggested:
         names = "\n".join(f"- {code(test['file'] + '::' + test['name'], 150)}" for test in suggested[:MOST_NAMES])
         more = f"\n- … and {len(suggested) - MOST_NAMES} more" if len(suggested) > MOST_NAMES else ""
-        text += f" This change touches what these cover:\n\n{names}{more}\n\n"
-    return [f"{text.rstrip(' ')} Run them with: `{chatops.OPTIONS['--extra-tests'].form}`".replace("\n\n Run", "\n\nRun")]
+        text += f" This change touches files covered by:\n\n{names}{more}\n\n"
+    return [f"{text.rstrip(' ')} Run them with: `{commands.OPTIONS['--extra-tests'].form}`".replace("\n\n Run", "\n\nRun")]
 
 
 def closes(run: TestRun) -> list[str]:
@@ -214,19 +227,20 @@ def closes(run: TestRun) -> list[str]:
     if run.pull_request is None:
         return []
     tests = [ExtraTest.model_validate(test) for test in run.details.get("extras", {}).get("tests", [])]
-    slugs = deferred.would_close(run.repository.full_name, tests, run.details.get("changed", []))
+    slugs = registry.would_close(run.repository.full_name, tests, run.details.get("changed", []))
     if not slugs:
         return []
     names = ", ".join(f"**{markdown(slug, 150)}**" for slug in slugs[:MOST_NAMES])
-    return [f"This ports the deferred test {names}; its entry can be closed once it is merged."]
+    tests_of, entries = ("test", "its entry") if len(slugs) == 1 else ("tests", "their entries")
+    return [f"This change ports the deferred {tests_of} {names}; {entries} can be closed once it is merged."]
 
 
 def footer(run: TestRun) -> str:
-    who = f"Asked for by {markdown(run.requested_by, 100)}." if run.requested_by else ""
+    who = f"Requested by {markdown(run.requested_by, 100)}." if run.requested_by else ""
     if run.active:
-        return f"[Follow it live]({run.url}). {who} Stop it: `{chatops.VERBS['cancel'].form}`".replace("  ", " ")
+        return f"[Follow it live]({run.url}). {who} To stop it: `{commands.VERBS['cancel'].form}`".replace("  ", " ")
     took = f" It took {seconds(run.seconds)}." if run.seconds else ""
-    return f"[Log and details]({run.url}).{took} {who} Run it again: `{chatops.VERBS['retry'].form}`".replace("  ", " ")
+    return f"[Log and details]({run.url}).{took} {who} To run it again: `{commands.VERBS['retry'].form}`".replace("  ", " ")
 
 
 # --- pieces
@@ -242,12 +256,12 @@ def _commit(sha: str) -> str:
 
 
 def _named(wanted: str) -> str:
-    """What a person gave for a commit's id."""
+    """What a person wrote as a commit id, as Markdown."""
     return f"`{wanted}`" if commit(wanted) else code(wanted, 64)
 
 
 def _changes(pull_url: str, sha: str) -> str:
-    """A link to what a commit changes, where the forge gave an address that can be one."""
+    """A link to the commit's changes, or plain text if the forge gave no valid address."""
     address = web_address(f"{pull_url}/commits/{commit(sha)}")
     return f"[that commit's changes]({address})" if address else "that commit's changes"
 
@@ -272,96 +286,97 @@ def seconds(value: float | None) -> str:
 
 
 def reply_help() -> str:
-    rows = [f"| `{entry.form}` | {entry.text} |" for entry in chatops.table()]
-    return "\n".join(["You can write, at the start of a line:", "", "| | |", "|---|---|", *rows])
+    rows = [f"| `{entry.form}` | {entry.text} |" for entry in commands.table()]
+    return "\n".join(["Write one of these at the start of a line:", "", "| | |", "|---|---|", *rows])
 
 
-def reply_problem(problem: chatops.Problem) -> str:
-    # What stands between backticks is code, our own word or a stranger's.
-    words = [code(part, 100) if place % 2 else _spaced(part) for place, part in enumerate(problem.text.split("`"))]
-    nearest = problem.nearest if _ours(problem.nearest) else chatops.RUN.form
-    return f"{''.join(words)} Nearest valid form:\n\n```\n{nearest}\n```\n\nAll forms: `{chatops.VERBS['help'].form}`"
+def reply_problem(problem: commands.Problem) -> str:
+    # Text between backticks is code, ours or a stranger's.
+    text = [code(part, 100) if place % 2 else _spaced(part) for place, part in enumerate(problem.text.split("`"))]
+    nearest = problem.nearest if _ours(problem.nearest) else commands.RUN.form
+    return f"{''.join(text)} Nearest valid form:\n\n```\n{nearest}\n```\n\nAll forms: `{commands.VERBS['help'].form}`"
 
 
 def _ours(line: str) -> bool:
-    """Whether a line is one that we suggest, and not one that somebody wrote."""
+    """Whether we suggested this line, rather than quoted it from a comment."""
     _, named, stages = line.partition("!testme --stages ")
-    return line in {entry.form for entry in chatops.table()} or bool(named and set(stages.split(",")) <= set(STAGES))
+    return line in {entry.form for entry in commands.table()} or bool(named and set(stages.split(",")) <= set(STAGES))
 
 
 def _spaced(part: str) -> str:
-    """A part of a sentence, with the spaces at its ends."""
+    """Escapes part of a sentence and keeps the spaces around it."""
     before, after = part[:1].isspace(), part[1:][-1:].isspace()
     return f"{' ' * before}{markdown(part) if part.strip() else ''}{' ' * after}"
 
 
 def reply_edited() -> str:
     return (
-        "Your comment was edited before I first saw it, so I do not know who wrote what. "
-        "Please write the command in a new comment."
+        "Your comment was edited before cc-ci first read it, so there is no telling who wrote what. Please write the "
+        "command in a new comment."
     )
 
 
 def reply_outsider(repository: str) -> str:
     return (
-        f"Thank you. Runs for {markdown(repository)} can be asked for by its owner, members of its organisation and "
-        "collaborators; one of them may write the command here."
+        f"Thank you. Only the owner of {markdown(repository)}, members of its organisation and collaborators can start "
+        "runs; please ask one of them to comment the command here."
     )
 
 
 def reply_unseen(repository: str) -> str:
-    """For somebody who may be a member, where the forge does not let cc-ci see whether they are."""
+    """For somebody who may be a member, if the forge does not let cc-ci check."""
     return (
-        f"Thank you. cc-ci cannot see here who may ask for runs of {markdown(repository)}, so it does not know whether you may, "
-        "and nothing was started. Please tell whoever looks after cc-ci: `cc-ci doctor` says which right its token lacks. Until "
-        "that is mended, the repository's owner, or somebody on its allow-list, may write the command here."
+        f"Thank you. cc-ci cannot check who may start runs of {markdown(repository)}, so nothing was started. Please "
+        "ask whoever runs cc-ci to run `cc-ci doctor`, which shows the permission that its token lacks. Until that is "
+        "fixed, the repository's owner or somebody on its allow-list can comment the command here."
     )
 
 
 def reply_needs_sha(sha: str, pull_url: str) -> str:
-    """The exact line to write, and where to look at what it would run."""
+    """The exact command to write, and a link to review what it would run."""
     return (
-        "This code may come from somebody who is not a maintainer, and the forge does not tell that it stayed the same "
-        f"after your comment. Please look at {_changes(pull_url, sha)}, and if they are fine, write:\n\n{_run_of(sha)}"
+        "This code may come from somebody who is not a maintainer, and the forge cannot guarantee that it did not "
+        f"change after your comment. Please review {_changes(pull_url, sha)}, and if you approve, "
+        f"comment:\n\n{_run_of(sha)}"
     )
 
 
 def reply_unknown_sha(wanted: str, head: str) -> str:
-    return f"{_named(wanted)} is no commit of this pull request. The newest is:\n\n{_run_of(head)}"
+    return f"{_named(wanted)} is not a commit of this pull request. The newest is:\n\n{_run_of(head)}"
 
 
 def reply_ambiguous_sha(wanted: str, head: str) -> str:
-    return f"{_named(wanted)} does not name one commit; please write more digits:\n\n{_run_of(head)}"
+    return f"{_named(wanted)} is ambiguous; please write more digits:\n\n{_run_of(head)}"
 
 
 def reply_approve_named(sha: str, pull_url: str) -> str:
     return (
-        "An approval names the whole commit, so that it is for the code that you looked at. "
-        f"Please look at {_changes(pull_url, sha)}, and if they are fine, write:\n\n{_approve(sha)}"
+        "An approval has to name the full commit id, so that it covers exactly the code you reviewed. Please review "
+        f"{_changes(pull_url, sha)}, and if you approve, comment:\n\n{_approve(sha)}"
     )
 
 
 def reply_approve_other(wanted: str, waiting: str, pull_url: str) -> str:
-    return f"The run that waits is not of {_named(wanted)}. {reply_approve_named(waiting, pull_url)}"
+    return f"The waiting run is not for {_named(wanted)}. {reply_approve_named(waiting, pull_url)}"
 
 
 def reply_closed() -> str:
-    return "This pull request is closed; I test open ones only."
+    return "This pull request is closed; cc-ci tests only open ones."
 
 
 def reply_nothing(verb: str) -> str:
-    words = {
+    text = {
         "cancel": "There is no run to cancel.",
         "retry": "There is no run to repeat yet.",
-        "status": "There is no run yet.",
-        "approve": "There is no run that waits for approval.",
+        "status": "There are no runs yet.",
+        "approve": "No run is waiting for approval.",
     }
-    return f"{words[verb]} Ask for one with:\n\n```\n{chatops.RUN.form}\n```"
+    return f"{text[verb]} Start one with:\n\n```\n{commands.RUN.form}\n```"
 
 
 def reply_status(run: TestRun, ahead: int) -> str:
     state = State(run.state)
-    text = f"{MARK[state]} The newest run, of {_commit(run.sha)}, {HEADLINE[state]}."
+    text = f"{MARK[state]} The newest run, at {_commit(run.sha)}, {HEADLINE[state]}."
     if state == State.QUEUED and ahead:
-        text += f" {ahead} ahead of it."
+        text += f" {ahead} {'run is' if ahead == 1 else 'runs are'} ahead of it."
     return f"{text} [Details]({run.url})"

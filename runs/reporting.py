@@ -1,11 +1,11 @@
-"""Run -> comment, reaction, commit status: an outbox that compares what should stand on the forge with what was posted.
+"""Posts a run's comment, reaction and commit status: an outbox that compares the desired state on the forge with what was posted.
 
-`want_…` writes down a wish, inside the transaction that causes it. `send` makes one wish true. A crash between the forge's
-write and ours is covered by the hidden marker in each comment: when a write was begun and its end is not known, the
-forge is looked at before anything is written again.
+`enqueue_…` records the desired state inside the transaction that causes it; `send` applies it. A crash between the forge's write
+and ours is covered by the hidden marker in each comment: if a write was started and its outcome is unknown, the forge is
+checked before anything is written again.
 
-One comment per pull request: edited on the way, posted anew at the verdict (only new comments notify people), and the old one
-deleted.
+One comment per pull request: edited while the run progresses, and replaced by a new one at the verdict, because only new
+comments notify people.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ from controlplane import backoff
 from controlplane.leases import lease
 from controlplane.secrets import SecretUnreadable
 from controlplane.untrusted import mention
-from enrollment.budget import Purpose
-from enrollment.clients import client_for
-from enrollment.enrolling import refresh_repository, update_facts
+from enrollment.forge_access.clients import client_for
+from enrollment.forge_access.rate_limit import Purpose
 from enrollment.forges.base import (
     Forbidden,
     ForgeClient,
@@ -40,17 +39,18 @@ from enrollment.forges.base import (
     StatusState,
 )
 from enrollment.models import Comment, Repository
+from enrollment.repositories import refresh_repository, update_facts
 from runs import render
 from runs.models import Report, State, TestRun
 
 log = logging.getLogger(__name__)
 
 MARKER = "cc-ci:"
-#: Between two edits of a comment that only tell how far a run is.
+#: Minimum time between two progress edits of a comment.
 EDIT_EVERY = timedelta(seconds=5)
-#: A forge that refused a commit status of a repository is not asked again for this long.
+#: How long not to send commit statuses to a repository after the forge rejected one.
 ASK_STATUS_AGAIN = timedelta(days=1)
-#: Tries of a report in which a list of comments without the one that was just posted is not believed.
+#: Attempts during which a list of comments lacking the one just posted is not trusted.
 ODD_LISTS = 3
 LEASE_SECONDS = 120
 SEND_SECONDS = 30
@@ -67,22 +67,22 @@ STATUS: dict[State, StatusState] = {
 # --- wishes
 
 
-def want_reaction(comment: Comment) -> None:
-    """👀 on the comment that asked."""
+def enqueue_reaction(comment: Comment) -> None:
+    """Queue the 👀 reaction to the comment that asked."""
     links = {"comment": comment, "pull_request": comment.pull_request, "repository": comment.pull_request.repository}
     _want(f"reaction:{comment.pk}", Report.Kind.REACTION, {"content": "eyes"}, "", **links)
 
 
-def want_reply(comment: Comment, text: str) -> None:
-    """A reply to a comment, once."""
+def enqueue_reply(comment: Comment, text: str) -> None:
+    """Queue a reply to a comment, once."""
     marker = f"{MARKER}reply:{comment.forge_comment_id}"
     body = f"<!-- {marker} -->\n{mention(comment.author_login)}: {text}\n"
     links = {"comment": comment, "pull_request": comment.pull_request, "repository": comment.pull_request.repository}
     _want(f"reply:{comment.pk}", Report.Kind.REPLY, {"body": body}, marker, **links)
 
 
-def want_run(run: TestRun) -> None:
-    """The pull request's comment and the commit's status, as the run stands now; an older run's news are no news."""
+def enqueue_run(run: TestRun) -> None:
+    """Queue the pull request's comment and the commit status for the run's state. Ignores runs that are not the newest."""
     if (
         run.pull_request_id
         and not TestRun.objects.filter(pull_request=run.pull_request_id, created_at__gt=run.created_at).exists()
@@ -92,7 +92,7 @@ def want_run(run: TestRun) -> None:
         body = render.report(run, ahead=ahead_of(run), marker=marker)
         links = {"run": run, "pull_request": run.pull_request, "repository": run.repository}
         _want(f"run:{run.pull_request_id}", Report.Kind.RUN, {"body": body, "phase": phase}, marker, **links)
-    # Anybody can have a run wait for a commit, somebody else's too: it has no say in the commit's status before it is let go.
+    # Anybody can create a waiting run for any commit: it must not affect the commit's status before it is approved.
     of_commit = TestRun.objects.filter(repository=run.repository_id, sha=run.sha, events__kind=State.QUEUED)
     if of_commit.filter(pk=run.pk).exists() and not of_commit.filter(created_at__gt=run.created_at).exists():
         state = STATUS.get(State(run.state), "pending")
@@ -102,12 +102,12 @@ def want_run(run: TestRun) -> None:
 
 
 def on_run_moved(sender: object, run: TestRun, **kwargs: object) -> None:
-    """Receiver of `lifecycle.run_moved`: in the transaction of the move."""
-    want_run(run)
+    """Receiver of `lifecycle.run_moved`, inside the transaction of the move."""
+    enqueue_run(run)
 
 
 def ahead_of(run: TestRun) -> int:
-    """How many waiting runs are before this one."""
+    """The number of runs queued before this one."""
     return TestRun.objects.filter(state=State.QUEUED, created_at__lt=run.created_at).count()
 
 
@@ -131,7 +131,7 @@ def _want(key: str, kind: Report.Kind, wanted: dict[str, Any], marker: str, **li
 
 
 def send_due() -> str:
-    """Send what is due. Returns how much."""
+    """Send reports that are due, and return how many were sent."""
     deadline = time.monotonic() + SEND_SECONDS
     due = Report.objects.filter(next_try_at__lte=timezone.now()).order_by("next_try_at").values_list("pk", flat=True)
     sent = 0
@@ -143,7 +143,7 @@ def send_due() -> str:
 
 
 def send(report_id: int) -> bool:
-    """Make one wish true, if it is due and nobody else is at it. Returns whether it stands on the forge now."""
+    """Send one report if it is due and no other process is sending it. Returns whether the forge now shows it."""
     with lease(f"report:{report_id}", LEASE_SECONDS) as held:
         if held is None:
             return False
@@ -152,7 +152,7 @@ def send(report_id: int) -> bool:
             return False
         forge = report.repository.forge
         if forge.backoff_until and forge.backoff_until > timezone.now():
-            # It was just seen to be down: what is asked of it waits, so that it comes back the sooner.
+            # It was just down: wait, to let it recover.
             Report.objects.filter(pk=report.pk).update(next_try_at=forge.backoff_until)
             return False
         try:
@@ -164,7 +164,7 @@ def send(report_id: int) -> bool:
 
 
 def _done(report: Report, **fields: Any) -> None:
-    """It stands there as it was wanted when we began; if more is wanted since, that stays due."""
+    """Record that the forge shows what was wanted when the attempt began; anything wanted since stays due."""
     now = timezone.now()
     rows = Report.objects.filter(pk=report.pk)
     rows.update(posted_digest=report.wanted_digest, attempted_digest="", posted_at=now, last_error="", tries=0, **fields)
@@ -178,8 +178,8 @@ def _failed(report: Report, error: Exception) -> None:
         text = f"{error}. {error.advice}"
         wait = max(wait, timedelta(seconds=min(error.retry_after or 0, 3600)))
     settled = not isinstance(error, NotFound) or _has_its_name(report)
-    # Nobody is waiting for a reaction or a status that may not be: one line in the admin, and no more requests. A comment is
-    # what people wait for, and is tried for some days.
+    # Nobody waits for a reaction or status that is not allowed: one line in the admin, and no more requests. A comment is
+    # what people wait for, and is retried for some days.
     small = report.kind in (Report.Kind.REACTION, Report.Kind.STATUS)
     over = (small and isinstance(error, Forbidden | NotFound | Rejected) and report.tries >= 1 and settled) or report.tries >= 300
     over = over or (small and isinstance(error, Forbidden))
@@ -193,7 +193,7 @@ def _failed(report: Report, error: Exception) -> None:
 
 
 def _has_its_name(report: Report) -> bool:
-    """Whether what was not found was asked for under the repository's present name; if not, it is found at the next try."""
+    """Whether the repository still has the name that was asked for. If not, the next attempt uses the new one."""
     before = report.repository.full_name
     try:
         refresh_repository(report.repository, client_for(report.repository.forge, Purpose.REPORTS))
@@ -203,7 +203,7 @@ def _has_its_name(report: Report) -> bool:
 
 
 def _begin(report: Report) -> None:
-    """Write down that a write is about to happen: from now on its end is unknown until `_done`."""
+    """Record that a write is about to start: its outcome is unknown until `_done`."""
     Report.objects.filter(pk=report.pk).update(attempted_digest=report.wanted_digest)
 
 
@@ -217,7 +217,7 @@ def _send_reaction(report: Report, client: ForgeClient) -> None:
 def _send_status(report: Report, client: ForgeClient) -> None:
     row, wanted = report.repository, report.wanted
     if row.status_refused_at and row.status_refused_at > timezone.now() - ASK_STATUS_AGAIN:
-        raise Forbidden("the forge refused a status of this repository a short while ago")
+        raise Forbidden("the forge recently rejected a commit status for this repository")
     try:
         client.set_status(
             row.owner,
@@ -238,7 +238,7 @@ def _send_reply(report: Report, client: ForgeClient) -> None:
     assert report.comment is not None
     if not report.posted_id:
         _post(report, client, report.comment.created_at)
-    # Also when an earlier try got this far, and no further.
+    # Also if an earlier attempt got only this far.
     _remove_doubles(report, client, report.marker, report.comment.created_at)
     _done(report)
 
@@ -248,16 +248,16 @@ def _send_run(report: Report, client: ForgeClient) -> None:
     if report.attempted_digest:
         _find_lost(report, client)
     wanted = report.wanted
-    anew = wanted["phase"] == "verdict" and settings.CC_CI.verdict == "post" and report.posted_marker != report.marker
-    if report.posted_id and not anew and not _edit(report, client):
-        anew = True  # somebody deleted it; people wait for it all the same
-    if report.posted_id is None or anew:
+    post_new = wanted["phase"] == "verdict" and settings.CC_CI.verdict == "post" and report.posted_marker != report.marker
+    if report.posted_id and not post_new and not _edit(report, client):
+        post_new = True  # somebody deleted it; people still wait for it
+    if report.posted_id is None or post_new:
         _post(report, client, report.run.created_at)
     else:
         Report.objects.filter(pk=report.pk).update(posted_marker=report.marker)
     for number in list(report.stale_ids):
         _delete(report, client, number)
-        # Each by itself: where many wait and the forge fails now and then, not all begin anew with each try.
+        # One by one: if there are many and the forge fails now and then, an attempt does not start over.
         report.stale_ids = [other for other in report.stale_ids if other != number]
         Report.objects.filter(pk=report.pk).update(stale_ids=report.stale_ids)
     if wanted["phase"] == "verdict":
@@ -266,8 +266,10 @@ def _send_run(report: Report, client: ForgeClient) -> None:
 
 
 def _find_lost(report: Report, client: ForgeClient) -> None:
-    """A write whose end is not known may have been about an earlier state or run: its comment is to go, or it would stay
-    for ever. It was begun after the last write that is known to have been done."""
+    """Mark comments left by a write of unknown outcome, about an earlier state or run, for deletion.
+
+    Such a write started after the last one that is known to have succeeded.
+    """
     since = report.posted_at or TestRun.objects.filter(pull_request=report.pull_request).earliest("created_at").created_at
     known = {report.posted_id, *report.stale_ids}
     lost = [
@@ -282,20 +284,19 @@ def _find_lost(report: Report, client: ForgeClient) -> None:
 
 
 def _edit(report: Report, client: ForgeClient) -> bool:
-    """Edit the comment that stands there. Returns False when it is gone."""
+    """Edit the posted comment. Returns False if it is gone."""
     number, body = report.posted_id, report.wanted["body"]
     assert number is not None
     return _under_its_name(report, client, lambda owner, name: client.edit_comment(owner, name, number, body))
 
 
 def _delete(report: Report, client: ForgeClient, comment_id: int) -> None:
-    """Delete a comment of ours; an earlier try, or a person, may have been first."""
+    """Delete a comment of ours, if it still exists."""
     _under_its_name(report, client, lambda owner, name: client.delete_comment(owner, name, comment_id))
 
 
 def _under_its_name(report: Report, client: ForgeClient, change: Callable[[str, str], None]) -> bool:
-    """Change a comment. Returns False when it is gone. What is not found under a name that the repository has no more is there
-    all the same."""
+    """Change a comment. Returns False if it is gone. If it is not found, try again under the repository's current name."""
     row = report.repository
     try:
         change(row.owner, row.name)
@@ -310,10 +311,10 @@ def _under_its_name(report: Report, client: ForgeClient, change: Callable[[str, 
 
 
 def _post(report: Report, client: ForgeClient, since: datetime) -> None:
-    """Post the wanted comment, unless an earlier try did and died before it could say so."""
+    """Post the wanted comment, unless an earlier attempt posted it and died before recording that."""
     assert report.pull_request is not None
     row = report.repository
-    # A new comment is for people to see, and must not land in another repository that has taken this one's old name.
+    # A new comment is visible, and must not end up in another repository that took this one's old name.
     update_facts(row, client)
     found = None
     if report.attempted_digest:
@@ -327,8 +328,8 @@ def _post(report: Report, client: ForgeClient, since: datetime) -> None:
         _begin(report)
         posted = client.post_comment(row.owner, row.name, report.pull_request.number, report.wanted["body"]).id
         _believe(report, [posted])
-    # The one that stood there before is to go; written down in the same step, so that a crash forgets neither. It may be the
-    # very one that was found: under a name that the repository has no more it seemed to be gone.
+    # The previous comment has to be deleted; recorded in the same step, so that a crash loses neither. It may be
+    # the one just found: under the repository's old name it seemed to be gone.
     stale = [number for number in (*report.stale_ids, report.posted_id) if number and number != posted]
     report.posted_id, report.stale_ids = posted, stale
     Report.objects.filter(pk=report.pk).update(posted_id=posted, posted_marker=report.marker, stale_ids=stale)
@@ -337,29 +338,29 @@ def _post(report: Report, client: ForgeClient, since: datetime) -> None:
 def _own_comments(report: Report, client: ForgeClient, since: datetime) -> list[RemoteComment]:
     assert report.pull_request is not None
     row = report.repository
-    # Our clock and the forge's, which may be far behind.
+    # Allows for the forge's clock being far behind ours.
     since -= timedelta(minutes=5) + max(timezone.now() - (client.server_time or timezone.now()), timedelta(0))
     comments = client.pull_comments(row.owner, row.name, report.pull_request.number, since)
     return [comment for comment in comments if comment.author.id == row.forge.bot_id]
 
 
 def _carries(comment: RemoteComment, marker: str) -> bool:
-    """Whether the hidden id stands where we put it: at the very start. Further down it may be a log line's."""
+    """Whether the comment starts with the hidden id. Further down it may come from a log."""
     return comment.body.startswith(f"<!-- {marker}")
 
 
 def _remove_doubles(report: Report, client: ForgeClient, marker: str, since: datetime) -> None:
-    """Delete our other comments with this marker: a worker that was held up for longer than its lease may have posted one.
+    """Delete our other comments with this marker; a worker delayed beyond its lease may have posted one.
 
-    One is always left: where the number that the forge gave for ours is not among them, it is believed no longer. A list without
-    any of ours is asked for again a few times, unless somebody has deleted it in this very moment; doubles would stay.
+    Always leaves one: if the id that the forge gave for ours is not in the list, it is not trusted any longer. Raises Garbage
+    a few times for a list with none of ours, in case the list is stale; otherwise duplicates would remain.
     """
     found = [comment for comment in _own_comments(report, client, since) if _carries(comment, marker)]
     if report.posted_id not in [comment.id for comment in found]:
         ours = [comment for comment in found if _carries(comment, report.marker)]
         if not ours:
             if report.tries < ODD_LISTS:
-                raise Garbage("the list of comments is without the one that was just posted")
+                raise Garbage("the list of comments lacks the one that was just posted")
             return
         _believe(report, [ours[-1].id])
         report.posted_id = ours[-1].id
@@ -371,11 +372,10 @@ def _remove_doubles(report: Report, client: ForgeClient, marker: str, since: dat
 
 
 def _believe(report: Report, numbers: list[int]) -> None:
-    """Raise Garbage where one of these comments is what stands there for another report: an odd answer that gave it the number
-    of this one's would have it edited or deleted."""
+    """Raise Garbage if another report has one of these comments: with the wrong id we would edit or delete the other's."""
     others = Report.objects.filter(repository__forge=report.repository.forge_id, posted_id__in=numbers).exclude(pk=report.pk)
     if numbers and others.exists():
-        raise Garbage("the forge gives a comment of ours the number of another")
+        raise Garbage("the forge returned the same id for two of our comments")
 
 
 SENDERS: dict[Report.Kind, Callable[[Report, ForgeClient], None]] = {

@@ -8,8 +8,8 @@ from pathlib import Path
 from django.conf import settings
 from django.utils import timezone
 
-from infra.deployers import trees
-from runs import intake, reporting, supervision
+from infra.deployers.isolation import trees
+from runs import dispatcher, intake, reporting
 from runs.executors import local
 from runs.models import FINAL, TestRun
 
@@ -19,13 +19,13 @@ def handle_comment(comment_id: int) -> None:
 
 
 def dispatch() -> str:
-    """Start what waits, on this machine's free slots."""
-    return f"{len(supervision.dispatch())} started"
+    """Start queued runs on this machine's free slots."""
+    return f"{len(dispatcher.dispatch())} started"
 
 
 def supervise() -> str:
-    """Look after the runs that this machine holds."""
-    return supervision.supervise()
+    """Watch the runs that this machine holds."""
+    return dispatcher.supervise()
 
 
 def send_report(report_id: int) -> None:
@@ -37,19 +37,19 @@ def send_reports() -> str:
 
 
 def sweep_comments() -> str:
-    """Handle comments that nobody has."""
+    """Handle comments that were not handled yet."""
     return f"{intake.sweep()} handled"
 
 
 def sweep_leftovers() -> str:
-    """Remove what runs left behind, and end the runs of machines that are gone."""
-    forsaken = supervision.forsake_dead_hosts()
+    """Remove what runs left behind, and end the runs of dead machines."""
+    forsaken = dispatcher.forsake_dead_hosts()
     local.sweep()
-    return f"{len(forsaken)} runs of dead machines ended" if forsaken else "sweeping"
+    return f"ended {len(forsaken)} runs of dead machines" if forsaken else "sweeping"
 
 
 def drop_old_runs() -> str:
-    """Drop runs, their rows and folders, after `CC_CI_KEEP_DAYS`. The newest run of a pull request is kept."""
+    """Delete runs, with their rows and folders, after `CC_CI_KEEP_DAYS`. Keeps the newest run of each pull request."""
     old = TestRun.objects.filter(state__in=FINAL, finished_at__lt=timezone.now() - timedelta(days=settings.CC_CI.keep_days))
     dropped = 0
     for run in old.order_by("created_at")[:500]:
@@ -60,4 +60,4 @@ def drop_old_runs() -> str:
             trees.remove(Path(settings.CC_CI.data_dir) / "runs" / str(run.id))
             run.delete()
             dropped += 1
-    return f"{dropped} dropped"
+    return f"{dropped} deleted"

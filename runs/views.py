@@ -1,4 +1,4 @@
-"""The pages of runs. A run is public when its repository is public at the forge; otherwise it is shown after login only."""
+"""The pages of runs. Runs of repositories that are public at the forge are public; others require a login."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from django.templatetags.static import static
 from django.utils import timezone
 from django.views.decorators.http import require_safe
 
-from controlplane.pages import paginate
-from controlplane.templatetags.frame import weblink
+from controlplane.pages import may_see_private, paginate
 from enrollment.models import Repository
-from runs import chatops, reporting
+from runs import commands, reporting
 from runs.models import ACTIVE, FINAL, Artefact, State, TestRun
 from runs.render import HEADLINE, progress
+from runs.templatetags.run_pages import commit_url
 
 #: Lines of the log in one answer of the live page; the whole log is a file of its own.
 LIVE_CHARS = 200_000
@@ -36,13 +36,9 @@ FAVICONS = {
 
 
 def visible_runs(request: HttpRequest) -> QuerySet[TestRun]:
-    """The runs that this person may see."""
+    """The runs that this user may see."""
     runs = TestRun.objects.select_related("repository__forge", "pull_request")
     return runs if may_see_private(request) else runs.filter(repository__private=False)
-
-
-def may_see_private(request: HttpRequest) -> bool:
-    return bool(request.user.is_active and request.user.is_staff)
 
 
 def _run_or_login(request: HttpRequest, run_id: uuid.UUID) -> TestRun | HttpResponse:
@@ -71,13 +67,13 @@ def run_list(request: HttpRequest) -> HttpResponse:
         "chosen": chosen,
         "states": State.choices,
         "repositories": _names(request),
-        "command": chatops.RUN.form,
+        "command": commands.RUN.form,
     }
     return render(request, "runs/run_list.html", context)
 
 
 def _names(request: HttpRequest) -> list[str]:
-    """The repositories to choose from: those with runs that this person may see."""
+    """The repositories to choose from: those with runs that this user may see."""
     rows = Repository.objects.filter(runs__isnull=False).distinct()
     if not may_see_private(request):
         rows = rows.filter(private=False)
@@ -92,7 +88,7 @@ def run(request: HttpRequest, run_id: uuid.UUID) -> HttpResponse:
 
 
 def run_context(row: TestRun) -> dict[str, Any]:
-    """What the run's page shows; also the source of the live answer, so that both say the same."""
+    """The context of a run's page, and of its live updates, so that both show the same."""
     stages = list(row.stage_results.prefetch_related("cases"))
     state = State(row.state)
     final = row.state in FINAL
@@ -103,7 +99,7 @@ def run_context(row: TestRun) -> dict[str, Any]:
         "headline": HEADLINE[state],
         "title": f"{state.label}: {row.repository.name} · cc-ci",
         "favicon": static(f"controlplane/{FAVICONS.get(state, 'favicon-quiet')}.svg"),
-        "commit_url": _commit_url(row),
+        "commit_url": commit_url(row.repository, row.sha),
         "unclean": row.teardown.get("clean") is False,
         "newer": _newer(row) if final else None,
         "since": final and state != State.PASSED,
@@ -117,10 +113,10 @@ def run_context(row: TestRun) -> dict[str, Any]:
         "log": row.log[-LIVE_CHARS:],
         "log_mark": f"{row.attempt}-{row.log_offset}-{len(row.log)}",
         "cut": len(row.log) > LIVE_CHARS,
-        "again": chatops.RUN.form,
-        "retry": chatops.VERBS["retry"].form,
-        "cancel": chatops.VERBS["cancel"].form,
-        "with_extra": chatops.OPTIONS["--extra-tests"].form,
+        "again": commands.RUN.form,
+        "retry": commands.VERBS["retry"].form,
+        "cancel": commands.VERBS["cancel"].form,
+        "with_extra": commands.OPTIONS["--extra-tests"].form,
         "details": row.details,
         "artefacts": artefacts,
         "picture": next((artefact for artefact in artefacts if artefact.kind == Artefact.Kind.PICTURE), None),
@@ -128,13 +124,8 @@ def run_context(row: TestRun) -> dict[str, Any]:
     }
 
 
-def _commit_url(row: TestRun) -> str:
-    """The commit's page at the forge; Gitea and Forgejo name it alike."""
-    return f"{url}/commit/{row.sha}" if (url := weblink(row.repository.html_url)) else ""
-
-
 def _progress(row: TestRun) -> list[tuple[str, str]]:
-    """The stages of a run without results. At its end nothing waits any more."""
+    """The stages of a run without results. Once the run has ended, none is shown as waiting."""
     if row.active:
         return progress(row)
     ended = {"waiting": "not_run", "running": "not_finished"}
@@ -142,7 +133,7 @@ def _progress(row: TestRun) -> list[tuple[str, str]]:
 
 
 def _same_thing(row: TestRun) -> QuerySet[TestRun]:
-    """The runs of the same pull request, or of the same branch."""
+    """The runs of the same pull request or branch."""
     runs = row.repository.runs.exclude(pk=row.pk)
     return runs.filter(pull_request=row.pull_request) if row.pull_request else runs.filter(pull_request=None, ref=row.ref)
 
@@ -152,15 +143,15 @@ def _newer(row: TestRun) -> TestRun | None:
 
 
 def _last_pass(row: TestRun) -> TestRun | None:
-    """When the recipe was last known to be well, whichever commit that was."""
+    """The newest run of the recipe that passed, at any commit."""
     return row.repository.runs.filter(state=State.PASSED, created_at__lt=row.created_at).first()
 
 
 @require_safe
 def live(request: HttpRequest, run_id: uuid.UUID) -> HttpResponse:
-    """What changes on the run's page: JSON with the state, the log, and the changing parts as HTML.
+    """The changing parts of a run's page, as JSON: state, log, and HTML.
 
-    `?seen=` names the log that the reader has (`log_mark`); when it is still the same, `log` is null and saves the way.
+    `?seen=` identifies the log that the client has (`log_mark`); if it has not changed, `log` is null.
     """
     row = _run_or_login(request, run_id)
     if isinstance(row, HttpResponse):
@@ -185,7 +176,7 @@ def log(request: HttpRequest, run_id: uuid.UUID) -> HttpResponse:
 
 @require_safe
 def artefact(request: HttpRequest, run_id: uuid.UUID, name: str) -> HttpResponse:
-    """One file of a run. A recipe wrote what is in it: nothing but the picture is shown as more than text."""
+    """One file of a run. Its content is untrusted: everything except the screenshot is served as plain text."""
     row = _run_or_login(request, run_id)
     if isinstance(row, HttpResponse):
         return row
@@ -209,7 +200,7 @@ def recent_card(request: HttpRequest) -> dict[str, Any]:
 
 
 def repositories_card(request: HttpRequest) -> dict[str, Any]:
-    """The start page's section on recipes: each with its newest verdict."""
+    """The start page's section on recipes, each with its newest verdict."""
     rows = Repository.objects.watched().select_related("forge")
     if not may_see_private(request):
         rows = rows.filter(private=False)
@@ -217,4 +208,4 @@ def repositories_card(request: HttpRequest) -> dict[str, Any]:
     for row in rows[:100]:
         last = row.runs.filter(state__in=FINAL).exclude(state__in=[State.CANCELLED, State.SUPERSEDED]).first()
         cards.append({"repository": row, "last": last})
-    return {"repositories": cards, "entries": chatops.table()}
+    return {"repositories": cards, "entries": commands.table()}

@@ -9,7 +9,8 @@ import subprocess
 
 import pytest
 
-from enrollment.sandbox.image import NoImage, import_busybox
+from enrollment.fakeforge.image import NoImage, import_busybox
+from infra.deployers.swarm import convergence, patience
 
 IMAGE = "cc-ci-test/busybox:1"
 
@@ -20,6 +21,12 @@ def docker(*arguments: str, timeout: float = 30, check: bool = True) -> str:
     if check and done.returncode:
         raise AssertionError(f"docker {' '.join(arguments[:3])}: {done.stderr.strip()}")
     return done.stdout.strip()
+
+
+def impatient(monkeypatch: pytest.MonkeyPatch, exits: int = 3) -> None:
+    """Let a service that ends again and again be given up after so many exits, whatever speaks for it."""
+    monkeypatch.setattr(convergence, "MOST_FAILURES", exits)
+    monkeypatch.setattr(patience, "PATIENCE", dict.fromkeys(patience.PATIENCE, 0.0))
 
 
 def need_swarm() -> None:

@@ -1,17 +1,21 @@
-"""`make test`: linters, types, import rules, then the tests on SQLite (the quick part) and all of them on PostgreSQL.
+"""`make test`: linters, types, import rules, all tests on SQLite, and on PostgreSQL those that differ by database.
 
-Prints how long each part took. pytest's own summary of the last part comes last. Where CI=true, a missing PostgreSQL,
-Docker, bubblewrap or browser is a failure; elsewhere it is a skip that says what to install.
+All of it runs at the same time. What the linters and the part on PostgreSQL print comes when they end, with the time each took.
+The last line is pytest's summary, of both parts together.
+Where CI=true, a missing PostgreSQL, Docker, bubblewrap or browser is a failure; elsewhere it is a skip that says what to install.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -28,10 +32,10 @@ LINT: dict[str, list[str]] = {
     "import-linter": [str(BIN / "lint-imports"), "--no-cache"],
     "migrations": [sys.executable, "manage.py", "makemigrations", "--check", "--dry-run"],
 }
-#: On SQLite everything that has to do with the database; what has not is tested once, in the part on PostgreSQL.
-QUICK = "not no_database and not docker and not browser and not long and not on_postgresql"
-#: Tests that fork are run once, on SQLite, and so is what is told to be the same for any database and quicker there.
-ALL = "not long and not forks and not on_sqlite"
+#: What one who changes a line waits for: neither what waits for processes, nor what looks at many examples.
+QUICK = "not slow and not crash and not docker and not browser and not long"
+SQLITE = "not long and not on_postgresql"
+POSTGRESQL = "not long and (both_databases or on_postgresql)"
 #: Measuring takes half as long again, so it is a command of its own.
 COVERAGE = [
     *(f"--cov={name}" for name in ("controlplane", "enrollment", "runs", "infra")),
@@ -48,27 +52,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.everything", description=__doc__)
     parser.add_argument("--only", choices=["lint"], help="just this part")
     parser.add_argument("--quick", action="store_true", help="linters, and the quick part on SQLite")
-    parser.add_argument(
-        "--coverage", action="store_true", help="only the part on PostgreSQL, measured: 90 % of the lines at least"
-    )
+    parser.add_argument("--coverage", action="store_true", help="the tests on PostgreSQL, measured: 90 % of the lines at least")
     parser.add_argument("--long", action="store_true", help="the longer forms, on SQLite and on PostgreSQL")
     options = parser.parse_args()
-    times: list[tuple[str, float]] = []
-
-    def part(name: str, action: Callable[[], None]) -> None:
-        begun = time.monotonic()
-        print(f"--- {name}", flush=True)
-        action()
-        times.append((name, time.monotonic() - begun))
-
+    begun = time.monotonic()
     try:
         with ExitStack() as stack:
-            if not options.long and not options.coverage:
-                part("linters, types, import rules, migrations", lint)
-            if options.only == "lint":
-                return 0
             url = ""
-            if not options.quick:
+            if not options.quick and not options.only:
                 try:
                     url = stack.enter_context(postgres())
                 except NoPostgres as problem:
@@ -76,26 +67,43 @@ def main() -> int:
                         raise
                     print(f"No part on PostgreSQL: {problem}")
             if options.long:
-                part("long forms, SQLite", lambda: pytest("long", "", ["-s"], workers=0))
+                pytest("long", "", "-s")
                 if url:
-                    part("long forms, PostgreSQL", lambda: pytest("long", url, ["-s"], workers=0))
+                    pytest("long", url, "-s")
             elif options.coverage:
-                part("coverage", lambda: pytest("not long and not forks", url, COVERAGE))
+                pytest("not long and not forks", url, *COVERAGE, workers=3)
             else:
-                marks = QUICK if url or options.quick else "not long"
-                part("tests, SQLite", lambda: pytest(marks, "", []))
-                if url:
-                    told(times)
-                    part("tests, PostgreSQL", lambda: pytest(ALL, url, []))
+                with ThreadPoolExecutor() as pool:
+                    others = [beside(pool, "linters, types, import rules, migrations", lint)]
+                    if url:
+                        others.append(beside(pool, "tests, PostgreSQL", lambda: pytest(POSTGRESQL, url, workers=1, aloud=False)))
+                    if not options.only:
+                        marks = QUICK if options.quick else SQLITE if url else "not long"
+                        others.append(beside(pool, "tests, SQLite", lambda: pytest(marks, "", workers=3 if options.quick else 5)))
+                for other in others:
+                    other.result()
     except (Failed, NoPostgres) as error:
-        print(f"make test: {error}", file=sys.stderr)
+        print(f"make test: {error}", file=sys.stderr, flush=True)
         return 1
+    finally:
+        if COUNTS:
+            print(
+                f"{', '.join(f'{count} {name}' for name, count in COUNTS.items())} in {time.monotonic() - begun:.2f}s", flush=True
+            )
     return 0
 
 
-def told(times: list[tuple[str, float]]) -> None:
-    for name, seconds in times:
-        print(f"{seconds:7.1f} s  {name}", flush=True)
+def beside(pool: ThreadPoolExecutor, name: str, action: Callable[[], None]) -> Future[None]:
+    """Run it while others run, and say how long it took."""
+
+    def timed() -> None:
+        begun = time.monotonic()
+        try:
+            action()
+        finally:
+            print(f"\n{time.monotonic() - begun:7.1f} s  {name}", flush=True)
+
+    return pool.submit(timed)
 
 
 def lint() -> None:
@@ -106,7 +114,7 @@ def lint() -> None:
     }
     bad = []
     for name, process in running.items():
-        output, _ = process.communicate(timeout=600)
+        output, _ = process.communicate()
         if process.returncode:
             bad.append(name)
             print(f"{name}:\n{output}")
@@ -114,17 +122,35 @@ def lint() -> None:
         raise Failed(f"{', '.join(bad)} found something")
 
 
-#: More than cores: a good part of the tests waits for processes, deployments and pages.
-def pytest(marks: str, url: str, more: list[str], workers: int = 3) -> None:
+#: pytest's last line, such as `2 failed, 81 passed, 3 skipped in 12.31s`.
+LAST = re.compile(r"(?:\d+ \w+, )*\d+ \w+ in [\d.]+s")
+COUNTS: Counter[str] = Counter()
+
+
+def pytest(marks: str, url: str, *more: str, workers: int = 0, aloud: bool = True) -> None:
+    """Run the tests that are marked so; with `aloud` one sees how far they are, else what they print comes at the end."""
     command = [sys.executable, "-m", "pytest", "-q", "-m", marks, *more]
     if workers:
-        # Containers, browsers and killed processes share two cores: what fails is tried once more, and told as a rerun.
-        command += ["-n", str(workers), "--dist", "loadgroup", "--no-loadscope-reorder", "--reruns", "1"]
+        command += ["-n", str(workers), "--dist", "loadgroup", "--no-loadscope-reorder"]
     environment = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
     if url:
         environment["DATABASE_URL"] = url
-    done = subprocess.run(command, cwd=PROJECT, env=environment, check=False)
-    if done.returncode:
+    kept = []
+    with subprocess.Popen(
+        command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as run:
+        assert run.stdout
+        while piece := run.stdout.read(1) if aloud else run.stdout.read():
+            kept.append(piece)
+            if aloud:
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+    if not aloud:
+        print(f"\n{''.join(kept)}", flush=True)
+    last = "".join(kept).strip().rpartition("\n")[2]
+    if LAST.search(last):
+        COUNTS.update({name: int(number) for number, name in re.findall(r"(\d+) ([a-z]+)", last.partition(" in ")[0])})
+    if run.returncode:
         raise Failed("tests failed")
 
 

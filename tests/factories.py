@@ -16,8 +16,7 @@ from factory.django import DjangoModelFactory
 
 from enrollment.models import Comment, Delivery, Forge, PullRequest, Repository, WebhookConfig
 from infra.models import InfraApp, InfraRelease, Snapshot, Upgrade
-from runs.deferred_models import DeferredItem
-from runs.models import Artefact, CaseResult, Report, RunEvent, StageResult, State, TestRun
+from runs.models import Artefact, CaseResult, DeferredItem, Report, RunEvent, StageResult, State, TestRun
 
 
 def ago(**units: float) -> Any:
@@ -237,23 +236,28 @@ class ArtefactFactory(_Factory):
 def details(**changes: Any) -> dict[str, Any]:
     """What the results of a run say beside its stages, as they are kept on its row."""
     rungs = [
-        {"level": 1, "name": "install", "status": "climbed", "reason": ""},
-        {"level": 2, "name": "upgrade", "status": "climbed", "reason": ""},
-        {"level": 3, "name": "backup and restore", "status": "passed_over", "reason": "The recipe declares no backups."},
-        {"level": 4, "name": "own tests", "status": "stopped", "reason": "1 of 3 tests failed."},
-        {"level": 5, "name": "lint", "status": "stopped", "reason": "An earlier rung ended the climb."},
+        {"level": 1, "name": "install", "status": "reached", "reason": ""},
+        {"level": 2, "name": "upgrade", "status": "reached", "reason": ""},
+        {"level": 3, "name": "backup and restore", "status": "does_not_apply", "reason": "The recipe declares no backups."},
+        {"level": 4, "name": "own tests", "status": "failed", "reason": "1 of 3 tests failed."},
+        {"level": 5, "name": "lint", "status": "not_tested", "reason": "The rung below, own tests, was not reached."},
     ]
     extra = {"file": "extra/test_heavy.py", "name": "test_many_users", "covers": ["compose.yml"]}
     return {
         "upgraded_from": "1.0.0+2.0",
         "version": "1.1.0+2.1",
+        "images": [
+            {"name": "nginx:1.27.3", "digest": f"sha256:{'a1' * 32}", "note": ""},
+            {"name": "redis:7", "digest": f"sha256:{'b2' * 32}", "note": "its tag moved: pulled again"},
+            {"name": "made/here:1", "digest": "", "note": ""},
+        ],
         "timings": [{"step": "pull", "stage": "install", "seconds": 4.2}, {"step": "settle", "stage": "install", "seconds": 8.0}],
         "level": {"value": 2, "rungs": rungs},
         "lint": [
             {"rule": "C010", "level": "warning", "text": "The service db has no health check.", "file": "compose.yml", "line": 12}
         ],
         "extras": {"not_run": 1, "suggested": [extra], "tests": [extra]},
-        "loosened": ["cc-ci.toml changes app.status from [200] to [200, 404]: that counts once it is merged."],
+        "loosened": ["cc-ci.toml changes app.status from [200] to [200, 404]: this counts once it is merged."],
         "secret_leaks": [],
         "changed": ["compose.yml"],
         **changes,

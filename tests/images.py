@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from enrollment.sandbox.image import APPLETS
+from enrollment.fakeforge.image import APPLETS
 from tests.docker import docker
 
 SYNAPSE = "matrix-synapse==1.163.2"
@@ -46,16 +46,16 @@ def need_synapse() -> str:
             return image
         with tempfile.TemporaryDirectory(prefix="cc-ci-image-") as folder:
             try:
-                _import(image, _install(Path(folder, "site")), Path(folder, "image.tar"))
-            except _CannotMake as problem:
+                import_python(image, _install(Path(folder, "site")), Path(folder, "image.tar"))
+            except CannotMake as problem:
                 if os.environ.get("CI") == "true":
                     pytest.fail(str(problem))
                 pytest.skip(str(problem))
     return image
 
 
-class _CannotMake(Exception):
-    pass
+class CannotMake(Exception):
+    """An image cannot be made; the message says why."""
 
 
 def _install(site: Path) -> Path:
@@ -64,16 +64,17 @@ def _install(site: Path) -> Path:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     except subprocess.TimeoutExpired:
-        raise _CannotMake("pip did not bring matrix-synapse within 280 s") from None
+        raise CannotMake("pip did not bring matrix-synapse within 280 s") from None
     if done.returncode:
-        raise _CannotMake(f"pip could not bring matrix-synapse: {done.stderr.strip()[-500:]}")
+        raise CannotMake(f"pip could not bring matrix-synapse: {done.stderr.strip()[-500:]}")
     return site
 
 
-def _import(image: str, site: Path, tar: Path) -> None:
+def import_python(image: str, site: Path, tar: Path) -> None:
+    """An image with Python, and what lies in `site` beside it."""
     busybox = shutil.which("busybox")
     if not busybox:
-        raise _CannotMake("there is no busybox: apt-get install busybox-static")
+        raise CannotMake("there is no busybox: apt-get install busybox-static")
     with tarfile.open(tar, "w") as archive:
         for name in ("tmp", "data", "etc", "bin", "usr/bin"):
             entry = tarfile.TarInfo(name)

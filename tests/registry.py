@@ -28,6 +28,9 @@ class Registry:
     filling: int  #: bytes of the image's only file
     repositories: set[str] = field(default_factory=set)  #: what it has, without host and tag
     asked: list[str] = field(default_factory=list)  #: paths of the requests
+    heads: list[str] = field(default_factory=list)  #: those of them that wanted no more than the head
+    moved: int = 0  #: how often all tags were given to another image
+    tokens: bool = False  #: whether it wants a token, which it gives to who has the login
 
     def add(self, repository: str) -> str:
         """Offer the image under this name too, with any tag: the name to pull."""
@@ -41,7 +44,7 @@ class Registry:
 
     def blobs(self, repository: str) -> tuple[bytes, dict[str, bytes]]:
         """The manifest, and what it names by digest. Another image for each repository, and the same each time."""
-        layer = _layer(repository, self.filling)
+        layer = _layer(f"{repository}{self.moved or ''}", self.filling)
         config = {
             "architecture": "amd64",
             "os": "linux",
@@ -83,12 +86,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         pass
 
     def do_HEAD(self) -> None:
+        self.registry.heads.append(self.path)
         self.do_GET()
 
     def do_GET(self) -> None:
         self.registry.asked.append(self.path)
         login = self.registry.login
-        if login and self.headers.get("Authorization") != f"Basic {base64.b64encode(login.encode()).decode()}":
+        given, basic = self.headers.get("Authorization"), f"Basic {base64.b64encode(login.encode()).decode()}"
+        if self.path.startswith("/token?") and (not login or given == basic):
+            self._say(200, b'{"token": "a-token"}')
+        elif self.registry.tokens and given != "Bearer a-token":
+            challenge = {"WWW-Authenticate": f'Bearer realm="http://{self.registry.host}/token",service="tests"'}
+            self._say(401, _error("UNAUTHORIZED", "authentication required"), **challenge)
+        elif login and not self.registry.tokens and given != basic:
             challenge = {"WWW-Authenticate": 'Basic realm="tests"'}
             self._say(401, _error("UNAUTHORIZED", "authentication required"), **challenge)
         elif self.path == "/v2/":

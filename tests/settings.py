@@ -6,8 +6,13 @@
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
+
+# Each of the many processes would compile all our modules again, and each of pytest's workers rewrite all assertions.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 for _name in [name for name in os.environ if name.startswith("CC_CI_")]:
     del os.environ[_name]
@@ -24,6 +29,7 @@ from controlplane.settings import CC_CI, DATABASES  # noqa: E402
 if CC_CI.is_sqlite:
     # A file, not memory: tests with threads need the locks of the real thing.
     DATABASES["default"]["TEST"] = {"NAME": str(Path(_folder) / "test.sqlite3")}
+    DATABASES["default"]["OPTIONS"]["init_command"] += "PRAGMA synchronous=OFF;"
 # The tests about the budget set one; others may ask as fast as they can.
 CC_CI.requests_per_minute = 0
 # A second for each run; the tests about pictures ask for them.

@@ -24,8 +24,8 @@ PARTS: dict[str, tuple[str, ...]] = {
     ),
     "forges at scale": (
         "chaos/test_storm",
-        "enrollment/sandbox/test_deliveries",
-        "enrollment/sandbox/test_faults",
+        "enrollment/fakeforge/test_deliveries",
+        "enrollment/fakeforge/test_faults",
         "enrollment/test_abilities",
         "enrollment/test_another_kind",
         "enrollment/test_budget",

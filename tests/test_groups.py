@@ -1,4 +1,4 @@
-"""What uses one thing of the machine runs one after the other, on one of the workers."""
+"""What the markers say about how tests run."""
 
 from __future__ import annotations
 
@@ -11,3 +11,11 @@ def test_groups_reach_those_who_hand_tests_out(request: pytest.FixtureRequest) -
     if not getattr(request.config.option, "loadgroup", False):
         pytest.skip("no workers, or they take tests as they come")
     assert request.node.nodeid.endswith("@together")
+
+
+def test_reruns_have_a_reason_and_a_date(request: pytest.FixtureRequest) -> None:
+    """@pytest.mark.flaky(reruns=1, reason="why it fails at times", since="2026-11-29")"""
+    assert not request.config.getoption("reruns"), "reruns are for named tests only"
+    for item in request.session.items:
+        for marker in item.iter_markers("flaky"):
+            assert marker.kwargs.get("reason") and marker.kwargs.get("since"), f"{item.nodeid} does not say why, and since when"

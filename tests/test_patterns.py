@@ -1,4 +1,4 @@
-"""No regular expression of ours takes more than linear time, and no reader of a stranger's text: measured against a plain one.
+"""None of our regular expressions or readers of strangers' text takes more than linear time: measured against a plain one.
 
 Every pattern of the packages is tried, wherever it is applied: who writes a new one need not think of this test, nor of whose
 text it will meet. The nasty inputs are made of the pattern's own pieces, repeated.
@@ -20,10 +20,12 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow(0.5)
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("runs", "infra", "enrollment", "controlplane")
 #: The fake forge has no strangers, and what runs in the sandbox takes only the sandbox's time.
-ELSEWHERE = ("migrations", "enrollment/sandbox", "enrollment/fakeforge", "/inside/", "/guest/")
+ELSEWHERE = ("migrations", "enrollment/fakeforge", "/guest/")
 METHODS = ("match", "fullmatch", "search", "findall", "finditer", "split", "sub")
 #: Patterns that are made while the program runs, as they are written: one that such code may make.
 MADE = {
@@ -35,7 +37,6 @@ MADE = {
     r"\^(?:[!-~]*\\\.)?{end}\$": r"\^(?:[!-~]*\\\.)?web\\\.example\\\.org\$",
     "version_2": r"\^\{[a-z]+:\[a-z0-9-\]\+\}\.web\.example\.org\$",
     r"{re.escape(str(checkout))}(?![\w.-])": r"/var/lib/cc\-ci/checkout(?![\w.-])",
-    r"\b{scope}\b": r"\bread:user\b",
     "pattern": r"^/(user|users|orgs|teams)(/|$)|/collaborators/",
     "translate(pattern)": translate("*a*b?[c]*d*"),
     r"[0-9a-f]{{{MIN_SHA},64}}": r"[0-9a-f]{7,64}",
@@ -43,12 +44,12 @@ MADE = {
 }
 #: Patterns that are not ours: where, and why they may be any.
 OTHERS = {
-    "infra/gate.py: pattern": "of the operator, in infra.yml, for lines of 2,000 characters",
-    "infra/schema.py: pattern": "the same, which is not applied there",
+    "infra/release_notes.py: pattern": "of the operator, in infra.yml, for pieces of 2,000 characters",
+    "infra/config/schema.py: pattern": "the same, which is not applied there",
 }
-#: How many times as long as looking at each character may take. On 1 MB, of which a quadratic pattern would take a million times.
+#: How many times as long as looking at each character may take: a quadratic pattern takes hundreds of times at MIDDLE.
 BOUND = 60
-SMALL, MIDDLE, BIG = 1_000, 16_000, 1 << 20
+SMALL, MIDDLE, BIG = 1_000, 16_000, 1 << 17
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,10 @@ def applied() -> list[Applied]:
         text = path.read_text()
         module = importlib.import_module(name.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
         for key, value in vars(module).items():
-            if key.startswith("__"):
+            if key.startswith("__") or not (patterns := list(_compiled(value))):
                 continue
             used = {how for how in METHODS if re.search(rf"\b{re.escape(key)}\b(?:\[\w+\])?\.{how}\(", text)}
-            for pattern in _compiled(value):
+            for pattern in patterns:
                 for how in used or {"search", "fullmatch"}:
                     found[str(pattern.pattern), how] = Applied(f"{name}: {key}", pattern, how)
         tree = ast.parse(text)
@@ -248,18 +249,22 @@ def _seconds(work: Callable[[], object]) -> float:
 def _ratio(one: Applied, text: str) -> float:
     """How much longer than the plain pattern it takes; the least of three where that is too much."""
     ratios = []
+    piece = text[:MIDDLE]  # what is plain takes as long for each
     for _ in range(3):
-        plain = _seconds(lambda: sum(1 for _ in PLAIN.finditer(text)))
+        plain = _seconds(lambda: sum(1 for _ in PLAIN.finditer(piece))) * len(text) / len(piece)
         ratios.append(_seconds(one.over(text)) / max(plain, 0.0005))
-        if not BOUND < ratios[-1] < 10 * BOUND:
+        if not BOUND < ratios[-1] < 4 * BOUND:
             break
     return min(ratios)
 
 
 def _worst(one: Applied, most: int = 4) -> list[Callable[[int], str]]:
-    """Of the nasty texts, those that take longest while they are small."""
-    timed = [(_seconds(one.over(make(SMALL))), number, make) for number, make in enumerate(_nasty(one.pattern))]
-    return [make for _, _, make in sorted(timed, reverse=True)[:most]]
+    """Of the nasty texts, those that take longest while they are small. What else the machine does makes some longer, so the
+    first of them are looked at again."""
+    works = [(make, one.over(make(SMALL))) for make in _nasty(one.pattern)]
+    first = sorted(works, key=lambda each: -_seconds(each[1]))[: 2 * most]
+    again = sorted(first, key=lambda each: -min(_seconds(each[1]) for _ in range(2)))
+    return [make for make, _ in again[:most]]
 
 
 @pytest.mark.parametrize("module", [name for name, _ in _modules()])
@@ -287,27 +292,33 @@ def test_a_quadratic_pattern_is_found() -> None:
     )
     for pattern, how, flags in patterns:
         one = Applied("here", re.compile(pattern, flags), how)
-        assert any(_ratio(one, make(MIDDLE)) > BOUND for make in _worst(one)), pattern
+        worst = _worst(one)
+        # Most are found by less, which takes a quarter of the time.
+        assert any(_ratio(one, make(size)) > BOUND for size in (MIDDLE // 2, MIDDLE) for make in worst), pattern
 
 
 def test_all_patterns_are_seen() -> None:
     found = {one.where for one in applied()}
     assert not UNKNOWN, "Write down in MADE what they may become."
     assert len(found) > 80
-    assert {"runs/harness/lint.py: _METADATUM", "runs/deferred_file.py: _PATH", "infra/deployers/words.py: _NO_PROGRAM"} <= found
+    assert {
+        "runs/harness/lint.py: _METADATUM",
+        "runs/deferred/file_format.py: _PATH",
+        "infra/deployers/messages.py: _NO_PROGRAM",
+    } <= found
 
 
 # --- whole readers
 
 
 def _deferred(text: str) -> None:
-    from runs.deferred_file import parse
+    from runs.deferred.file_format import parse
 
     parse(f"## Open deferrals\n\n### 2026-01-01 — x\n\n- [ ] **What:** x\n{text}")
 
 
 def _comment(text: str) -> None:
-    from runs.chatops import parse
+    from runs.commands import parse
 
     parse(f"{text}\n\n!testme\n\n{text}")
 
@@ -323,12 +334,12 @@ def _sample(text: str) -> None:
 
 
 def _toml(text: str) -> None:
-    from runs.harness import settings
+    from runs.harness import recipe_config
 
     for document in (text, f"a = {text}", f'a = """{text}', f"[{text}"):
         try:
-            settings.parse(document.encode()[: 64 << 10])
-        except settings.SettingsError:
+            recipe_config.parse(document.encode()[: 64 << 10])
+        except recipe_config.RecipeConfigError:
             pass
 
 
@@ -363,14 +374,14 @@ def _marked(text: str) -> None:
 
 
 def _words(text: str) -> None:
-    from infra.deployers import words
+    from infra.deployers import messages
 
-    words.failure("app", f"exec: {text}", {})
-    words.failure("app", text, {})
+    messages.failure("app", f"exec: {text}", {})
+    messages.failure("app", text, {})
 
 
 def _version(text: str) -> None:
-    from infra.versions import Unreadable, Version
+    from infra.recipe_version import Unreadable, Version
 
     for label in (text, f"1.0.0+{text}", f"v{text}"):
         try:

@@ -14,20 +14,21 @@ from pathlib import Path
 from django.utils import timezone
 from django_q.models import OrmQ
 
-from enrollment import polling
-from enrollment.clients import client_for
-from enrollment.enrolling import add_forge, enroll
+from enrollment import comments
+from enrollment.fakeforge.model import Comment as RemoteComment
+from enrollment.fakeforge.model import Pull
+from enrollment.fakeforge.server import Server, serve
+from enrollment.fakeforge.store import Forge as SandboxForge
+from enrollment.forge_access.clients import client_for
 from enrollment.forges.base import ForgeClient
 from enrollment.models import Comment, Forge, Repository
-from enrollment.sandbox.model import Comment as RemoteComment
-from enrollment.sandbox.model import Pull
-from enrollment.sandbox.server import Server, serve
-from enrollment.sandbox.store import Forge as SandboxForge
-from runs import intake, reporting, supervision
+from enrollment.polling import poller
+from enrollment.repositories import add_forge, enroll
+from runs import dispatcher, intake, reporting
 from runs.models import HOLDING, Report, State, TestRun
-from tests.enrollment.sandbox import allowed
+from tests.enrollment.fakeforge import allowed
 
-WEB = Path(__file__).parents[1] / "enrollment" / "sandbox" / "recipes" / "hello-web"
+WEB = Path(__file__).parents[1] / "enrollment" / "fakeforge" / "recipes" / "hello-web"
 
 
 class Clock:
@@ -120,9 +121,9 @@ class World:
     def client(self) -> ForgeClient:
         return client_for(self.forge)
 
-    def poll(self) -> polling.Look:
+    def poll(self) -> comments.PollResult:
         self.forge.refresh_from_db()
-        return polling.look(self.forge)
+        return poller.poll(self.forge)
 
     def settle(self) -> None:
         """Handle all comments that are due, and make due wishes true."""
@@ -139,18 +140,18 @@ class World:
         self.poll()
         self.settle()
 
-    def run_all(self, seconds: float = 60) -> None:
+    def run_all(self, seconds: float = 300) -> None:
         """Let every run come to its end, with real harness processes."""
         self.until(self._step, seconds)
         self.report()
 
     def _step(self) -> bool:
-        supervision.dispatch()
-        supervision.supervise()
+        dispatcher.dispatch()
+        dispatcher.supervise()
         return not TestRun.objects.filter(state__in=[State.QUEUED, *HOLDING]).exists()
 
     @staticmethod
-    def until(done: Callable[[], bool], seconds: float = 20) -> None:
+    def until(done: Callable[[], bool], seconds: float = 300) -> None:
         end = time.monotonic() + seconds
         while not done():
             assert time.monotonic() < end, "it did not come to pass in time"

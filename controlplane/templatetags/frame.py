@@ -1,4 +1,4 @@
-"""What the templates of all apps use: times, addresses from outside, the version."""
+"""Template tags for all apps: times, external URLs, the version."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ register = template.Library()
 
 @register.simple_tag
 def version() -> str:
-    """The version of cc-ci. A tag, not a context processor: the page for errors has none of those."""
+    """The version of cc-ci. A tag, not a context processor: error pages have no context processors."""
     return str(settings.VERSION)
 
 
 @register.filter
 def when(value: datetime | None) -> SafeString | str:
-    """A time as `5 min ago`, as a date when that is longer ago than a month; the exact time is its title."""
+    """A time as `5 min ago`, or as a date if more than a month ago; the exact time is its title."""
     if value is None:
         return "–"
     return format_html('<time datetime="{}" title="{}">{}</time>', value.isoformat(), exact(value), _relative(value))
@@ -53,7 +53,7 @@ def _relative(value: datetime) -> str:
 
 @register.filter
 def weblink(url: str) -> str:
-    """An address that a forge gave, when it is one of the web; else nothing, so that no `javascript:` becomes a link."""
+    """A forge's URL if it is http(s); else empty, so that no `javascript:` becomes a link."""
     try:
         parts = urlsplit(url)
     except ValueError:

@@ -1,1 +1,1 @@
-"""One file per kind of forge; `base.py` says what a forge can do."""
+"""One folder per kind of forge: `base.py` defines what a kind is, `kinds.py` lists them. Depends on nothing else of cc-ci."""

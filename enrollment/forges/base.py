@@ -1,22 +1,22 @@
-"""What a forge can do, in cc-ci's words. Another kind of forge is one new file: a class that does these things, and what reads
-its deliveries, where it has webhooks. `enrollment/clients.py` names both.
+"""What a forge can do, in cc-ci's terms. To add another kind of forge, add a folder with a `ForgeKind` and a line in
+`enrollment/forges/kinds.py`; nothing else in cc-ci knows a forge's pages, events, headers or scopes.
 
-Every call has a timeout and raises a ForgeError, which says what it means for the caller and what a person can do.
+Every call has a timeout and raises a ForgeError that says what it means for the caller and what a person can do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, ClassVar, Literal, Protocol
 
 
 class ForgeError(Exception):
-    """A call to a forge that did not do what was asked. `advice` tells a person what to do."""
+    """A call to a forge failed. `advice` says what a person can do."""
 
-    advice: ClassVar[str] = "Look at the forge's own log."
-    #: Whether the same call may go well later without anybody doing anything.
+    advice: ClassVar[str] = "Check the forge's own log."
+    #: Whether the same call may succeed later by itself.
     passing: ClassVar[bool] = True
 
     def __init__(self, message: str, *, status: int | None = None, retry_after: float | None = None) -> None:
@@ -25,23 +25,28 @@ class ForgeError(Exception):
         self.retry_after = retry_after  #: seconds that the forge asked us to wait
 
 
+def explain(error: Exception) -> str:
+    """What went wrong and, if a forge was asked, what a person can do about it."""
+    return f"{error}. {error.advice}" if isinstance(error, ForgeError) else str(error)
+
+
 class Unauthorized(ForgeError):
-    advice = "The token is unknown to the forge: make a new one there and give it with `cc-ci forge add`."
+    advice = "The forge does not accept the token: create a new one there and enter it with `cc-ci forge add`."
     passing = False
 
 
 class Forbidden(ForgeError):
-    advice = "The token lacks a right: see docs/enroll-recipe.md for what it needs."
+    advice = "The token lacks a permission: docs/enroll-recipe.md lists what it needs."
     passing = False
 
 
 class NotFound(ForgeError):
-    advice = "It was deleted or renamed, or the token may not see it: make the bot a member that can read it."
+    advice = "It was deleted or renamed, or the token may not see it: make the bot a member with read access."
     passing = False
 
 
 class Rejected(ForgeError):
-    advice = "The forge understood and refused (4xx). If it goes on, this is a fault in cc-ci: please report it."
+    advice = "The forge refused the request (4xx). If this persists, it is a bug in cc-ci: please report it."
     passing = False
 
 
@@ -50,28 +55,34 @@ class RateLimited(ForgeError):
 
 
 class OverBudget(RateLimited):
-    """Not asked at all: our own budget of a minute is used up, or this purpose's or repository's share of it."""
+    """Not sent: our budget for this minute, or this purpose's or repository's share of it, is used up."""
 
-    advice = "cc-ci goes on within a minute. If it goes on for long, raise CC_CI_REQUESTS_PER_MINUTE."
+    advice = "cc-ci continues within a minute. If this persists, raise CC_CI_REQUESTS_PER_MINUTE."
 
 
 class Unavailable(ForgeError):
-    advice = "The forge is down or cannot be reached; cc-ci goes on by itself when it is back."
+    advice = "The forge is down or unreachable; cc-ci continues by itself when it is back."
 
 
 class CircuitOpen(Unavailable):
-    """Not asked at all: the forge has failed many times in a row, and is left alone for a while."""
+    """Not sent: the forge has failed many times in a row, and its circuit is open."""
 
 
 class Garbage(ForgeError):
-    advice = "What answers there is no forge, or a proxy stands between: open the address in a browser."
+    advice = "The response is not from a forge, or a proxy is in between: open the URL in a browser."
+
+
+class NoRoute(Garbage):
+    """404 in plain text: the forge is too old for this route, or only a proxy responded. Asking for something that every forge
+    has shows which.
+    """
 
 
 class OddRows(Garbage):
-    """Some rows of a listing could not be read. Raised at its end: all the others were given before."""
+    """Some rows of a listing could not be parsed. Raised at its end, after all the others."""
 
 
-#: What concerns the whole forge, or the token as a whole: nothing more is asked then.
+#: Errors of the whole forge or token: no further requests are sent.
 HALTS = (RateLimited, CircuitOpen, Unauthorized)
 
 
@@ -101,7 +112,7 @@ class Repo:
 
 @dataclass(frozen=True)
 class PullSummary:
-    """A pull request as a search tells of it: no head commit in it."""
+    """A pull request as a search reports it: without its head commit."""
 
     repo_id: int
     repo_full_name: str
@@ -115,12 +126,12 @@ class PullSummary:
 
 @dataclass(frozen=True)
 class Head:
-    """The repository and the branch that a pull request's code comes from, where all that the forge says of them agrees."""
+    """The repository and branch that a pull request's code comes from, if all that the forge reports about them agrees."""
 
     repo_id: int
     full_name: str
     owner: User
-    branch: str  #: empty where there is none (any more)
+    branch: str  #: empty if there is none (any more)
 
 
 @dataclass(frozen=True)
@@ -134,22 +145,23 @@ class Pull:
     created_at: datetime
     updated_at: datetime
     head_sha: str
-    head: Head | None  #: None when the fork was deleted, and where the forge's answer does not add up
+    head: Head | None  #: None when the fork was deleted
     base: Repo
     base_ref: str
-    #: Pushed for review to the base repository, with no branch and no fork (AGit): open to anybody who may read there.
+    #: Pushed for review to the base repository, without branch or fork (AGit): open to anybody with read access.
     agit: bool = False
 
 
 @dataclass(frozen=True)
 class Push:
-    """A push to a pull request, as the forge's timeline tells of it. A push to a closed pull request is not written down, and
-    one to an open one a moment later than the pull request's head shows it: only a push that led to the head that was read tells
-    when that came."""
+    """A push to a pull request, as the forge's timeline reports it. A push to a closed pull request is not recorded, and one
+    to an open one a moment after the pull request's head shows it: only a push that led to the head that was read shows when
+    that came.
+    """
 
     at: datetime | None
-    sha: str  #: the commit that it led to; empty where that is not told
-    by: int | None = None  #: the id of who pushed; None where that is not told
+    sha: str  #: the commit that it led to; empty if unknown
+    by: int | None = None  #: the id of who pushed; None if unknown
 
 
 @dataclass(frozen=True)
@@ -165,7 +177,7 @@ class RemoteComment:
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file as it is on a branch. `sha` is its content's own id, which a change must name, so that none goes lost."""
+    """A file on a branch. `sha` is the id of its content, which an update must name so that no other change is lost."""
 
     path: str
     sha: str
@@ -174,38 +186,40 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Hook:
-    """A webhook as the forge tells of it. No answer holds its secret; `events` may be more than what was asked for."""
+    """A webhook as the forge reports it. No response contains its secret; `events` may be more than requested."""
 
     id: int
     url: str
     events: frozenset[str]
     active: bool
     content_type: str = "json"
-    branch_filter: str = ""  #: empty where the server does not tell
-    authorization_header: str = ""  #: what somebody added for a proxy; lost unless it is sent again with each change
+    branch_filter: str = ""  #: empty if the server does not report it
+    authorization_header: str = ""  #: set by somebody for a proxy; lost unless sent with each change
 
 
 @dataclass(frozen=True)
 class Ask:
-    """A request about to be made. `kind` is a row of the table of requests, `repository` is `owner/name` or empty."""
+    """A request about to be sent. `kind` is a row of the table of requests (`permissions.SHOWN_BY` knows some by name),
+    `repository` is `owner/name` or empty.
+    """
 
     kind: str
     repository: str = ""
 
 
 class Gate(Protocol):
-    """What stands before each request of a client: budget and circuit, and the counting."""
+    """The gate before each request of a client: budget, circuit and statistics."""
 
     def enter(self, ask: Ask) -> None:
-        """Raises OverBudget, RateLimited or CircuitOpen where the request is not to be made now."""
+        """Raises OverBudget, RateLimited or CircuitOpen if the request may not be sent now."""
 
     def leave(self, ask: Ask, seconds: float, error: ForgeError | None) -> None:
-        """How it went."""
+        """Record the result."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What is known to be at a forge, to try its abilities on."""
+    """What is known to exist at a forge, for probing its capabilities."""
 
     repository: tuple[str, str] | None = None  #: owner and name
     pull: int | None = None  #: of that repository
@@ -214,116 +228,157 @@ class Sample:
 
 @dataclass(frozen=True)
 class Found:
-    """One ability as it was found. `value` is None where nothing there could tell."""
+    """A capability of a forge, or a permission of our token there, as observed. `value` is None if nothing there could show
+    it.
+    """
 
     name: str
     value: bool | int | str | None
     evidence: str
-    failed: bool = False  #: the forge gave no answer; what was found before still holds
+    failed: bool = False  #: the forge did not answer; the earlier result still holds
 
 
 StatusState = Literal["pending", "success", "failure", "error"]
 
 
 class ForgeClient(Protocol):
-    """The verbs. Names of owners and repositories are the current ones."""
+    """The operations of a forge. Names of owners and repositories are the current ones."""
 
     @property
     def server_time(self) -> datetime | None: ...
-
     def version(self) -> str: ...
-
     def whoami(self) -> User: ...
-
     def user(self, login: str) -> User | None: ...
-
     def repository(self, owner: str, name: str) -> Repo: ...
-
     def repository_by_id(self, repo_id: int) -> Repo: ...
-
     def repositories_with_topic(self, owner: str, topic: str) -> Iterator[Repo]: ...
-
     def branch_head(self, owner: str, name: str, branch: str) -> str: ...
-
     def read_file(self, owner: str, name: str, path: str, branch: str) -> RemoteFile: ...
-
     def changed_pulls(self, since: datetime, owner: str | None) -> Iterator[PullSummary]: ...
-
     def pull(self, owner: str, name: str, number: int) -> Pull: ...
-
     def pull_commits(self, owner: str, name: str, number: int) -> list[str]: ...
-
     def pull_comments(self, owner: str, name: str, number: int, since: datetime | None) -> Iterator[RemoteComment]: ...
-
+    # The texts of reviews as comments, if a forge lists them separately. Their ids are those of comments, too.
+    def pull_reviews(self, owner: str, name: str, number: int, since: datetime | None) -> Iterator[RemoteComment]: ...
     def repository_comments(self, owner: str, name: str, since: datetime) -> Iterator[RemoteComment]: ...
-
+    def repository_pulls(self, owner: str, name: str, since: datetime) -> Iterator[Pull]: ...
     def is_member(self, org: str, login: str) -> bool: ...
-
     def in_team(self, org: str, team: str, login: str) -> bool | None: ...
-
     def is_site_admin(self) -> bool | None: ...
-
     def probe(self, sample: Sample) -> Iterator[Found]: ...
-
-    # False for a collaborator who may only read, where the forge tells.
+    # False for a collaborator who may only read, if the forge reports that.
     def is_collaborator(self, owner: str, name: str, login: str) -> bool | None: ...
-
     def last_push(self, owner: str, name: str, number: int) -> Push | None: ...
-
     def post_comment(self, owner: str, name: str, number: int, body: str) -> RemoteComment: ...
-
     def edit_comment(self, owner: str, name: str, comment_id: int, body: str) -> None: ...
-
     def delete_comment(self, owner: str, name: str, comment_id: int) -> None: ...
-
     def react(self, owner: str, name: str, comment_id: int, content: str) -> None: ...
-
     def set_status(
         self, owner: str, name: str, sha: str, *, state: StatusState, context: str, description: str, target_url: str
     ) -> None: ...
-
     def change_file(
         self, owner: str, name: str, file: RemoteFile, content: bytes, *, branch: str, new_branch: str, message: str
     ) -> None: ...
-
     def open_pull(self, owner: str, name: str, *, head: str, base: str, title: str, body: str) -> Pull: ...
 
-    # Hooks of a repository, or with an empty name of an organisation. Forbidden (or NotFound) where the token may not.
-
+    # Hooks of a repository, or with an empty name of an organisation. Forbidden (or NotFound) if the token may not.
     def hooks(self, owner: str, name: str) -> Iterator[Hook]: ...
-
     def create_hook(self, owner: str, name: str, *, url: str, secret: str, events: Sequence[str]) -> Hook: ...
-
     def edit_hook(self, owner: str, name: str, hook: Hook) -> Hook: ...
-
     def delete_hook(self, owner: str, name: str, hook_id: int) -> None: ...
 
 
 @dataclass(frozen=True)
 class Heard:
-    """What stands in a delivery to a webhook, as far as cc-ci wants to know."""
+    """The content of a webhook's delivery, as far as cc-ci needs it."""
 
     repo_id: int
     repo_name: str
-    action: str  #: created or edited, where there is a comment
-    unwanted: str = ""  #: why cc-ci does not wait for it
+    action: str  #: created or edited, if there is a comment
+    unwanted: str = ""  #: why cc-ci does not need it
     number: int | None = None  #: of the pull request
     comment: RemoteComment | None = None
-    doubts: str = ""  #: why it may bring no comment by itself
+    review: str = ""  #: the text of a review; the rest must be asked of the forge
+    closed: bool = False  #: whether the pull request was merged or closed
+    doubts: str = ""  #: why it cannot be stored as a comment by itself
     title: str = ""
     html_url: str = ""
 
 
 class Deliveries(Protocol):
-    """What a kind of forge delivers to a webhook: a JSON object in UTF-8, with the hex HMAC-SHA-256 of the exact body."""
+    """How a kind of forge delivers to a webhook: a JSON object in UTF-8, and proof that the sender knows the secret."""
 
     def signatures(self, headers: Mapping[str, str]) -> list[str]:
-        """What a request claims as that HMAC; any of them will do."""
+        """The signatures of a request; any valid one will do."""
+
+    def sign(self, secret: bytes, body: bytes) -> str:
+        """The signature of exactly this body."""
 
     def event(self, headers: Mapping[str, str]) -> str: ...
 
     def delivery_id(self, headers: Mapping[str, str]) -> str:
-        """By which the same delivery is known when it comes again; empty where there is none."""
+        """Identifies the same delivery when it is sent again; empty if there is none."""
 
     def hear(self, event: str, data: dict[str, Any]) -> Heard:
-        """Read a body. A comment is one on a pull request; all else is `unwanted`. Raises Garbage."""
+        """Parse a body: a comment on a pull request, a review, or a closed one; all else is `unwanted`. Raises Garbage."""
+
+
+class MakeClient(Protocol):
+    def __call__(
+        self, url: str, token: str, *, timeout: float, user_agent: str, page_limit: int | None, gate: Gate | None
+    ) -> ForgeClient:
+        """A client for one forge and one token. `page_limit`: the maximum rows of a list at this forge, if known."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """An event that a hook is registered for."""
+
+    name: str
+    label: str  #: its label in the forge's form
+    #: The events that it may be listed as instead, all together.
+    read_as: frozenset[str] = frozenset()
+
+    def is_in(self, events: frozenset[str]) -> bool:
+        return self.name in events or bool(self.read_as and self.read_as <= events)
+
+
+@dataclass(frozen=True)
+class Pages:
+    """URLs of a forge's pages, to be formatted with `forge` or `repository` (URLs), `owner` and `sha`. Empty if a kind has no
+    such page.
+    """
+
+    version: str = ""  #: reports the version without a token
+    tokens: str = ""  #: where a token is created
+    teams: str = ""
+    collaborators: str = ""
+    hooks: str = ""
+    pulls: str = ""
+    commit: str = ""
+
+
+@dataclass(frozen=True)
+class ForgeKind:
+    """Everything cc-ci knows of one kind of forge."""
+
+    name: str  #: as stored in `Forge.kind`
+    label: str  #: for people
+    client: MakeClient
+    pull_ref: str  #: what is fetched for pull request {number}
+    pages: Pages = Pages()
+    api: str = ""  #: path of the API, which people may append to a forge's URL
+    deliveries: Deliveries | None = None  #: None: takes no webhooks
+    events: tuple[Event, ...] = ()
+    #: How a maintainer adds a hook, step by step: HTML, to be formatted with `hooks` (a link), `url` and `events`.
+    hook_steps: tuple[str, ...] = ()
+    #: The scopes a token needs for each permission (`permissions.PERMISSIONS`), and for `people`: reading who somebody is.
+    scopes: Mapping[str, str] = field(default_factory=dict)
+    #: The scopes that a refusal says the token lacks.
+    lacked_scopes: Callable[[str], frozenset[str]] = lambda refusal: frozenset()
+    #: Whether a refusal is about a locked conversation: then the token lacks nothing.
+    is_locked: Callable[[str], bool] = lambda refusal: False
+
+    @property
+    def event_names(self) -> tuple[str, ...]:
+        return tuple(event.name for event in self.events)

@@ -1,21 +1,22 @@
-"""The wire to a forge: one request and its answer, with a limit on time and size, and errors that say what they mean.
+"""HTTP to a forge: one request and its response, with limits on time and size, and errors that say what they mean.
 
-Connections are kept by thread and address and used by all clients there, whatever their token: a task that makes a client for
-three requests opens no connection of its own. A child process begins with none of its parent's.
+Connections are kept per thread and address and shared by all clients there, whatever their token, so a task that creates a
+client for three requests opens no connection of its own. A child process starts without its parent's.
 """
 
 from __future__ import annotations
 
+import json
 import os
-import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -26,6 +27,7 @@ from enrollment.forges.base import (
     ForgeError,
     Garbage,
     Gate,
+    NoRoute,
     NotFound,
     RateLimited,
     Rejected,
@@ -35,49 +37,35 @@ from enrollment.forges.base import (
 
 MAX_BODY = 32 * 1024 * 1024
 DAY = 24 * 3600
-#: Addresses whose connections a thread keeps.
+#: The response of Go's library for a missing route: from an older forge, or the proxy of one that is down.
+NO_ROUTE = "404 page not found"
+#: Maximum number of addresses to which a thread keeps connections.
 KEPT = 8
-
-#: What a request is for, by method and path; the first that fits. Paths of a repository begin behind its name.
-KINDS = (
-    ("*", r"/hooks", "hooks"),
-    ("POST PATCH DELETE", r"/reactions$", "react"),
-    ("POST PATCH DELETE", r"/comments", "comment"),
-    ("POST", r"/statuses/", "status"),
-    ("POST PUT PATCH DELETE", r"", "push"),
-    ("GET", r"^/repos/(issues/)?search$", "search"),
-    ("GET", r"/comments$", "read comments"),
-    ("GET", r"/pulls/|/timeline$", "read pull"),
-    ("GET", r"^/(user|users|orgs|teams)(/|$)|/collaborators/", "people"),
-    ("GET", r"", "read"),
-)
-
-
-def ask_of(method: str, path: str) -> Ask:
-    """What a request is, for the table of requests and the sharing of the budget."""
-    kind = next(
-        kind
-        for methods, pattern, kind in KINDS
-        if methods in ("*", method) or method in methods.split()
-        if re.search(pattern, path)
-    )
-    match = re.match(r"/repos/([^/]+)/([^/]+)/?", path)
-    repository = f"{match[1]}/{match[2]}".lower() if match and kind != "search" else ""
-    return Ask(kind, repository)
 
 
 class Http:
-    """Requests to one address, as one client."""
+    """Requests to the API at one address, for one client. `api` is its path, `ask_of` returns the kind of a request by method
+    and path.
+    """
 
-    def __init__(self, address: str, headers: Mapping[str, str], timeout: float, gate: Gate | None) -> None:
-        self.address, self.headers, self.timeout, self.gate = address, headers, timeout, gate
+    def __init__(
+        self,
+        url: str,
+        api: str,
+        headers: Mapping[str, str],
+        timeout: float,
+        gate: Gate | None,
+        ask_of: Callable[[str, str], Ask],
+    ) -> None:
+        self.address, self.api, self.headers, self.timeout, self.gate = url + api, api, headers, timeout, gate
+        self.ask_of = ask_of
         self.server_time: datetime | None = None
 
     def once(
         self, method: str, path: str, params: dict[str, Any] | None = None, body: dict[str, Any] | None = None
     ) -> requests.Response:
-        """One request. Raises ForgeError for all that is no 2xx, and what the gate raises before it is made."""
-        ask = ask_of(method, path)
+        """Send one request. Raises ForgeError for anything but 2xx, and what the gate raises before it is sent."""
+        ask = self.ask_of(method, path)
         if self.gate:
             self.gate.enter(ask)
         begun = time.monotonic()
@@ -106,17 +94,19 @@ class Http:
                 headers=self.headers,
                 timeout=self.timeout,
                 stream=True,
-                # A write that is redirected would turn into a read.
+                # A redirected write would become a read.
                 allow_redirects=method == "GET",
             )
             with response:
                 response._content = _body(response, time.monotonic() + self.timeout)
         except requests.Timeout:
-            raise Unavailable(f"{where}: no answer within {self.timeout:g} s") from None
+            raise Unavailable(f"{where}: no response within {self.timeout:g} s") from None
         except (requests.RequestException, OSError) as error:
             raise Unavailable(f"{where}: {_reason(error)}") from None
+        except ValueError as error:  # such as an address in a redirection that is none
+            raise Garbage(f"{where}: the answer cannot be read: {error}") from None
         self._note_time(response)
-        refusal = _error(where, response)
+        refusal = _error(where, response, self.api)
         if refusal:
             raise refusal
         return response
@@ -133,15 +123,29 @@ class Http:
 _kept = threading.local()
 
 
+class _Session(requests.Session):
+    """Of the environment's settings, only its proxies and certificates count: a password that ~/.netrc has for the forge, for
+    git, would take our token's place, with another's rights.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.auth = lambda request: request
+        self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+
+    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
+        if self.should_strip_auth(response.request.url, prepared_request.url):  # type: ignore[no-untyped-call]
+            prepared_request.headers.pop("Authorization", None)
+
+
 def session_for(address: str) -> requests.Session:
-    """This thread's connections to an address. They carry no token and keep no cookie, so that clients can share them."""
+    """This thread's connections to an address. They carry no token and keep no cookies, so clients can share them."""
     if getattr(_kept, "pid", None) != os.getpid():
         _kept.pid, _kept.sessions = os.getpid(), OrderedDict()
     sessions: OrderedDict[str, requests.Session] = _kept.sessions
     session = sessions.pop(address, None)
     if session is None:
-        session = requests.Session()
-        session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        session = _Session()
         for scheme in ("http://", "https://"):
             session.mount(scheme, HTTPAdapter(pool_connections=2, pool_maxsize=2))
         while len(sessions) >= KEPT:
@@ -150,38 +154,47 @@ def session_for(address: str) -> requests.Session:
     return session
 
 
-# --- answers
+# --- responses
 
 
 def _body(response: requests.Response, deadline: float) -> bytes:
-    """The body, with a limit on size and on time as a whole: a forge may also be slow byte by byte."""
+    """The body, limited in size and total time: a forge may be slow byte by byte."""
     parts, size = [], 0
     for part in response.iter_content(64 * 1024):
         size += len(part)
         if size > MAX_BODY:
-            raise Garbage("an answer of more than 32 MB")
+            raise Garbage("a response of more than 32 MB")
         if time.monotonic() > deadline:
             raise requests.Timeout
         parts.append(part)
     return b"".join(parts)
 
 
-def _error(where: str, response: requests.Response) -> ForgeError | None:
+def _error(where: str, response: requests.Response, api: str) -> ForgeError | None:
     status = response.status_code
     if status < 300:
         return None
-    text = f"{where}: {status}{_message(response)}"
+    said = _message(response)
+    text = f"{where}: {status}{f' ({said})' if said else ''}"
     if status < 400:
-        # A redirect of a write, or one that leads nowhere: the thing has another name now.
+        if f"{api}/" not in response.headers.get("Location", ""):
+            return Garbage(f"{text}: a redirect to outside the forge's API", status=status)
+        # It was renamed.
         return NotFound(f"{text} (moved)", status=status)
-    kinds: dict[int, type[ForgeError]] = {401: Unauthorized, 403: Forbidden, 404: NotFound, 410: NotFound, 429: RateLimited}
-    kinds[408] = Unavailable
-    kind = kinds.get(status, Unavailable if status >= 500 else Rejected)
-    return kind(text, status=status, retry_after=_retry_after(response))
+    passing: dict[int, type[ForgeError]] = {408: Unavailable, 425: Unavailable, 429: RateLimited}
+    if status >= 500 or status in passing:
+        return passing.get(status, Unavailable)(text, status=status, retry_after=_retry_after(response))
+    if said is None:
+        if status == 404 and response.text.strip() == NO_ROUTE:
+            return NoRoute(text, status=status)
+        # A proxy's page, perhaps while the forge restarts: the forge itself did not respond.
+        return Garbage(f"{text}: not a forge's error format", status=status)
+    kinds: dict[int, type[ForgeError]] = {401: Unauthorized, 403: Forbidden, 404: NotFound, 410: NotFound}
+    return kinds.get(status, Rejected)(text, status=status, retry_after=_retry_after(response))
 
 
 def _retry_after(response: requests.Response) -> float | None:
-    """Seconds from now, whichever of its two forms the header has; a date is held against the forge's own clock."""
+    """Seconds from now, whether the header has seconds or a date; a date is compared with the forge's own clock."""
     value = response.headers.get("Retry-After", "")
     if (seconds := whole(value)) is not None:
         return float(min(seconds, DAY))
@@ -195,17 +208,17 @@ def _retry_after(response: requests.Response) -> float | None:
         now = datetime.now(UTC)
     try:
         return min(max(0.0, (until - now).total_seconds()), float(DAY))
-    except TypeError:  # one of them without a zone
+    except TypeError:  # one of them without a time zone
         return None
 
 
 def whole(text: str) -> int | None:
-    """A whole number in a header, or None."""
+    """An integer in a header, or None."""
     return int(text) if text.isdecimal() and len(text) < 20 else None
 
 
 def storable(value: Any) -> Any:
-    """JSON without what no database holds: NUL, and halves of surrogates, which JSON can say as six plain characters."""
+    """JSON without what no database stores: NUL, and unpaired surrogates, which JSON can escape."""
     if isinstance(value, str):
         return value.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
     if isinstance(value, list):
@@ -215,12 +228,21 @@ def storable(value: Any) -> Any:
     return value
 
 
-def _message(response: requests.Response) -> str:
+def json_of(response: requests.Response) -> Any:
+    """The decoded JSON of a response. Raises Garbage."""
+    try:
+        return storable(json.loads(response.content))
+    except (ValueError, RecursionError):
+        raise Garbage(f"{urlsplit(response.url).path}: the response is not valid JSON") from None
+
+
+def _message(response: requests.Response) -> str | None:
+    """The forge's error message; None if the response is not in a forge's format, JSON with a `message`."""
     try:
         message = response.json()["message"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        return ""
-    return f" ({storable(str(message))[:200]})" if message else ""
+        return None
+    return str(storable(message))[:200] if isinstance(message, str) else None
 
 
 def _reason(error: BaseException) -> str:

@@ -1,1 +1,1 @@
-"""Ways to put a recipe on a machine, and the sandbox in which a recipe's code runs. Knows no Django."""
+"""Deployers, which put a recipe on a machine, and the sandbox for a recipe's code. Knows no Django."""

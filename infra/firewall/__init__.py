@@ -1,5 +1,5 @@
-"""What the containers of runs may reach: rules of the packet filter on the bridges by which they leave, in a table of our own.
+"""Packet filter rules on the bridges that runs' containers leave by: what they may reach. Our own nftables table.
 
-`rules` makes them (pure), `nft` loads and reads them, `wanted` knows which ones this server should have, `probe` tries from a
-container what is reached, `check` is doctor's line. Knows the deployers, and of the rest of cc-ci only settings and registry.
+`rules` builds them (pure), `nft` loads and reads them, `desired` computes the ones this server should have, `probe` tests from a
+container what is reachable, `check` is doctor's check. Knows the deployers; of the rest of cc-ci only settings and registry.
 """

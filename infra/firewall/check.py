@@ -1,4 +1,4 @@
-"""doctor's line on what runs reach: the rules, and what a container that leaves as theirs do does reach."""
+"""doctor's check of what runs can reach: the loaded rules, and an actual test from a container."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from django.conf import settings
 from django.db import connection
 
 from controlplane.registry import Finding, Level
-from infra.deployers.base import DeployError
-from infra.deployers.egress import GATEWAY, PREFIX, Allowed, is_private
-from infra.deployers.engine import get, swarm_problem
-from infra.firewall import nft, probe, wanted
+from infra.deployers.docker.api import get, swarm_problem
+from infra.deployers.docker.egress import GATEWAY, PREFIX, Allowed, is_private
+from infra.deployers.errors import DeployError
+from infra.firewall import desired, nft, probe
 from infra.firewall.probe import Target
 from infra.firewall.rules import Rules
 
@@ -30,16 +30,16 @@ _ARP, _ROUTES = Path("/proc/net/arp"), Path("/proc/net/route")
 
 
 def check_firewall() -> Iterator[Finding]:
-    """How bad it is when runs reach too much: a warning as long as nobody asked for rules, an error when they do not hold."""
+    """Severity when runs reach too much: a warning until rules were requested, an error when loaded rules don't work."""
     if settings.CC_CI.deployer == "process":
         yield Finding(NAME, "ok", "not needed: CC_CI_DEPLOYER is process")
         return
     if not shutil.which("docker") or swarm_problem():
-        yield Finding(NAME, "ok", "not checked: there is no Swarm to deploy to here")
+        yield Finding(NAME, "ok", "not checked: this host has no Swarm to deploy to")
         return
-    rules, problem = wanted.rules()
+    rules, problem = desired.rules()
     if problem:
-        yield Finding(NAME, "warning", problem, f"fix it in the admin, then: {APPLY}")
+        yield Finding(NAME, "warning", problem, f"fix it in the admin, then run: {APPLY}")
     applied = True
     try:
         finding = _rules(rules)
@@ -47,31 +47,31 @@ def check_firewall() -> Iterator[Finding]:
         if finding:
             yield finding
     except nft.FirewallError as error:
-        # Not root: what is tried from a container tells as much.
+        # Not root: the test from a container shows as much.
         if os.geteuid() == 0:
             applied = False
-            text = f"{error} So there are no firewall rules for runs."
+            text = f"{error} There are no firewall rules for runs."
             yield Finding(NAME, "warning", text, f"{error.fix} && {APPLY}")
     yield from _tried(rules, applied)
 
 
 def _rules(rules: Rules) -> Finding | None:
-    """What is wrong with the rules that are loaded."""
+    """What is wrong with the loaded rules."""
     loaded = nft.loaded()
     if not loaded:
-        return Finding(NAME, "warning", "no firewall rules are loaded: runs can reach this machine and private networks", APPLY)
+        return Finding(NAME, "warning", "no firewall rules are loaded: runs can reach this host and private networks", APPLY)
     if loaded.counting:
         counts = ", ".join(f"{packets} packets {where}" for where, packets in sorted(loaded.counts.items()) if where)
-        return Finding(NAME, "warning", f"the firewall rules only count, and refuse nothing: {counts}", APPLY)
+        return Finding(NAME, "warning", f"the firewall rules only count and reject nothing: {counts}", APPLY)
     if loaded.text != nft.listing(rules):
-        return Finding(NAME, "error", "the loaded rules differ from what the settings and enrolments ask for", APPLY)
+        return Finding(NAME, "error", "the loaded rules differ from what settings and enrolments require", APPLY)
     return None
 
 
 def _tried(rules: Rules, applied: bool) -> Iterator[Finding]:
     if not settings.CC_CI.firewall_probe:
         if applied:
-            yield Finding(NAME, "ok", "the rules are loaded; not tested from a container, since CC_CI_FIREWALL_PROBE is false")
+            yield Finding(NAME, "ok", "the rules are loaded; not tested from a container because CC_CI_FIREWALL_PROBE is false")
         return
     tries = [target for target in targets() if not _is_allowed(rules, target)]
     try:
@@ -81,15 +81,15 @@ def _tried(rules: Rules, applied: bool) -> Iterator[Finding]:
         yield Finding(NAME, "warning", f"could not test what a run's container can reach: {error}", f"docker info && {APPLY}")
         return
     if several and not settings.CC_CI.firewall_everything:
-        text = "the Swarm has several machines, so runs leave over docker_gwbridge, like everything else"
-        yield Finding(NAME, "warning", text, f"CC_CI_FIREWALL_EVERYTHING=true, and on each machine: {APPLY}")
+        text = "the Swarm has several nodes, so runs leave over docker_gwbridge, like everything else"
+        yield Finding(NAME, "warning", text, f"CC_CI_FIREWALL_EVERYTHING=true, and on each node: {APPLY}")
     if found:
         level: Level = "error" if applied else "warning"
         words = "; ".join(_in_words(found))
         fix = "nft list table inet cc_ci" if applied and os.geteuid() == 0 else APPLY
         yield Finding(NAME, level, f"a run's container can reach {words}", fix)
     elif applied:
-        what = f"ports of this machine, {_METADATA}, private addresses"
+        what = f"ports of this host, {_METADATA}, private addresses"
         yield Finding(NAME, "ok", f"a run's container reached none of {len(tries)} targets ({what})")
 
 
@@ -111,13 +111,13 @@ def _is_allowed(rules: Rules, target: Target) -> bool:
 
 
 def targets() -> list[Target]:
-    """What is worth a try: what listens on this machine, metadata, the database, and private addresses that are known here."""
+    """Targets worth trying: listening ports of this host, metadata, the database and known private addresses."""
     metadata = Target(f"the metadata address {_METADATA}", _METADATA, 80)
     return list(dict.fromkeys((*_own_ports(), *_database(), metadata, *_others())))
 
 
 def _own_ports() -> Iterator[Target]:
-    """What listens here, each at one address by which a container could come."""
+    """Listening ports of this host, each at one address that a container could reach."""
     own = dict(_addresses())
     anywhere = own.get(GATEWAY) or next(iter(own.values()), "")
     listening = set()
@@ -128,11 +128,11 @@ def _own_ports() -> Iterator[Target]:
                 listening.add((anywhere if address.is_unspecified else str(address), int(one.laddr[1])))
     for where, port in sorted(listening)[:_MOST_PORTS]:
         if where:
-            yield Target("this machine", where, port, closed_counts=False)
+            yield Target("this host", where, port, closed_counts=False)
 
 
 def _addresses() -> Iterator[tuple[str, str]]:
-    """The IPv4 addresses of this machine by interface."""
+    """IPv4 addresses of this host by interface."""
     for name, addresses in psutil.net_if_addrs().items():
         for address in addresses:
             if address.family == socket.AF_INET and not ipaddress.ip_address(address.address).is_loopback:
@@ -151,7 +151,7 @@ def _database() -> Iterator[Target]:
 
 
 def _others() -> Iterator[Target]:
-    """The gateway and neighbours of this machine, where their addresses are private. Nobody else is asked."""
+    """This host's gateway and neighbours with private addresses. Scans nothing."""
     found: list[str] = []
     with suppress(OSError, ValueError):
         for line in _ROUTES.read_text().splitlines()[1:]:

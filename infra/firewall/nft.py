@@ -1,4 +1,4 @@
-"""The `nft` command: load our table, read it, remove it."""
+"""Runs the `nft` command: load our table, read it, remove it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from infra.firewall.rules import COUNTING, TABLE, Rules
 _SECONDS = 20.0
 _NO_TABLE = "No such file or directory"
 _DENIED = "Operation not permitted"
-#: The bridges whose connections are counted now.
+#: The bridges whose connections are currently counted.
 _COUNTED = re.compile(r"(?<=flags dynamic\n)\t\telements = \{[^{}]*\}\n")
 
 
 class FirewallError(Exception):
-    """It cannot be done, or cannot be seen. `fix` says what to type."""
+    """The rules cannot be read or changed. `fix` is the command to type."""
 
     def __init__(self, text: str, fix: str) -> None:
         super().__init__(text)
@@ -28,7 +28,7 @@ class FirewallError(Exception):
 
 @dataclass(frozen=True)
 class Loaded:
-    """Our table as the kernel has it."""
+    """Our table as the kernel lists it."""
 
     text: str  #: as nft lists it, without what it counts
     counting: bool
@@ -36,7 +36,7 @@ class Loaded:
 
 
 def apply(rules: Rules) -> bool:
-    """Load the rules, in one step. Whether anything changed: what is loaded already keeps its counters. Raises FirewallError."""
+    """Load the rules atomically. Returns whether anything changed; unchanged rules keep their counters. Raises FirewallError."""
     now = loaded()
     if now and now.text == listing(rules):
         return False
@@ -45,7 +45,7 @@ def apply(rules: Rules) -> bool:
 
 
 def remove() -> bool:
-    """Remove our table, and nothing else. Whether there was one. Raises FirewallError."""
+    """Remove our table and nothing else. Returns whether it existed. Raises FirewallError."""
     if not loaded():
         return False
     _nft("delete", "table", "inet", TABLE)
@@ -53,7 +53,7 @@ def remove() -> bool:
 
 
 def loaded() -> Loaded | None:
-    """What is loaded now, if anything. Raises FirewallError where that cannot be seen."""
+    """The loaded rules, if any. Raises FirewallError if they cannot be read."""
     listed = _nft("--stateless", "list", "table", "inet", TABLE, missing=_NO_TABLE)
     if not listed:
         return None
@@ -68,9 +68,9 @@ def loaded() -> Loaded | None:
 
 
 def listing(rules: Rules) -> str:
-    """What `loaded` would show of these rules: nft writes them in a way of its own. It is asked in a network of its own."""
+    """What `loaded` would return for these rules: nft normalizes them, so they are listed in a separate network namespace."""
     if not shutil.which("unshare"):
-        raise FirewallError("There is no unshare command here.", "apt-get install util-linux")
+        raise FirewallError("The unshare command is missing.", "apt-get install util-linux")
     script = f"nft --file - && exec nft --stateless list table inet {TABLE}"
     return _run(["unshare", "--net", "sh", "-c", script], rules.text())
 
@@ -81,18 +81,20 @@ def _nft(*arguments: str, given: str = "", missing: str = "") -> str:
 
 def _run(command: list[str], given: str, missing: str = "") -> str:
     if not shutil.which("nft"):
-        raise FirewallError("There is no nft command here.", "apt-get install nftables")
+        raise FirewallError("The nft command is missing.", "apt-get install nftables")
     try:
         done = subprocess.run(
             command, input=given, capture_output=True, text=True, timeout=_SECONDS, env={**os.environ, "LC_ALL": "C"}
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise FirewallError(f"nft does not work: {error}", "nft list tables") from error
+        raise FirewallError(f"nft failed: {error}", "nft list tables") from error
     said = next((line.strip() for line in done.stderr.splitlines() if line.strip()), f"exit code {done.returncode}")
     if not done.returncode:
         return done.stdout
     if missing and missing in done.stderr:
         return ""
     if _DENIED in done.stderr:
-        raise FirewallError("Only root can see and change the rules.", "sudo cc-ci firewall")
-    raise FirewallError(f"nft refuses: {said}", "uname -r; nft --version: cc-ci needs Linux 5.19 and nftables 1.0 or newer")
+        raise FirewallError("Only root can read and change the rules.", "sudo cc-ci firewall")
+    raise FirewallError(
+        f"nft rejected the rules: {said}", "uname -r; nft --version: cc-ci needs Linux 5.19 and nftables 1.0 or newer"
+    )

@@ -1,6 +1,6 @@
-"""Tries from a container that leaves as a run's do what it reaches, and clears away what that takes.
+"""Tests what a container on a run's network path can reach, and cleans up afterwards.
 
-The container has no image to speak of: the Python of this machine is mounted into an empty one.
+The container's image is empty: the host's Python is mounted into it.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.deployers.base import DeployError
-from infra.deployers.docker_cli import call, docker, environment, last_line
-from infra.deployers.egress import NOTHING, PREFIX
-from infra.deployers.engine import ids
+from infra.deployers.docker.api import ids
+from infra.deployers.docker.cli import call, docker, environment, last_line
+from infra.deployers.docker.egress import NOTHING, PREFIX
+from infra.deployers.errors import DeployError
 
 LABEL = "cc-ci.doctor"
-#: How long each try may take; they are made at the same time.
+#: Timeout of each attempt; they run concurrently.
 TRY_SECONDS = 2.0
 _SECONDS = 30.0
-#: In the container. A port that is closed answers too, unless it is a firewall on the way that says so.
+#: Runs in the container. A closed port counts as reached, too, unless a firewall on the way refused it.
 _SCRIPT = """
 import json, selectors, socket, sys, time
 seconds, targets = json.loads(sys.argv[1])
@@ -64,9 +64,9 @@ class Target:
 
 
 def reached(targets: Sequence[Target], several_machines: bool = False) -> list[Target]:
-    """Those that a container reaches, that is on a bridge like a run's, or where those are on docker_gwbridge, there.
+    """The targets a container reaches from a bridge like a run's (or docker_gwbridge, if runs leave by that).
 
-    Raises DeployError when it cannot be tried.
+    Raises DeployError if the test cannot run.
     """
     _clear()
     name = f"cc-ci-doctor-{secrets.token_hex(4)}"
@@ -89,13 +89,13 @@ def reached(targets: Sequence[Target], several_machines: bool = False) -> list[T
         found = {int(number): bool(is_open) for number, is_open in json.loads(said)}
         return [target for n, target in enumerate(targets) if found.get(n, False) or (n in found and target.closed_counts)]
     except ValueError as error:
-        raise DeployError("tool_failed", f"the container said nothing that can be read: {error}") from error
+        raise DeployError("tool_failed", f"the container's output is invalid: {error}") from error
     finally:
         _clear()
 
 
 def _python_folders() -> list[str]:
-    """What an interpreter needs of this machine."""
+    """The host paths that the Python interpreter needs."""
     wanted = ["/usr", "/lib", "/lib64", "/etc/ld.so.cache", sys.base_prefix]
     return [path for path in dict.fromkeys(wanted) if Path(path).exists() and (path == "/usr" or not path.startswith("/usr"))]
 
@@ -120,7 +120,7 @@ def _empty_image(name: str) -> str:
 
 
 def _clear() -> None:
-    """Remove what this try has made, or one that was killed. (What another one uses is not to be removed.)"""
+    """Remove what this test created, or one that was killed. (Docker refuses to remove what another test is using.)"""
     for container in ids("container", LABEL):
         call("rm", "--force", container)
     for network in ids("network", LABEL):

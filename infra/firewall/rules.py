@@ -1,11 +1,11 @@
-"""The rules, as nftables reads them. Pure.
+"""The rules in nftables syntax. Pure.
 
-Everything is in one table of our own, which dockerd, iptables and firewalld leave alone. A base chain's `accept` only ends that
-chain, and what Docker's own rules forbid stays forbidden; a `reject` is final. The chains come before Docker's (priority -5).
+All of them are in one table of our own, which dockerd, iptables and firewalld leave alone. A base chain's `accept` only ends that
+chain, so what Docker's own rules forbid stays forbidden; a `reject` is final. The chains run before Docker's (priority -5).
 
-Who a packet is from is told by the bridge that it comes in by, which a container cannot choose; its source address only has to
-be one of that bridge. Else replies could be forged: a container would send a packet with another's source address to a server of
-its own on the internet, and "answer" in that server's name.
+The sender is identified by the bridge a packet comes in by, which a container cannot choose; its source address only has to
+belong to that bridge. Otherwise replies could be forged: a container would send a packet with another's source address to its
+own server on the internet, and "answer" in that server's name.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import ipaddress
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from infra.deployers.egress import GATEWAY, NOTHING, PREFIX, PRIVATE_4, PRIVATE_6, Allowed, group
+from infra.deployers.docker.egress import GATEWAY, NOTHING, PREFIX, PRIVATE_4, PRIVATE_6, Allowed, group
 
 TABLE = "cc_ci"
 REFUSING, COUNTING = "refusing", "counting only"
-#: The comments of the rules that count. They are shown, and are the same in all versions of the rules.
+#: Comments on the rules with counters. Shown to people, and the same in all versions of the rules.
 TO_HOST, TO_PRIVATE, FORGED = "to this machine", "to a private or link-local range", "with a forged source address"
 TOO_MANY = "beyond the connections that a run may have"
-#: Of one bridge at once. The kernel has a list of all connections of the machine; when that is full, nobody gets a new one.
+#: Simultaneous connections per bridge. The kernel's connection table is shared: when it is full, nobody gets a new one.
 CONNECTIONS = 4096
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What is asked for. Equal ones make equal texts."""
+    """The requested rules. Equal ones render to equal text."""
 
     allowed: Sequence[tuple[Allowed, str]] = ()  #: to all runs, with the reason
     recipes: Sequence[Sequence[Allowed]] = field(default_factory=tuple)  #: what an enrolment allows to its recipe's runs
@@ -35,7 +35,7 @@ class Rules:
     counting: bool = False  #: refuse nothing, and count what would be refused
 
     def text(self) -> str:
-        """For `nft --file`: replaces the table, whether there is one or not, in one step."""
+        """Input for `nft --file`: replaces the table atomically, whether or not it exists."""
         return f"table inet {TABLE}\ndelete table inet {TABLE}\n{self.table()}"
 
     def table(self) -> str:
@@ -54,7 +54,7 @@ class Rules:
             yield f"\tchain {hook} {{"
             yield f"\t\ttype filter hook {hook} priority filter - 5; policy accept;"
             yield f"\t\t{run} jump {chain}"
-            # A container of a run may have the server's proxy, which is on its network, forward packets of its making.
+            # A run's container could make the server's proxy, which is on its network, forward forged packets.
             yield f"\t\t{gateway} jump {chain if self.everything else 'forged'}"
             yield "\t}"
         yield "\tchain to_host {"
@@ -96,7 +96,7 @@ class Rules:
 
 
 def _matches(entry: Allowed) -> str:
-    """Where the connection was meant to go: before Docker, or anybody, leads a published port on to a container."""
+    """Match the original destination, before Docker (or anything else) forwards a published port to a container."""
     network = ipaddress.ip_network(entry.network)
     address = str(network.network_address) if network.num_addresses == 1 else entry.network
     where = f"ct original {'ip' if network.version == 4 else 'ip6'} daddr {address}"

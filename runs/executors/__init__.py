@@ -1,1 +1,1 @@
-"""One file per place where a run can happen; `base.py` says what an executor does."""
+"""One file per place where runs can happen; `base.py` defines an executor."""

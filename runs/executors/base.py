@@ -1,8 +1,9 @@
-"""What an executor does: three verbs, each of which may be called twice, and at the same time as itself."""
+"""The interface of executors: each call may be repeated, made concurrently, and interrupted anywhere."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Protocol
 
 from runs.harness.protocol import Event, FolderState, Results
@@ -10,12 +11,12 @@ from runs.models import TestRun
 
 
 class ExecutorError(Exception):
-    """The place could not do it now. The message says what and why."""
+    """The executor cannot do it now. The message says what and why."""
 
 
 @dataclass(frozen=True)
 class Observation:
-    """How a run stands where it runs: its state there, what happened since the last look, and the results at the end."""
+    """A run as its executor sees it: its state, what happened since the last observation, and the results at the end."""
 
     state: FolderState
     events: list[Event] = field(default_factory=list)
@@ -23,21 +24,30 @@ class Observation:
     log_offset: int = 0
     results: Results | None = None
     files: dict[str, bytes] = field(default_factory=dict)  #: the artefacts of the results, by name
+    lost: str = "killed, or the machine went down"  #: of a lost run: what happened
 
 
 class Executor(Protocol):
     def start(self, run: TestRun) -> None:
-        """Start this attempt; does nothing when it has been started. Raises ExecutorError."""
+        """Start this attempt; do nothing if it has been started. Raises ExecutorError."""
         ...
 
     def observe(self, run: TestRun) -> Observation:
-        """What is to be seen, after the run's `event_seq` and `log_offset`."""
+        """What happened after the run's `event_seq` and `log_offset`."""
         ...
 
     def stop(self, run: TestRun) -> None:
-        """Ask it to stop and tear down. It goes on for a moment; `observe` shows the end."""
+        """Ask it to stop and tear down, without waiting; `observe` shows the end."""
         ...
 
     def kill(self, run: TestRun) -> None:
-        """End it without being asked twice: it did not stop in time. What it left is swept."""
+        """Kill it, because it did not stop in time. A sweep removes what it leaves."""
+        ...
+
+    def longest(self, run: TestRun) -> timedelta:
+        """How long this attempt may take from when it was claimed, with all waiting and the teardown."""
+        ...
+
+    def sweep(self) -> None:
+        """Remove what lost and killed runs left where they ran, without waiting."""
         ...

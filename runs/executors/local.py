@@ -1,4 +1,4 @@
-"""Runs on this machine: the harness as a process of its own, known by its folder (docs/run-folder.md)."""
+"""Runs on this machine: the harness as a separate process, identified by its folder (docs/run-folder.md)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,21 @@ from django.conf import settings
 
 from controlplane.installation import installation_id
 from controlplane.registry import registry
+from controlplane.secrets import SecretUnreadable
+from enrollment.forge_access.clients import client_for
+from enrollment.forge_access.rate_limit import Purpose
+from enrollment.forges.base import ForgeError
+from enrollment.repositories import update_facts
 from runs.executors.base import ExecutorError, Observation
 from runs.harness.protocol import AppLimits, FolderState, Images, Limits, Oidc, Request, Results, RunFolder, Source
 from runs.models import TestRun
 
 START_SECONDS = 20
-#: Of the log, at most this much is taken over at one look, and kept in all.
+#: Beyond its own time limit the harness gets this long to tear down before it is killed.
+GRACE = timedelta(seconds=90)
+#: Maximum bytes of the log to read at once, and to keep.
 LOG_BYTES = 512 * 1024
-#: Bigger files of a run stay where they are.
+#: Larger files of a run are not stored.
 ARTEFACT_BYTES = 4 << 20
 
 
@@ -32,11 +40,14 @@ class LocalExecutor:
         folder = RunFolder(run.folder)
         if folder.state() is not FolderState.NOT_STARTED:
             return
-        request = request_for(run)
+        try:
+            request = request_for(run)
+        except (ForgeError, SecretUnreadable) as error:
+            raise ExecutorError(f"cannot determine the commit of the tests kept on the server: {error}") from error
         try:
             folder.write_request(request)
         except OSError as error:
-            raise ExecutorError(f"{folder.path} cannot be written: {error.strerror}") from error
+            raise ExecutorError(f"cannot write {folder.path}: {error.strerror}") from error
         command = [sys.executable, "-m", "runs.harness", "start", str(folder.path)]
         try:
             done = subprocess.run(
@@ -52,21 +63,14 @@ class LocalExecutor:
         except subprocess.TimeoutExpired:
             raise ExecutorError(f"the harness did not start within {START_SECONDS} s") from None
         except OSError as error:
-            raise ExecutorError(f"the harness could not be started: {error}") from error
+            raise ExecutorError(f"could not start the harness: {error}") from error
         if done.returncode != 0:
             raise ExecutorError(f"the harness did not start: {(done.stderr or done.stdout).strip()[-500:]}")
 
     def observe(self, run: TestRun) -> Observation:
         folder = RunFolder(run.folder)
-        # The state first: what it wrote before its end is then surely in the files.
-        state = folder.state()
-        try:
-            results = folder.results()
-        except ValueError as error:
-            raise ExecutorError(f"the results cannot be read: {error}") from error
-        log, offset = _new_log(folder.log, run.log_offset)
-        files = artefacts_of(folder, results) if results else {}
-        return Observation(state, list(folder.events(run.event_seq)), log, offset, results, files)
+        # The state first: everything written before the end is then certainly in the files.
+        return in_folder(run, folder.state())
 
     def stop(self, run: TestRun) -> None:
         folder = RunFolder(run.folder)
@@ -79,8 +83,39 @@ class LocalExecutor:
     def kill(self, run: TestRun) -> None:
         _signal(RunFolder(run.folder), signal.SIGKILL)
 
+    def longest(self, run: TestRun) -> timedelta:
+        most = min(settings.CC_CI.run_seconds + RunFolder(run.folder).apart(), limits().longest)
+        return timedelta(seconds=most) + GRACE
+
+    def sweep(self) -> None:
+        sweep()
+
+
+def in_folder(run: TestRun, state: FolderState) -> Observation:
+    """What the run's folder holds that is new. Raises ExecutorError for results that cannot be read."""
+    folder = RunFolder(run.folder)
+    try:
+        results = folder.results()
+    except ValueError as error:
+        raise ExecutorError(f"cannot read the results: {error}") from error
+    log, offset = _new_log(folder.log, run.log_offset)
+    files = artefacts_of(folder, results) if results else {}
+    return Observation(state, list(folder.events(run.event_seq)), log, offset, results, files)
+
+
+def tests_for(run: TestRun) -> Source | None:
+    """The test repository configured for the run's forge, at its newest commit. Raises ForgeError and SecretUnreadable."""
+    row = run.repository.forge.tests_repository
+    if row is None:
+        return None
+    client = client_for(run.repository.forge, Purpose.ANSWERS)
+    update_facts(row, client)  # by its id: names can be reused
+    sha = client.branch_head(row.owner, row.name, row.default_branch)
+    return Source(url=row.clone_url, ref=f"refs/heads/{row.default_branch}", sha=sha)
+
 
 def request_for(run: TestRun) -> Request:
+    """The request for the harness. Raises ForgeError and SecretUnreadable."""
     config, row = settings.CC_CI, run.repository
     counts = run.trusted or row.allowances_for_strangers
     return Request(
@@ -89,7 +124,9 @@ def request_for(run: TestRun) -> Request:
         recipe=run.repository.name,
         source=Source(url=run.repository.clone_url, ref=run.ref, sha=run.sha),
         base=Source(url=run.repository.clone_url, ref=f"refs/heads/{run.base_ref or run.repository.default_branch}"),
+        tests=tests_for(run),
         stages=run.stages,
+        upgrade_from=run.upgrade_from,
         deployer=config.deployer,
         trusted=run.trusted,
         domain=f"{run.id.hex[:12]}.{config.domain}" if config.domain else "",
@@ -102,11 +139,13 @@ def request_for(run: TestRun) -> Request:
 
 
 def limits() -> Limits:
-    """What a run may use on this server."""
+    """The resources that a run may use on this server."""
     config = settings.CC_CI
     return Limits(
         run_seconds=config.run_seconds,
         stage_seconds=config.stage_seconds,
+        start_seconds=config.start_seconds,
+        pull_seconds=config.pull_seconds,
         memory_mb=config.memory_mb,
         processes=config.processes,
         disk_mb=config.disk_mb,
@@ -126,7 +165,7 @@ def limits() -> Limits:
 
 
 def shared_of_machine() -> dict[str, Any]:
-    """The parts of a request that are the same for all runs of this machine."""
+    """The parts of a request that are the same for all runs on this machine."""
     config = settings.CC_CI
     data = Path(config.data_dir)
     return {
@@ -135,7 +174,7 @@ def shared_of_machine() -> dict[str, Any]:
             registries=config.registries,
             most_gb=config.image_gb,
             ledger=str(data / "images.json"),
-            # Asked only where images are removed: a run on a laptop has no database.
+            # Only queried if images are removed: a local run has no database.
             keep=list(registry.ask("images_kept", default=[])) if config.image_gb else [],
         ),
         "oidc": Oidc(url=config.oidc_url, user=config.oidc_user) if config.oidc_url else None,
@@ -145,16 +184,16 @@ def shared_of_machine() -> dict[str, Any]:
 
 
 def credential_for(run: TestRun) -> dict[str, str]:
-    """The secrets that the harness itself needs. They go over a pipe, never into a file, and no recipe's code sees them."""
+    """The secrets that the harness needs. They are sent over a pipe, never written to a file, and no recipe code sees them."""
     credential = shared_credential()
-    if run.repository.private:
-        forge = run.repository.forge
+    forge = run.repository.forge
+    if run.repository.private or (forge.tests_repository and forge.tests_repository.private):
         credential |= {"git_username": forge.bot_login or "cc-ci", "git_token": forge.reveal_token()}
     return credential
 
 
 def shared_credential() -> dict[str, str]:
-    """The logins that all runs of this machine share: of registries, of the OIDC provider."""
+    """The credentials shared by all runs on this machine: of registries and the OIDC provider."""
     config = settings.CC_CI
     credential = {}
     if config.registry_auth:
@@ -165,7 +204,7 @@ def shared_credential() -> dict[str, str]:
 
 
 def harness_environment() -> dict[str, str]:
-    """The harness needs to find programs and Docker, and none of our settings: no database, no key, no token."""
+    """The harness's environment: what it needs to find programs and Docker, without our settings (database, keys, tokens)."""
     names = (
         "PATH",
         "HOME",
@@ -182,7 +221,7 @@ def harness_environment() -> dict[str, str]:
 
 
 def sweep() -> None:
-    """Start a process that removes what runs of this installation left behind and no living run owns."""
+    """Start a process that removes what this installation's runs left behind and no live run owns."""
     log = Path(settings.CC_CI.data_dir) / "sweep.log"
     command = [sys.executable, "-m", "runs.harness", "sweep", "--installation", installation_id()]
     command += ["--runs-dir", str(Path(settings.CC_CI.data_dir) / "runs")]
@@ -201,12 +240,12 @@ def sweep() -> None:
     assert process.stdin
     with suppress(OSError), process.stdin as pipe:
         pipe.write(json.dumps({"oidc_password": settings.CC_CI.oidc_password.get_secret_value()}).encode())
-    # Nobody needs its end, but somebody has to take notice of it, else it stays as a zombie.
+    # Nobody needs its exit code, but it has to be reaped, or it remains a zombie.
     threading.Thread(target=process.wait, daemon=True).start()
 
 
 def artefacts_of(folder: RunFolder, results: Results) -> dict[str, bytes]:
-    """The files that the results name, and the results themselves; one that is too big is left out."""
+    """The files named in the results, and the results themselves. Skips files that are too big."""
     names = ["results.json", *(artefact.name for artefact in results.artefacts)]
     files = {}
     for name in names:

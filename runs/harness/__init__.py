@@ -1,1 +1,1 @@
-"""The harness: runs a recipe's tests against one deployment. Knows no Django."""
+"""The harness: runs a recipe's tests against one deployment. Does not import Django."""

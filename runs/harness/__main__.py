@@ -1,6 +1,6 @@
 """`python -m runs.harness start FOLDER | run FOLDER | sweep … | schema` (docs/run-folder.md).
 
-`start` is on the way of every run: what it needs not, it does not import.
+Imports only what the subcommand needs: every run goes through `start`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _USAGE = (
 def main(arguments: list[str]) -> int:
     match arguments:
         case ["start", folder]:
-            from runs.harness.detach import start
+            from runs.harness.daemonize import start
 
             return start(folder)
         case ["run", folder]:
-            from runs.harness.detach import read_credential, run
+            from runs.harness.daemonize import read_credential, run
 
             return run(folder, read_credential())
         case ["sweep", *rest]:

@@ -1,4 +1,4 @@
-"""What is kept of a run beside its results: logs of services, Docker's events, JUnit, a picture. No secret stays in any."""
+"""The files kept from a run besides its results: service logs, Docker's events, JUnit, a screenshot. Secrets are redacted."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 
 from infra.deployers.base import Deployer
-from runs.harness import picture as pictures
+from runs.harness import screenshot
 from runs.harness.events import Journal
 from runs.harness.protocol import Artefact, RunFolder
 from runs.harness.stages import Run
 
-#: Of each service's log, so many of its last lines.
+#: Number of last lines kept from each service's log.
 LOG_LINES = 2000
 BIGGEST = 2 << 20
 EVENTS = "docker-events.txt"
@@ -19,7 +19,7 @@ PICTURE = "picture.png"
 
 
 def keep_logs(deployer: Deployer, folder: Path, journal: Journal) -> None:
-    """The logs of every service, and what the machine said, taken before they are gone. Never raises."""
+    """Save the logs of all services and the machine's events before they are gone. Never raises."""
     try:
         services = [service.name for service in deployer.state().services]
         texts = {f"service-{_safe(name)}.log": deployer.logs(name, LOG_LINES) for name in services}
@@ -28,19 +28,19 @@ def keep_logs(deployer: Deployer, folder: Path, journal: Journal) -> None:
             if text.strip():
                 _write(folder / name, journal, text)
     except Exception as error:  # the teardown comes next, and has to
-        journal.log(f"The services' logs could not be kept: {error!r}")
+        journal.log(f"Could not save the services' logs: {error!r}")
 
 
 def picture(run: Run) -> None:
-    """A picture of the app while it is up. None is no failure; the log says why."""
-    why = pictures.take(
-        run.context, run.deployer, run.folder, run.deployer.secrets, path=run.settings.picture.path, check=run.watch.check
+    """Take a screenshot of the app while it is up. Failing to is not an error; the log says why."""
+    why = screenshot.take(
+        run.context, run.deployer, run.folder, run.deployer.secrets, path=run.config.picture.path, check=run.deadlines.check
     )
-    run.journal.step(f"No picture: {why}" if why else "Took a picture of the app")
+    run.journal.step(f"No screenshot: {why}" if why else "Took a screenshot of the app")
 
 
 def finish(folder: RunFolder, journal: Journal) -> list[Artefact]:
-    """Blacken what is left of secrets in the results of the tests, and list what there is."""
+    """Redact remaining secrets in the test results, and list the artefacts."""
     found = []
     for path in sorted(folder.path.glob("junit-*.xml")):
         text = path.read_text(errors="replace")
@@ -51,7 +51,7 @@ def finish(folder: RunFolder, journal: Journal) -> list[Artefact]:
     for path in sorted(folder.path.glob("service-*.log")):
         service = path.stem.removeprefix("service-")
         found.append(Artefact(name=path.name, kind="service_log", title=f"Log of {service}", bytes=path.stat().st_size))
-    for name, kind, title in ((EVENTS, "docker_events", "Docker's events"), (PICTURE, "picture", "Picture of the app")):
+    for name, kind, title in ((EVENTS, "docker_events", "Docker's events"), (PICTURE, "picture", "Screenshot of the app")):
         path = folder.path / name
         if path.exists():
             found.append(Artefact.model_validate({"name": name, "kind": kind, "title": title, "bytes": path.stat().st_size}))
@@ -63,7 +63,7 @@ def _write(path: Path, journal: Journal, text: str) -> None:
 
 
 def _rewrite(path: Path, text: str) -> None:
-    """Put `text` in the place of what a file holds; where there is no room for it the file goes, for secrets stand in it."""
+    """Replace a file's content with `text`. If there is no space for it, delete the file, because it contains secrets."""
     try:
         path.write_text(text)
     except OSError:

@@ -1,4 +1,4 @@
-"""Brings the pinned commit of a recipe here, with nothing of the credential left in what the recipe's code sees."""
+"""Checks out the pinned commit of a recipe, without leaving the credential where the recipe's code could see it."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from infra.deployers import trees
-from runs.harness.git import CheckoutError, Git, local_path
+from infra.deployers.isolation import trees
+from infra.git.runner import GitError, Stumbled
+from runs.harness.git import Git, local_path
 from runs.harness.protocol import Source
 
 _SHA = re.compile(r"[0-9a-f]{40}")
 _OVER_SSH = re.compile(r"[^/@]+@[^/:]+:")
 _MOST_FILES = 50_000
-#: Levels of folders: what walks through a checkout calls itself for each.
+#: Maximum depth of folders: code that walks a checkout recurses for each.
 _DEEPEST = 50
-#: Bytes of a path; of one name in it, and of what a symlink points to: what is longer, the machine takes for an error of ours.
+#: Maximum bytes of a path; of one name in it, or a symlink's target. Longer ones would cause OS errors that look like ours.
 _LONGEST, _LONGEST_NAME = 1000, 255
-#: For a forge to say where a branch is, while somebody waits at a terminal.
+#: How long a forge may take to resolve a branch while somebody waits at a terminal.
 _TIP_SECONDS = 60.0
 
 
 class Checkout:
-    """One checkout. `check` is called while git works, and raises when the run shall stop."""
+    """One checkout. `check` is called while git works, and raises if the run has to stop."""
 
     def __init__(
         self,
@@ -33,71 +34,73 @@ class Checkout:
         credential: Mapping[str, str] | None = None,
         check: Callable[[], None] = lambda: None,
         disk_mb: int = 2048,
+        report: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._source = source
         self._target = target
-        self._git = Git(target, source.url, credential, check, disk_mb)
+        self._git = Git(target, source.url, credential, check, disk_mb, report)
 
     def make(self) -> str:
-        """Fill the target folder. Gives the commit's 40 digits; empty for a working tree that is no commit."""
+        """Fill the target folder. Returns the commit's 40 digits; empty for an uncommitted working tree."""
         self._target.mkdir(parents=True)
         self._target.chmod(0o755)  # the sandbox reads it with another uid, whatever our umask is
         if not self._source.sha:
             if self._git.local is None:
-                raise CheckoutError("A clone URL needs the commit that shall be tested.")
+                raise GitError("A clone URL requires the commit to test.")
             sha = self._copy_working_tree(self._git.local)
             _let_read(self._target)
             return sha
         if not _SHA.fullmatch(self._source.sha):
-            raise CheckoutError(f"{self._source.sha[:60]!r} is no full commit id of 40 hex digits.")
+            raise GitError(f"Invalid commit id {self._source.sha[:60]!r}: expected 40 hex digits.")
         if self._source.ref.startswith("-") or ("://" not in self._source.url and self._git.local is None):
-            raise CheckoutError("The source is neither a URL nor a folder here.")
+            raise GitError("The source is neither a URL nor a local folder.")
         self._fetch()
         self._refuse_bombs()
         self._set_attributes()
         self._git.run("checkout", "--quiet", "--detach", self._source.sha)
         if (head := self._git.run("rev-parse", "HEAD").strip()) != self._source.sha:
-            raise CheckoutError(f"Wanted commit {self._source.sha[:12]}, got {head[:12]}.")
+            raise GitError(f"Expected commit {self._source.sha[:12]}, got {head[:12]}.")
         if not trees.remove(self._target / ".git"):
-            raise CheckoutError(f"{self._target / '.git'} could not be removed.")
+            raise GitError(f"Could not remove {self._target / '.git'}.")
         return self._source.sha
 
     def tip(self, ref: str) -> str:
-        """The commit that `ref` of the source points to now."""
-        wanted = (ref, f"refs/tags/{ref}^{{}}")
-        listed = self._git.run("ls-remote", "--", self._git.remote, *wanted, seconds=_TIP_SECONDS)
+        """The commit that the source's `ref` points to now."""
+        listed = self._git.ls_remote(ref, f"refs/tags/{ref}^{{}}", seconds=_TIP_SECONDS)
         found = {name: sha for sha, _, name in (line.partition("\t") for line in listed.splitlines())}
         for name in (f"refs/tags/{ref}^{{}}", ref, f"refs/heads/{ref}", f"refs/tags/{ref}"):
             if name in found:
                 return found[name]
-        raise CheckoutError(f"{self._source.url} has no {ref}.")
+        raise GitError(f"{self._source.url} has no {ref}.")
 
     def _fetch(self) -> None:
-        url, sha, ref = self._git.remote, self._source.sha, self._source.ref
+        sha, ref = self._source.sha, self._source.ref
         self._git.run("init", "--quiet")
         try:
-            self._git.run("fetch", "--quiet", "--no-tags", "--depth=1", "--", url, sha)
-        except CheckoutError:
-            # Not every server hands out a commit by its id.
+            self._git.fetch(sha, depth=1)
+        except Stumbled:
+            raise
+        except GitError:
+            # Not every server serves a commit by its id.
             if not ref:
                 raise
-            self._git.run("fetch", "--quiet", "--no-tags", "--", url, ref)
+            self._git.fetch(ref)
             try:
                 self._git.run("cat-file", "-e", f"{sha}^{{commit}}")
-            except CheckoutError as error:
-                raise CheckoutError(f"{ref} does not contain the commit {sha[:12]} any more.") from error
+            except GitError as error:
+                raise GitError(f"{ref} no longer contains the commit {sha[:12]}.") from error
 
     def _refuse_bombs(self) -> None:
-        """A small commit may unfold into a huge tree: count before anything is written.
+        """A small commit may unpack to a huge tree: count before anything is written.
 
-        Folders count as well (`-t`): a few of them, each a hundred times in the next, are as many as there are files in none.
+        Counts folders too (`-t`): a few folders nested in each other hundreds of times make as many entries without any file.
         """
         most = f"{_MOST_FILES} files and folders, or {self._git.disk >> 20} MB"
         try:
             listed = self._git.run("ls-tree", "-r", "-t", "-l", "-z", self._source.sha)
-        except CheckoutError as error:
+        except GitError as error:
             if error.recipes_fault:
-                raise CheckoutError(f"The recipe is too big: more than {most}.", True) from error
+                raise GitError(f"The recipe is too big: more than {most}.", True) from error
             raise
         size = count = 0
         for entry in listed.split("\0"):
@@ -107,10 +110,10 @@ class Checkout:
             _refuse_name(name, int(digits) if about.startswith("120000") else 0)
             size += int(digits) if digits.isdigit() else 0
         if count > _MOST_FILES or size > self._git.disk:
-            raise CheckoutError(f"The recipe is too big: more than {most}.", True)
+            raise GitError(f"The recipe is too big: more than {most}.", True)
 
     def _set_attributes(self) -> None:
-        """Have git write each file as it is stored, for that is what was counted: what is said here goes above .gitattributes."""
+        """Have git write each file exactly as stored, because that is what was counted. This overrides .gitattributes."""
         information = self._target / ".git" / "info"
         information.mkdir(exist_ok=True)
         (information / "attributes").write_text("* -text !eol !ident !filter !working-tree-encoding\n")
@@ -118,14 +121,14 @@ class Checkout:
     def _copy_working_tree(self, folder: Path) -> str:
         try:
             listed = self._git.run("ls-files", "-z", "--cached", "--others", "--exclude-standard", folder=folder)
-        except CheckoutError:
+        except GitError:
             self._copy(folder, _walk(folder))
             return ""
         self._copy(folder, filter(None, listed.split("\0")))
-        # What is said in the folder's own .git is a stranger's, too, where the folder is: git would run its filters.
+        # A stranger's folder has a stranger's .git configuration: git would run its filters.
         try:
             named = self._git.run("config", "--null", "--name-only", "--get-regexp", r"^filter\.", folder=folder)
-        except CheckoutError:  # none
+        except GitError:  # none
             named = ""
         drivers = {name.rpartition(".")[0] for name in named.split("\0") if name}
         harmless = {"clean": "", "smudge": "", "process": "", "required": "false"}
@@ -134,12 +137,12 @@ class Checkout:
             command = ("status", "--porcelain", "--ignore-submodules=all", "--", ".")
             changed = self._git.run(*command, folder=folder, settings=settings).strip()
             return "" if changed else self._git.run("rev-parse", "HEAD", folder=folder).strip()
-        except CheckoutError:  # no commit yet
+        except GitError:  # no commit yet
             return ""
 
     def _copy(self, folder: Path, names: Iterable[str]) -> None:
-        """Copy these files and symlinks of a folder, and nothing to which a symlink of it leads."""
-        root, inner = folder.resolve(), {""}  # `inner`: the folders that are surely inside
+        """Copy these files and symlinks of a folder, without following symlinks."""
+        root, inner = folder.resolve(), {""}  # `inner`: folders known to be inside
         size = 0
         for count, name in enumerate(names, 1):
             self._git.check()
@@ -158,7 +161,7 @@ class Checkout:
                 _refuse_name(name, own)
             size += own
             if count > _MOST_FILES or size > self._git.disk:
-                raise CheckoutError(f"The folder is too big: more than {_MOST_FILES} files or {self._git.disk >> 20} MB.", True)
+                raise GitError(f"The folder is too big: more than {_MOST_FILES} files or {self._git.disk >> 20} MB.", True)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target, follow_symlinks=False)
 
@@ -172,27 +175,27 @@ def _is_itself(folder: Path) -> bool:
 
 
 def _refuse_name(name: str, link: int = 0) -> None:
-    """Raises CheckoutError for a path in a recipe that is more than a checkout can be asked to hold.
+    """Raise GitError for a path in a recipe that is too long or too deep for a checkout.
 
-    `link` is the length of what it points to, where it is a symlink.
+    `link`: the length of the target, if it is a symlink.
     """
     if name.count("/") > _DEEPEST:
-        raise CheckoutError(f"The recipe has more than {_DEEPEST} levels of folders: {name[:80]!r}…", True)
+        raise GitError(f"The recipe has more than {_DEEPEST} levels of folders: {name[:80]!r}…", True)
     try:
         path = name.encode()
     except UnicodeEncodeError:
-        told = name[-80:].encode(errors="replace").decode()
-        raise CheckoutError(f"The recipe has a name that is not UTF-8: {told!r}. Rename it.", True) from None
+        message = name[-80:].encode(errors="replace").decode()
+        raise GitError(f"The recipe has a name that is not UTF-8: {message!r}. Rename it.", True) from None
     if len(path) > _LONGEST or max(link, *map(len, path.split(b"/"))) > _LONGEST_NAME:
-        raise CheckoutError(
-            f"The recipe has a path of more than {_LONGEST} bytes, or a name or a symlink in it of more than {_LONGEST_NAME}: "
+        raise GitError(
+            f"The recipe has a path of more than {_LONGEST} bytes, or a name or symlink of more than {_LONGEST_NAME}: "
             f"{name[:80]!r}…",
             True,
         )
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    """The files and symlinks of a folder, but for git's own."""
+    """The files and symlinks of a folder, except git's own."""
     for place, folders, files in os.walk(folder):
         _refuse_name(os.path.relpath(place, folder))
         folders[:] = [name for name in folders if name != ".git"]
@@ -201,7 +204,7 @@ def _walk(folder: Path) -> Iterator[str]:
 
 
 def _let_read(folder: Path) -> None:
-    """Give files and folders the modes that git would give them: a working tree may be its owner's alone."""
+    """Give files and folders the modes that git would: a working tree may be readable by its owner only."""
     folder.chmod(0o755)
     for place, folders, files in os.walk(folder):
         for name in (*folders, *files):
@@ -210,19 +213,19 @@ def _let_read(folder: Path) -> None:
                 path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
 
 
-def resolve(url: str, ref: str = "", sha: str = "") -> Source:
-    """A source with its commit pinned: the tip of `ref` (or of the default branch of a URL) when no `sha` is given.
+def resolve(url: str, ref: str = "", sha: str = "", credential: Mapping[str, str] | None = None) -> Source:
+    """Pin a source's commit: the tip of `ref` (or of a URL's default branch) if no `sha` is given.
 
-    A folder's path with neither stays the working tree as it is; a `file://` URL is cloned. Raises CheckoutError for what
-    is not there.
+    A folder's path with neither remains the current working tree; a `file://` URL is cloned. Raises GitError for what
+    does not exist.
     """
     local = local_path(url)
     if local is None and "://" not in url and not _OVER_SSH.match(url):
-        raise CheckoutError(f"There is no folder {url}.")
+        raise GitError(f"There is no folder {url}.")
     if sha and not _SHA.fullmatch(sha):
-        raise CheckoutError(f"{sha!r} is no full commit id of 40 hex digits.")
+        raise GitError(f"Invalid commit id {sha!r}: expected 40 hex digits.")
     source = Source(url=str(local or url), ref=ref, sha=sha)
     if sha or (local and not ref and "://" not in url):
         return source
-    found = Checkout(source, local or Path("/")).tip(ref or "HEAD")
+    found = Checkout(source, local or Path("/"), credential).tip(ref or "HEAD")
     return source.model_copy(update={"sha": found, "ref": ref or "HEAD"})

@@ -1,4 +1,4 @@
-"""Writes a run's events and its log, with credentials blackened."""
+"""Writes a run's events and its log, with credentials redacted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 from urllib.parse import quote
 
-from runs.harness import disk
+from runs.harness import disk_full
 from runs.harness.protocol import Event, RunFolder, Timing
 
 #: A recipe's code decides how much it prints; the disk is ours.
@@ -27,7 +27,7 @@ _CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
 
 
 class Journal:
-    """events.jsonl and log.txt of one run. Safe to use from several threads; every line is flushed at once."""
+    """events.jsonl and log.txt of one run. Thread-safe; flushes every line."""
 
     def __init__(self, folder: RunFolder, secrets: Sequence[str] = ()) -> None:
         self._secrets = sorted((secret for secret in secrets if secret), key=len, reverse=True)
@@ -41,11 +41,11 @@ class Journal:
         self.warnings: list[str] = []
         self.timings: list[Timing] = []
         self._own: list[str] = []
-        self.leaks: set[str] = set()  #: artefacts in which a secret of the run was blackened
+        self.leaks: set[str] = set()  #: artefacts in which a secret of the run was redacted
         self._failed: OSError | None = None
 
     def event(self, kind: str, text: str = "", **data: Any) -> None:
-        """Append one event, and its text to the log."""
+        """Append an event, and its text to the log."""
         text = self.clean(text)
         with self._lock:
             if self._seq >= MOST_EVENTS and kind == "step":
@@ -60,14 +60,15 @@ class Journal:
         self.event("step", text)
 
     def warn(self, text: str) -> None:
-        """Say what the reader of the results has to know, once."""
+        """Add a warning for the reader of the results, once."""
+        text = self.clean(text)
         if text not in self.warnings:
             self.warnings.append(text)
             self.event("warning", text)
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
-        """Note how long a step of the run took, however it ends."""
+        """Record the duration of a step, however it ends."""
         started, stage = time.monotonic(), self.stage
         try:
             yield
@@ -75,11 +76,11 @@ class Journal:
             self.timings.append(Timing(step=step, stage=stage, seconds=round(time.monotonic() - started, 3)))
 
     def hide(self, secrets: Sequence[str]) -> None:
-        """Blacken the secrets that were made for this run, too. Short ones are words that stand anywhere."""
+        """Also redact the secrets created for this run. Skips short ones, which occur in ordinary text."""
         self._own = sorted({*self._own, *(s for s in secrets if len(s) >= SHORTEST_SECRET)}, key=len, reverse=True)
 
     def without_secrets(self, text: str, artefact: str) -> str:
-        """`text` with the run's own secrets blackened; an artefact in which one stood is noted."""
+        """`text` with the run's own secrets redacted; records an artefact that contained one."""
         for secret in self._own:
             for form in _forms(secret):
                 if form in text:
@@ -89,7 +90,7 @@ class Journal:
 
     def log(self, line: str) -> None:
         """Append lines to the log, up to a limit for the whole run."""
-        if self._written > LONGEST_LOG:  # before any work: a recipe may print for ever
+        if self._written > LONGEST_LOG:  # before any work: a recipe may print forever
             return
         stamp = datetime.now(UTC).strftime("%H:%M:%S")
         text = "".join(f"{stamp} {part[:LONGEST_LINE]}\n" for part in self.clean(line).split("\n"))
@@ -98,11 +99,11 @@ class Journal:
                 return
             self._written += len(text)
             if self._written > LONGEST_LOG:
-                text = f"{stamp} == The log is cut here: it grew beyond {LONGEST_LOG >> 20} MB.\n"
+                text = f"{stamp} == The log was cut here: it exceeded {LONGEST_LOG >> 20} MB.\n"
             self._write(self._log, text)
 
     def _write(self, file: TextIO, text: str) -> None:
-        """A line that cannot be written ends nothing here, where anybody may be at work: `check` tells of it."""
+        """Record a failed write without raising, since any thread may be here; `check` raises it."""
         try:
             file.write(text)
             file.flush()
@@ -110,12 +111,12 @@ class Journal:
             self._failed = self._failed or error
 
     def check(self) -> None:
-        """Raises DiskFull, or OSError, when something could not be written."""
+        """Raises DiskFull or OSError if something could not be written."""
         if self._failed:
-            raise disk.full(self._failed, self._folder) or self._failed
+            raise disk_full.full(self._failed, self._folder) or self._failed
 
     def clean(self, text: str, artefact: str = "log.txt") -> str:
-        """`text` without credentials, terminal codes and characters that are none; `artefact` is where it will stand."""
+        """`text` without credentials, terminal codes and invalid characters. `artefact`: where it will be written."""
         for secret in self._secrets:
             text = text.replace(secret, "[secret]")
         text = self.without_secrets(text, artefact)
@@ -129,5 +130,5 @@ class Journal:
 
 
 def _forms(secret: str) -> tuple[str, ...]:
-    """A secret as it stands, and as it travels: in a URL, in basic authentication."""
+    """A secret literally, and in the forms in which it is transmitted: in a URL, in basic authentication."""
     return tuple(dict.fromkeys([secret, quote(secret, safe=""), base64.b64encode(secret.encode()).decode()]))

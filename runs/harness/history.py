@@ -1,4 +1,4 @@
-"""What a recipe's repository says beside the pinned commit: published versions, the base branch, what a pull request changes."""
+"""A recipe's history around the pinned commit: published versions, the base branch, what a pull request changes."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from infra.deployers import trees
-from infra.versions import Unreadable, Version
+from infra.deployers.isolation import trees
+from infra.git.runner import GitError, Stumbled
+from infra.recipe_version import Unreadable, Version
 from runs.harness.checkout import Checkout
-from runs.harness.git import CheckoutError, Git
+from runs.harness.git import Git
 from runs.harness.protocol import Source
 
-#: Of the paths that a pull request changes, at most these are told.
+#: Maximum number of reported changed paths.
 MOST_PATHS = 1000
 
 
 @dataclass(frozen=True)
 class Tag:
-    """A published version: a readable tag of the base repository."""
+    """A published version: a valid version tag of the base repository."""
 
     name: str
     version: Version
@@ -28,9 +29,9 @@ class Tag:
 
 
 class History:
-    """The history of one run's repository, in a bare repository of its own. Calls raise CheckoutError.
+    """The history of a run's repository, in a bare repository. Calls raise GitError.
 
-    Tags come from the base repository only: a fork's owner names tags there as he likes.
+    Tags come from the base repository only, because a fork's owner can create any tag there.
     """
 
     def __init__(
@@ -41,17 +42,18 @@ class History:
         credential: Mapping[str, str] | None = None,
         check: Callable[[], None] = lambda: None,
         disk_mb: int = 2048,
+        report: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._source = source
         self._base = base
         self._folder = folder
         self._check = check
         self._disk = disk_mb
-        self._git = Git(folder, (base or source).url, credential, check, disk_mb)
-        self.unreadable: list[str] = []  #: tags that are no version
+        self._git = Git(folder, (base or source).url, credential, check, disk_mb, report)
+        self.unreadable: list[str] = []  #: tags that are not versions
 
     def fetch(self) -> bool:
-        """Bring it here. False when there is none, as for a folder that is no repository."""
+        """Fetch it. Returns False if there is none, as for a folder without a repository."""
         local = self._git.local
         if not self._source.sha and (local is None or not _is_repository(self._git, local)):
             return False
@@ -61,24 +63,26 @@ class History:
             "+refs/tags/*:refs/tags/*",
             f"+{self._base.ref or 'HEAD'}:refs/cc-ci/base" if self._base else "+HEAD:refs/cc-ci/base",
         ]
-        self._git.run("fetch", "--quiet", "--no-tags", "--", self._git.remote, *wanted)
+        self._git.fetch(*wanted)
         if sha := self._source.sha:
             try:
-                self._git.run("fetch", "--quiet", "--no-tags", "--", self._git.remote, f"+{sha}:refs/cc-ci/run")
-            except CheckoutError:
+                self._git.fetch(f"+{sha}:refs/cc-ci/run")
+            except Stumbled:
+                raise
+            except GitError:
                 if not self._source.ref:
                     raise
-                self._git.run("fetch", "--quiet", "--no-tags", "--", self._git.remote, f"+{self._source.ref}:refs/cc-ci/run")
+                self._git.fetch(f"+{self._source.ref}:refs/cc-ci/run")
         return True
 
     @cached_property
     def base(self) -> str:
-        """The commit at the tip of the base branch (for a folder here: its newest commit)."""
+        """The commit at the tip of the base branch (for a local folder: its newest commit)."""
         return self._git.run("rev-parse", "refs/cc-ci/base^{commit}").strip()
 
     @cached_property
     def tags(self) -> list[Tag]:
-        """The published versions that the base branch holds, highest first."""
+        """The published versions on the base branch, highest first."""
         form = "%(refname:strip=2)%00%(objecttype)%00%(objectname)%00%(*objectname)"
         merged = self._git.run("for-each-ref", f"--format={form}", f"--merged={self.base}", "refs/tags")
         found = []
@@ -93,34 +97,34 @@ class History:
         return sorted(found, key=lambda tag: tag.version, reverse=True)
 
     def tag_of(self, commit: str) -> Tag | None:
-        """The version that this very commit was published as, if any."""
+        """The version that this commit was published as, if any."""
         return next((tag for tag in self.tags if tag.commit == commit), None)
 
-    def previous(self, commit: str) -> Tag | None:
-        """The version that those who use the recipe have now: the highest one that is not the tested commit itself."""
-        return next((tag for tag in self.tags if tag.commit != commit), None)
+    def previous(self, commit: str, name: str = "") -> Tag | None:
+        """The version to upgrade from: `name`, else the highest, which users of the recipe have now."""
+        return next((tag for tag in self.tags if tag.commit != commit and name in ("", tag.name)), None)
 
     def changed(self) -> list[str]:
-        """The paths that the pinned commit changes, from where it left the base branch; at most MOST_PATHS."""
+        """The paths changed by the pinned commit since it left the base branch; at most MOST_PATHS."""
         if not self._source.sha or not self._base:
             return []
         try:
             paths = self._git.run("diff", "--name-only", "--no-renames", "-z", f"{self.base}...{self._source.sha}")
-        except CheckoutError:  # histories that have nothing in common
+        except GitError:  # unrelated histories
             paths = self._git.run("ls-tree", "-r", "-z", "--name-only", self._source.sha)
         return [path for path in paths.split("\0") if path][:MOST_PATHS]
 
     def file(self, commit: str, path: str, most: int = 1 << 20) -> bytes | None:
-        """A file as it was at a commit; None when it was not there, or is bigger than `most` bytes."""
+        """A file at a commit; None if it does not exist there, or is larger than `most` bytes."""
         try:
             if int(self._git.run("cat-file", "-s", f"{commit}:{path}")) > most:
                 return None
             return self._git.run("cat-file", "blob", f"{commit}:{path}").encode(errors="surrogateescape")
-        except CheckoutError:
+        except GitError:
             return None
 
     def export(self, commit: str, target: Path) -> None:
-        """A checkout of another commit, without the history."""
+        """Check out another commit, without history."""
         Checkout(Source(url=str(self._folder), sha=commit), target, None, self._check, self._disk).make()
 
     def remove(self) -> None:
@@ -131,5 +135,5 @@ def _is_repository(git: Git, folder: Path) -> bool:
     try:
         git.run("rev-parse", "--verify", "HEAD^{commit}", folder=folder)
         return (Path(git.run("rev-parse", "--show-toplevel", folder=folder).strip()).resolve()) == folder.resolve()
-    except CheckoutError:
+    except GitError:
         return False

@@ -1,4 +1,4 @@
-"""JUnit XML to case results. A recipe's code could reach the file: nothing in it is believed blindly."""
+"""JUnit XML to case results. A recipe's code can write the file, so its content is untrusted."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ _STATUS = {"failure": "failed", "error": "errored", "skipped": "skipped"}
 
 
 class BadJUnit(ValueError):
-    """No JUnit XML, or one that tries something."""
+    """The file is not JUnit XML, or is malicious."""
 
 
 def parse(data: bytes) -> list[CaseResult]:
-    """The cases of a JUnit XML file, in its order. Raises BadJUnit; never expands an entity."""
+    """The cases of a JUnit XML file, in order. Raises BadJUnit; never expands entities."""
     if len(data) > BIGGEST:
-        raise BadJUnit(f"The results are bigger than {BIGGEST >> 20} MB.")
+        raise BadJUnit(f"The results are larger than {BIGGEST >> 20} MB.")
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
         raise BadJUnit("The results are not UTF-8.") from error
-    # Without a document type there are no entities: no bombs, no foreign files.
+    # Without a document type there are no entities, so no bombs and no external files.
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise BadJUnit("The results declare a document type.")
+        raise BadJUnit("The results contain a DOCTYPE or entity declaration.")
     try:
         root = ElementTree.fromstring(text)  # noqa: S314 - see above
     except (ElementTree.ParseError, ValueError, RecursionError) as error:
-        raise BadJUnit(f"The results are no XML: {error}.") from error
+        raise BadJUnit(f"The results are not valid XML: {error}.") from error
     cases = list(root.iter("testcase"))
     if len(cases) > MOST_CASES:
         raise BadJUnit(f"The results have more than {MOST_CASES} cases.")

@@ -1,95 +1,106 @@
-"""The level of a recipe, 0 to 5: how far up the ladder one run was seen to climb. Pure; docs/levels.md says what it means."""
+"""The level of a recipe, 0 to 5: the highest rung of the ladder that one run reached. Pure. See docs/verdicts.md."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from runs.harness.protocol import Level, LintFinding, Rung, StageResult, Verdict
+from runs.harness.protocol import GENERIC, NOT_REACHED, Level, LintFinding, Rung, StageResult, Verdict
+from runs.harness.stage_table import DEFAULT_STAGES, LADDER, OWN_TESTS
 
-_OWN_TESTS = "the recipe's own tests"
-
-#: The rungs from below, each with the stages it stands on. Lint, the last, stands on none.
-LADDER = (
-    ("install", ("install",)),
-    ("upgrade", ("upgrade",)),
-    ("backup and restore", ("backup", "restore")),
-    (_OWN_TESTS, ("custom", "extra")),
-    ("lint", ()),
-)
-
-Status = Literal["climbed", "passed_over", "stopped"]
+Status = Literal["reached", "failed", "not_tested", "does_not_apply"]
 _Step = tuple[Status, str]
 
 
-def climb(
+def assess(
     stages: Mapping[str, StageResult],
     lint: Sequence[LintFinding] | None,
     verdict: Verdict,
     leaks: Sequence[str] = (),
-) -> Level:
-    """The level, with the reason beside each rung.
+) -> Level | None:
+    """The level, with a reason for each rung; None for a run of some stages only.
 
-    `stages`: the results by name; one that is missing was not asked for. `lint`: its findings without the waived ones; None
-    when it did not run. `leaks`: artefacts in which a secret stood. The value is the highest rung that was climbed with none
-    stopped below it: what was passed over raises it never, and what was not seen stops it.
+    `stages`: the results by name, of requested stages. `lint`: findings that are not waived; None if it did not run. `leaks`:
+    artefacts with a secret in them. The value is the highest rung reached with none below it failed or not tested; rungs that
+    do not apply never raise it.
     """
+    if not stages.keys() >= set(DEFAULT_STAGES):
+        return None
     rungs: list[Rung] = []
     value, ended = 0, ""
     for number, (name, needed) in enumerate(LADDER, 1):
         if ended:
-            rungs.append(Rung(level=number, name=name, status="stopped", reason=f"The climb ended at {ended}."))
+            rungs.append(Rung(level=number, name=name, status="not_tested", reason=f"The rung below, {ended}, was not reached."))
             continue
-        status, reason = _together(name, [_stage(stages, stage) for stage in needed]) if needed else _lint(lint, verdict, leaks)
+        if name == OWN_TESTS:
+            status, reason = _own_tests(stages, needed)
+        elif needed:
+            status, reason = _together([_stage(stages[stage]) for stage in needed if stage in stages])
+        else:
+            status, reason = _lint(lint, verdict, leaks)
         rungs.append(Rung(level=number, name=name, status=status, reason=reason))
-        if status == "climbed":
+        if status == "reached":
             value = number
-        elif status == "stopped":
+        elif status in NOT_REACHED:
             ended = name
     return Level(value=value, rungs=rungs)
 
 
-def _stage(stages: Mapping[str, StageResult], name: str) -> _Step:
-    result = stages.get(name)
-    if result is None:
-        # Extra tests are off by default: they count once they were asked for.
-        return ("passed_over", "") if name == "extra" else ("stopped", f"{name} was not asked for in this run.")
+def _stage(result: StageResult) -> _Step:
+    name = result.name
     if result.status == "passed":
         if not result.proven:
-            return "stopped", f"{name}: {result.reason or 'made, not proven'}"
+            return "not_tested", f"{name}: {result.reason or 'made, not proven'}"
         skipped = sum(case.status == "skipped" for case in result.cases)
-        return "climbed", f"{name}: {skipped} of {len(result.cases)} tests were skipped." if skipped else ""
+        return "reached", f"{name}: {skipped} of {len(result.cases)} tests were skipped." if skipped else ""
     if result.status == "not_applicable":
         if result.cases:  # there are tests, and none of them ran
-            return "stopped", f"{name} should have run and did not: {result.reason or 'all its tests were skipped'}"
-        if result.reason and not result.proven:  # a limit of ours, which says nothing of the recipe
-            return "stopped", f"{name} did not run: {result.reason}"
-        if result.reason:
-            return "passed_over", f"{name}: {result.reason}"
-        return "stopped", f"{name} did not run, and nobody said why."
-    said = {"failed": "failed", "errored": "could not be judged"}.get(result.status, "should have run and did not")
-    return "stopped", f"{name} {said}{f': {result.reason}' if result.reason else '.'}"
+            return "not_tested", f"{name} should have run but did not: {result.reason or 'all its tests were skipped'}"
+        if result.reason and result.proven:
+            return "does_not_apply", f"{name}: {result.reason}"
+        return (
+            "not_tested",
+            f"{name} did not run: {result.reason}" if result.reason else f"{name} did not run; no reason was given.",
+        )
+    message = {"failed": "failed", "errored": "could not be judged"}.get(result.status, "should have run but did not")
+    status: Status = "failed" if result.status == "failed" else "not_tested"
+    return status, f"{name} {message}{f': {result.reason}' if result.reason else '.'}"
 
 
-def _together(name: str, steps: Sequence[_Step]) -> _Step:
-    """One rung of several stages: stopped by any of them. A backup without a restore is none; any own tests are own tests."""
-    by_status: dict[Status, list[str]] = {"stopped": [], "passed_over": [], "climbed": []}
+def _together(steps: Sequence[_Step]) -> _Step:
+    """A rung that needs several stages: a backup without a restore does not count."""
+    by_status: dict[Status, list[str]] = {"failed": [], "not_tested": [], "does_not_apply": [], "reached": []}
     for status, reason in steps:
         by_status[status].append(reason)
-    enough = any if name == _OWN_TESTS else all
-    status = "stopped" if by_status["stopped"] else "climbed" if enough(s == "climbed" for s, _ in steps) else "passed_over"
+    status = next(status for status in by_status if by_status[status])
     return status, " ".join(reason for reason in by_status[status] if reason)
 
 
+def _own_tests(stages: Mapping[str, StageResult], needed: Sequence[str]) -> _Step:
+    """The recipe's own tests, in whatever stage they ran."""
+    steps = [_stage(stages[name]) for name in needed if name in stages and not _has_none(stages[name])]
+    if any(status in NOT_REACHED for status, _ in steps):
+        return _together(steps)
+    passed = any(case.status == "passed" and case.file != GENERIC for result in stages.values() for case in result.cases)
+    if passed:
+        return "reached", " ".join(reason for status, reason in steps if status == "reached" and reason)
+    return _together(steps or [_stage(stages["custom"])])
+
+
+def _has_none(result: StageResult) -> bool:
+    """Whether the recipe has no tests of its own in this stage; it may have some in others."""
+    return result.status == "not_applicable" and not result.cases and not result.proven
+
+
 def _lint(lint: Sequence[LintFinding] | None, verdict: Verdict, leaks: Sequence[str]) -> _Step:
-    """The last rung, with the invariants of the whole run: it passed (so its teardown was clean), and no secret got out."""
+    """The last rung: the whole run passed (so its teardown was clean), no secret leaked, and lint has no errors."""
     if leaks:
-        return "stopped", f"A secret of the run stood in {', '.join(leaks[:3])}."
+        return "failed", f"A secret of the run was found in {', '.join(leaks[:3])}."
     if verdict is not Verdict.PASSED:
-        return "stopped", f"The run {'was ' if verdict is Verdict.CANCELLED else ''}{verdict.value.replace('_', ' ')}."
+        return "not_tested", f"The run {'was ' if verdict is Verdict.CANCELLED else ''}{verdict.value.replace('_', ' ')}."
     if lint is None:
-        return "stopped", "Lint did not run."
+        return "not_tested", "Lint did not run."
     errors = sorted({finding.rule for finding in lint if finding.level == "error"})
     if errors:
-        return "stopped", f"Lint finds {', '.join(errors)}."
-    return "climbed", ""
+        return "failed", f"Lint found {', '.join(errors)}."
+    return "reached", ""

@@ -1,13 +1,12 @@
-"""What can be said of a recipe without running it. Reported, never a verdict by itself.
+"""Lint: checks of a recipe without running it. Findings never decide the verdict.
 
-Reads files of the checkout, which is a stranger's, and runs nothing. `RULES` is the whole of what is looked at; docs/lint.md
-explains it.
+Reads files of the untrusted checkout and runs nothing of it. `RULES` lists every check; docs/lint.md explains them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,11 +14,12 @@ from typing import Any, Literal
 
 import yaml
 
-from infra.deployers import safeyaml
-from infra.deployers.base import DeployError
-from infra.deployers.compose import environment, files
+from infra.deployers.base import BackupPlan
+from infra.deployers.compose import environment, files, safeyaml
 from infra.deployers.compose.environment import EnvironmentProblem, Filling
-from infra.versions import Unreadable, Version
+from infra.deployers.compose.recipe import compose_files as compose_files_of
+from infra.deployers.errors import DeployError
+from infra.recipe_version import Unreadable, Version
 from runs.harness.protocol import LintFinding
 
 _BIGGEST = 256 << 10
@@ -29,7 +29,7 @@ _MOST_FINDINGS = 200
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule. An *error* keeps the recipe from the last level; levels follow abra's own lint where it has the rule."""
+    """One rule. An *error* keeps the recipe from the last level. Severities follow abra's own lint where it has the rule."""
 
     id: str
     level: Literal["error", "warning"]
@@ -40,66 +40,124 @@ class Rule:
 RULES: Mapping[str, Rule] = {
     rule.id: rule
     for rule in (
-        Rule("C001", "error", "Docker takes every compose file (`docker stack config`).", "Correct it at the line named."),
-        Rule("C002", "warning", 'Compose files say `version: "3.8"`.', 'Write `version: "3.8"` at the top.'),
-        Rule("C003", "error", "Compose files hold known keys only.", "Correct the key; the nearest that Docker knows is named."),
-        Rule("C004", "error", "A service `app` is there.", "Call the service that answers the web `app`."),
+        Rule(
+            "C001", "error", "Docker accepts every compose file (`docker stack config`).", "Fix the line that the finding names."
+        ),
+        Rule("C002", "warning", 'Compose files declare `version: "3.8"`.', 'Add `version: "3.8"` at the top.'),
+        Rule(
+            "C003",
+            "error",
+            "Compose files contain only known keys.",
+            "Correct the key; the finding suggests the closest one that Docker knows.",
+        ),
+        Rule("C004", "error", "There is a service named `app`.", "Give the name `app` to the service that serves the web."),
         Rule(
             "C005",
             "error",
-            "The service `app` has the label `coop-cloud.${STACK_NAME}.version`, readable as `X.Y.Z+<app version>`.",
-            "Put it under `deploy.labels` of `app`; `abra recipe sync` writes it.",
+            "The service `app` has the label `coop-cloud.${STACK_NAME}.version`, in the format `X.Y.Z+<app version>`.",
+            "Add it under `deploy.labels` of `app`; `abra recipe sync` does that.",
         ),
-        Rule("C006", "error", "The label and the tag of a published version agree.", "Run `abra recipe sync` before a release."),
         Rule(
-            "C007", "error", "Tags of versions are annotated.", "Make the tag with `git tag -a`, or with `abra recipe release`."
+            "C006",
+            "error",
+            "The version label and the tag of a published version match.",
+            "Run `abra recipe sync` before a release.",
         ),
+        Rule("C007", "error", "Version tags are annotated.", "Create the tag with `git tag -a` or `abra recipe release`."),
         Rule(
             "C008",
             "error",
-            "Configs are named `${STACK_NAME}_<config>_${<CONFIG>_VERSION}`: one cannot be changed in place.",
-            "Name it so, and raise the version in abra.sh whenever the file changes.",
+            "Configs are named `${STACK_NAME}_<config>_${<CONFIG>_VERSION}`, because they cannot be changed in place.",
+            "Rename it, and raise the version in abra.sh whenever the file changes.",
         ),
         Rule("C009", "error", "abra.sh exports the version of every config.", "Add `export <CONFIG>_VERSION=v1` to abra.sh."),
         Rule(
             "C010",
             "error",
             "External secrets are named `${STACK_NAME}_<secret>_${SECRET_<NAME>_VERSION}`; .env.sample declares that version.",
-            "Add `SECRET_<NAME>_VERSION=v1` to .env.sample (commented out where an overlay needs it).",
+            "Add `SECRET_<NAME>_VERSION=v1` to .env.sample (commented out if only an overlay needs it).",
         ),
-        Rule("C011", "warning", "Every service has a health check.", "Add a `healthcheck`, so that broken is told from running."),
-        Rule("C012", "error", "Images are pinned to a tag that is not `latest`.", "Name the version, such as `nginx:1.27.3`."),
+        Rule(
+            "C011",
+            "error",
+            "Every long-running service has a health check, in its compose file or its image.",
+            "Add a `healthcheck`, so that a broken service can be told from a working one; or waive the rule in "
+            "cc-ci.toml, with a reason.",
+        ),
+        Rule("C012", "error", "Images are pinned to a tag other than `latest`.", "Pin a version, such as `nginx:1.27.3`."),
         Rule(
             "C013",
             "warning",
-            "README.md has its metadata between `<!-- metadata -->` and `<!-- endmetadata -->`, all of it.",
+            "README.md has complete metadata between `<!-- metadata -->` and `<!-- endmetadata -->`.",
             "Fill in Category, Status, Image, Healthcheck, Backups, Email, Tests and SSO.",
         ),
         Rule("C014", "error", ".env.sample sets TYPE, DOMAIN and LETS_ENCRYPT_ENV.", "Add the missing line to .env.sample."),
         Rule(
             "C015",
             "warning",
-            "There are release notes for the version.",
-            "Write `release/<version>` (no extension), or `release/next` for the version to come.",
+            "The version has release notes.",
+            "Write `release/<version>` (no extension), or `release/next` for the upcoming version.",
         ),
         Rule(
             "C016",
             "error",
-            "Labels whose name has a variable in it are written as a list.",
-            'Write `- "name=value"`: Docker fills variables into values, and never into the keys of a mapping.',
+            "Labels with a variable in their name are written as a list.",
+            'Write `- "name=value"`: Docker substitutes variables in values, but not in the keys of a mapping.',
         ),
         Rule(
             "C017",
             "error",
-            "No default holds a variable: `docker stack` knows no `${A:-${B}}`.",
-            "Give the variable a default in .env.sample, where `${A:-$B}` is filled in.",
+            "Defaults contain no variables: `docker stack` does not support `${A:-${B}}`.",
+            "Give the variable a default in .env.sample, where `${A:-$B}` is supported.",
+        ),
+        Rule(
+            "C018",
+            "warning",
+            "Images are pinned to a tag that does not move, such as `1.27.3`.",
+            "Pin the full version, not `1`, `0.4` or `stable`; or add the digest, `@sha256:…`.",
+        ),
+        Rule(
+            "C020",
+            "error",
+            "Every variable added since the published version has a default or is mentioned in the release notes.",
+            "Write `${NAME:-…}`, or tell operators in `release/<version>` to set it: an upgrade keeps their .env.",
+        ),
+        Rule(
+            "C021", "warning", "No secret was added.", "Tell operators in `release/<version>` to create it before they upgrade."
+        ),
+        Rule(
+            "C022",
+            "warning",
+            "COMPOSE_FILE in .env.sample names only compose files that the published version's names.",
+            "Tell operators in `release/<version>` to add it, or move its content into compose.yml.",
+        ),
+        Rule(
+            "C023",
+            "warning",
+            "A version that requires operators to act is a new major version.",
+            "Raise the first number of the label (`abra recipe sync --major`).",
+        ),
+        Rule("C024", "error", "Labels `backupbot.*` are valid.", "Correct or remove the label."),
+        Rule(
+            "C025",
+            "warning",
+            "Every volume is backed up, or excluded by a label.",
+            "Label its service `backupbot.backup=true`; or set `backupbot.backup.volumes.<volume>=false` if the data "
+            "may be lost.",
+        ),
+        Rule(
+            "C026",
+            "warning",
+            "Only labels `backupbot.*` that backup-bot-two supports are used.",
+            "Use backupbot.backup, backup.path, backup.volumes.<volume>, backup.pre-hook, backup.post-hook, restore.pre-hook and "
+            "restore.post-hook.",
         ),
     )
 }
 
-#: The sections that hold things by name.
+#: Sections that are mappings by name.
 _SECTIONS = ("services", "networks", "volumes", "secrets", "configs")
-#: What people mean when Docker does not know a key: the keys of services and of what lies beneath them, in the 3.x schema.
+#: Suggestions for unknown keys: the keys of services and below, in the 3.x schema.
 _KNOWN = (
     *("version", "services", "networks", "volumes", "secrets", "configs"),
     *("build", "cap_add", "cap_drop", "command", "container_name", "credential_spec", "depends_on", "deploy", "devices", "dns"),
@@ -121,7 +179,7 @@ _VERSION_LABEL = re.compile(r"coop-cloud\.\$\{?STACK_NAME\}?\.version")
 
 @dataclass
 class _File:
-    """A compose file as it is written: nothing filled in."""
+    """A compose file as written, without substitution."""
 
     name: str
     data: dict[str, Any]
@@ -133,7 +191,7 @@ class _File:
         return [(str(key), _mapping(value)) for key, value in found.items()] if isinstance(found, dict) else []
 
     def line(self, *path: str) -> int:
-        """The line of what lies under these keys, or of the nearest above it."""
+        """The line of the value under these keys, or of its nearest existing parent."""
         node, line = self.root, 1
         for key in path:
             if not isinstance(node, yaml.MappingNode) or not (found := self._under(node).get(key)):
@@ -142,36 +200,36 @@ class _File:
         return line
 
     def _under(self, node: yaml.MappingNode) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-        """The keys of a mapping; the first of those that are there twice."""
+        """The keys of a mapping; the first of duplicates."""
         if id(node) not in self._keys:
             self._keys[id(node)] = {str(name.value): (name, value) for name, value in reversed(node.value)}
         return self._keys[id(node)]
 
 
 @dataclass
-class _Recipe:
-    """What lint looks at."""
+class RecipeFiles:
+    """The recipe's files that lint checks."""
 
     checkout: Path
     files: list[_File] = field(default_factory=list)
     exported: set[str] = field(default_factory=set)
-    sample: dict[str, str] = field(default_factory=dict)  #: as .env.sample sets them, filled in
+    sample: dict[str, str] = field(default_factory=dict)  #: from .env.sample, with variables substituted
     filling: Filling = field(default_factory=lambda: Filling({}))  #: of compose files
     commented: set[str] = field(default_factory=set)
     has_sample: bool = False
     readable: bool = False  #: the sample
-    broken: bool = False  #: nothing can be said of variables
+    broken: bool = False  #: variables cannot be checked
 
     @property
     def main(self) -> _File | None:
         return next((file for file in self.files if file.name == "compose.yml"), None)
 
     def version(self) -> tuple[str | None, int]:
-        """The version label of `app` as it is written, and its line; None when there is none."""
+        """The version label of `app` as written, and its line; None if there is none."""
         file = self.main
         service = dict(file.items("services")).get("app", {}) if file else {}
         labels = _mapping(service.get("deploy")).get("labels")
-        # As a key of a mapping it keeps its dollar, and is another label.
+        # As a key of a mapping its variable is not substituted, so it is another label.
         for item in labels if isinstance(labels, list) else ():
             key, equals, value = str(item).partition("=")
             if equals and _VERSION_LABEL.fullmatch(key.strip()):
@@ -180,7 +238,7 @@ class _Recipe:
 
 
 def compose_files(checkout: Path) -> list[str]:
-    """The names of the compose files in a checkout, those that no sample names included."""
+    """The names of the compose files in a checkout, including those that no sample names."""
     try:
         names = sorted(path.name for path in checkout.iterdir() if re.fullmatch(r"compose(\..+)?\.ya?ml", path.name))
     except OSError:
@@ -194,24 +252,44 @@ def lint(
     annotated: bool | None = None,
     refused: Mapping[str, DeployError] | None = None,
 ) -> list[LintFinding]:
-    """Look at the recipe in `checkout`. `version_tag`: the tag of its commit, if any, and whether that is `annotated`.
+    """Check the recipe in `checkout`. `version_tag`: the tag of its commit, if any, and whether it is `annotated`.
 
-    `refused` is what Docker says of the compose files that it does not take; None where it cannot be asked.
-    Never raises: what cannot be read is a finding.
+    `refused`: Docker's errors for the compose files it rejects; None if Docker cannot be asked.
+    Never raises: unreadable files become findings.
     """
     found: list[LintFinding] = []
-    for finding in _findings(checkout, version_tag, annotated, refused):
+    for one in _findings(checkout, version_tag, annotated, refused):
         if len(found) == _MOST_FINDINGS:
             break
-        if finding not in found:
-            found.append(finding)
+        if one not in found:
+            found.append(one)
     return found
+
+
+def read(checkout: Path) -> RecipeFiles:
+    """The files of a recipe, without unreadable ones."""
+    recipe = RecipeFiles(checkout)
+    for _ in _read(recipe, by_docker=True):
+        pass
+    return recipe
+
+
+def of_backups(plan: BackupPlan) -> Iterator[LintFinding]:
+    """Findings about data that the recipe's labels leave without a backup."""
+    for problem in plan.problems:
+        yield finding("C024", f"{problem[:1].upper()}{problem[1:]}.")
+    for name in plan.unsaved:
+        yield finding("C025", f"The volume {name} is not backed up.")
+    for place in plan.lost:
+        yield finding("C025", f"Data written to {place} is lost whenever a task is replaced: it is not on a named volume.")
+    for label in plan.unknown:
+        yield finding("C026", f"Backups ignore the label {label}.")
 
 
 def _findings(
     checkout: Path, version_tag: str, annotated: bool | None, refused: Mapping[str, DeployError] | None
 ) -> Iterator[LintFinding]:
-    recipe = _Recipe(checkout)
+    recipe = RecipeFiles(checkout)
     yield from _refused(refused or {})
     yield from _read(recipe, by_docker=refused is not None)
     for file in recipe.files:
@@ -225,12 +303,13 @@ def _findings(
     yield from _sample(recipe)
 
 
-def _finding(rule: str, text: str, file: str = "", line: int = 0) -> LintFinding:
+def finding(rule: str, text: str, file: str = "", line: int = 0) -> LintFinding:
+    """A finding for one of RULES."""
     return LintFinding(rule=rule, level=RULES[rule].level, text=_printable(text), file=_printable(file), line=line)
 
 
 def _printable(text: str) -> str:
-    """What a stranger wrote, on one line of bounded length."""
+    """Untrusted text as one line of bounded length."""
     return "".join(c if c.isprintable() else "?" for c in text)[:500]
 
 
@@ -239,51 +318,51 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def _text(checkout: Path, name: str) -> str | None:
-    """A file of the checkout; None when it is not there. Raises ValueError when it may not be read, or is too big."""
+    """A file of the checkout; None if it does not exist. Raises ValueError if it must not be read, or is too big."""
     try:
         path = checkout / name
         if not path.is_symlink() and not path.exists():
             return None
         path = files.inside(checkout, name)
         if path.stat().st_size > _BIGGEST:
-            raise ValueError(f"{name} is bigger than {_BIGGEST >> 10} kB")
+            raise ValueError(f"{name} is larger than {_BIGGEST >> 10} kB")
         return path.read_text(errors="replace")
     except DeployError as error:
         raise ValueError(error.message.rstrip(".")) from error
     except (OSError, RuntimeError) as error:  # a loop of symlinks is a RuntimeError
-        raise ValueError(f"{name} leads nowhere") from error
+        raise ValueError(f"{name} is a broken link") from error
 
 
-def _read(recipe: _Recipe, by_docker: bool) -> Iterator[LintFinding]:
+def _read(recipe: RecipeFiles, by_docker: bool) -> Iterator[LintFinding]:
     names = compose_files(recipe.checkout)
     if "compose.yml" not in names:
-        yield _finding("C001", "There is no compose.yml.")
+        yield finding("C001", "compose.yml is missing.")
     for name in names:
         text = ""
         try:
             text = _text(recipe.checkout, name) or ""
             data, root = safeyaml.load(text)
             if not isinstance(data, dict):
-                raise ValueError("it is no mapping")
+                raise ValueError("expected a mapping")
             recipe.files.append(_File(name, data, root))
             yield from _nested(recipe.checkout, name)
         except yaml.MarkedYAMLError as error:
             if by_docker:
                 continue
-            words = f"{name} cannot be read: {error.problem or error.context}."
-            yield _finding("C001", words, name, safeyaml.line(error, text))
-        except Exception as error:  # whatever a hostile file makes of a parser, it is a file that cannot be read
+            message = f"Cannot read {name}: {error.problem or error.context}."
+            yield finding("C001", message, name, safeyaml.line(error, text))
+        except Exception as error:  # whatever a hostile file does to the parser
             if not by_docker:
-                yield _finding("C001", f"{name} cannot be read: {' '.join(str(error).split())}.", name)
+                yield finding("C001", f"Cannot read {name}: {' '.join(str(error).split())}.", name)
     exports, sample = "", None
     try:
         exports = _text(recipe.checkout, "abra.sh") or ""
     except ValueError as error:
-        yield _finding("C009", f"{error}.", "abra.sh")
+        yield finding("C009", f"{error}.", "abra.sh")
     try:
         sample = _text(recipe.checkout, ".env.sample")
     except ValueError as error:
-        yield _finding("C014", f"{error}.", ".env.sample")
+        yield finding("C014", f"{error}.", ".env.sample")
         return
     recipe.has_sample = recipe.readable = sample is not None
     recipe.commented = {match[1] for match in _COMMENTED.finditer(sample or "")}
@@ -295,58 +374,62 @@ def _read(recipe: _Recipe, by_docker: bool) -> Iterator[LintFinding]:
     except EnvironmentProblem as error:
         recipe.readable, recipe.broken = False, True
         at = re.match(r"\.env\.sample:(\d+)", str(error))
-        yield _finding("C014", str(error), ".env.sample", int(at[1]) if at else 0)
+        yield finding("C014", str(error), ".env.sample", int(at[1]) if at else 0)
 
 
 def _keys(file: _File) -> Iterator[LintFinding]:
     version = file.data.get("version")
     if version != "3.8":
-        said = "has no version" if version is None else f"says version {version!r}"
-        yield _finding("C002", f'{file.name} {said}; it should be "3.8".', file.name, file.line("version"))
+        message = "declares no version" if version is None else f"declares version {version!r}"
+        yield finding("C002", f'{file.name} {message}; expected "3.8".', file.name, file.line("version"))
     for name, service in file.items("services"):
         for path in (("labels",), ("deploy", "labels")):
             labels: Any = service
             for key in path:
                 labels = _mapping(labels).get(key)
             for label in [str(label) for label in _mapping(labels) if "$" in str(label)]:
-                said = f'The label {label} of {name} keeps its dollar: write the labels as a list (- "{label}=…").'
-                yield _finding("C016", said, file.name, file.line("services", name, *path, label))
+                message = (
+                    f'The variable in the label {label} of {name} is not substituted: write the labels as a list (- "{label}=…").'
+                )
+                yield finding("C016", message, file.name, file.line("services", name, *path, label))
 
 
 _NESTED = re.compile(r"\$\{[A-Za-z0-9_]+:?-[^}$]*\$\{")
 
 
 def _nested(checkout: Path, name: str) -> Iterator[LintFinding]:
-    """Defaults that hold a variable themselves, which Docker's `stack` leaves as text."""
+    """Defaults that contain a variable, which `docker stack` does not substitute."""
     for number, line in enumerate((_text(checkout, name) or "").splitlines(), 1):
         if (found := _NESTED.search(line[:2000])) and not line.lstrip().startswith("#"):
-            said = f"{found[0]}…}}}} is a default with a variable in it, which Docker leaves as text."
-            yield _finding("C017", said, name, number)
+            message = f"{found[0]}…}}}} is a default that contains a variable, which Docker does not substitute."
+            yield finding("C017", message, name, number)
 
 
 def _refused(refused: Mapping[str, DeployError]) -> Iterator[LintFinding]:
-    """What Docker says of compose files that it does not take."""
+    """Docker's errors for the compose files it rejects."""
     for name, error in refused.items():
         line = re.search(rf"{re.escape(name)}:(\d+)", error.message)
         unknown = re.search(r"Additional property (\S+) is not allowed", error.message)
         near = get_close_matches(unknown[1][:60], _KNOWN, 1, 0.6) if unknown else []
         hint = f" Did you mean {near[0]}?" if near else ""
-        yield _finding("C003" if unknown else "C001", error.message + hint, name, int(line[1]) if line else 0)
+        yield finding("C003" if unknown else "C001", error.message + hint, name, int(line[1]) if line else 0)
 
 
-def _configs(recipe: _Recipe, file: _File) -> Iterator[LintFinding]:
+def _configs(recipe: RecipeFiles, file: _File) -> Iterator[LintFinding]:
     for key, config in file.items("configs"):
         name, line = str(config.get("name") or ""), file.line("configs", key)
         match = _VERSIONED.fullmatch(name[:300])
         if not match:
-            said = f"is named {name}" if name else "has no name"
+            message = f"is named {name}" if name else "has no name"
             want = f"${{STACK_NAME}}_{key}_${{{key.upper()}_VERSION}}"
-            yield _finding("C008", f"The config {key} {said}; it should be {want}.", file.name, line)
+            yield finding("C008", f"The config {key} {message}; expected {want}.", file.name, line)
         elif match[1] not in recipe.exported and not recipe.broken:
-            yield _finding("C009", f"abra.sh does not export {match[1]}, which the config {key} is named after.", file.name, line)
+            yield finding(
+                "C009", f"abra.sh does not export {match[1]}, which the name of the config {key} uses.", file.name, line
+            )
 
 
-def _secrets(recipe: _Recipe, file: _File) -> Iterator[LintFinding]:
+def _secrets(recipe: RecipeFiles, file: _File) -> Iterator[LintFinding]:
     for key, secret in file.items("secrets"):
         if not (name := _external_name(key, secret)):
             continue
@@ -354,81 +437,106 @@ def _secrets(recipe: _Recipe, file: _File) -> Iterator[LintFinding]:
         match = _VERSIONED.fullmatch(name[:300])
         if not match or not match[1].startswith("SECRET_"):
             want = f"${{STACK_NAME}}_{key}_${{SECRET_{key.upper()}_VERSION}}"
-            yield _finding("C010", f"The external secret {key} is named {name}; it should be {want}.", file.name, line)
+            yield finding("C010", f"The external secret {key} is named {name}; expected {want}.", file.name, line)
             continue
-        # What only an overlay needs is declared as a comment, to be taken in together with the overlay.
+        # What only an overlay needs is declared in a comment, to be uncommented with the overlay.
         declared = match[1] in recipe.sample or (file.name != "compose.yml" and match[1] in recipe.commented)
         if not declared and not recipe.broken:
-            yield _finding("C010", f".env.sample does not declare {match[1]}, which the secret {key} needs.", file.name, line)
+            yield finding("C010", f".env.sample does not declare {match[1]}, which the secret {key} needs.", file.name, line)
 
 
 def _external_name(key: str, definition: dict[str, Any]) -> str:
-    """The name of an external secret; empty for one that is not external."""
+    """The name of an external secret; empty if it is not external."""
     external = definition.get("external")
     if isinstance(external, dict):
         return str(external.get("name") or definition.get("name") or key)
     return str(definition.get("name") or key) if external else ""
 
 
-def _images(recipe: _Recipe, file: _File) -> Iterator[LintFinding]:
+#: Parts that make a tag permanent: three numbers, a date, or a commit.
+_FIXED = re.compile(r"\d+\.\d+\.\d+|\d{4}-\d{2}-\d{2}|\d{6}|(?<![0-9a-z])[0-9a-f]{7,40}(?![0-9a-z])")
+
+
+_TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
+
+
+def _images(recipe: RecipeFiles, file: _File) -> Iterator[LintFinding]:
     for name, service in file.items("services"):
         image = service.get("image")
         if not isinstance(image, str):
             continue
+        nested = _NESTED.search(image[:2000])  # Docker parses it differently
         try:
             image = recipe.filling.fill(image[:500])
         except EnvironmentProblem:
-            continue  # no image has such a name; whoever deploys it says so
-        if "$" in image:
-            continue  # what it becomes is the operator's choice
+            continue  # not a valid image name; the deployment reports it
+        if "$" in image or not image.strip():
+            continue  # Docker rejects an empty name; a variable is the operator's choice
         path, _, digest = image.partition("@")
         _, colon, tag = path.rpartition(":")
         tag = tag if colon and "/" not in tag else ""
         if digest or (tag and tag != "latest"):
+            if not (digest or nested) and _TAG.fullmatch(tag) and not _FIXED.search(tag):
+                message = (
+                    f"The tag {tag} of the image of {name} is a moving tag: the same recipe may deploy a different image later."
+                )
+                yield finding("C018", message, file.name, file.line("services", name, "image"))
             continue
-        said = "is not pinned to a tag" if not tag else "is pinned to nothing: latest moves"
-        yield _finding("C012", f"The image {image} of {name} {said}.", file.name, file.line("services", name, "image"))
+        message = "is not pinned to a tag" if not tag else "is not pinned: latest is a moving tag"
+        yield finding("C012", f"The image {image} of {name} {message}.", file.name, file.line("services", name, "image"))
 
 
-def _health(recipe: _Recipe) -> Iterator[LintFinding]:
-    checked: set[str] = set()
-    first: dict[str, _File] = {}
-    for file in recipe.files:
+def _health(recipe: RecipeFiles) -> Iterator[LintFinding]:
+    """Checks the compose files that .env.sample selects, merged as Docker merges them."""
+    chosen = dict.fromkeys(compose_files_of(recipe.sample))
+    merged: dict[str, tuple[_File, dict[str, Any], dict[str, Any]]] = {}
+    for file in (file for name in chosen for file in recipe.files if file.name == name):
         for name, service in file.items("services"):
-            if "image" in service or name not in first:
-                first.setdefault(name, file)
-            check = service.get("healthcheck")
-            if isinstance(check, dict) and not check.get("disable") and check.get("test"):
-                checked.add(name)
-    for name, file in first.items():
-        if name not in checked:
-            yield _finding("C011", f"The service {name} has no health check.", file.name, file.line("services", name))
+            first, check, deploy = merged.get(name, (file, {}, {}))
+            check, deploy = check | _mapping(service.get("healthcheck")), deploy | _mapping(service.get("deploy"))
+            merged[name] = (file if "image" in service else first), check, deploy
+    for name, (file, check, deploy) in merged.items():
+        test = check.get("test") or "NONE"
+        has_one = not check.get("disable") and (str(test[0]) if isinstance(test, list) else str(test)) != "NONE"
+        ends = _mapping(deploy.get("restart_policy")).get("condition") == "none" or "-job" in str(deploy.get("mode"))
+        if not has_one and not ends and deploy.get("replicas") != 0:
+            yield finding("C011", _without_health_check(name), file.name, file.line("services", name))
 
 
-def _version(recipe: _Recipe, version_tag: str, annotated: bool | None) -> Iterator[LintFinding]:
+def _without_health_check(service: str) -> str:
+    return f"The service {service} has no health check."
+
+
+def known_health(findings: Sequence[LintFinding], checked: Collection[str]) -> list[LintFinding]:
+    """Drops findings about services that were seen to have a health check, which comes from their image."""
+    brought = {_printable(_without_health_check(name)) for name in checked}
+    return [finding for finding in findings if finding.rule != "C011" or finding.text not in brought]
+
+
+def _version(recipe: RecipeFiles, version_tag: str, annotated: bool | None) -> Iterator[LintFinding]:
     if version_tag and annotated is False:
-        yield _finding("C007", f"The tag {version_tag} is lightweight.")
+        yield finding("C007", f"The tag {version_tag} is lightweight, not annotated.")
     if not recipe.main:
         return
     file = recipe.main.name
     if "app" not in dict(recipe.main.items("services")):
-        yield _finding("C004", "There is no service app.", file, recipe.main.line("services"))
+        yield finding("C004", "There is no service named app.", file, recipe.main.line("services"))
         return
     label, line = recipe.version()
     if label is None:
-        said = "The service app has no label coop-cloud.${STACK_NAME}.version under deploy.labels."
-        yield _finding("C005", said, file, recipe.main.line("services", "app", "deploy", "labels"))
+        message = "The service app lacks the label coop-cloud.${STACK_NAME}.version under deploy.labels."
+        yield finding("C005", message, file, recipe.main.line("services", "app", "deploy", "labels"))
         return
     try:
         Version.parse(label)
     except Unreadable as error:
-        yield _finding("C005", f"The version label cannot be read: {error}", file, line)
+        yield finding("C005", f"Invalid version label: {error}", file, line)
         return
     if version_tag and label != version_tag:
-        yield _finding("C006", f"The version label says {label}, and the tag {version_tag}.", file, line)
+        yield finding("C006", f"The version label is {label}, but the tag is {version_tag}.", file, line)
     notes = recipe.checkout / "release"
     if not any(_is_file(notes / name) for name in (label, "next")):
-        yield _finding("C015", f"There are no notes release/{label}.")
+        yield finding("C015", f"The release notes release/{label} are missing.")
 
 
 def _is_file(path: Path) -> bool:
@@ -438,30 +546,30 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _metadata(recipe: _Recipe) -> Iterator[LintFinding]:
+def _metadata(recipe: RecipeFiles) -> Iterator[LintFinding]:
     try:
         text = _text(recipe.checkout, "README.md")
     except ValueError as error:
-        yield _finding("C013", f"{error}.", "README.md")
+        yield finding("C013", f"{error}.", "README.md")
         return
     if text is None:
-        yield _finding("C013", "There is no README.md.")
+        yield finding("C013", "README.md is missing.")
         return
     start, end = text.find("<!-- metadata -->"), text.find("<!-- endmetadata -->")
     if start < 0 or end < start:
-        missing = "<!-- metadata -->" if start < 0 else "<!-- endmetadata --> behind it"
-        yield _finding("C013", f"README.md has no {missing}.", "README.md")
+        missing = "<!-- metadata -->" if start < 0 else "<!-- endmetadata --> after <!-- metadata -->"
+        yield finding("C013", f"README.md has no {missing}.", "README.md")
         return
     line = text[:start].count("\n") + 1
     given = {match[1] for match in _METADATUM.finditer(text[start:end])}
     if missing_ones := [name for name in _METADATA if name not in given]:
-        yield _finding("C013", f"The metadata says nothing of {', '.join(missing_ones)}.", "README.md", line)
+        yield finding("C013", f"The metadata lacks {', '.join(missing_ones)}.", "README.md", line)
 
 
-def _sample(recipe: _Recipe) -> Iterator[LintFinding]:
+def _sample(recipe: RecipeFiles) -> Iterator[LintFinding]:
     if not recipe.has_sample:
-        yield _finding("C014", "There is no .env.sample.")
+        yield finding("C014", ".env.sample is missing.")
         return
     for name in ("TYPE", "DOMAIN", "LETS_ENCRYPT_ENV"):
         if recipe.readable and not recipe.sample.get(name):
-            yield _finding("C014", f".env.sample does not set {name}.", ".env.sample")
+            yield finding("C014", f".env.sample does not set {name}.", ".env.sample")

@@ -1,7 +1,7 @@
-"""A realm of the run's own on the warm OIDC provider, a Keycloak, through its admin REST API.
+"""A realm for one run on the warm OIDC provider, a Keycloak, through its admin REST API.
 
-Shapes: https://www.keycloak.org/docs-api/latest/rest-api/ (RealmRepresentation, ClientRepresentation, UserRepresentation).
-Errors are told in words, and no credential stands in them.
+Formats: https://www.keycloak.org/docs-api/latest/rest-api/ (RealmRepresentation, ClientRepresentation, UserRepresentation).
+Error messages contain no credentials.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from urllib.parse import quote, urlsplit
 import requests
 import tenacity
 
-from infra.deployers.base import stack_name
+from infra.deployers.context import stack_name
 
 CLIENT_ID = "cc-ci"
 USER = "cc-ci-user"
 _INSTALLATION, _RUN = "cc-ci.installation", "cc-ci.run"
 _NAME = re.compile(r"ccci-[0-9a-f]{12}")
-_TIMEOUT = (5.0, 30.0)  # to connect, to answer: making a realm takes Keycloak seconds
+_TIMEOUT = (5.0, 30.0)  # connect, read: Keycloak takes seconds to create a realm
 _AGAIN = (502, 503, 504)
 
 
 class OidcError(Exception):
-    """The provider did not do what was asked. The message says what happened and what to do."""
+    """A request to the provider failed. The message says what happened and what to do."""
 
 
 @dataclass(frozen=True)
 class Realm:
-    """A run's realm, with a client and a user in it. Secrets are not part of its text."""
+    """A run's realm, with a client and a user. Secrets are not part of its repr."""
 
     name: str
     issuer: str
@@ -49,7 +49,7 @@ class Realm:
 
 
 def environment(realm: Realm) -> dict[str, str]:
-    """What the recipe's `.env` and its tests get."""
+    """Variables for the recipe's `.env` and its tests."""
     return {
         "OIDC_ISSUER": realm.issuer,
         "OIDC_CLIENT_ID": realm.client_id,
@@ -62,7 +62,7 @@ def environment(realm: Realm) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Provider:
-    """The warm Keycloak: its address (with `/auth` where it is an old one), an admin of the realm master, our installation's id.
+    """The warm Keycloak: its address (with `/auth` if it is an old one), an admin of the realm master, our installation's id.
 
     All calls raise OidcError.
     """
@@ -73,10 +73,10 @@ class Provider:
     installation: str
 
     def create(self, run_id: str, domain: str) -> Realm:
-        """A realm for the run, whose client may lead back to `domain` only. What an earlier attempt left is replaced."""
+        """Create a realm for the run, whose client may redirect only to `domain`. Replaces one left by an earlier attempt."""
         name = stack_name(run_id)
         if not _NAME.fullmatch(name):
-            raise OidcError(f"The run's id {run_id[:40]!r} is too short for a realm's name.")
+            raise OidcError(f"The run id {run_id[:40]!r} is too short for a realm's name.")
         admin = _Admin(self)
         given = {"realm": name, "enabled": True, "attributes": {_INSTALLATION: self.installation, _RUN: run_id}}
         if self._taken(admin.call("POST", "realms", given, expect=(201, 400, 409)), name):
@@ -95,12 +95,12 @@ class Provider:
 
     @staticmethod
     def _taken(answer: requests.Response, name: str) -> bool:
-        """Whether the name was taken: 409, of which Keycloak 26.2.4 made a 400."""
+        """Whether the name was taken: status 409, or 400 from Keycloak 26.2.4."""
         if answer.status_code == 201:
             return False
         if answer.status_code == 409 or "already exists" in answer.text:
             return True
-        raise OidcError(f"The OIDC provider refuses the realm {name}: {_said(answer)}.")
+        raise OidcError(f"The OIDC provider rejected the realm {name}: {_message(answer)}.")
 
     def _replace(self, admin: _Admin, name: str, run_id: str) -> None:
         found = admin.call("GET", f"realms/{name}", expect=(200, 404))
@@ -108,20 +108,22 @@ class Provider:
             return
         attributes = _json(found).get("attributes") or {}
         if (attributes.get(_INSTALLATION), attributes.get(_RUN)) != (self.installation, run_id):
-            raise OidcError(f"The OIDC provider has a realm {name} that is not this run's. Remove it there if nobody needs it.")
+            raise OidcError(
+                f"The OIDC provider has a realm {name} that does not belong to this run. Remove it there if nobody needs it."
+            )
         admin.call("DELETE", f"realms/{name}", expect=(204, 404))
 
     def delete(self, realm: Realm | str) -> None:
-        """Remove a run's realm, with all that is in it. One that is gone is fine."""
+        """Remove a run's realm with everything in it. Does nothing if it is gone."""
         name = realm if isinstance(realm, str) else realm.name
         if not _NAME.fullmatch(name):
-            raise OidcError(f"{name!r} is no realm of a run.")
+            raise OidcError(f"{name!r} is not the realm of a run.")
         _Admin(self).call("DELETE", f"realms/{name}", expect=(204, 404))
 
     def sweep(self, alive: Callable[[str], bool]) -> list[str]:
-        """Remove the realms of this installation whose runs live no more; gives their names.
+        """Remove the realms of this installation's dead runs, and return their names.
 
-        A realm is ours by its name *and* by our installation's id in its attributes. `alive` is asked after the look.
+        A realm is ours if its name *and* our installation's id in its attributes say so. `alive` is called after listing them.
         """
         admin = _Admin(self)
         removed = []
@@ -165,17 +167,17 @@ def _user(password: str) -> dict[str, Any]:
 
 
 class _Unavailable(Exception):
-    """No answer, or one that says: later."""
+    """No answer, or one that asks to retry later."""
 
 
 class _Admin:
-    """The admin API, with one token for a few calls: it lives a minute."""
+    """The admin API, with one token for a few calls: it is valid for a minute."""
 
     def __init__(self, provider: Provider) -> None:
         self._provider = provider
         self._base = provider.url.rstrip("/")
         if urlsplit(self._base).scheme not in ("http", "https"):
-            raise OidcError(f"The OIDC provider's address {self._base!r} is no http(s) URL. Correct it in the settings.")
+            raise OidcError(f"Invalid OIDC provider address {self._base!r}: expected an http(s) URL. Correct it in the settings.")
         self._session = requests.Session()
         self._session.trust_env = False
         self._login()
@@ -191,44 +193,48 @@ class _Admin:
         answer = self._read("POST", path, data=form)
         if answer.status_code in (400, 401):
             raise OidcError(
-                f"The OIDC provider does not let {self._provider.user} in: {_said(answer)}. Correct the user and password."
+                f"The OIDC provider rejected the login of {self._provider.user}: {_message(answer)}. Correct the user "
+                "and password."
             )
         if answer.status_code != 200 or not (token := str(_json(answer).get("access_token") or "")):
             raise OidcError(
-                f"The OIDC provider at {self._base} gave no token: {_said(answer)}. Is it a Keycloak, its path (/auth) whole?"
+                f"The OIDC provider at {self._base} issued no token: {_message(answer)}. Is it a Keycloak, and is its "
+                "path (/auth) complete?"
             )
         self._session.headers["Authorization"] = f"Bearer {token}"
 
     def call(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, expect: tuple[int, ...] = (200, 201, 204)
     ) -> requests.Response:
-        """One call, with a new token when the old one has run out."""
+        """Make one call, with a new token if the old one has expired."""
         url = f"{self._base}/admin/{path}"
-        # What is read or removed can be asked for again; what is made could be made twice.
+        # Reads and deletions can be retried; a creation could happen twice.
         send = self._once if method == "POST" else self._read
         answer = send(method, url, json=body)
         if answer.status_code == 401:
             self._login()
             answer = send(method, url, json=body)
         if answer.status_code == 403:
-            raise OidcError(f"The OIDC provider forbids {self._provider.user} to {method} {path}: give that user the role admin.")
+            raise OidcError(
+                f"The OIDC provider does not allow {self._provider.user} to {method} {path}: give that user the role admin."
+            )
         if answer.status_code not in expect:
-            raise OidcError(f"The OIDC provider answers {method} {path} with {_said(answer)}.")
+            raise OidcError(f"The OIDC provider answered {method} {path} with {_message(answer)}.")
         return answer
 
     def issuer(self, realm: str) -> str:
-        """What the realm calls itself, which is what clients check; it differs from our address behind some proxies."""
+        """The realm's own issuer, which clients check; behind some proxies it differs from our address."""
         answer = self._read("GET", f"{self._base}/realms/{quote(realm)}/.well-known/openid-configuration")
         issuer = str(_json(answer).get("issuer") or "") if answer.status_code == 200 else ""
         if not issuer:
-            raise OidcError(f"The OIDC provider does not serve the new realm {realm}: {_said(answer)}.")
+            raise OidcError(f"The OIDC provider does not serve the new realm {realm}: {_message(answer)}.")
         return issuer
 
     def _once(self, method: str, url: str, **options: Any) -> requests.Response:
         try:
             return self._send(method, url, **options)
         except _Unavailable as error:
-            raise OidcError(f"The OIDC provider at {self._base} {error}. See whether it runs.") from error
+            raise OidcError(f"The OIDC provider at {self._base} {error}. Check that it is running.") from error
 
     def _read(self, method: str, url: str, **options: Any) -> requests.Response:
         again = tenacity.Retrying(
@@ -240,18 +246,18 @@ class _Admin:
         try:
             return again(self._send, method, url, **options)
         except _Unavailable as error:
-            raise OidcError(f"The OIDC provider at {self._base} {error}. See whether it runs.") from error
+            raise OidcError(f"The OIDC provider at {self._base} {error}. Check that it is running.") from error
 
     def _send(self, method: str, url: str, **options: Any) -> requests.Response:
         try:
-            # A redirection would carry the credential elsewhere.
+            # A redirect would send the credential elsewhere.
             answer = self._session.request(method, url, timeout=_TIMEOUT, allow_redirects=False, **options)
         except requests.Timeout:
-            raise _Unavailable("does not answer in time") from None
-        except requests.RequestException as error:  # its text may hold the whole request: say its kind only
+            raise _Unavailable("did not answer in time") from None
+        except requests.RequestException as error:  # its text may contain the whole request: report only its type
             raise _Unavailable(f"cannot be reached ({type(error).__name__})") from None
         if answer.status_code in _AGAIN:
-            raise _Unavailable(f"answers with {answer.status_code}")
+            raise _Unavailable(f"answered with {answer.status_code}")
         return answer
 
 
@@ -267,12 +273,12 @@ def _list(answer: requests.Response) -> list[dict[str, Any]]:
     try:
         body = answer.json()
     except ValueError as error:
-        raise OidcError("The OIDC provider's list of realms cannot be read. Is it a Keycloak?") from error
+        raise OidcError("Cannot read the OIDC provider's list of realms. Is it a Keycloak?") from error
     return [item for item in body if isinstance(item, dict)] if isinstance(body, list) else []
 
 
-def _said(answer: requests.Response) -> str:
-    """The status, and Keycloak's own words for it: never the body as it is, which may repeat what was sent."""
+def _message(answer: requests.Response) -> str:
+    """The status and Keycloak's error message: never the raw body, which may repeat what was sent."""
     body = _json(answer)
-    words = body.get("errorMessage") or body.get("error_description") or body.get("error")
-    return f"{answer.status_code} ({str(words)[:200]})" if isinstance(words, str) and words else str(answer.status_code)
+    text = body.get("errorMessage") or body.get("error_description") or body.get("error")
+    return f"{answer.status_code} ({str(text)[:200]})" if isinstance(text, str) and text else str(answer.status_code)

@@ -1,84 +1,127 @@
-"""What has to be known before anything is deployed: checkouts, settings that count, the version to start on, lint, changes."""
+"""Everything determined before a deployment: checkouts, effective settings, the version to start from, lint, changes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
-from infra.deployers.base import Bounds, Context, Deployer, DeployError, stack_name
+from infra.deployers.base import Deployer
 from infra.deployers.compose import files
 from infra.deployers.compose.recipe import Recipe
-from runs.harness import extras, lint, settings
+from infra.deployers.context import Bounds, Clock, Context, stack_name
+from infra.deployers.errors import DeployError
+from infra.deployers.swarm import backups
+from infra.deployers.swarm.ephemeral import timeout
+from infra.git.runner import GitError
+from runs.harness import extra_tests, kept_tests, lint, recipe_config, upgrades
 from runs.harness.checkout import Checkout
+from runs.harness.deadlines import Deadlines
 from runs.harness.events import Journal
-from runs.harness.git import CheckoutError
 from runs.harness.history import History, Tag
+from runs.harness.kept_tests import KeptTests
 from runs.harness.protocol import Extras, ExtraTest, Limits, LintFinding, Request
-from runs.harness.settings import RecipeSettings, SettingsError
-from runs.harness.watch import Watch
+from runs.harness.recipe_config import RecipeConfig, RecipeConfigError
+from runs.harness.upgrades import Change
 
 
 @dataclass
 class Prepared:
-    """Everything that the run stands on. Nothing in here changes any more, but the environment that is lent to the recipe."""
+    """What the run is based on. Constant from here on, except for the environment that is lent to the recipe."""
 
     context: Context
     sha: str
-    settings: RecipeSettings = field(default_factory=RecipeSettings)
+    config: RecipeConfig = field(default_factory=RecipeConfig)
     limits: Limits = field(default_factory=Limits)
     version: str = ""  #: the version label that the commit's compose file gives itself
     previous: Tag | None = None
     previous_checkout: Path | None = None
-    problem_of_previous: str = ""  #: why that version cannot be put anywhere any more
+    problem_of_previous: str = ""  #: why that version can no longer be deployed
     differs: bool = True  #: whether the commit deploys anything else than the previous version
+    resettled: list[str] = field(default_factory=list)  #: sections of its settings by which the commit can break older versions
+    change: Change = field(default_factory=Change)  #: what is new for those who upgrade
+    unreadable: Sequence[str] = ()  #: tags that are not versionss, where none is one
     loosened: list[str] = field(default_factory=list)
     lint: list[LintFinding] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     tests: list[ExtraTest] = field(default_factory=list)
     suggested: list[ExtraTest] = field(default_factory=list)  #: those tests that the change asks for
     history: History | None = None  #: where there is one
+    kept: KeptTests | None = None  #: the tests kept on the server for this recipe
 
 
-def checked_out(request: Request, context: Context, credential: Mapping[str, str], journal: Journal, watch: Watch) -> Prepared:
-    """Bring the commit here, and take over what its settings say. Raises CheckoutError, SettingsError, Cancelled and TimedOut."""
+def checked_out(
+    request: Request, context: Context, credential: Mapping[str, str], journal: Journal, deadlines: Deadlines
+) -> Prepared:
+    """Check out the commit and apply its settings. Raises GitError, RecipeConfigError, Cancelled and TimedOut."""
     limits = request.limits
     with journal.timed("checkout"):
-        sha = Checkout(request.source, context.checkout, credential, watch.check, limits.disk_mb).make()
-        journal.step(f"Checked out {sha[:12] or 'the folder as it is'}")
-        history = History(request.source, request.base, context.work / "history", credential, watch.check, limits.disk_mb)
+        bounds = (credential, deadlines.check, limits.disk_mb, journal.step)
+        sha = Checkout(request.source, context.checkout, *bounds).make()
+        journal.step(f"Checked out {sha[:12] or 'the folder, uncommitted changes included'}")
+        history = History(request.source, request.base, context.work / "history", *bounds)
         ready = Prepared(context, sha, history=history if history.fetch() else None)
-    ready.settings, ready.loosened = _settings(request, context.checkout, ready.history, journal)
-    ready.limits = _limits(limits, ready.settings)
-    wanted = ready.settings
+        if request.tests:
+            ready.kept = kept_tests.bring(request.tests, request.recipe, context.work, *bounds)
+            message = f"Tests kept on the server: {ready.kept.files} files in {ready.kept.place}" if ready.kept else ""
+            journal.step(message or f"The server's test repository has none for {request.recipe}")
+    ready.config, ready.loosened, ready.resettled = _config(request, context.checkout, ready, journal)
+    ready.limits = _limits(limits, ready.config)
+    wanted = ready.config
     context.env, context.env_upgrade, context.secret_values = wanted.env.values, wanted.env.upgrade, wanted.secrets
     context.exclusive_ports = wanted.ports.exclusive
     context.health_path = wanted.app.path
     context.health_status = wanted.app.status
+    context.no_web = bool(wanted.app.no_web)
     return ready
 
 
 def read(request: Request, ready: Prepared, deployer: Deployer, journal: Journal) -> None:
-    """Read the recipe as `deployer` does, and the version before it. Raises CheckoutError, DeployError, Cancelled, TimedOut."""
+    """Read the recipe as `deployer` does, and its previous version. Raises GitError, DeployError, Cancelled, TimedOut."""
     context, history = ready.context, ready.history
-    ready.tests = extras.find(context.checkout)
+    ready.tests = extra_tests.find(context.checkout)
+    if ready.kept:
+        ready.tests += ready.kept.extras()
     tag = history.tag_of(ready.sha) if history and ready.sha else None
     refused = deployer.refused(context.checkout, lint.compose_files(context.checkout))
     findings = lint.lint(context.checkout, tag.name if tag else "", tag.annotated if tag else None, refused)
-    ready.lint = [finding for finding in findings if finding.rule not in ready.settings.lint]
+    _note(ready, findings)
     recipe = deployer.recipe(context.checkout)
+    if ready.kept and ready.kept.overlays:
+        recipe = _laid_over(ready.kept, context, deployer)
+    _note(ready, lint.of_backups(backups.plan(list(backups.of_recipe(recipe)))))
     ready.version = recipe.version()
     _settle_seconds(ready, recipe)
     if history:
         ready.changed = history.changed()
-        ready.suggested = extras.suggested(ready.tests, ready.changed)
-        if "upgrade" in request.stages and "upgrade" not in ready.settings.stages:
-            _previous(ready, history, recipe, deployer, journal)
+        ready.suggested = extra_tests.suggested(ready.tests, ready.changed)
+        if "upgrade" in request.stages and "upgrade" not in ready.config.stages:
+            _previous(request, ready, history, recipe, deployer, journal)
         history.remove()
 
 
-def context_of(request: Request, work: Path, credential: Mapping[str, str], journal: Journal, watch: Watch) -> Context:
-    """What every part of the run is given; the settings of the recipe come into it later."""
+def _laid_over(found: KeptTests, context: Context, deployer: Deployer) -> Recipe:
+    """The recipe with the server's overlays. Raises KeptTestsError if Docker or the admission rejects them."""
+    kept_tests.lay_over(found, context.checkout, context.run_id, previous=False)
+    names = kept_tests.overlay_names(context.run_id)
+    context.overlays = tuple(names.values())
+    try:
+        return deployer.recipe(context.checkout)
+    except DeployError as error:
+        message = str(error)
+        for name, called in names.items():
+            message = message.replace(called, f"{found.place}/{name}")
+        raise kept_tests.KeptTestsError(f"With the overlays kept on the server: {message}") from error
+
+
+def _note(ready: Prepared, findings: Iterable[LintFinding]) -> None:
+    ready.lint += [finding for finding in findings if finding.rule not in ready.config.lint]
+
+
+def context_of(request: Request, work: Path, credential: Mapping[str, str], journal: Journal, deadlines: Deadlines) -> Context:
+    """The context that every part of the run gets; the recipe's settings are added later."""
     limits = request.limits
     return Context(
         run_id=request.run_id,
@@ -86,11 +129,12 @@ def context_of(request: Request, work: Path, credential: Mapping[str, str], jour
         recipe=request.recipe,
         checkout=work / "checkout",
         work=work,
-        domain=request.domain or f"{stack_name(request.run_id)}.localhost",
+        domain=urlsplit(request.app_url).hostname or request.domain or f"{stack_name(request.run_id)}.localhost",
         proxy_url=request.proxy_url,
         trusted=request.trusted,
         keep=request.keep,
         settle_seconds=limits.settle_seconds,
+        pulls=Clock(limits.pull_seconds),
         memory_mb=limits.memory_mb,
         processes=limits.processes,
         disk_mb=limits.disk_mb,
@@ -107,76 +151,112 @@ def context_of(request: Request, work: Path, credential: Mapping[str, str], jour
         warn=journal.warn,
         log=journal.log,
         timed=journal.timed,
-        check=watch.check,
+        apart=deadlines.apart,
+        check=deadlines.check,
     )
 
 
-def _settings(request: Request, checkout: Path, history: History | None, journal: Journal) -> tuple[RecipeSettings, list[str]]:
-    """What counts: the commit's own settings, but for what loosens a check, which the base branch decides."""
-    own = settings.parse(_own_file(checkout))
+def _config(request: Request, checkout: Path, ready: Prepared, journal: Journal) -> tuple[RecipeConfig, list[str], list[str]]:
+    """The effective settings: the commit's own, except where they loosen a check, which the base branch decides.
+
+    Also returns a sentence for each pending change, and the sections that differ from the base branch and affect older versions.
+    """
+    history, beneath = ready.history, _kept_config(ready.kept)
+    own = recipe_config.parse(_own_file(checkout), beneath)
     if request.base is None or history is None:
-        return own, []
+        return own, [], []
     try:
-        base = settings.parse(history.file(history.base, settings.FILE))
-    except SettingsError as error:
-        journal.warn(f"On the base branch {error} The defaults count in its place.")
-        base = RecipeSettings()
-    return settings.effective(base, own)
+        base = recipe_config.parse(history.file(history.base, recipe_config.FILE), beneath)
+    except RecipeConfigError as error:
+        journal.warn(f"On the base branch: {error} Using the defaults instead.")
+        base = recipe_config.parse(None, beneath)
+    counts, waits = recipe_config.effective(base, own, request.trusted)
+    if names := recipe_config.new_values(base, counts):
+        journal.warn(
+            f"For these tests, {recipe_config.FILE} sets {', '.join(names)} differently from the base branch; operators do "
+            "not have these values."
+        )
+    return counts, waits, recipe_config.touches_older(base, counts)
+
+
+def _kept_config(found: KeptTests | None) -> Mapping[str, Any]:
+    """The settings kept on the server; they count as the base branch's. Raises KeptTestsError if they are invalid."""
+    if found is None or found.config is None:
+        return {}
+    try:
+        recipe_config.parse(found.config)
+        return recipe_config.document(found.config)
+    except RecipeConfigError as error:
+        raise kept_tests.KeptTestsError(f"{found.place}, kept on the server: {error}") from error
 
 
 def _own_file(checkout: Path) -> bytes | None:
-    if not files.exists(checkout, settings.FILE):
+    if not files.exists(checkout, recipe_config.FILE):
         return None
-    with files.inside(checkout, settings.FILE).open("rb") as file:
-        return file.read(settings.BIGGEST + 1)
+    with files.inside(checkout, recipe_config.FILE).open("rb") as file:
+        return file.read(recipe_config.BIGGEST + 1)
 
 
-def _limits(most: Limits, wanted: RecipeSettings) -> Limits:
-    """The server's limits, lowered where the recipe says so; nothing raises them, but the time to come up within a stage's."""
+def _limits(most: Limits, wanted: RecipeConfig) -> Limits:
+    """The server's limits, lowered as the recipe asks. Only the time to start can be raised, up to a maximum."""
     own = wanted.limits
     return most.model_copy(
         update={
             "run_seconds": min(most.run_seconds, own.run_seconds or most.run_seconds),
             "stage_seconds": min(most.stage_seconds, own.stage_seconds or most.stage_seconds),
-            "settle_seconds": min(most.stage_seconds, own.settle_seconds or most.settle_seconds),
+            "settle_seconds": min(most.start_seconds, own.settle_seconds or most.settle_seconds),
         }
     )
 
 
 def _settle_seconds(ready: Prepared, recipe: Recipe) -> None:
-    """How long the app may take to come up: as its settings say, else as its label does."""
-    label = recipe.label("timeout")
-    if ready.settings.limits.settle_seconds is None and label.isdecimal() and int(label[:9]) > ready.limits.settle_seconds:
-        ready.limits.settle_seconds = min(int(label[:9]), ready.limits.stage_seconds)
-    ready.context.settle_seconds = ready.limits.settle_seconds
+    """How long the app may take to start: from its settings, else from its label."""
+    limits, wanted = ready.limits, ready.config.limits.settle_seconds
+    if wanted is None:
+        limits.settle_seconds = min(max(timeout(recipe), limits.settle_seconds), limits.start_seconds)
+    ready.context.settle_seconds, ready.context.asked_seconds = limits.settle_seconds, wanted or 0
 
 
-def _previous(ready: Prepared, history: History, recipe: Recipe, deployer: Deployer, journal: Journal) -> None:
-    """The published version to start on, checked out, and whether it can be put there at all."""
-    tag = history.previous(ready.sha)
+def _previous(request: Request, ready: Prepared, history: History, recipe: Recipe, deployer: Deployer, journal: Journal) -> None:
+    """Check out the published version to start from, and find out whether it can be deployed."""
+    tag = history.previous(ready.sha, request.upgrade_from)
     if tag is None:
+        if request.upgrade_from:
+            known = ", ".join(tag.name for tag in history.tags[:10]) or "none"
+            message = f"There is no published version {request.upgrade_from} to upgrade from (newest: {known})."
+            raise DeployError("invalid_recipe", message)
+        ready.unreadable = () if history.tags else history.unreadable
         return
     checkout = ready.context.work / "previous"
     ready.previous, ready.previous_checkout = tag, checkout
     try:
         history.export(tag.commit, checkout)
-    except CheckoutError as error:
-        if not error.recipes_fault:  # else the commit under test may be the one that mends it
+    except GitError as error:
+        if not error.recipes_fault:  # else the commit under test may fix it
             raise
         ready.problem_of_previous = str(error)
         return
+    if ready.kept:
+        kept_tests.lay_over(ready.kept, checkout, ready.context.run_id, previous=True)
     if laid := _lay_over(ready.context, checkout, recipe):
-        journal.warn(f"{tag.name} does not have {', '.join(laid)} yet, which [env] names: taken from the commit under test.")
+        journal.warn(f"{tag.name} does not have {', '.join(laid)}, which [env] names: using the files of the commit under test.")
     try:
         before = deployer.recipe(checkout)
     except DeployError as error:
         ready.problem_of_previous = str(error)
         return
-    ready.differs = _deployed(before) != _deployed(recipe)
+    _settle_seconds(ready, before)  # the label of either version counts for both
+    ready.change = upgrades.change(checkout, ready.context.checkout)
+    _note(ready, upgrades.findings(ready.change, tag.name, ready.version))
+    ready.context.installed = checkout
+    try:
+        ready.differs = _deployed(before) != _deployed(deployer.recipe(ready.context.checkout))
+    except DeployError as error:  # with the operator's .env: the stage upgrade says so
+        journal.log(f"With the .env of {tag.name}: {error}")
 
 
 def _lay_over(context: Context, previous: Path, recipe: Recipe) -> list[str]:
-    """Copy what [env] wants laid over both versions and only the commit has: overlays, and the files that they name."""
+    """Copy overlays that [env] selects for both versions but only the commit has, and the files they name."""
     if "COMPOSE_FILE" not in context.env:
         return []
     missing = [name for name in recipe.names if not (previous / name).exists()]
@@ -192,7 +272,7 @@ def _lay_over(context: Context, previous: Path, recipe: Recipe) -> list[str]:
 
 
 def _deployed(recipe: Recipe) -> object:
-    """All that a deployment is made of: a recipe's document, the variables (`app` has them all), and the files that it names."""
+    """Everything that a deployment depends on: the recipe's document, all variables (through `app`), and the files it names."""
     document = {key: value for key, value in recipe.document.items() if not key.startswith("x-")}
     return document, dict(recipe.env), sorted((".".join(place), _bytes(recipe.checkout, path)) for place, path in recipe.files())
 

@@ -1,4 +1,4 @@
-"""The shapes that the control plane and the harness exchange through a run's folder (see docs/run-folder.md)."""
+"""The formats that the control plane and the harness exchange through a run's folder (see docs/run-folder.md)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA = 1
 
-#: Every stage there is, in the order in which they run.
-STAGES = ("install", "upgrade", "backup", "restore", "custom", "extra")
-
-#: What a bare `!testme` asks for: all but the extra tests.
-DEFAULT_STAGES = ("install", "upgrade", "backup", "restore", "custom")
+#: The file name of our generic checks; any other is a recipe's test file.
+GENERIC = "generic"
 
 
 class Verdict(StrEnum):
@@ -35,7 +32,7 @@ class _Model(BaseModel):
 
 
 class AppLimits(_Model):
-    """What the services of the app may have: each of them (`memory_mb` to `log_mb`), and all together."""
+    """Limits of the app's services: of each (`memory_mb` to `log_mb`), and of all together."""
 
     memory_mb: int = 2048
     cpus: float = 1.0
@@ -50,22 +47,31 @@ class AppLimits(_Model):
 
 
 class Limits(_Model):
-    """What a run may use. Seconds of wall clock, megabytes, number of processes."""
+    """Limits of a run, in seconds of wall clock, megabytes, and number of processes."""
 
     run_seconds: int = 1800
     stage_seconds: int = 600
     settle_seconds: int = 300
+    start_seconds: int = 1800  #: the most that `settle_seconds` may become where a recipe asks for it
+    pull_seconds: int = 1800  #: for all pulls of the run combined
     memory_mb: int = 2048
     processes: int = 512
     disk_mb: int = 2048
     app: AppLimits = Field(default_factory=AppLimits)
 
+    @property
+    def longest(self) -> int:
+        """The time after which a run is certainly over: its own clock is paused while images are pulled and while the app starts,
+        which happens when it is installed, upgraded and restored.
+        """
+        return self.run_seconds + self.pull_seconds + 3 * self.start_seconds
+
 
 class Source(_Model):
-    """Where the recipe's commit comes from: a clone URL or a local path, and the pinned commit.
+    """Where the recipe's commit comes from: a clone URL or local path, and the pinned commit.
 
-    `ref` is fetched (for a pull request `refs/pull/N/head`); `sha` is then checked out, 40 hex digits. An empty `sha`
-    is allowed only for a local path: the working tree as it is (`cc-ci run .`).
+    `ref` is fetched (`refs/pull/N/head` for a pull request); then `sha`, 40 hex digits, is checked out. An empty `sha`
+    is allowed only for a local path: its current working tree (`cc-ci run .`).
     """
 
     url: str
@@ -74,17 +80,17 @@ class Source(_Model):
 
 
 class Images(_Model):
-    """How images come here. The login of a registry is part of the credential, never of this."""
+    """How images are pulled. A registry's login is part of the credential, never of this."""
 
-    mirror: str = ""  #: a registry that is asked first for images of Docker Hub, such as `mirror.example.org:5000`
+    mirror: str = ""  #: the registry to try first for Docker Hub images, such as `mirror.example.org:5000`
     registries: list[str] = Field(default_factory=list)  #: those that a run may pull from; empty: any public one
-    most_gb: float = 0.0  #: the least recently used images beyond this go; 0 keeps all
+    most_gb: float = 0.0  #: removes the least recently used images beyond this; 0 keeps all
     ledger: str = ""  #: the file in which this machine notes when an image was used last; empty: nothing is removed
-    keep: list[str] = Field(default_factory=list)  #: images that stay whatever their age: needed for a way back
+    keep: list[str] = Field(default_factory=list)  #: images to keep whatever their age: needed for rollbacks
 
 
 class Oidc(_Model):
-    """The warm provider (Keycloak). The password of `user` comes with the credential as `oidc_password`."""
+    """The warm provider (Keycloak). The password of `user` is in the credential as `oidc_password`."""
 
     url: str
     user: str = "admin"
@@ -96,10 +102,12 @@ class Request(_Model):
     installation_id: str
     recipe: str
     source: Source
-    base: Source | None = None  #: where the pull request goes to; its branch's settings count, its tags are the versions
+    base: Source | None = None  #: the target of the pull request: source of settings and published versions
+    tests: Source | None = None  #: the repository of tests kept on the server, at a commit; uses `tests/<recipe>/`
     stages: list[str]
+    upgrade_from: str = ""  #: the published version to upgrade from; empty: the newest one before the commit
     deployer: Literal["auto", "swarm", "process"] = "auto"
-    trusted: bool = True  #: False: a stranger's code, which runs in a full sandbox or not at all
+    trusted: bool = True  #: False: a stranger's code, which runs only in a full sandbox
     domain: str = ""
     proxy_url: str = ""
     keep: bool = False
@@ -109,8 +117,8 @@ class Request(_Model):
     images: Images = Field(default_factory=Images)
     oidc: Oidc | None = None
     locks: str = ""  #: a folder of this machine, the same for all its runs, in which exclusive ports are leased
-    picture: bool = True  #: take a picture of the app where there is a Chromium
-    app_url: str = ""  #: test an app that runs already: nothing is deployed or torn down (`cc-ci test --app`)
+    picture: bool = True  #: take a screenshot of the app if there is a Chromium
+    app_url: str = ""  #: test a running app, without deploying or tearing down (`cc-ci test --app`)
 
 
 class CaseResult(_Model):
@@ -126,7 +134,7 @@ class StageResult(_Model):
     name: str
     status: Literal["passed", "failed", "errored", "skipped", "not_applicable", "not_run"]
     reason: str = ""
-    proven: bool = True  #: False: nothing shows that it did what it is for (a backup without a marker), or that it does not apply
+    proven: bool = True  #: False: nothing shows that it worked (a backup without a marker), or that it does not apply
     seconds: float = 0.0
     started: datetime | None = None
     finished: datetime | None = None
@@ -140,7 +148,7 @@ class Teardown(_Model):
 
 
 class Timing(_Model):
-    """How long one step of a run took, such as *pull*, *deploy*, *settle*."""
+    """The duration of one step of a run, such as *pull*, *deploy*, *settle*."""
 
     step: str
     stage: str = ""
@@ -148,7 +156,7 @@ class Timing(_Model):
 
 
 class LintFinding(_Model):
-    """One remark on a recipe. Reported, never a verdict by itself; an *error* keeps the recipe from the last level."""
+    """One finding about a recipe. Never decides the verdict; an *error* keeps the recipe from the last level."""
 
     rule: str  #: such as `C003`
     level: Literal["error", "warning"]
@@ -157,24 +165,28 @@ class LintFinding(_Model):
     line: int = 0
 
 
+#: Statuses of a rung that stop the level from rising.
+NOT_REACHED = frozenset({"failed", "not_tested"})
+
+
 class Rung(_Model):
-    """One step of the ladder. `passed_over`: it does not apply; `stopped`: here, or before, the climb ended."""
+    """One rung of the ladder, and what the run showed about it."""
 
     level: int
     name: str
-    status: Literal["climbed", "passed_over", "stopped"]
+    status: Literal["reached", "failed", "not_tested", "does_not_apply"]
     reason: str = ""
 
 
 class Level(_Model):
-    """The level from 0 to 5, and why. `value` never says more than what was seen."""
+    """The level from 0 to 5, and why. `value` never exceeds what was shown."""
 
     value: int = 0
     rungs: list[Rung] = Field(default_factory=list)
 
 
 class ExtraTest(_Model):
-    """An extra test that the recipe has. `covers`: the paths whose change makes it worth running."""
+    """An extra test of the recipe. `covers`: the paths whose change makes it worth running."""
 
     file: str
     name: str
@@ -182,7 +194,7 @@ class ExtraTest(_Model):
 
 
 class Extras(_Model):
-    """The extra tests that were not run, and those of them that the pull request's changes ask for."""
+    """The extra tests that were not run, and those that the pull request's changes ask for."""
 
     not_run: int = 0
     suggested: list[ExtraTest] = Field(default_factory=list)
@@ -198,6 +210,14 @@ class Artefact(_Model):
     bytes: int = 0
 
 
+class ImageResult(_Model):
+    """An image that the run deployed."""
+
+    name: str  #: as the recipe writes it
+    digest: str = ""  #: in its registry; empty for an image built on the machine
+    note: str = ""  #: such as why its registry could not be asked whether the tag moved
+
+
 class Results(_Model):
     schema_version: Literal[1] = 1
     run_id: str
@@ -207,20 +227,22 @@ class Results(_Model):
     deployer: str = ""
     sandbox: str = ""  #: "bubblewrap", or "none" with the reason in `warnings`
     warnings: list[str] = Field(default_factory=list)
-    deployments: int = 0  #: how often the recipe was put there from nothing: one, whatever was asked for
+    deployments: int = 0  #: how often the recipe was deployed from scratch: always once
     upgraded_from: str = ""  #: the version, or commit, that the run started on; empty when it started on the commit itself
     version: str = ""  #: the version label, read back
+    images: list[ImageResult] = Field(default_factory=list)
     started: datetime
     finished: datetime
     stages: list[StageResult] = Field(default_factory=list)
     teardown: Teardown = Field(default_factory=Teardown)
     timings: list[Timing] = Field(default_factory=list)
-    level: Level = Field(default_factory=Level)
+    level: Level | None = None  #: None for a run of some stages only, or without a verdict
     lint: list[LintFinding] = Field(default_factory=list)
     extras: Extras = Field(default_factory=Extras)
-    #: Changes of `cc-ci.toml` that loosen a check, and so count only once they are merged; one sentence each.
+    #: Changes of `cc-ci.toml` that loosen a check and only count once merged; one sentence each.
     loosened: list[str] = Field(default_factory=list)
-    secret_leaks: list[str] = Field(default_factory=list)  #: artefacts in which a secret of the run stood (it was blackened)
+    kept: str = ""  #: the commit of the added tests kept on the server; empty if there are none
+    secret_leaks: list[str] = Field(default_factory=list)  #: artefacts that contained a secret of the run (redacted)
     artefacts: list[Artefact] = Field(default_factory=list)
     changed: list[str] = Field(default_factory=list)  #: paths that differ from the base, at most 1000
 
@@ -244,7 +266,7 @@ class FolderState(StrEnum):
 
 
 class RunFolder:
-    """The files of one attempt at a run. Reading never raises for a half-written or missing file."""
+    """The files of one attempt at a run. Reading never raises for an incomplete or missing file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -260,6 +282,17 @@ class RunFolder:
     @property
     def cancel(self) -> Path:
         return self.path / "cancel"
+
+    @property
+    def apart_file(self) -> Path:
+        return self.path / "apart"
+
+    def apart(self) -> float:
+        """The seconds that count neither against a stage nor the run; for a wait in progress, its maximum."""
+        try:
+            return float(self.apart_file.read_text())
+        except (OSError, ValueError):
+            return 0.0
 
     @property
     def events_file(self) -> Path:
@@ -286,7 +319,7 @@ class RunFolder:
 
     def write_results(self, results: Results) -> None:
         text = json.dumps(results.model_dump(mode="json"), indent=1, ensure_ascii=False)
-        # A stranger's names and texts may hold half a character, which no file takes: it becomes a `?`.
+        # Untrusted text may contain lone surrogates, which cannot be encoded: they become `?`.
         write_atomically(self.results_file, text.encode(errors="replace").decode())
 
     def results(self) -> Results | None:
@@ -296,12 +329,12 @@ class RunFolder:
             return None
 
     def state(self) -> FolderState:
-        """What the folder says of its harness, without believing process ids (the lock goes with its holder)."""
+        """The state of the folder's harness, without relying on process ids (the lock is released when its holder dies)."""
         if self.results_file.exists():
             return FolderState.FINISHED
         if self._locked():
             return FolderState.RUNNING
-        if self.results_file.exists():  # finished between the two looks
+        if self.results_file.exists():  # finished between the two checks
             return FolderState.FINISHED
         return FolderState.LOST if self.begun.exists() else FolderState.NOT_STARTED
 
@@ -311,7 +344,7 @@ class RunFolder:
         except FileNotFoundError:
             return False
         try:
-            # A shared lock is enough to ask, and two askers do not mistake each other for a harness.
+            # A shared lock suffices to check, and two checkers do not mistake each other for a harness.
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
@@ -320,7 +353,7 @@ class RunFolder:
         return False
 
     def events(self, after: int = 0) -> Iterator[Event]:
-        """The events with `seq` above `after`. A last line that is still being written is left for the next time."""
+        """The events with `seq` above `after`. Leaves an incomplete last line for the next call."""
         try:
             lines = self.events_file.read_text(errors="replace").splitlines(keepends=True)
         except FileNotFoundError:
@@ -337,7 +370,7 @@ class RunFolder:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text` so that a reader, or a machine that loses power, sees the old or the new, never half."""
+    """Replace `path` with `text` atomically, even if the machine loses power."""
     temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
     with temporary.open("w") as stream:
         stream.write(text)

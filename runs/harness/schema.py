@@ -9,7 +9,7 @@ from runs.harness.protocol import SCHEMA, Results
 
 
 def schema() -> dict[str, Any]:
-    """What any results.json of this version satisfies. Its `$id` ends in the version, which `schema_version` repeats."""
+    """The schema of results.json in this version. Its `$id` ends in the version, which `schema_version` repeats."""
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": f"urn:cc-ci:results:{SCHEMA}"}
     return {**head, **Results.model_json_schema()}
 

@@ -1,4 +1,4 @@
-"""Removes what runs that live no more left on this machine."""
+"""Removes what dead runs left on this machine."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from infra.deployers import process, swarm, trees
-from infra.deployers.base import DeployError
+from infra.deployers.errors import DeployError
+from infra.deployers.isolation import trees
+from infra.deployers.process import deployer
+from infra.deployers.swarm import ephemeral
 from runs.harness import oidc
 from runs.harness.protocol import FolderState, RunFolder
 
@@ -17,10 +19,10 @@ from runs.harness.protocol import FolderState, RunFolder
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m runs.harness sweep")
     parser.add_argument("--installation", required=True)
-    parser.add_argument("--runs-dir", type=Path, help="a run lives when an attempt's folder in here has a harness")
-    parser.add_argument("--alive", nargs="*", default=[], help="runs that live, whatever their folders say")
-    parser.add_argument("--oidc-url", default="", help="the provider whose left-over realms go, too")
-    parser.add_argument("--oidc-user", default="admin", help='its password comes on standard input: {"oidc_password": …}')
+    parser.add_argument("--runs-dir", type=Path, help="folder of runs; a run is alive if one of its attempts here has a harness")
+    parser.add_argument("--alive", nargs="*", default=[], help="ids of runs that are alive, whatever their folders say")
+    parser.add_argument("--oidc-url", default="", help="the provider whose left-over realms to remove")
+    parser.add_argument("--oidc-user", default="admin", help='read its password from standard input: {"oidc_password": …}')
     options = parser.parse_args(arguments)
     alive, runs = set(options.alive), options.runs_dir
     failed = sweep(options.installation, alive, runs)
@@ -32,12 +34,12 @@ def main(arguments: list[str]) -> int:
 
 
 def sweep(installation: str, alive: set[str], runs: Path | None = None) -> int:
-    """Ask every deployer for what is this installation's and of no living run; 0 when nothing of it is left."""
-    removed = process.sweep()
+    """Have every deployer remove what belongs to this installation but to no live run. Returns 0 if nothing is left."""
+    removed = deployer.sweep()
     left: list[str] = []
-    if not swarm.swarm_problem():
+    if not ephemeral.swarm_problem():
         try:
-            gone, left = swarm.sweep(installation, _alive(alive, runs))
+            gone, left = ephemeral.sweep(installation, _alive(alive, runs))
             removed += gone
         except DeployError as error:
             left = [str(error)]
@@ -51,7 +53,7 @@ def sweep(installation: str, alive: set[str], runs: Path | None = None) -> int:
 
 
 def sweep_realms(provider: oidc.Provider, alive: set[str], runs: Path | None = None) -> int:
-    """Remove the realms that runs of this installation left; 0 when the provider let us."""
+    """Remove realms left by this installation's runs. Returns 0 if the provider allowed it."""
     try:
         for name in provider.sweep(_alive(alive, runs)):
             print(f"removed realm {name}")  # noqa: T201
@@ -72,7 +74,7 @@ def _alive(named: set[str], runs: Path | None) -> Callable[[str], bool]:
 
 
 def _work_folders(runs: Path) -> tuple[list[str], list[str]]:
-    """Remove checkouts and sockets of harnesses that were killed: those that are gone, and those that are left."""
+    """Remove checkouts and sockets of killed harnesses. Returns the removed ones and the remaining ones."""
     removed: list[str] = []
     left: list[str] = []
     for work in runs.glob("*/*/work"):

@@ -1,4 +1,4 @@
-"""How states, stages and tests are told on the pages of runs."""
+"""How the pages of runs show states, stages and tests."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ from collections.abc import Iterable
 
 from django import template
 
+from controlplane.templatetags.frame import weblink
+from enrollment.forge_access.clients import kind_of
+from enrollment.models import Repository
 from runs import render
 from runs.models import CaseResult
 
 register = template.Library()
 
-#: The colour of a state or status; it is always said in words and by an icon as well.
+#: The colour of a state or status; text and an icon always show it as well.
 TONES = {
     "passed": "good",
-    "climbed": "good",
-    "stopped": "bad",
+    "reached": "good",
     "failed": "bad",
     "errored": "warn",
     "timed_out": "warn",
@@ -31,13 +33,26 @@ def tone(status: str) -> str:
 
 @register.filter
 def words(status: str) -> str:
-    """A state or status as people write it."""
+    """A state or status in human-readable form."""
     return status.replace("_", " ")
 
 
 @register.filter
+def commit_url(repository: Repository | None, sha: str) -> str:
+    """The commit's page at the forge; empty where the forge gave no address of the web."""
+    url = weblink(repository.html_url) if repository else ""
+    return kind_of(repository.forge).pages.commit.format(repository=url, sha=sha) if repository and url else ""
+
+
+@register.filter
+def once(text: str, message: str) -> str:
+    """A remark without its reason if the page shows that already."""
+    return render.once(text, message)
+
+
+@register.filter
 def duration(seconds: float | None) -> str:
-    """Seconds as `12.3 s` (whole ones as `12 s`) or `2 min 5 s`; a dash for nothing."""
+    """Seconds as `12.3 s` (whole ones as `12 s`) or `2 min 5 s`; a dash for None."""
     if isinstance(seconds, int) and 0 < seconds < 60:
         return f"{seconds} s"
     return render.seconds(seconds or None)
@@ -50,11 +65,11 @@ def counts(cases: Iterable[CaseResult]) -> str:
 
 @register.filter
 def last_lines(text: str, number: int) -> str:
-    """The end of a text. Cut by characters too: one line alone can be as long as it likes."""
+    """The end of a text. Also limits characters: a single line can have any length."""
     return "\n".join(text.rstrip().splitlines()[-number:])[-8000:]
 
 
 @register.filter
 def longer_than(text: str, number: int) -> bool:
-    """Whether `last_lines` would leave something out."""
+    """Whether `last_lines` would cut the text."""
     return len(text.rstrip().splitlines()) > number or len(text) > 8000

@@ -21,8 +21,8 @@ from django.conf import settings  # noqa: E402
 from django.test.utils import setup_databases, teardown_databases  # noqa: E402
 from django.utils import timezone  # noqa: E402
 
+from enrollment.fakeforge.model import Repo  # noqa: E402
 from enrollment.models import Repository  # noqa: E402
-from enrollment.sandbox.model import Repo  # noqa: E402
 from tests.bench.harness import whole_runs  # noqa: E402
 from tests.bench.infra import rebuild  # noqa: E402
 from tests.bench.webhooks import idle_hours, receiver_ratio  # noqa: E402

@@ -123,7 +123,7 @@ def by_hand(recipe: Path, _folder: Path) -> None:
     docker("volume", "rm", f"{stack}_data")
 
 
-PLUGINS = Path(__file__).resolve().parents[2] / "runs" / "harness" / "inside"
+PLUGINS = Path(__file__).resolve().parents[2] / "runs" / "harness" / "guest"
 
 
 def _until(true: Callable[[], bool]) -> None:

@@ -22,8 +22,8 @@ def idle_hours(folder: Path) -> None:
     """
     from django.conf import settings
 
-    from enrollment.hook_reconcile import reconcile
     from enrollment.models import WebhookConfig
+    from enrollment.webhooks.reconcile import reconcile
     from tests.chaos.air import Air, VirtualTime
 
     logging.disable(logging.INFO)  # a line for each of a thousand hooks
@@ -53,10 +53,10 @@ def idle_hours(folder: Path) -> None:
 
 def an_hour(world: Any, clock: Any, air: Any) -> Counter[str]:
     """Requests of an hour in which nothing happens, by their kind."""
-    from enrollment import polling
-    from enrollment.forges.http import ask_of
-    from enrollment.hook_reconcile import reconcile
+    from enrollment.forges.gitea.request_kinds import ask_of
     from enrollment.models import Repository, WebhookConfig
+    from enrollment.polling import poller
+    from enrollment.webhooks.reconcile import reconcile
     from tests.chaos.air import FAIR
 
     counts: Counter[str] = Counter()
@@ -73,13 +73,13 @@ def an_hour(world: Any, clock: Any, air: Any) -> Counter[str]:
             setattr(row, name, now + timedelta(hours=6) * number / len(spread))
         rows.bulk_update(spread, [name], batch_size=200)
     world.forge.refresh_from_db()
-    polling.look(world.forge)
+    poller.poll(world.forge)
     air.strike = heard
     for second in range(0, 3600, 30):
         clock.wait(30)
         world.forge.refresh_from_db()
-        look = polling.look(world.forge)
-        assert not look.problems and not look.skipped, look.words()
+        look = poller.poll(world.forge)
+        assert not look.problems and not look.skipped, look.text()
         if second % 60 == 0:
             reconcile(world.forge, apply=True, due_only=True, seconds=20)
     air.strike = lambda request: FAIR
@@ -92,8 +92,8 @@ def words(counts: Counter[str]) -> str:
 
 def a_thousand(folder: Path, version: str) -> Any:
     """A world whose bot administers all of 1,000 repositories."""
+    from enrollment.fakeforge.model import Repo
     from enrollment.models import Repository
-    from enrollment.sandbox.model import Repo
     from tests.world import World
 
     world = World(folder, version)

@@ -65,4 +65,4 @@ def _port(folder: Path) -> int:
             return int((folder / "DevToolsActivePort").read_text().split()[0])
         except (OSError, IndexError, ValueError):
             time.sleep(0.1)
-    raise TimeoutError(f"Chromium did not come up:\n{(folder / 'log').read_text(errors='replace')[-2000:]}")
+    raise TimeoutError(f"Chromium did not start:\n{(folder / 'log').read_text(errors='replace')[-2000:]}")

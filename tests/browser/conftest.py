@@ -17,10 +17,12 @@ from tests.browser.screenshots import DESKTOP, PHONE
 HERE = Path(__file__).parent
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.browser)
+            item.add_marker(pytest.mark.xdist_group("browser"))
             # The live server writes from a thread of its own, which sees committed rows only.
             item.add_marker(pytest.mark.django_db(transaction=True))
 

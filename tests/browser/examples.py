@@ -154,7 +154,7 @@ def _passed(row: Repository) -> TestRun:
     backup = StageResultFactory(run=run, name="backup", order=2, seconds=2.2)
     CaseResultFactory(stage=backup, name="a backup is made", file="generic", seconds=2.1)
     restore = StageResultFactory(run=run, name="restore", order=3, seconds=6.4)
-    CaseResultFactory(stage=restore, name="the backup comes back", file="generic", seconds=6.0)
+    CaseResultFactory(stage=restore, name="the backup can be restored", file="generic", seconds=6.0)
     custom = StageResultFactory(run=run, name="custom", order=4, seconds=9.1)
     CaseResultFactory(stage=custom, name="test_the_login_page_answers", file="tests/test_login.py")
     CaseResultFactory(stage=custom, name="test_a_wrong_password_is_refused", file="tests/test_login.py", seconds=2.8)
@@ -184,8 +184,8 @@ def registry() -> None:
 def _kept(run: TestRun) -> None:
     """What is kept of a run whose every stage passed, with a remark of lint."""
     names = ("install", "upgrade", "backup and restore", "own tests")
-    rungs = [{"level": number, "name": name, "status": "climbed", "reason": ""} for number, name in enumerate(names, 1)]
-    rungs.append({"level": 5, "name": "lint", "status": "stopped", "reason": "1 finding of lint is an error."})
+    rungs = [{"level": number, "name": name, "status": "reached", "reason": ""} for number, name in enumerate(names, 1)]
+    rungs.append({"level": 5, "name": "lint", "status": "failed", "reason": "1 finding of lint is an error."})
     times = {
         "checkout": 0.8,
         "pull": 6.1,
@@ -215,7 +215,7 @@ def _kept(run: TestRun) -> None:
         ("service-db.log", "service_log", "Log of db"),
     ):
         ArtefactFactory(run=run, name=name, kind=kind, title=title, data=LOG.encode() * 9)
-    ArtefactFactory(run=run, name="picture.png", kind="picture", title="Picture of the app", data=PICTURE.read_bytes())
+    ArtefactFactory(run=run, name="picture.png", kind="picture", title="Screenshot of the app", data=PICTURE.read_bytes())
 
 
 def _failed(row: Repository) -> TestRun:

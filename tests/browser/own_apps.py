@@ -8,10 +8,10 @@ from typing import Any
 
 from django.utils import timezone
 
-from infra import applying
-from infra.declaration import dump
+from infra.config import apply
+from infra.config.load import dump
 from infra.models import InfraApp, InfraFile, Snapshot, Upgrade, UpgradeEvent
-from infra.running import folder_of
+from infra.runtime.inspect import folder_of
 from infra.states import UpgradeState as S
 from tests.browser.examples import HOSTILE
 from tests.factories import InfraAppFactory, InfraReleaseFactory, SnapshotFactory, UpgradeFactory
@@ -23,11 +23,11 @@ Take a backup, and run the migration by hand before you upgrade:
 the old version cannot read what the new one has written.
 """
 LOG = """\
-02:00:04 Having the images of 1.1.0+10.3 here
-02:00:21 snapshotting: 2 services of 1.0.0+10.2, 1 volumes, 2 probes recorded.
-02:00:21 Stopping it
+02:00:04 Fetching the images of 1.1.0+10.3
+02:00:21 snapshotting: Recorded 2 services of 1.0.0+10.2, 1 volumes, 2 probes.
+02:00:21 Stopping the app
 02:00:27 Copying its volumes
-02:00:41 deploying: Snapshot of 1 volume, 46.0 MB, proved after 13.9 s.
+02:00:41 deploying: Snapshot of 1 volume, 46.0 MB, verified after 13.9 s.
 02:00:41 Deploying 1.1.0+10.3
 """
 
@@ -64,7 +64,7 @@ def own_apps() -> OwnApps:
     contested: InfraApp = InfraAppFactory(name="vaultwarden", domain="vault.example.org", state="contested", **stateful)
     contested.contested = {
         "at": timezone.now().isoformat(),
-        "changes": ["The service app was changed; it runs vaultwarden/server:1.33.0 as 1.2.0+2.2."],
+        "changes": ["Service app was changed; it runs vaultwarden/server:1.33.0 as 1.2.0+2.2."],
         "ours": "1.0.0+2.0",
         "theirs": "1.2.0+2.2",
         "fingerprint": "f" * 64,
@@ -77,7 +77,7 @@ def own_apps() -> OwnApps:
 
 def file_of() -> str:
     """An infra.yml that differs from the apps in three ways: one is new, one has another window, one is behind."""
-    text = dump(applying.export()).replace("Mon-Fri 02:00-05:00 UTC", "Sat,Sun 02:00-05:00 UTC")
+    text = dump(apply.export()).replace("Mon-Fri 02:00-05:00 UTC", "Sat,Sun 02:00-05:00 UTC")
     text = text.replace("version: 1.0.0+10.2", "version: 0.9.0+10.1")
     source = "https://git.example.org/recipes/hedgedoc.git"
     more = {"recipe": "hedgedoc", "source": source, "domain": "pad.example.org", "owner": "maintainers"}
@@ -137,10 +137,10 @@ def _upgrading(stateful: dict[str, Any]) -> tuple[InfraApp, Upgrade]:
         step={"name": "verify"},
         ran_new=True,
     )
-    tell(upgrade, 0, S.SNAPSHOTTING, "2 services of 1.0.0+10.2, 1 volumes, 2 probes recorded.")
-    tell(upgrade, 0.2, "step", "Stopping it")
-    tell(upgrade, 20, S.DEPLOYING, "Snapshot of 1 volume, 46.0 MB, proved after 13.9 s.")
-    tell(upgrade, 71, S.VERIFYING, "Settled after 50.8 s.")
+    tell(upgrade, 0, S.SNAPSHOTTING, "Recorded 2 services of 1.0.0+10.2, 1 volumes, 2 probes.")
+    tell(upgrade, 0.2, "step", "Stopping the app")
+    tell(upgrade, 20, S.DEPLOYING, "Snapshot of 1 volume, 46.0 MB, verified after 13.9 s.")
+    tell(upgrade, 71, S.VERIFYING, "Converged after 50.8 s.")
     for number in range(4):
         sample(upgrade, 72 + number, "app does not answer: 502" if number == 0 else "")
     write_log(upgrade, LOG)
@@ -149,7 +149,7 @@ def _upgrading(stateful: dict[str, Any]) -> tuple[InfraApp, Upgrade]:
 
 def _quarantined(stateful: dict[str, Any]) -> tuple[InfraApp, Upgrade]:
     app: InfraApp = InfraAppFactory(name="mumble", domain="talk.example.org", **stateful)
-    reason = "In the soak: app was started anew, its task ended with 1."
+    reason = "During the soak: app restarted, its task ended with 1."
     facts = {
         "logs": "app | F Fatal: could not open database, format 4 is newer than 3\napp | exiting\n",
         "swarm": ["app: completed  task: non-zero exit (1)"],
@@ -159,8 +159,8 @@ def _quarantined(stateful: dict[str, Any]) -> tuple[InfraApp, Upgrade]:
     steps = (
         (S.SNAPSHOTTING, 0, "1 services recorded."),
         (S.DEPLOYING, 9, "Snapshot of 1 volume, proved."),
-        (S.VERIFYING, 31, "Settled after 20.1 s."),
-        (S.SOAKING, 34, "1 services and 2 probes are well, 3 times in a row."),
+        (S.VERIFYING, 31, "Converged after 20.1 s."),
+        (S.SOAKING, 34, "1 services and 2 probes are healthy, 3 times in a row."),
         (S.ROLLING_BACK, 64, reason),
         (S.ROLLED_BACK, 99, reason),
     )
@@ -175,8 +175,8 @@ def _quarantined(stateful: dict[str, Any]) -> tuple[InfraApp, Upgrade]:
 def _lost(stateful: dict[str, Any]) -> tuple[InfraApp, Upgrade]:
     app: InfraApp = InfraAppFactory(name="matrix", domain="chat.example.org", **stateful)
     reason = (
-        "The volume db could not be migrated. And the way back failed: no space left on device. Nothing more is touched. "
-        "The data before is in the snapshot matrix/20260102T020304."
+        "The volume db could not be migrated. The rollback failed, too: no space left on device. cc-ci leaves the app as it is. "
+        "The data from before is in the snapshot matrix/20260102T020304."
     )
     upgrade = _ended(app, S.ROLLBACK_FAILED, "1.0.0+2.0", "1.0.1+2.0", reason=reason, ran_new=True)
     for state, after, text in (

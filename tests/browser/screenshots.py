@@ -56,9 +56,10 @@ def main() -> None:
         from django.contrib.auth.models import User
 
         from enrollment.models import Repository
-        from infra import applying, wanting
-        from infra.declaration import parse
-        from infra.looking import Live
+        from infra.config import apply
+        from infra.config.load import parse
+        from infra.releases.gate import Preflight
+        from infra.upgrades import enqueue
         from tests.browser.examples import examples, registry, worker
         from tests.browser.own_apps import file_of, own_apps
 
@@ -79,10 +80,10 @@ def main() -> None:
                 },
             )
             registry()
-            wanting.live = lambda app: Live()  # type: ignore[assignment]  # there is no such stack to look at
+            enqueue.preflight = lambda app: Preflight()  # type: ignore[assignment]  # there is no such stack to look at
             apps = own_apps()
             declared = parse(file_of())
-            applying.read = lambda path: declared
+            apply.read = lambda path: declared
             _take(browser, url, {"deferred": "/deferred/"})
             User.objects.create_superuser("operator", password="operator")
             recipe = Repository.objects.get(name="nextcloud")

@@ -10,10 +10,10 @@ from django.conf import settings
 from django.contrib.auth.models import User
 from django.test import Client
 
-from infra.looking import Live
+from infra.lifecycle import move
 from infra.models import AppSecret, InfraApp, Upgrade
+from infra.releases.gate import Preflight
 from infra.states import UpgradeState as S
-from infra.upgrades_states import move
 from tests.browser.conftest import Watched
 from tests.browser.own_apps import OwnApps, hostile_app, own_apps, sample, tell, write_log
 from tests.browser.test_pages import CONTRAST, focused
@@ -23,7 +23,7 @@ Look = Callable[..., Watched]
 
 @pytest.fixture(autouse=True)
 def no_stacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infra.wanting.live", lambda app: Live())
+    monkeypatch.setattr("infra.upgrades.enqueue.preflight", lambda app: Preflight())
 
 
 @pytest.fixture
@@ -71,14 +71,14 @@ def test_each_state_is_told_in_words(staff: Look) -> None:
     assert "settled" in words[made.settled.name]
     assert "a version is held" in words[made.held.name]
     assert "upgrading" in words[made.upgrading.name]
-    assert "contested" in words[made.contested.name]
-    assert "the way back failed" in words[made.failed.name]
-    assert "its maintainers'" in words[made.theirs.name]
+    assert "drifted" in words[made.contested.name]
+    assert "rollback failed" in words[made.failed.name]
+    assert "managed by its maintainers" in words[made.theirs.name]
     held = page.locator(f"#{made.held.name} .version").first
-    assert held.locator(".passages mark").inner_text() == "by hand"
+    assert held.locator(".passages mark").all_inner_texts() == ["changes", "Take a backup", "cannot read"]
     assert "quarantined" in page.inner_text(f"#{made.quarantined.name} .version > summary")
     assert page.inner_text(f"#{made.theirs.name} .command >> nth=0") == "abra app upgrade drone.example.org 1.0.1+2.0"
-    assert "Mend it by hand, then: cc-ci infra adopt matrix" in page.inner_text(f"#{made.failed.name}")
+    assert "Repair it manually, then: cc-ci infra adopt matrix" in page.inner_text(f"#{made.failed.name}")
     page.click(f"#{made.upgrading.name} >> text=Follow it")
     page.wait_for_selector("h1:has-text('forgejo 1.0.0+10.2 → 1.1.0+10.3: verifying')")
 
@@ -102,10 +102,10 @@ def test_the_page_follows_its_upgrade(staff: Look) -> None:
     page.locator(".run-trail summary").click()
     page.wait_for_selector(".run-trail >> text=Something <b>new</b>")
 
-    assert move(upgrade, "soak", "2 services and 2 probes are well, 3 times in a row.")
+    assert move(upgrade, "soak", "2 services and 2 probes are healthy, 3 times in a row.")
     page.wait_for_selector(".run-stages .tile:has-text('Soak') .mark.busy")
     assert page.locator(".run-stages .tile:has-text('Verify') .mark.good").count() == 1
-    assert move(upgrade, "succeed", "Well for 300 s.")
+    assert move(upgrade, "succeed", "Healthy for 300 s.")
     page.wait_for_selector("h1:has-text('succeeded')")
     assert page.title().startswith("forgejo 1.0.0+10.2 → 1.1.0+10.3: succeeded")
     assert "favicon-passed" in page.get_attribute("link[rel=icon]", "href")
@@ -141,12 +141,12 @@ def test_a_button_is_reached_and_pressed_by_keyboard(staff: Look) -> None:
     assert focused(page) == "Roll back to the version before"
     page.keyboard.press("Enter")
     page.wait_for_selector("h1:has-text('Roll back to the version before: forgejo')")
-    assert "Puts forgejo back to 1.0.0+10.2" in page.inner_text(".ask")
+    assert "Rolls forgejo back to 1.0.0+10.2" in page.inner_text(".ask")
     upgrade.refresh_from_db()
     assert not upgrade.asked.get("back"), "it asks first"
     page.focus("text=Yes, do it")
     page.keyboard.press("Enter")
-    page.wait_for_selector("text=operator wants the old version back.")
+    page.wait_for_selector("text=operator requested a rollback.")
     upgrade.refresh_from_db()
     assert upgrade.asked["back"] == "operator"
 
@@ -156,8 +156,8 @@ def test_a_refusal_is_shown_where_one_pressed(staff: Look) -> None:
     watched = staff(phone=True)
     page = watched.go(f"/infra/do/hand_over/{made.upgrading.pk}/")
     page.click("text=Yes, do it")
-    page.wait_for_selector("[role=alert]:has-text('hand it over when it has ended.')")
-    page.click("text=No, back")
+    page.wait_for_selector("[role=alert]:has-text('hand it over when it has finished.')")
+    page.click("text=No, go back")
     page.wait_for_url(f"**/infra/#{made.upgrading.name}")
     watched.errors = [error for error in watched.errors if "409" not in error]
 
@@ -166,7 +166,7 @@ def test_a_version_is_approved_on_the_page(staff: Look) -> None:
     made = own_apps()
     page = staff(phone=True).go("/infra/")
     page.click(f"#{made.held.name} >> text=Approve this version")
-    page.wait_for_selector("[role=status]:has-text('keycloak 2.0.0+3.0 is approved.')")
+    page.wait_for_selector("[role=status]:has-text('Approved keycloak 2.0.0+3.0: the next upgrade may take it.')")
     assert made.held.releases.get(version="2.0.0+3.0").approved_by == "operator"
 
 

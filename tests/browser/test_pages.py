@@ -85,7 +85,7 @@ def test_the_keyboard_reaches_everything(look: Look) -> None:
     made = examples()
     page = look().go(made.failed.get_absolute_url())
     page.keyboard.press("Tab")
-    assert focused(page) == "Skip to the content"
+    assert focused(page) == "Skip to content"
     box = page.locator(".skip").bounding_box()
     assert box["y"] >= 0, "the link is in sight while it has the focus"
     page.keyboard.press("Enter")
@@ -186,7 +186,7 @@ def test_trouble_with_the_server_is_told_and_got_over(look: Look) -> None:
     broken = [True]
     page.route("**/live/*", lambda route: route.fulfill(status=502) if broken[0] else route.continue_())
     watched.go(run.get_absolute_url())
-    page.wait_for_selector("#live.trouble:has-text('no answer from the server')")
+    page.wait_for_selector("#live.trouble:has-text('no response from the server')")
     broken[0] = False
     page.wait_for_selector("#live:not(.trouble):has-text('live')")
     watched.errors = [error for error in watched.errors if "502" not in error]

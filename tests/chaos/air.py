@@ -25,10 +25,10 @@ import time_machine
 from requests.adapters import HTTPAdapter
 from urllib3 import HTTPHeaderDict, HTTPResponse
 
+from enrollment.fakeforge.faults import Request, Response
+from enrollment.fakeforge.server import answer
+from enrollment.fakeforge.store import Forge as SandboxForge
 from enrollment.forges import http
-from enrollment.sandbox.faults import Request, Response
-from enrollment.sandbox.server import answer
-from enrollment.sandbox.store import Forge as SandboxForge
 
 #: Whose waiting and measuring goes by virtual time; the sandbox and the processes are left alone.
 OURS = ("enrollment.", "runs.", "tenacity.nap")
@@ -69,7 +69,7 @@ class VirtualTime:
         ours = [
             module
             for name, module in list(sys.modules.items())
-            if name.startswith(OURS) and not name.startswith("enrollment.sandbox") and getattr(module, "time", None) is time
+            if name.startswith(OURS) and not name.startswith("enrollment.fakeforge") and getattr(module, "time", None) is time
         ]
         shim = mock.Mock(wraps=time, monotonic=self.monotonic, sleep=self.wait)
         with time_machine.travel(self.start, tick=False) as self._traveller:

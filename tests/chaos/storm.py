@@ -27,14 +27,14 @@ from django.utils import timezone
 from django_q.models import OrmQ
 
 from controlplane.registry import registry
-from enrollment import receiver
-from enrollment.hook_reconcile import reconcile
+from enrollment.fakeforge.deliveries import _wants, headers, payload
+from enrollment.fakeforge.faults import Request
+from enrollment.fakeforge.issues import Event
+from enrollment.fakeforge.model import Comment as RemoteComment
+from enrollment.fakeforge.model import Hook, Pull, Repo
 from enrollment.models import Comment, Delivery, Forge, PullRequest, WebhookConfig
-from enrollment.sandbox.deliveries import _wants, headers, payload
-from enrollment.sandbox.faults import Request
-from enrollment.sandbox.issues import Event
-from enrollment.sandbox.model import Comment as RemoteComment
-from enrollment.sandbox.model import Hook, Pull, Repo
+from enrollment.webhooks import receiver
+from enrollment.webhooks.reconcile import reconcile
 from runs import lifecycle
 from runs.models import FINAL, HOLDING, Report, State, TestRun
 from tests.chaos.air import FAIR, Air, Strike, VirtualTime

@@ -13,10 +13,10 @@ from django.conf import settings
 from tests.chaos.storm import Size, Storm
 from tests.world import World
 
-QUICK = Size(minutes=16, repositories=36, comments=50, renames=4, forks=3, hook_troubles=8, pushes=5)
+QUICK = Size(minutes=8, repositories=20, comments=36, renames=4, forks=3, hook_troubles=6, pushes=5)
 WHOLE = Size(minutes=120, repositories=1000, comments=2000, renames=40, forks=20, hook_troubles=150, pushes=100)
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.xdist_group("chaos"), pytest.mark.slow(13.5)]
 #: Each commit is a real one: in one transaction of two hours PostgreSQL would have to look through all versions of each row.
 LONG = [pytest.mark.long, pytest.mark.django_db(transaction=True)]
 

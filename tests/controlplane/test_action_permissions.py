@@ -12,7 +12,7 @@ from django.urls import reverse
 
 from tests.factories import CommentFactory, ForgeFactory, RepositoryFactory
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.slow(0.1)]
 
 ASK_THEMSELVES = "_may_run(request)"
 
@@ -42,9 +42,9 @@ def test_each_action_asks_for_a_right(model: type, name: str, action: object) ->
 @pytest.mark.parametrize(
     ("name", "make", "may_look", "may_act"),
     [
-        ("look_now", ForgeFactory, "enrollment.view_forge", "enrollment.change_forge"),
-        ("see_now", ForgeFactory, "enrollment.view_forge", "enrollment.change_forge"),
-        ("see_rights_now", RepositoryFactory, "enrollment.view_repository", "enrollment.change_repository"),
+        ("poll_now", ForgeFactory, "enrollment.view_forge", "enrollment.change_forge"),
+        ("refresh_now", ForgeFactory, "enrollment.view_forge", "enrollment.change_forge"),
+        ("refresh_permissions_now", RepositoryFactory, "enrollment.view_repository", "enrollment.change_repository"),
         ("handle_again", CommentFactory, "enrollment.view_comment", "enrollment.change_comment"),
     ],
 )

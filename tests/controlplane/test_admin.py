@@ -15,7 +15,7 @@ from django_q.signing import SignedPackage
 from controlplane import schedules
 from controlplane.models import Host, Lease, RecurringTask
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.slow(0.3)]
 
 HEARTBEAT = f"controlplane.tasks.heartbeat@{settings.CC_CI.host}"
 
@@ -104,7 +104,7 @@ def run_now(client: Client, *names: str) -> str:
 
 @pytest.mark.usefixtures("rows")
 def test_run_now(admin_client: Client) -> None:
-    assert "1 tasks run as soon as" in run_now(admin_client, "enrollment.tasks.poll")
+    assert "1 tasks will run as soon as" in run_now(admin_client, "enrollment.tasks.poll")
     OrmQ.objects.all().delete()
     schedules.tick()
     assert "enrollment.tasks.poll" in {task.name() for task in OrmQ.objects.all()}
@@ -113,7 +113,7 @@ def test_run_now(admin_client: Client) -> None:
 @pytest.mark.usefixtures("rows")
 def test_run_now_of_one_that_is_switched_off(admin_client: Client) -> None:
     RecurringTask.objects.update(enabled=False)
-    assert "switched off" in run_now(admin_client, "enrollment.tasks.poll")
+    assert "disabled" in run_now(admin_client, "enrollment.tasks.poll")
 
 
 @pytest.mark.usefixtures("rows")

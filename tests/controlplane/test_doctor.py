@@ -28,6 +28,8 @@ from controlplane.models import Host, RecurringTask
 from controlplane.registry import Finding, Registry, registry
 from enrollment.models import Forge
 
+pytestmark = [pytest.mark.both_databases, pytest.mark.slow(0.2)]
+
 
 def bad(findings: Iterable[Finding]) -> Finding:
     """The one finding that is not well; whatever is not well says what to type."""
@@ -68,7 +70,7 @@ class TestSettings:
     def test_unknown_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CC_CI_WORKER", "4")
         finding = bad(doctor.check_settings())
-        assert finding.text == "CC_CI_WORKER means nothing"
+        assert finding.text == "unknown setting CC_CI_WORKER"
         assert finding.fix == "rename it to CC_CI_WORKERS"
 
     def test_a_proxy_that_is_not_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +104,7 @@ def first_line(done: subprocess.CompletedProcess[str], name: str) -> str:
 
 def test_no_database_yet(tmp_path: Path) -> None:
     done = real("doctor", DATABASE_URL=f"sqlite:///{tmp_path}/none.sqlite3")
-    assert "there is no database yet" in first_line(done, "database")
+    assert "does not exist yet" in first_line(done, "database")
     assert first_line(done, "database").endswith("-> cc-ci migrate")
     assert not (tmp_path / "none.sqlite3").exists()
 
@@ -124,7 +126,7 @@ def test_migrations_missing(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/half.sqlite3"
     assert real("migrate", "auth", DATABASE_URL=url).returncode == 0
     done = real("doctor", DATABASE_URL=url)
-    assert "migrations are not applied" in first_line(done, "database")
+    assert "migrations have not been applied" in first_line(done, "database")
     assert first_line(done, "database").endswith("-> cc-ci migrate")
     assert "Traceback" not in done.stdout + done.stderr
 
@@ -139,7 +141,7 @@ class TestSqlite:
                 finding = bad(doctor.check_database())
             finally:
                 cursor.execute("PRAGMA journal_mode=WAL")
-        assert "journal is delete, not wal" in finding.text
+        assert "journal mode is delete, not wal" in finding.text
         assert finding.fix.endswith("'PRAGMA journal_mode=WAL'")
 
     @pytest.mark.django_db
@@ -153,7 +155,7 @@ class TestSqlite:
         for name in ("one", "two"):
             Host.objects.create(name=name, ticked_at=timezone.now())
         finding = bad(doctor.check_database())
-        assert finding.level == "error" and finding.text.startswith("one, two work on one SQLite database")
+        assert finding.level == "error" and finding.text.startswith("one, two use the same SQLite database")
 
 
 def test_filesystem_is_told_by_the_nearest_mount(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +197,7 @@ class TestKeys:
         path = data_dir / "secret-keys"
         os.chown(path, 12345, -1)
         finding = bad(doctor.check_keys())
-        assert "belongs to uid 12345" in finding.text
+        assert "is owned by uid 12345" in finding.text
         subprocess.run(finding.fix.split(), check=True)
         assert well(doctor.check_keys())
 
@@ -207,7 +209,7 @@ class TestKeys:
     def test_key_file_gone(self, data_dir: Path) -> None:
         (data_dir / "secret-keys").unlink()
         finding = bad(doctor.check_keys())
-        assert finding.level == "error" and "is gone" in finding.text
+        assert finding.level == "error" and "is missing" in finding.text
         assert not (data_dir / "secret-keys").exists(), "doctor must not make a new one over the loss"
 
     def test_no_key_and_no_secret_yet(self, data_dir: Path) -> None:
@@ -286,16 +288,16 @@ class TestRecurring:
         return RecurringTask.objects.create(name="enrollment.tasks.poll", every_seconds=30, due_at=timezone.now())
 
     def test_well(self) -> None:
-        assert well(doctor.check_recurring())
+        assert well(doctor.check_recurring_tasks())
 
     def test_failed_last(self) -> None:
         RecurringTask.objects.update(last_error="ValueError: no")
-        finding = bad(doctor.check_recurring())
+        finding = bad(doctor.check_recurring_tasks())
         assert (finding.level, finding.fix) == ("error", "cc-ci schedules --run enrollment.tasks.poll")
 
     def test_switched_off(self) -> None:
         RecurringTask.objects.update(enabled=False)
-        finding = bad(doctor.check_recurring())
+        finding = bad(doctor.check_recurring_tasks())
         assert finding.level == "warning" and finding.fix.endswith("/admin/controlplane/recurringtask/")
 
 
@@ -314,7 +316,7 @@ def test_disk_filling_up(monkeypatch: pytest.MonkeyPatch, data_dir: Path, free: 
 def test_disk_that_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings.CC_CI, "data_dir", Path("/proc"))
     finding = bad(doctor.check_disk())
-    assert finding.level == "error" and "nothing can be written to /proc" in finding.text
+    assert finding.level == "error" and "cannot write to /proc" in finding.text
 
 
 # All together

@@ -17,6 +17,8 @@ from controlplane import leases
 from controlplane.leases import Held, lease, take
 from controlplane.models import Lease
 
+pytestmark = pytest.mark.both_databases
+
 
 @pytest.mark.django_db
 def test_one_holder_at_a_time() -> None:

@@ -25,6 +25,8 @@ from controlplane.config import BASE_DIR
 from controlplane.middleware import _client
 from tests.controlplane.trees import until
 
+pytestmark = pytest.mark.slow(0.6)
+
 TEXT = (BASE_DIR / "docs" / "operate.md").read_text()
 UPSTREAM = "http://127.0.0.1:8000"
 
@@ -62,7 +64,7 @@ class Proxy:
     def connect(self) -> ssl.SSLSocket:
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        plain = socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        plain = socket.create_connection(("127.0.0.1", self.port), timeout=300)
         return context.wrap_socket(plain, server_hostname="ci.example.org")
 
     def ask(self, request: bytes) -> bytes:
@@ -85,11 +87,11 @@ def running(command: list[str], port: int, upstream: ThreadingHTTPServer) -> Ite
             return False
 
     try:
-        until(ready, 60, "the proxy does not answer")
+        until(ready, why="the proxy does not answer")
         yield proxy
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait()
         upstream.shutdown()
 
 

@@ -1,6 +1,8 @@
 """The registry: what is asked and not offered gets the default."""
 
-from controlplane.registry import Registry
+from django.utils.module_loading import import_string
+
+from controlplane.registry import Registry, registry
 
 
 def test_an_answer_is_passed_on() -> None:
@@ -11,3 +13,15 @@ def test_an_answer_is_passed_on() -> None:
 
 def test_nobody_offers_the_answer() -> None:
     assert Registry().ask("sum", 1, 2, default="none") == "none"
+
+
+def test_what_the_apps_register_is_there() -> None:
+    functions = [
+        *registry.checks.values(),
+        *registry.answers.values(),
+        *registry.guards.values(),
+        *(card.context for card in registry.cards.values()),
+        *(task.task for task in registry.recurring.values()),
+    ]
+    assert len(functions) > 20
+    assert all(callable(import_string(function)) for function in functions)

@@ -23,6 +23,8 @@ from controlplane.cli import NO, Exit
 from controlplane.models import Host, RecurringTask
 from controlplane.registry import Recurring, registry
 
+pytestmark = pytest.mark.both_databases
+
 calls: list[str] = []
 
 

@@ -114,10 +114,10 @@ def test_a_new_key_is_put_first_and_everything_moves_to_it(data_dir: Path) -> No
     new = secrets.keys()
     assert new[1:] == old and len(new) == 2
     assert stat.S_IMODE((data_dir / "secret-keys").stat().st_mode) == 0o600
-    assert "2 secrets were encrypted anew" in said and "--drop-old" in said
+    assert "Re-encrypted 2 secrets" in said and "--drop-old" in said
     for made, token in ((first, "one"), (second, "two")):
         assert Fernet(new[0]).decrypt(stored(made).encode()) == token.encode()
-    assert "1 old keys were removed" in run("--drop-old")
+    assert "Removed 1 old keys" in run("--drop-old")
     assert secrets.keys() == new[:1]
     assert Forge.objects.get(pk=first.pk).reveal_token() == "one"
 

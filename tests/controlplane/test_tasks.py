@@ -12,6 +12,8 @@ from django_q.models import Task
 from controlplane.models import Host, Lease, RecurringTask
 from controlplane.tasks import heartbeat, tidy
 
+pytestmark = pytest.mark.both_databases
+
 
 @pytest.mark.django_db
 def test_tidy_drops_what_is_old_and_keeps_what_is_not() -> None:
@@ -25,7 +27,7 @@ def test_tidy_drops_what_is_old_and_keeps_what_is_not() -> None:
         RecurringTask.objects.create(name=f"x@{name}", every_seconds=5, per_host=True, due_at=now)
         Lease.objects.create(name=name, expires_at=expired)
         Task.objects.create(id=name, name=name, func="x", started=stopped, stopped=stopped, success=False)
-    assert tidy() == "dropped 1 failures, 1 leases, 1 machines"
+    assert tidy() == "deleted 1 failures, 1 leases, 1 hosts"
     assert [row.name for row in Host.objects.all()] == ["new"]
     assert [row.name for row in RecurringTask.objects.all()] == ["x@new"]
     assert [row.name for row in Lease.objects.all()] == ["new"]

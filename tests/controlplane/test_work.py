@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from controlplane.config import MARK
-from tests.controlplane.trees import Tree, tree, until
+from tests.controlplane.trees import PATIENCE, Tree, tree, until
 
 pytestmark = [pytest.mark.crash, pytest.mark.xdist_group("work")]
 
@@ -27,7 +27,7 @@ if os.fork(): os._exit(0)
 os.setsid()
 if os.fork(): os._exit(0)
 open(sys.argv[1], "w").write(str(os.getpid()))
-time.sleep(60)
+time.sleep(3600)
 """
 
 
@@ -45,7 +45,7 @@ def idle(tmp_path: Path) -> Iterator[Tree]:
 
 
 def get(url: str) -> int:
-    with urllib.request.urlopen(url, timeout=10) as answer:
+    with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
         return int(answer.status)
 
 
@@ -63,7 +63,7 @@ def test_serves_the_pages(running: Tree) -> None:
 def test_main_process_of_the_queue_killed(running: Tree) -> None:
     old, *parts = running.child("queue"), *running.cluster()
     old.kill()
-    until(lambda: not any(process.is_running() for process in parts), 3, "orphans go on")
+    until(lambda: not any(process.is_running() for process in parts), why="orphans go on")
     running.works_again()
     assert running.child("queue").pid != old.pid
 
@@ -93,7 +93,7 @@ def test_ticker_killed(running: Tree) -> None:
 def test_web_server_killed(running: Tree) -> None:
     old = running.child("web")
     old.kill()
-    until(lambda: not old.is_running(), 3)
+    until(lambda: not old.is_running())
     # A request that the killed one had taken is lost; those that come later wait for the new one.
     assert get(f"{running.address}/admin/login/") == 200
 
@@ -103,7 +103,7 @@ def test_a_task_that_was_cut_off_comes_back_at_once(running: Tree) -> None:
     running.put("sh", "-c", f"echo begun >> {trace}; sleep 1.5; echo done >> {trace}")
     until(trace.exists)
     running.child("queue").kill()
-    until(lambda: "done" in trace.read_text(), 10, "lost until CC_CI_QUEUE_RETRY")
+    until(lambda: "done" in trace.read_text(), why="lost until CC_CI_QUEUE_RETRY")
 
 
 def test_second_one_is_refused(running: Tree) -> None:
@@ -135,7 +135,7 @@ def test_what_a_run_started_outlives_a_killed_queue_and_a_killed_supervisor(runn
         running.works_again()
         assert harness.is_running()
         running.kill_supervisor()
-        until(lambda: not running.all(), 5, "part of the tree goes on")
+        until(lambda: not running.all(), why="part of the tree goes on")
         assert harness.is_running()
         running.start()
         assert harness.is_running()
@@ -156,13 +156,13 @@ def test_stops_cleanly_and_lets_a_running_task_finish(running: Tree) -> None:
 
 def test_left_overs_of_an_earlier_one_are_ended(idle: Tree) -> None:
     mark = {**idle.environment, MARK: f"{os.getsid(0)}:{idle.lock}"}
-    orphan = subprocess.Popen(["sleep", "60"], env=mark)
-    harness = subprocess.Popen(["sleep", "60"], env=mark, start_new_session=True)
+    orphan = subprocess.Popen(["sleep", "3600"], env=mark)
+    harness = subprocess.Popen(["sleep", "3600"], env=mark, start_new_session=True)
     try:
         idle.start()
-        assert orphan.wait(1) == -signal.SIGKILL
+        assert orphan.wait(PATIENCE) == -signal.SIGKILL
         assert harness.poll() is None
-        assert "Ended 1 processes" in idle.said()
+        assert "Killed 1 processes" in idle.said()
     finally:
         orphan.kill()
         harness.kill()
@@ -173,17 +173,17 @@ def test_a_queue_that_stands_still_is_restarted(idle: Tree) -> None:
     idle.start(margin=3)
     for process in idle.cluster():
         process.suspend()
-    assert idle.works_again(90) > 5
+    assert idle.works_again() > 5
     assert idle.database.run("SELECT restarts FROM controlplane_host") == [(1,)]
-    assert "stands still and is restarted" in idle.said()
+    assert "restarting the stalled queue" in idle.said()
     # Twice asked, it waits for nothing.
-    idle.put("sleep", "60")
-    time.sleep(1)
+    idle.put("sh", "-c", f"touch {idle.folder}/begun; sleep 3600")
+    until(Path(f"{idle.folder}/begun").exists)
     assert idle.process
     idle.process.send_signal(signal.SIGINT)
     until(lambda: "Stopping" in idle.said())
     idle.process.send_signal(signal.SIGINT)
-    assert idle.process.wait(30) == 0, "it did not wait for the task, which takes a minute"
+    assert idle.process.wait(PATIENCE) == 0, "it did not wait for the task, which takes an hour"
     until(lambda: not idle.all())
 
 
@@ -194,7 +194,7 @@ def test_says_what_to_type_when_migrations_are_missing(tmp_path: Path) -> None:
     finally:
         bare.close()
     assert done.returncode == 2
-    assert "Type: cc-ci migrate" in done.stderr
+    assert "Run: cc-ci migrate" in done.stderr
 
 
 def test_says_so_when_the_address_is_taken(idle: Tree) -> None:

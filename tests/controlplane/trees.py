@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -19,6 +23,8 @@ import psutil
 
 from controlplane.config import BASE_DIR, MARK
 
+#: Seconds until a wait is given up. It takes as long as the machine needs; this only ends what never comes.
+PATIENCE = 300.0
 HEARTBEAT = "controlplane.tasks.heartbeat@testhost"
 #: A queue that is killed every other second is no crash loop here.
 START = """
@@ -28,7 +34,7 @@ cli.main()
 """
 
 
-def until(what: Callable[[], Any], seconds: float = 30, why: str = "") -> Any:
+def until(what: Callable[[], Any], seconds: float = PATIENCE, why: str = "") -> Any:
     """Wait until `what` gives something true, and return that."""
     deadline = time.monotonic() + seconds
     while not (result := what()):
@@ -40,15 +46,16 @@ def until(what: Callable[[], Any], seconds: float = 30, why: str = "") -> Any:
 class Database:
     """The tree's database, looked at from outside."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, template: str = "template1") -> None:
         self.url = os.environ.get("DATABASE_URL", "")
         self.file = folder / "cc-ci.sqlite3"
         self.server = "" if self.url.startswith("sqlite") else self.url
         if self.server:
             self.name = f"cc_ci_work_{os.getpid()}_{time.time_ns() % 10**9}"
-            self._on_server(f"CREATE DATABASE {self.name}")
+            self._on_server(f"CREATE DATABASE {self.name} TEMPLATE {template}")
             self.url = urlunsplit(urlsplit(self.server)._replace(path=f"/{self.name}"))
         else:
+            self.name = ""
             self.url = f"sqlite:///{self.file}"
 
     def _on_server(self, statement: str) -> None:
@@ -78,9 +85,9 @@ class Database:
 class Tree:
     """The tree's processes, by what they do."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, template: str = "template1") -> None:
         self.folder = folder
-        self.database = Database(folder)
+        self.database = Database(folder, template)
         self.environment = {
             # Most of a tree ends by SIGKILL and tells no coverage; measuring it would only slow it down.
             **{name: value for name, value in os.environ.items() if not name.startswith(("CC_CI_", "COVERAGE_"))},
@@ -104,7 +111,7 @@ class Tree:
             env={**self.environment, **environment},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE,
         )
 
     def start(self, margin: float = 30) -> None:
@@ -117,7 +124,7 @@ class Tree:
                 stderr=log,
             )
         begun = self.log.stat().st_size
-        until(lambda: "cc-ci work: ready" in self.said()[begun:], 20, "never ready")
+        until(lambda: "cc-ci work: ready" in self.said()[begun:], why="never ready")
 
     def said(self) -> str:
         return self.log.read_text()
@@ -129,7 +136,7 @@ class Tree:
     def stop(self) -> int:
         assert self.process
         self.process.terminate()
-        return self.process.wait(30)
+        return self.process.wait(PATIENCE)
 
     def kill_supervisor(self) -> None:
         assert self.process
@@ -181,30 +188,42 @@ class Tree:
         )
         assert done.returncode == 0, done.stderr
 
-    def works_again(self, seconds: float = 60) -> float:
+    def works_again(self) -> float:
         """Wait until a recurring task runs that was not running yet; returns how long it took."""
         begun = time.monotonic()
         look = f"SELECT last_finished_at FROM controlplane_recurringtask WHERE name = '{HEARTBEAT}'"
         before = self.database.run(look)
         self.database.run(f"UPDATE controlplane_recurringtask SET due_at = last_queued_at WHERE name = '{HEARTBEAT}'")
-        until(lambda: self.database.run(look) != before, seconds, "no progress")
+        until(lambda: self.database.run(look) != before, why="no progress")
         return time.monotonic() - begun
 
     def close(self) -> None:
         if self.process and self.process.poll() is None:
             self.process.send_signal(signal.SIGKILL)
             self.process.wait()
-        until(lambda: not self.all(), 5, "processes are left")
+        until(lambda: not self.all(), why="processes are left")
         self.database.drop()
+
+
+@cache
+def _migrated() -> Tree:
+    """What `cc-ci migrate` makes, once for all trees of this process."""
+    folder = Path(tempfile.mkdtemp(prefix="cc-ci-migrated-"))
+    atexit.register(shutil.rmtree, folder)
+    made = Tree(folder)
+    atexit.register(made.database.drop)
+    done = made.command("migrate", "--verbosity", "0")
+    assert done.returncode == 0, done.stderr
+    return made
 
 
 @contextmanager
 def tree(folder: Path) -> Iterator[Tree]:
     """A tree with a migrated database, not started yet."""
-    made = Tree(folder)
+    template = _migrated()
+    shutil.copytree(template.folder, folder, dirs_exist_ok=True)
+    made = Tree(folder, template.database.name)
     try:
-        migrated = made.command("migrate", "--verbosity", "0")
-        assert migrated.returncode == 0, migrated.stderr
         yield made
     finally:
         made.close()

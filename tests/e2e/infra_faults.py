@@ -17,13 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from infra import ownership, worker
-from infra.deployers import children, engine
-from infra.deployers.lasting import LastingDeployer
-from infra.deployers.volumes import Volumes
+from infra.deployers.docker import api
+from infra.deployers.docker.volumes import Volumes
+from infra.deployers.isolation import children
+from infra.deployers.swarm.persistent import PersistentDeployer
+from infra.lifecycle import move
 from infra.models import InfraApp, Upgrade
+from infra.runtime import drift
 from infra.states import UpgradeState
-from infra.upgrades_states import move
+from infra.upgrades import session
 
 FAULTS = ("killed", "lost lease", "full disk", "docker restart")
 WHEN = ("before", "during", "after")
@@ -31,7 +33,7 @@ WHEN = ("before", "during", "after")
 FORWARD: dict[str, tuple[str, ...]] = {
     "record": ("GET", "/services/"),
     "fetch": ("GET", "/images/"),
-    "stop": ("service", "rm"),
+    "stop": ("DELETE", "/services/"),
     "pack": ("cp",),
     "prove": ("cp",),
     "deploy": ("stack", "deploy"),
@@ -39,20 +41,20 @@ FORWARD: dict[str, tuple[str, ...]] = {
     "probe": ("exec",),
 }
 BACK: dict[str, tuple[str, ...]] = {
-    "stop back": ("service", "rm"),
+    "stop back": ("DELETE", "/services/"),
     "put back": ("cp",),
     "deploy back": ("POST", "/services/"),
     "settle back": ("GET", "/tasks"),
     "probe back": ("exec",),
 }
 _METHODS: tuple[tuple[type, str, str], ...] = (
-    (LastingDeployer, "record", "record"),
-    (LastingDeployer, "fetch", "fetch"),
-    (LastingDeployer, "undeploy", "stop"),
-    (LastingDeployer, "deploy", "deploy"),
-    (LastingDeployer, "restore_specs", "deploy back"),
-    (LastingDeployer, "settle", "settle"),
-    (LastingDeployer, "execute", "probe"),
+    (PersistentDeployer, "record", "record"),
+    (PersistentDeployer, "fetch", "fetch"),
+    (PersistentDeployer, "undeploy", "stop"),
+    (PersistentDeployer, "deploy", "deploy"),
+    (PersistentDeployer, "restore_specs", "deploy back"),
+    (PersistentDeployer, "settle", "settle"),
+    (PersistentDeployer, "execute", "probe"),
     (Volumes, "pack", "pack"),
     (Volumes, "extracted", "prove"),
     (Volumes, "replace", "put back"),
@@ -93,9 +95,9 @@ class Faults:
         """In this process, for good: it is a worker that was forked."""
         for owner, name, point in _METHODS:
             setattr(owner, name, self._around(getattr(owner, name), point))
-        worker.move = self._moved  # type: ignore[assignment]
-        ownership.write_pin = self._pinned
-        begin, ask = children.start, engine._asked
+        session.move = self._moved  # type: ignore[assignment]
+        drift.write_pin = self._pinned
+        begin, ask = children.start, api._asked
 
         def started(command: Sequence[str], **options: Any) -> Any:
             process = begin(command, **options)
@@ -109,7 +111,7 @@ class Faults:
             return answer
 
         children.start = started
-        engine._asked = asked
+        api._asked = asked
 
     def _around(self, method: Callable[..., Any], point: str) -> Callable[..., Any]:
         def inside(this: Any, *args: Any, **more: Any) -> Any:

@@ -12,14 +12,16 @@ from typing import Any
 
 from django.conf import settings
 
-from infra import carrying, ownership, releases, running, upgrades
-from infra.deployers import settling
-from infra.deployers.docker_cli import call, docker
-from infra.deployers.engine import KINDS, ids
-from infra.deployers.lasting import LastingDeployer
-from infra.deployers.stacks import LABEL_STACK
+from infra.deployers.docker.api import KINDS, ids
+from infra.deployers.docker.cli import call, docker
+from infra.deployers.docker.stacks import LABEL_STACK
+from infra.deployers.swarm.persistent import PersistentDeployer
+from infra.lifecycle import move
 from infra.models import InfraApp, InfraFile, Upgrade
-from infra.upgrades_states import move
+from infra.releases import discovery
+from infra.runtime import drift, inspect
+from infra.upgrades import executor, launcher
+from tests.docker import impatient
 from tests.factories import InfraAppFactory, UpgradeFactory
 from tests.runs.harness.conftest import git
 
@@ -74,8 +76,8 @@ class Server:
     def __init__(self, root: Path, monkeypatch: Any) -> None:
         self.root = root
         monkeypatch.setattr(settings.CC_CI, "data_dir", root / "data")
-        monkeypatch.setattr(upgrades, "SAMPLE_SECONDS", (0.1, 0.5))
-        monkeypatch.setattr(settling, "MOST_FAILURES", 2)
+        monkeypatch.setattr(executor, "SAMPLE_SECONDS", (0.1, 0.5))
+        impatient(monkeypatch, 2)
         (root / "store").mkdir()
         InfraFile.objects.create(path=str(root / "infra.yml"), stores={"local": {"folder": str(root / "store")}})
         self.apps: list[InfraApp] = []
@@ -96,32 +98,32 @@ class Server:
         }
         app: InfraApp = InfraAppFactory(**{**given, **values})
         self.apps.append(app)
-        releases.discover(app)
-        files = running.checkout(app, app.releases.get(version=OLD).commit, self.root / name)
-        deployer = running.deployer_for(app, files, self.root / f"{name}-work", mark="first", seconds=60)
+        discovery.discover(app)
+        files = inspect.checkout(app, app.releases.get(version=OLD).commit, self.root / name)
+        deployer = inspect.deployer_for(app, files, self.root / f"{name}-work", mark="first", seconds=60)
         deployer.deploy(files)
         deployer.settle()
         deployer.close()
-        assert ownership.look_after(app) == "looked at"
+        assert drift.check(app) == "looked at"
         app.refresh_from_db()
         assert app.running_version == OLD
         return app
 
-    def deployer(self, app: InfraApp) -> LastingDeployer:
+    def deployer(self, app: InfraApp) -> PersistentDeployer:
         """To look at an app with the eyes of its first version."""
-        deployer = running.deployer_for(app, self.root / app.name, self.root / f"{app.name}-work")
+        deployer = inspect.deployer_for(app, self.root / app.name, self.root / f"{app.name}-work")
         deployer.know(self.root / app.name)
         return deployer
 
     def upgrade(self, app: InfraApp, version: str = NEW, **asked: Any) -> Upgrade:
         """Carry an upgrade out here."""
-        releases.discover(app)
+        discovery.discover(app)
         app.refresh_from_db()
         upgrade: Upgrade = UpgradeFactory(
             app=app, from_version=app.running_version, to_version=version, asked=asked, trigger="a test"
         )
         assert move(upgrade, "approve")
-        carrying.carry_out(Upgrade.objects.select_related("app").get(pk=upgrade.pk))
+        launcher.execute(Upgrade.objects.select_related("app").get(pk=upgrade.pk))
         upgrade.refresh_from_db()
         app.refresh_from_db()
         return upgrade
@@ -130,7 +132,7 @@ class Server:
         for app in self.apps:
             label = f"{LABEL_STACK}={app.stack}"
             call("stack", "rm", app.stack)
-            until = time.monotonic() + 30
+            until = time.monotonic() + 240
             while any(ids(kind, label) for kind in ("container", "network")) and time.monotonic() < until:
                 if found := ids("container", label):
                     call("rm", "--force", *found)
@@ -141,5 +143,5 @@ class Server:
 
 
 def told(upgrade: Upgrade) -> str:
-    file = running.folder_of(upgrade) / "log"
+    file = inspect.folder_of(upgrade) / "log"
     return f"{upgrade.state} {upgrade.reason}\n{file.read_text() if file.exists() else ''}"

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from infra.deployers.docker_cli import LABEL_RUN
-from infra.deployers.engine import KINDS, ids
+from infra.deployers.docker.api import KINDS, ids
+from infra.deployers.docker.cli import LABEL_RUN
 from runs.harness.protocol import Limits, Request, RunFolder, Source
 from tests.runs.harness.conftest import git
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from enrollment.sandbox.image import import_busybox
+from enrollment.fakeforge.image import import_busybox
 from tests.docker import IMAGE, docker
 
 _SECONDS = 60.0
@@ -45,6 +45,11 @@ class SecondDocker:
     def host(self) -> str:
         """For DOCKER_HOST."""
         return f"unix://{self.socket}"
+
+    @property
+    def netns(self) -> int:
+        """The process whose network it has (`networks.within`)."""
+        return self._space.pid
 
     @property
     def enter(self) -> list[str]:

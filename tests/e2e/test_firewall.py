@@ -1,4 +1,4 @@
-"""A hostile image on a real Swarm tries what is around it, before and after `cc-ci firewall --apply`.
+"""A hostile image on a real Swarm tries to reach its surroundings, before and after `cc-ci firewall --apply`.
 
 The Swarm is a second Docker in a network of its own, which is all of "this machine" here: its rules, ports and addresses are
 nobody else's. Behind one cable of it is another network with all the rest: a private range, metadata, and the internet.
@@ -30,10 +30,11 @@ from django.core.management import call_command
 
 from controlplane.cli import Exit
 from controlplane.registry import Finding
-from infra.deployers import egress
-from infra.deployers.base import Context, probe
-from infra.deployers.swarm import SwarmDeployer
-from infra.firewall import check, nft, wanted
+from infra.deployers.context import Context
+from infra.deployers.docker import egress
+from infra.deployers.probe import probe
+from infra.deployers.swarm.ephemeral import SwarmDeployer
+from infra.firewall import check, desired, nft
 from infra.firewall import probe as tries
 from infra.firewall.rules import Rules
 from tests.docker import IMAGE, docker
@@ -154,7 +155,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             ip(found.pid, f"link add uplink type veth peer name cable netns {outside.pid}")
             ip(found.pid, "address add 192.168.66.2/24 dev uplink", "link set uplink up", f"route add default via {GATEWAY}")
             # With each task its image's registry is looked up, which nobody answers here: let it be known at once.
-            for resolver in wanted.resolvers():
+            for resolver in desired.resolvers():
                 ip(found.pid, *([] if ":" in resolver else [f"route add unreachable {resolver}"]))
             addresses = (f"{GATEWAY}/24", f"{METADATA}/32", f"{PRIVATE}/32", f"{INTERNET}/32")
             ip(outside.pid, "link set cable up", *(f"address add {address} dev cable" for address in addresses))
@@ -182,8 +183,8 @@ def run(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ru
 
 @pytest.fixture(autouse=True)
 def no_rules(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(wanted, "RESOLV", tmp_path / "none")
-    monkeypatch.setattr(wanted, "DAEMON", tmp_path / "none")
+    monkeypatch.setattr(desired, "RESOLV", tmp_path / "none")
+    monkeypatch.setattr(desired, "DAEMON", tmp_path / "none")
     yield
     with within(server.pid):
         nft.remove()
@@ -255,7 +256,10 @@ def test_removing_leaves_the_rules_of_others_as_they_were(server: Server, run: R
     before = server.rules()
     assert server.typed().returncode == 1
     applied = server.typed("--apply")
-    assert (applied.returncode, applied.stdout) == (0, "The rules are in force.\n") and "Left out: the database" in applied.stderr
+    assert (applied.returncode, applied.stdout) == (
+        0,
+        "The rules are in force.\n",
+    ) and "Left out: the enrolments" in applied.stderr
     assert server.rules().startswith(before) and "table inet cc_ci" in server.rules()
     assert server.typed("--remove").stdout == "Removed the rules.\n"
     assert server.rules() == before
@@ -291,6 +295,26 @@ def test_what_may_be_reached_all_the_same(server: Server, run: Run, host: str, m
         assert not run.reaches(METADATA, 80) and not connects(run.container(), host, 2377)
 
 
+@pytest.mark.parametrize("where", ["a private range", "this machine"])
+def test_the_provider_that_is_lent_is_reached_and_nothing_beside_it(
+    where: str, server: Server, run: Run, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, port = (PRIVATE, 8080) if where == "a private range" else (host, 5555)
+    beside = Listeners(server.outside.pid if address == PRIVATE else server.pid, [(address, 8443)])
+    monkeypatch.setattr(settings.CC_CI, "oidc_url", f"http://{address}:{port}/auth")
+    try:
+        with within(server.pid):
+            assert run.reaches(address, 8443)
+            server.firewall("--apply")
+            assert run.reaches(address, port) and run.reaches(address, port, "db")
+            assert not run.reaches(address, 8443)
+            others = {(PRIVATE, 8080), (host, 5555), (METADATA, 80)} - {(address, port)}
+            assert not any(run.reaches(*other) for other in others)
+            assert run.reaches(INTERNET, 8080)
+    finally:
+        beside.close()
+
+
 def test_names_are_resolved_by_a_server_in_a_private_range(server: Server, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Docker's DNS server asks it out of the container's network, so it comes over the run's bridge."""
 
@@ -316,7 +340,7 @@ def test_names_are_resolved_by_a_server_in_a_private_range(server: Server, run: 
             assert resolves()
             server.firewall("--apply")
             assert not resolves()
-            monkeypatch.setattr(wanted, "DAEMON", server.docker.root / "config.json")
+            monkeypatch.setattr(desired, "DAEMON", server.docker.root / "config.json")
             server.firewall("--apply")
             assert resolves() and not run.reaches(PRIVATE, 8080)
     finally:
@@ -430,10 +454,10 @@ def test_doctor_tries_it(server: Server, run: Run, host: str, monkeypatch: pytes
     unheld = findings()
     assert [one.level for one in unheld] == ["warning", "warning"]
     assert "no firewall rules" in unheld[0].text and unheld[0].fix == "cc-ci firewall --apply"
-    for words in ("this machine, ports", METADATA, "2377", "7946", "5555", f"the private address {GATEWAY}, port 80"):
+    for words in ("this host, ports", METADATA, "2377", "7946", "5555", f"the private address {GATEWAY}, port 80"):
         assert words in unheld[1].text
     with within(server.pid):
-        nft.apply(wanted.rules()[0])
+        nft.apply(desired.rules()[0])
     (held,) = findings()
     assert held.level == "ok", held
     monkeypatch.setattr(settings.CC_CI, "firewall_allow", ["10.1.2.3:5432"])
@@ -446,8 +470,8 @@ def test_doctor_tries_it(server: Server, run: Run, host: str, monkeypatch: pytes
     by_hand = findings()
     assert by_hand[0].level == "error" and "2377" in by_hand[1].text
     with within(server.pid):
-        nft.apply(wanted.rules(counting=True)[0])
-    assert "only count, and refuse nothing" in findings()[0].text
+        nft.apply(desired.rules(counting=True)[0])
+    assert "only count and reject nothing" in findings()[0].text
 
 
 @pytest.mark.long

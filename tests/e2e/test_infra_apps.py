@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from infra import nightly, ownership, running, tasks, upgrades, wanting
-from infra.deployers.base import probe
-from infra.deployers.manifest import Manifest
+from infra import tasks
+from infra.deployers.docker.tar_manifest import Manifest
+from infra.deployers.probe import probe
 from infra.models import AlertSent, InfraApp, InfraRelease
+from infra.runtime import drift, inspect
 from infra.states import UpgradeState
+from infra.upgrades import enqueue, executor, scheduler
 from tests.docker import docker, need_swarm
 from tests.e2e.infra_recipes import NEW, OLD, Recipe, Server, told
 
@@ -46,7 +48,7 @@ def page(server: Server, app: InfraApp) -> str:
 
 def data(server: Server, app: InfraApp) -> Manifest:
     deployer = server.deployer(app)
-    found = deployer.copier(["cc-ci-test/busybox:1"]).look(f"{app.stack}_data")  # type: ignore[attr-defined]
+    found = deployer.copier(["cc-ci-test/busybox:1"]).manifest(f"{app.stack}_data")  # type: ignore[attr-defined]
     deployer.close()
     return found
 
@@ -60,7 +62,7 @@ def test_a_stateless_app_is_upgraded(server: Server, tmp_path: Path) -> None:
     assert upgrade.state == UpgradeState.SUCCEEDED, told(upgrade)
     assert page(server, app) == "version two"
     assert (app.running_version, app.pinned_version, app.state) == (NEW, NEW, "settled")
-    assert running.see(app).fingerprint == app.fingerprint
+    assert inspect.see(app).fingerprint == app.fingerprint
     assert upgrade.snapshot is None
     assert set(upgrade.digests) == {"app"} and upgrade.digests["app"]["id"].startswith("sha256:")
     kinds = [kind for kind in upgrade.events.values_list("kind", flat=True) if kind not in ("step", "sample")]
@@ -93,15 +95,15 @@ def test_without_the_restore_the_old_version_does_not_come_back(
     recipe = Recipe(tmp_path / "recipe", "stateful")
     app = server.app(recipe, stateful=True)
     recipe.publish(NEW, BREAKS)
-    monkeypatch.setattr(upgrades, "PAUSES_BACK", (0.0,))
-    monkeypatch.setattr(upgrades.Machine, "_put_back", lambda machine, deployer, snapshot: deployer.undeploy())
+    monkeypatch.setattr(executor, "PAUSES_BACK", (0.0,))
+    monkeypatch.setattr(executor.UpgradeExecutor, "_put_back", lambda machine, deployer, snapshot: deployer.undeploy())
     upgrade = server.upgrade(app)
     assert upgrade.state == UpgradeState.ROLLBACK_FAILED, told(upgrade)
     assert "I cannot read data of the format 2" in upgrade.reason
     assert upgrade.snapshot and upgrade.snapshot.location in upgrade.reason
     assert AlertSent.objects.filter(kind="rollback_failed", app=app).count() == 1
     # Nothing more is touched: what a person finds is what the failure left, and the gate takes nothing until it is mended.
-    assert wanting.plan_of(app).takes is None
+    assert enqueue.plan_of(app).takes is None
 
 
 @pytest.mark.long
@@ -127,7 +129,7 @@ def test_a_silent_rollback_is_named(server: Server, tmp_path: Path) -> None:
     recipe.publish(NEW, {"compose.yml": {"exec httpd": "exit 1; exec httpd"}})
     upgrade = server.upgrade(app)
     assert upgrade.state == UpgradeState.ROLLED_BACK, told(upgrade)
-    assert "Swarm rolled app back to the former version without a word" in upgrade.reason
+    assert "Swarm rolled app back by itself (silent rollback)" in upgrade.reason
     assert page(server, app) == "version one"
     assert app.releases.get(version=NEW).evidence["quarantined"] == upgrade.reason
 
@@ -139,16 +141,16 @@ def test_what_a_hand_had_set_and_was_adopted_comes_back_with_the_old_version(ser
     label = f"com.docker.stack.namespace={app.stack}"
     more = ["--detach", "--quiet", "--stop-grace-period=100ms", f"--label={label}", f"--container-label={label}"]
     docker("service", "create", *more, f"--name={app.stack}_extra", "cc-ci-test/busybox:1", "sleep", "100000")
-    assert tasks.supervise() == f"{app.name} is contested"
+    assert tasks.supervise() == f"{app.name} has drifted"
     app.refresh_from_db()
-    ownership.adopt(app, "alice")
-    before, kept = running.see(app), data(server, app)
+    drift.adopt(app, "alice")
+    before, kept = inspect.see(app), data(server, app)
     assert set(before.parts) == {"app", "extra"}
     networks = docker("network", "ls", "--quiet", f"--filter=label={label}")
     recipe.publish(NEW, BREAKS)
     upgrade = server.upgrade(app)
     assert upgrade.state == UpgradeState.ROLLED_BACK, told(upgrade)
-    after = running.see(app)
+    after = inspect.see(app)
     spec = docker("service", "inspect", "--format={{json .Spec}}", f"{app.stack}_app")
     assert '"HAND=1"' in spec and '"by":"hand"' in spec
     assert docker("network", "ls", "--quiet", f"--filter=label={label}") != networks, "made anew"
@@ -156,7 +158,7 @@ def test_what_a_hand_had_set_and_was_adopted_comes_back_with_the_old_version(ser
     assert {name: part.fingerprint for name, part in after.parts.items()} == recorded
     assert after.fingerprint == before.fingerprint == app.fingerprint
     assert data(server, app).text == kept.text and page(server, app) == "hello"
-    assert tasks.supervise() == "all as it was", "cc-ci never contests itself"
+    assert tasks.supervise() == "no changes", "cc-ci never contests itself"
 
 
 def test_a_version_that_dies_in_the_soak_is_rolled_back(server: Server, tmp_path: Path) -> None:
@@ -173,40 +175,40 @@ def test_a_hand_is_contested_within_one_tick_and_nothing_is_overwritten(server: 
     recipe = Recipe(tmp_path / "recipe", "stateless")
     app = server.app(recipe)
     recipe.publish(NEW, TWO)
-    assert tasks.supervise() == "all as it was"
+    assert tasks.supervise() == "no changes"
     docker("service", "update", "--detach", "--env-add=HAND=1", f"{app.stack}_app")
-    by_hand = running.see(app).fingerprint
-    assert tasks.supervise() == f"{app.name} is contested"
+    by_hand = inspect.see(app).fingerprint
+    assert tasks.supervise() == f"{app.name} has drifted"
     app.refresh_from_db()
-    assert app.state == InfraApp.State.CONTESTED
+    assert app.state == InfraApp.State.DRIFTED
     assert (app.contested["ours"], app.contested["theirs"]) == (OLD, OLD)
     alert = AlertSent.objects.get(kind="contested", app=app)
     assert "adopt" in alert.text and "restore-ours" in alert.text and "hand-over" in alert.text
     tasks.supervise()
     assert AlertSent.objects.filter(kind="contested").count() == 1, "told once"
     refused = server.upgrade(app)
-    assert refused.state == UpgradeState.FAILED and running.see(app).fingerprint == by_hand, "nothing was overwritten"
-    with pytest.raises(ownership.Refused, match="contested"):
-        wanting.upgrade(app, "", "alice", now=True)
-    ownership.adopt(app, "alice")
+    assert refused.state == UpgradeState.FAILED and inspect.see(app).fingerprint == by_hand, "nothing was overwritten"
+    with pytest.raises(drift.Refused, match="drifted"):
+        enqueue.upgrade(app, "", "alice", now=True)
+    drift.adopt(app, "alice")
     assert (app.state, app.fingerprint) == (InfraApp.State.SETTLED, by_hand)
-    assert tasks.supervise() == "all as it was"
+    assert tasks.supervise() == "no changes"
 
 
 def test_a_hand_in_the_middle_of_an_upgrade_stops_it(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe(tmp_path / "recipe", "stateless")
     app = server.app(recipe)
     recipe.publish(NEW, TWO)
-    verify = upgrades.Machine._verify
+    verify = executor.UpgradeExecutor._verify
 
-    def with_a_hand(machine: upgrades.Machine) -> None:
-        monkeypatch.setattr(upgrades.Machine, "_verify", verify)
+    def with_a_hand(machine: executor.UpgradeExecutor) -> None:
+        monkeypatch.setattr(executor.UpgradeExecutor, "_verify", verify)
         docker("service", "update", "--detach", "--env-add=HAND=1", f"{app.stack}_app")
         verify(machine)
 
-    monkeypatch.setattr(upgrades.Machine, "_verify", with_a_hand)
+    monkeypatch.setattr(executor.UpgradeExecutor, "_verify", with_a_hand)
     upgrade = server.upgrade(app)
-    assert (upgrade.state, app.state) == (UpgradeState.ROLLBACK_FAILED, InfraApp.State.CONTESTED), told(upgrade)
+    assert (upgrade.state, app.state) == (UpgradeState.ROLLBACK_FAILED, InfraApp.State.DRIFTED), told(upgrade)
     assert "HAND=1" in docker("service", "inspect", "--format={{json .Spec}}", f"{app.stack}_app"), (
         "nothing was overwritten, not even by the way back"
     )
@@ -222,12 +224,12 @@ def test_another_ones_app_is_never_touched(server: Server, tmp_path: Path) -> No
     recipe.publish(NEW, TWO)
     InfraApp.objects.update(owner=InfraApp.Owner.MAINTAINERS)
     app.refresh_from_db()
-    before = running.see(app)
+    before = inspect.see(app)
     upgrade = server.upgrade(app)
-    assert upgrade.state == UpgradeState.FAILED and "maintainers'" in upgrade.reason
-    assert nightly.step() == "nothing to do"
+    assert upgrade.state == UpgradeState.FAILED and "managed by its maintainers" in upgrade.reason
+    assert scheduler.step() == "nothing to do"
     docker("service", "update", "--detach", "--env-add=HAND=1", f"{app.stack}_app")
     tasks.supervise()
     app.refresh_from_db()
     assert app.state == InfraApp.State.SETTLED and app.fingerprint != before.fingerprint, "looked at, and left alone"
-    assert "abra app upgrade" in wanting.plan_of(app).blockers[0].lift
+    assert "abra app upgrade" in enqueue.plan_of(app).blockers[0].remedy

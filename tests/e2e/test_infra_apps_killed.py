@@ -18,13 +18,15 @@ from django.utils import timezone
 
 from controlplane import leases
 from controlplane.models import Lease
-from infra import carrying, releases, running, tasks
-from infra.deployers import settling
-from infra.deployers.base import Address, probe
+from infra import tasks
+from infra.deployers.probe import Address, probe
+from infra.lifecycle import move
 from infra.models import InfraApp, InfraFile, Upgrade
+from infra.releases import discovery
+from infra.runtime import inspect
 from infra.states import UpgradeState
-from infra.upgrades_states import move
-from tests.docker import need_swarm
+from infra.upgrades import launcher
+from tests.docker import impatient, need_swarm
 from tests.e2e.infra_recipes import DATA, NEW, OLD, Recipe, Server, told
 from tests.e2e.test_infra_apps import BREAKS, MIGRATES, TWO, data, page
 from tests.e2e.traefik import _image, proxy_network
@@ -63,7 +65,7 @@ def for_processes(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def worker_at(upgrade: Upgrade, words: str) -> int:
     """The worker's process, once its log says this."""
-    log, until = running.folder_of(upgrade) / "log", time.monotonic() + 60
+    log, until = inspect.folder_of(upgrade) / "log", time.monotonic() + 240
     while not (log.exists() and words in log.read_text()):
         assert time.monotonic() < until, f"{words!r} was never said: {told(upgrade)}"
         time.sleep(0.02)
@@ -76,13 +78,13 @@ def worker_at(upgrade: Upgrade, words: str) -> int:
 def kill_at(upgrade: Upgrade, words: str) -> None:
     """Kill the worker once its log says this."""
     os.kill(worker_at(upgrade, words), signal.SIGKILL)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 240
     while leases.living(upgrade.facts["worker"]):
         assert time.monotonic() < until
         time.sleep(0.01)
 
 
-def to_the_end(upgrade: Upgrade, seconds: float = 90) -> None:
+def to_the_end(upgrade: Upgrade, seconds: float = 240) -> None:
     until = time.monotonic() + seconds
     while not upgrade.final:
         assert time.monotonic() < until, told(upgrade)
@@ -98,14 +100,14 @@ def test_workers_are_killed_at_the_worst_moments_and_others_go_on(
     app = server.app(recipe, stateful=True)
     before = data(server, app)
     recipe.publish(NEW, BREAKS)
-    releases.discover(app)
+    discovery.discover(app)
     for_processes(server, monkeypatch)
     upgrade = UpgradeFactory(app=app, from_version=OLD, to_version=NEW, trigger="a test")
     assert move(upgrade, "approve")
-    carrying.start(upgrade)
-    for words in ("Copying its volumes", f"Deploying {NEW}", "Putting back the data"):
+    launcher.start(upgrade)
+    for words in ("Copying its volumes", f"Deploying {NEW}", "Restoring the data"):
         kill_at(upgrade, words)
-        assert "1 taken up again" in tasks.supervise()
+        assert "1 resumed" in tasks.supervise()
     to_the_end(upgrade)
     app.refresh_from_db()
     assert (upgrade.state, app.state) == (UpgradeState.ROLLED_BACK, "settled"), told(upgrade)
@@ -131,14 +133,14 @@ def test_the_whole_stack_comes_back_not_only_the_service_that_failed(
     compose = (DATA / "stateless" / "compose.yml").read_text()
     recipe = Recipe(tmp_path / "recipe", "stateless", {"compose.yml": compose + side})
     app = server.app(recipe)
-    before = running.see(app)
+    before = inspect.see(app)
     assert set(before.parts) == {"app", "side"}
     # The next one has another service, does without `side`, and its app is well; but the new service dies.
     new = side.replace("side", "other").replace('"sleep", "100000"', '"false"').replace("delay: 0s", "condition: none")
     recipe.publish(NEW, {"compose.yml": {"version one": "version two", side: new}})
     upgrade = server.upgrade(app)
     assert upgrade.state == UpgradeState.ROLLED_BACK, told(upgrade)
-    after = running.see(app)
+    after = inspect.see(app)
     assert after.fingerprint == before.fingerprint, "every spec is what it was"
     assert page(server, app) == "version one"
 
@@ -177,7 +179,7 @@ def free_port() -> int:
 def test_the_proxy_itself_is_upgraded_and_then_what_is_behind_it(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(settling, "MOST_FAILURES", 3)
+    impatient(monkeypatch)
     port = free_port()
     behind = {
         "compose.yml": {
@@ -194,7 +196,7 @@ def test_the_proxy_itself_is_upgraded_and_then_what_is_behind_it(
         traefik = server.app(proxy, env=env, health=[{"http": "/ping", "status": [200]}], position=1)
         recipe = Recipe(tmp_path / "recipe", "stateless", behind)
         app = server.app(recipe, domain="page.example.org", position=2, after=["traefik"])
-        assert running.is_proxy(traefik) and not running.is_proxy(app)
+        assert inspect.is_proxy(traefik) and not inspect.is_proxy(app)
 
         def through() -> str:
             answer = probe(Address("127.0.0.1", port, proxied=True), app.domain, "/index.html")
@@ -240,16 +242,16 @@ def test_a_worker_that_sleeps_until_its_lease_is_gone_is_ended_by_the_next(
     recipe = Recipe(tmp_path / "recipe", "stateful")
     app = server.app(recipe, stateful=True)
     recipe.publish(NEW, MIGRATES)
-    releases.discover(app)
+    discovery.discover(app)
     for_processes(server, monkeypatch)
     upgrade = UpgradeFactory(app=app, from_version=OLD, to_version=NEW, trigger="a test")
     assert move(upgrade, "approve")
-    carrying.start(upgrade)
+    launcher.start(upgrade)
     former = worker_at(upgrade, f"Deploying {NEW}")
     os.kill(former, signal.SIGSTOP)
-    assert tasks.supervise() == "all as it was", "it lives and has its lease"
-    Lease.objects.filter(name=carrying.lease_name(upgrade)).update(expires_at=timezone.now() - timedelta(seconds=1))
-    assert "1 taken up again" in tasks.supervise()
+    assert tasks.supervise() == "no changes", "it lives and has its lease"
+    Lease.objects.filter(name=launcher.lease_name(upgrade)).update(expires_at=timezone.now() - timedelta(seconds=1))
+    assert "1 resumed" in tasks.supervise()
     to_the_end(upgrade)
     app.refresh_from_db()
     assert (upgrade.state, app.running_version) == (UpgradeState.SUCCEEDED, NEW), told(upgrade)

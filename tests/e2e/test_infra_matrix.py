@@ -25,15 +25,17 @@ from django.utils import timezone
 
 from controlplane import leases
 from controlplane.models import Lease
-from infra import carrying, releases, running, upgrades, worker
-from infra.deployers import settling, swarm
-from infra.deployers.base import DeployError
-from infra.deployers.manifest import Manifest
-from infra.deployers.volumes import Volume, described
+from infra.deployers.docker.tar_manifest import Manifest
+from infra.deployers.docker.volumes import Volume, described
+from infra.deployers.errors import DeployError
+from infra.deployers.swarm import ephemeral
+from infra.lifecycle import move
 from infra.models import InfraApp, InfraRelease, Snapshot, Upgrade
+from infra.releases import discovery
+from infra.runtime import inspect
 from infra.states import UpgradeState
-from infra.upgrades_states import move
-from tests.docker import IMAGE
+from infra.upgrades import executor, launcher, session
+from tests.docker import IMAGE, impatient
 from tests.e2e.infra_faults import BACK, FAULTS, FORWARD, WHEN, Faults
 from tests.e2e.infra_recipes import NEW, OLD, Recipe, Server, told
 from tests.e2e.second_docker import SecondDocker, need_second_docker
@@ -98,15 +100,15 @@ class Stage:
                 pytest.fail("no small file system can be mounted here")
             pytest.skip("no small file system can be mounted here")
         for name, value in {"PAUSES": (0.5,) * 60, "PAUSES_BACK": (0.5,) * 60, "SAMPLE_SECONDS": (0.1, 0.1)}.items():
-            monkeypatch.setattr(upgrades, name, value)
-        monkeypatch.setattr(worker, "_LOOK_SECONDS", 0.1)
-        monkeypatch.setattr(swarm, "_QUIET_SECONDS", 0.3)
-        monkeypatch.setattr(settling, "MOST_FAILURES", 3)
+            monkeypatch.setattr(executor, name, value)
+        monkeypatch.setattr(session, "_LOOK_SECONDS", 0.1)
+        monkeypatch.setattr(ephemeral, "_QUIET_SECONDS", 0.3)
+        impatient(monkeypatch)
         self.server = Server(self.disk, monkeypatch)
         recipe = Recipe(root / "recipe", "stateful", INSIDE)
         self.app = self.server.app(recipe, stateful=True, health=CHECK)
         recipe.publish(NEW, changes)
-        releases.discover(self.app)
+        discovery.discover(self.app)
         self.faults = Faults(root, self.disk, docker.restart)
         self.volume: Volume = described([f"{self.app.stack}_data"])[0]
         self._original = root / "original.tar"
@@ -119,7 +121,7 @@ class Stage:
         return self._deployer().copier([IMAGE])
 
     def data(self) -> Manifest:
-        found: Manifest = self._copier().look(self.volume.name)
+        found: Manifest = self._copier().manifest(self.volume.name)
         return found
 
     def begin(self, point: str, when: str, fault: str) -> Upgrade:
@@ -131,7 +133,7 @@ class Stage:
         shutil.rmtree(self.disk / "data" / "infra" / "upgrades", ignore_errors=True)
         if not self.is_as_before():
             self._again()
-        seen = running.see(self.app, full=True)
+        seen = inspect.see(self.app, full=True)
         InfraRelease.objects.update(state=InfraRelease.State.CANDIDATE)
         InfraApp.objects.filter(pk=self.app.pk).update(
             state=InfraApp.State.SETTLED,
@@ -149,7 +151,7 @@ class Stage:
     def _again(self) -> None:
         """The old version on the data of the beginning."""
         files = self.server.root / self.app.name
-        deployer = running.deployer_for(self.app, files, self.server.root / "again", mark="first", seconds=60)
+        deployer = inspect.deployer_for(self.app, files, self.server.root / "again", mark="first", seconds=60)
         deployer.undeploy()
         deployer.copier([IMAGE]).replace(self.volume, self._original)
         deployer.deploy(files)
@@ -172,7 +174,7 @@ class Stage:
         return self._runs(NEW) and self._deployer().execute("app", ["cat", "/data/format"]) == (0, "2\n")
 
     def _runs(self, version: str) -> bool:
-        parts = running.see(self.app).parts
+        parts = inspect.see(self.app).parts
         return {name: (p.version, p.running, p.health, p.update in ("", "completed")) for name, p in parts.items()} == {
             "app": (version, 1, "healthy", True)
         }
@@ -184,7 +186,7 @@ class Stage:
         for _ in range(most):
             self._wait(self._spawn(upgrade))
             until = time.monotonic() + 120
-            while not leases.is_free(carrying.lease_name(upgrade)):  # a rival goes on, though who started it is dead
+            while not leases.is_free(launcher.lease_name(upgrade)):  # a rival goes on, though who started it is dead
                 assert time.monotonic() < until, told(upgrade)
                 self.faults.make_room()
                 time.sleep(0.05)
@@ -199,7 +201,7 @@ class Stage:
     def _spawn(self, upgrade: Upgrade) -> int:
         def rival() -> None:
             """The lease expired while this worker slept, and another one does all the rest."""
-            Lease.objects.filter(name=carrying.lease_name(upgrade)).update(expires_at=timezone.now() - timedelta(seconds=1))
+            Lease.objects.filter(name=launcher.lease_name(upgrade)).update(expires_at=timezone.now() - timedelta(seconds=1))
             connections.close_all()
             os.waitpid(fork(lambda: self._work(upgrade), leads=True), 0)
 
@@ -212,7 +214,7 @@ class Stage:
         return fork(work, leads=True)
 
     def _work(self, upgrade: Upgrade) -> None:
-        carrying.carry_out(Upgrade.objects.select_related("app").get(pk=upgrade.pk))
+        launcher.execute(Upgrade.objects.select_related("app").get(pk=upgrade.pk))
 
     def _wait(self, pid: int) -> None:
         until = time.monotonic() + 180
@@ -296,6 +298,6 @@ def test_a_docker_that_is_started_anew_in_the_soak_is_not_held_against_the_versi
         stage.come_to_rest()
         assert stage.faults.met and upgrade.state == UpgradeState.SUCCEEDED, told(upgrade)
         assert stage.is_new() and upgrade.facts["docker_starts"] == 1
-        assert "Docker was started anew" in told(upgrade)
+        assert "Docker restarted" in told(upgrade)
     finally:
         stage.close()

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.deployers.docker_cli import LABEL_INSTALLATION, LABEL_RUN, docker
-from infra.deployers.engine import ids
+from infra.deployers.docker.api import ids
+from infra.deployers.docker.cli import LABEL_INSTALLATION, LABEL_RUN, docker
 from runs.harness.protocol import FolderState, RunFolder, Verdict
 from tests.docker import IMAGE, need_swarm
 from tests.e2e.recipes import INSTALLATION, NEXT, Repository, folder_of, left
@@ -54,13 +54,13 @@ def killed_at(folder: RunFolder, process: subprocess.Popen[bytes], step: str) ->
         assert process.poll() is None, f"it ended before {step!r}: {said}"
         return False
     process.send_signal(signal.SIGKILL)
-    process.wait(10)
+    process.wait(240)
     return True
 
 
 def sweep(folder: Path) -> str:
     command = [sys.executable, "-m", "runs.harness", "sweep", "--installation", INSTALLATION, "--runs-dir", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout
     return done.stdout
 
@@ -78,7 +78,7 @@ def test_nothing_is_left_of_a_harness_killed_at_any_step(steps: Sequence[str], t
             waiting = {step: folder_of(tmp_path, source, recipe.main) for step in group}
             folders = list(waiting.values())
             processes = {step: harness(folder) for step, folder in waiting.items()}
-            until = time.monotonic() + 180
+            until = time.monotonic() + 600
             while waiting:
                 assert time.monotonic() < until, f"never seen: {list(waiting)}"
                 waiting = {step: f for step, f in waiting.items() if not killed_at(f, processes[step], step)}
@@ -99,7 +99,7 @@ def test_runs_at_once_share_nothing(tmp_path: Path, count: int) -> None:
     stages = ["install", "backup", "restore", "custom", "extra"]
     folders = [folder_of(tmp_path, source, recipe.main, stages=stages) for _ in range(count)]
     processes = [harness(folder) for folder in folders]
-    assert [process.wait(240) for process in processes] == [0] * count
+    assert [process.wait(600) for process in processes] == [0] * count
     for folder in folders:
         results = folder.results()
         assert results and results.verdict is Verdict.PASSED, results

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from infra.deployers.base import Address, probe
+from infra.deployers.probe import Address, probe
 from runs.harness.protocol import Limits, Results, RunFolder, Source, Verdict
 from tests.docker import need_swarm
 from tests.e2e.test_swarm_runs import harness, left, make
@@ -40,6 +40,44 @@ configs:
   index:
     name: ${STACK_NAME}_index_v1
     file: index.html
+"""
+#: The same app on both entrypoints, which leads to https whoever did not come by it, as the proxy says.
+_INSISTS = """
+version: "3.8"
+services:
+  app:
+    image: cc-ci-test/busybox:1
+    command: nc -ll -p 8080 -e sh /serve.sh
+    networks: [proxy]
+    configs: [{source: serve, target: /serve.sh}]
+    deploy:
+      labels:
+        - "traefik.enable=true"
+        - "traefik.http.services.${STACK_NAME}.loadbalancer.server.port=8080"
+        - "traefik.http.routers.${STACK_NAME}.rule=Host(`RULE`)"
+        - "traefik.http.routers.${STACK_NAME}.entrypoints=web"
+        - "traefik.http.routers.${STACK_NAME}-tls.rule=Host(`RULE`)"
+        - "traefik.http.routers.${STACK_NAME}-tls.entrypoints=web-secure"
+        - "traefik.http.routers.${STACK_NAME}-tls.tls=true"
+networks:
+  proxy:
+    external: true
+configs:
+  serve:
+    name: ${STACK_NAME}_serve_v1
+    file: serve.sh
+"""
+_SERVE = """
+read -r method path version
+while read -r name value && [ "${name%:}" != "$name" ]; do
+    case $name in Host:) host=${value%?} ;; X-Forwarded-Proto:) scheme=${value%?} ;; esac
+done
+answer() { printf 'HTTP/1.1 %s\\r\\n%s\\r\\nContent-Length: %s\\r\\nConnection: close\\r\\n\\r\\n%s' "$1" "$2" "${#3}" "$3"; }
+case $scheme$path in
+    https/nothing) answer "404 Not Found" "X-A: b" "not here" ;;
+    https/*) answer "STATUS" "X-A: b" "the app behind the proxy" ;;
+    *) answer "301 Moved" "Location: https://$host$path" "" ;;
+esac
 """
 _TLS = '        - "traefik.http.routers.${STACK_NAME}.tls.certresolver=${LETS_ENCRYPT_ENV}"'
 _TEST = """
@@ -78,6 +116,10 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
             "secure": _ask(tmp, f"https://{host}", "web-secure", "${DOMAIN}", tls=True, trusted=False),
             "other": _ask(tmp, f"http://{host}", "web", "sub.${DOMAIN}", settle=15),
             "port": _ask(tmp, f"http://{host}:81", "web-secure", "${DOMAIN}", tls=True, settle=15),
+            "astray": _ask(tmp, f"http://{host}:82", "web-secure", "${DOMAIN}", tls=True, settle=15),
+            "insists": _ask(tmp, f"http://{host}", "200 OK", "${DOMAIN}", _INSISTS),
+            "insists-secure": _ask(tmp, f"https://{host}", "200 OK", "${DOMAIN}", _INSISTS),
+            "broken": _ask(tmp, f"http://{host}", "500 Broken", "${DOMAIN}", _INSISTS, settle=15),
             "down": _ask(tmp, f"http://{host}:9", "web", "${DOMAIN}", settle=15),
             "stranger": _ask(tmp, f"http://{host}", "web", "ci.example.com", trusted=False),
         }
@@ -97,20 +139,27 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
         yield Ran(host, runs)
 
 
-def _ask(tmp: Path, proxy: str, entry: str, rule: str, tls: bool = False, settle: int = 30, **changes: Any) -> RunFolder:
+def _ask(
+    tmp: Path, proxy: str, entry: str, rule: str, recipe_text: str = _RECIPE, tls: bool = False, settle: int = 30, **changes: Any
+) -> RunFolder:
     number = len(list(tmp.iterdir()))
     recipe = tmp / f"recipe-{number}"
     (recipe / "tests").mkdir(parents=True)
-    text = _RECIPE.replace("ENTRY", entry).replace("RULE", rule).replace("TLS", _TLS if tls else "")
+    text = recipe_text.replace("ENTRY", entry).replace("RULE", rule).replace("TLS", _TLS if tls else "")
     (recipe / "compose.yml").write_text(text)
     (recipe / ".env.sample").write_text("LETS_ENCRYPT_ENV=production\n")
+    (recipe / "serve.sh").write_text(_SERVE.replace("STATUS", entry))
     (recipe / "index.html").write_text("the app behind the proxy")
     (recipe / "tests" / "test_page.py").write_text(_TEST)
     limits = Limits(run_seconds=90, settle_seconds=settle)
     return make(tmp, "web", source=Source(url=str(recipe)), proxy_url=proxy, limits=limits, **changes)
 
 
-@pytest.mark.parametrize("name", ["plain", "secure"])
+#: Those behind the proxy's https, at once or by a redirection.
+_SECURE = ("secure", "insists", "insists-secure")
+
+
+@pytest.mark.parametrize("name", ["plain", *_SECURE])
 def test_a_run_reaches_its_app_through_traefik_and_sees_its_answer_stop(name: str, ran: Ran) -> None:
     folder, results = ran.runs[name]
     assert results.verdict is Verdict.PASSED, results.reason
@@ -120,8 +169,8 @@ def test_a_run_reaches_its_app_through_traefik_and_sees_its_answer_stop(name: st
     ]
     assert results.teardown.clean and left(folder) == []
     # Traefik lives on and knows the domain no more.
-    address = Address(ran.host, 443, tls=True, proxied=True) if name == "secure" else Address(ran.host, 80, proxied=True)
-    until = time.monotonic() + 10  # it looks at the swarm once a second
+    address = Address(ran.host, 443, tls=True, proxied=True) if name in _SECURE else Address(ran.host, 80, proxied=True)
+    until = time.monotonic() + 240  # it looks at the swarm once a second
     answer = None
     while (answer is None or answer.status >= 500) and time.monotonic() < until:
         answer = probe(address, f"ccci-{folder.request().run_id[:12]}.localhost", timeout=1)
@@ -132,8 +181,11 @@ def test_a_run_reaches_its_app_through_traefik_and_sees_its_answer_stop(name: st
 @pytest.mark.parametrize(
     ("name", "verdict", "words"),
     [
-        ("other", Verdict.FAILED, "none of its routers knows that host. Check the labels traefik.http.routers.*.rule"),
-        ("port", Verdict.ERRORED, "only leads to https, for every host. Give CC_CI_PROXY_URL its https:// address."),
+        ("other", Verdict.FAILED, "none of its routers matches that host. Check the labels traefik.http.routers.*.rule"),
+        # Beside another port than 80, 443 is anybody's: it is not asked, though the proxy has it here.
+        ("port", Verdict.ERRORED, "and nothing answers there. Set CC_CI_PROXY_URL to its https:// address."),
+        ("astray", Verdict.ERRORED, ":444/, and nothing answers there. Set CC_CI_PROXY_URL to its https:// address."),
+        ("broken", Verdict.FAILED, "which returned 500"),
         ("down", Verdict.ERRORED, "cannot be reached"),
         ("stranger", Verdict.FAILED, "Host(`ci.example.com`) is another host; write Host(`${DOMAIN}`)"),
     ],

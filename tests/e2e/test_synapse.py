@@ -12,7 +12,7 @@ import pytest
 from django.conf import settings
 from django.core.management import call_command
 
-from enrollment.sandbox import git
+from enrollment.fakeforge import git
 from runs.models import TestRun
 from tests.docker import need_swarm
 from tests.images import need_synapse
@@ -71,7 +71,7 @@ def test_the_deferred_tests_of_matrix_synapse_are_ported_run_and_closed(world: W
     assert set(cases.values_list("file", "status")) == {(file, "passed") for file in PORTED.values()}
     assert run.teardown["clean"]
     report = "\n".join(world.own_comments("recipes/matrix-synapse", pull.number))
-    assert "This ports the deferred test" in report
+    assert "This change ports the deferred test" in report
     assert all(slug in report.replace("\\", "") for slug in PORTED)
 
     # Merged, each entry is closed by its own pull request in the registry.

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.deployers.base import Address, probe
+from infra.deployers.probe import Address, probe
 from tests.docker import docker
 
 _LOCK = Path(tempfile.gettempdir(), f"cc-ci-test-proxy-{os.getuid()}.lock")
@@ -37,6 +37,8 @@ services:
       - --entrypoints.web-secure.address=:443
       - --entrypoints.redirect.address=:81
       - --entrypoints.redirect.http.redirections.entrypoint.to=web-secure
+      - --entrypoints.astray.address=:82
+      - --entrypoints.astray.http.redirections.entrypoint.to=:444
       - --global.checknewversion=false
       - --global.sendanonymoususage=false
     networks: [proxy]
@@ -62,7 +64,7 @@ def proxy_network() -> Iterator[None]:
             with suppress(BlockingIOError):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 ours = docker("network", "ls", "--quiet", f"--filter=label={_MADE_BY_TESTS}")
-                until = time.monotonic() + 10
+                until = time.monotonic() + 10  # then something that is not of these tests uses it, and may keep it
                 while ours and docker("network", "ls", "--quiet", f"--filter=id={ours}") and time.monotonic() < until:
                     docker("network", "rm", ours, check=False)
                     time.sleep(0.1)
@@ -100,7 +102,7 @@ def traefik(folder: Path) -> Iterator[str]:
             yield _ready(stack)
         finally:
             docker("stack", "rm", stack)
-            until = time.monotonic() + 20
+            until = time.monotonic() + 240
             while time.monotonic() < until and (left := _containers(stack)):
                 docker("rm", "--force", *left, check=False)
                 time.sleep(0.1)
@@ -111,7 +113,7 @@ def _containers(stack: str) -> list[str]:
 
 
 def _ready(stack: str) -> str:
-    until = time.monotonic() + 30
+    until = time.monotonic() + 240
     while time.monotonic() < until:
         bridged = json.loads(docker("network", "inspect", "--format={{json .Containers}}", "docker_gwbridge"))
         for container in _containers(stack):

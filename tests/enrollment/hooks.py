@@ -1,4 +1,4 @@
-"""Deliveries for tests: captured ones, made-up ones, and those that the sandbox forge would send, carried by hand."""
+"""Deliveries for tests: captured ones, made-up ones, and those that the fake forge would send, carried by hand."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from urllib.parse import urlsplit
 from django.http import HttpResponse
 from django.test import Client
 
-from enrollment import deliveries, receiver
+from enrollment.fakeforge.deliveries import _wants, headers, payload
+from enrollment.fakeforge.issues import Event
+from enrollment.fakeforge.model import Hook
 from enrollment.models import WebhookConfig
-from enrollment.sandbox.deliveries import _wants, headers, payload
-from enrollment.sandbox.issues import Event
-from enrollment.sandbox.model import Hook
+from enrollment.webhooks import process, receiver
 from tests.world import World
 
 CAPTURED = Path(__file__).parents[1] / "data" / "gitea" / "deliveries"
@@ -70,7 +70,7 @@ def fresh(body: bytes, **changes: Any) -> bytes:
 
 
 class Bridge:
-    """Carries what the sandbox forge would deliver to our receiver, at once and in this process.
+    """Carries what the fake forge would deliver to our receiver, at once and in this process.
 
     `down` loses deliveries, as a server does whose receiver does not answer.
     """
@@ -102,7 +102,7 @@ class Bridge:
         for post in self.waiting:
             post()
         self.waiting.clear()
-        deliveries.take_waiting()
+        process.take_waiting()
 
 
 @contextmanager

@@ -10,21 +10,22 @@ import pytest
 from django.conf import settings
 from django.utils import timezone
 
-from enrollment import abilities, tasks
-from enrollment.abilities import ABILITIES
-from enrollment.clients import client_for
-from enrollment.forges import gitea
+from enrollment import tasks
+from enrollment.fakeforge import api
+from enrollment.fakeforge.faults import Fault
+from enrollment.fakeforge.features import VERSIONS, features_of
+from enrollment.forge_access import capabilities
+from enrollment.forge_access.capabilities import CAPABILITIES
+from enrollment.forge_access.clients import client_for
 from enrollment.forges.base import Sample
-from enrollment.forges.gitea import GiteaClient
+from enrollment.forges.gitea import client
+from enrollment.forges.gitea.client import GiteaClient
 from enrollment.models import Comment, Forge, Repository, Right
-from enrollment.sandbox import api
-from enrollment.sandbox.faults import Fault
-from enrollment.sandbox.features import VERSIONS, features_of
 from tests.world import World
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.slow(0.2)]
 FORGEJO = "13.0.0+gitea-1.22.0"
-#: The table of docs/trust.md, as the sandbox plays the versions.
+#: The table of docs/trust.md, as the fake forge plays the versions.
 TABLE: dict[str, dict[str, bool | int]] = {
     "1.15": {
         "page_limit": 50,
@@ -56,7 +57,7 @@ TABLE[FORGEJO] = {**TABLE["1.22"], "pull_comments_paged": True}
 @pytest.fixture
 def world(db: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[World]:
     monkeypatch.setattr(settings.CC_CI, "data_dir", tmp_path / "data")
-    monkeypatch.setattr(gitea, "wait_random_exponential", lambda *args, **more: lambda state: 0)
+    monkeypatch.setattr(client, "wait_random_exponential", lambda *args, **more: lambda state: 0)
     monkeypatch.setattr(api, "MAX_ITEMS", api.MAX_ITEMS)
     world = World(tmp_path, getattr(request, "param", "1.15"))
     world.connect()
@@ -87,7 +88,7 @@ def test_the_table_is_found_by_asking(world: World) -> None:
     tasks.see_to_rights()
     probes = world.own_requests()[asked:]
     assert found(world) == TABLE[said_version]
-    assert set(found(world)) == set(ABILITIES)
+    assert set(found(world)) == set(CAPABILITIES)
     assert {request.method for request in probes} == {"GET"}
     assert len(probes) < 20
     forge = Forge.objects.get()
@@ -111,7 +112,7 @@ def test_nothing_is_made_up_where_there_is_nothing_to_try_on(world: World) -> No
     world.remote.delete_repo("recipes/web")
     tasks.see_to_rights()
     unknown = {name for name, value in found(world).items() if value is None}
-    assert unknown == set(ABILITIES) - {"page_limit"}
+    assert unknown == set(CAPABILITIES) - {"page_limit"}
     assert found(world)["page_limit"] == 50
 
 
@@ -126,7 +127,7 @@ def test_it_is_asked_again_when_the_version_changes_or_time_has_passed_and_else_
     assert [probes(), probes()] == [1, 0]
     world.remote.version = "1.16.0"
     assert [probes(), probes()] == [1, 0]
-    Forge.objects.update(abilities_at=timezone.now() - abilities.EVERY - timedelta(hours=1))
+    Forge.objects.update(abilities_at=timezone.now() - capabilities.EVERY - timedelta(hours=1))
     assert [probes(), probes()] == [1, 0]
 
 
@@ -139,7 +140,7 @@ def test_an_answer_that_contradicts_has_all_found_anew(world: World) -> None:
     forge.abilities["timeline"]["value"] = True
     forge.search = Forge.OwnerFilter.IGNORED  # as polling has seen
     forge.save()
-    assert abilities.contradicted(forge)
+    assert capabilities.contradicted(forge)
     tasks.see_to_rights()
     assert found(world)["owner_filter"] is False
     # A decision about a stranger's code meets a server without a timeline, where one was known.
@@ -182,8 +183,8 @@ def test_what_is_not_answered_stays_as_it_was_and_the_others_are_found(world: Wo
     assert "no answer" in forge.abilities["timeline"]["evidence"]
     assert Right.objects.filter(name="read", held="yes").exists(), "the rights are looked at all the same"
     # It is asked again within the day, and not at once.
-    assert not abilities.is_due(forge)
-    Forge.objects.update(abilities_at=timezone.now() - abilities.FAILED_EVERY - timedelta(minutes=1))
+    assert not capabilities.is_due(forge)
+    Forge.objects.update(abilities_at=timezone.now() - capabilities.FAILED_EVERY - timedelta(minutes=1))
     world.remote.faults = None
     tasks.see_to_rights()
     assert found(world)["timeline"] is False
@@ -191,7 +192,7 @@ def test_what_is_not_answered_stays_as_it_was_and_the_others_are_found(world: Wo
 
 def test_abilities_that_cannot_be_found_keep_no_right_from_being_seen(world: World) -> None:
     world.remote.faults = lambda request: Fault(status=500) if request.path.endswith("/version") else None
-    assert "abilities not found" in tasks.see_to_rights()
+    assert "could not check capabilities" in tasks.see_to_rights()
     assert Right.objects.filter(name="read", held="yes").exists()
 
 
@@ -228,8 +229,8 @@ def test_what_is_known_is_shown(world: World) -> None:
     world.say("recipes/web")
     world.hear()
     tasks.see_to_rights()
-    lines = {line.name: line for line in abilities.lines_of(Forge.objects.get())}
-    assert set(lines) == set(ABILITIES)
+    lines = {line.name: line for line in capabilities.lines_of(Forge.objects.get())}
+    assert set(lines) == set(CAPABILITIES)
     assert (lines["timeline"].value, lines["page_limit"].value) == ("no", "50")
     assert "name the commit" in lines["timeline"].otherwise
     assert lines["reactions"].otherwise == ""
@@ -238,7 +239,7 @@ def test_what_is_known_is_shown(world: World) -> None:
 
 def test_the_docs_hold_the_table() -> None:
     text = (Path(__file__).parents[2] / "docs" / "trust.md").read_text()
-    for name, spec in ABILITIES.items():
+    for name, spec in CAPABILITIES.items():
         values = " | ".join(
             {True: "yes", False: "no"}.get(TABLE[version][name], str(TABLE[version][name]))  # type: ignore[call-overload]
             for version in VERSIONS

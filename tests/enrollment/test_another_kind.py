@@ -1,31 +1,41 @@
-"""Another kind of forge is one class: here a dictionary, which polling, intake and reports work on as on any other."""
+"""Another kind of forge is one object: here a dictionary, which polling, intake and reports work on as on any other.
+
+And nothing of the first kind is known outside of its own folder.
+"""
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pytest
 from django.conf import settings
+from django.core.management import call_command
 from django.test import Client
 from django.utils import timezone
 
-from enrollment import clients, deliveries, polling, receiver, tasks
-from enrollment.enrolling import enroll
+from enrollment import permission_report, tasks
+from enrollment.forge_access import clients
+from enrollment.forge_access.permissions import PERMISSIONS
 from enrollment.forges.base import (
+    Event,
     Forbidden,
     ForgeClient,
+    ForgeKind,
     Found,
     Garbage,
-    Gate,
     Head,
     Heard,
     Hook,
     NotFound,
+    Pages,
     Pull,
     PullSummary,
     Push,
@@ -36,13 +46,22 @@ from enrollment.forges.base import (
     StatusState,
     User,
 )
-from enrollment.models import Comment, Delivery, Forge, Repository, Right
+from enrollment.forges.gitea.kind import GITEA
+from enrollment.forges.gitea.payloads import SIGNATURES
+from enrollment.forges.kinds import KINDS
+from enrollment.models import Comment, Delivery, Forge, Repository, Right, WebhookConfig
+from enrollment.models.webhooks import hooks_address
+from enrollment.polling import poller
+from enrollment.repositories import enroll
+from enrollment.webhooks import process, receiver
+from enrollment.webhooks.views import steps
 from runs import intake, reporting
 from runs.models import Report, TestRun
+from runs.templatetags.run_pages import commit_url
 from tests.enrollment.hooks import sign
 from tests.factories import WebhookConfigFactory
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.slow(0.2)]
 
 BOT, ALICE, MALLORY = User(1, "cc-ci"), User(2, "alice"), User(3, "mallory")
 WEB = Repo(7, "recipes", 70, "web", False, "main", "memory:web", "https://memory.example.org/web", frozenset({"pull"}))
@@ -53,7 +72,9 @@ PULL = Pull(1, "A change", ALICE, "open", False, f"{WEB.html_url}/1", EARLIER, E
 
 @dataclass
 class Memory:
-    """All that such a forge holds. A class that does these things is all that another kind needs."""
+    """All that such a forge holds, as its client."""
+
+    only: ClassVar[Memory]
 
     members: set[str] = field(default_factory=lambda: {"alice", "cc-ci"})
     pulls: dict[int, Pull] = field(default_factory=lambda: {1: PULL})
@@ -118,6 +139,12 @@ class Memory:
         for comment in list(self.comments.values()):
             if since is None or comment.updated_at >= since:
                 yield comment
+
+    def pull_reviews(self, owner: str, name: str, number: int, since: datetime | None) -> Iterator[RemoteComment]:
+        return iter(())
+
+    def repository_pulls(self, owner: str, name: str, since: datetime) -> Iterator[Pull]:
+        return iter(())
 
     def repository_comments(self, owner: str, name: str, since: datetime) -> Iterator[RemoteComment]:
         return self.pull_comments(owner, name, 1, since)
@@ -184,6 +211,9 @@ class Letters:
     def signatures(self, headers: Mapping[str, str]) -> list[str]:
         return [headers.get("Memory-Seal", "")]
 
+    def sign(self, secret: bytes, body: bytes) -> str:
+        return hashlib.sha512(secret + body).hexdigest()
+
     def event(self, headers: Mapping[str, str]) -> str:
         return headers.get("Memory-About", "")
 
@@ -202,26 +232,41 @@ class Letters:
             raise Garbage(f"no letter: {error}") from error
 
 
+MEMORY = ForgeKind(
+    name="memory",
+    label="a dictionary",
+    client=lambda *args, **more: cast(ForgeClient, Memory.only),
+    pull_ref="changes/{number}",
+    api="/remember",
+    pages=Pages(commit="{repository}/!{sha}", hooks="{repository}/tell"),
+    deliveries=Letters(),
+    events=(Event("words", "Words"),),
+    hook_steps=("At {hooks} tell of {events} to {url}.",),
+    scopes={"comment": "talk"},
+)
+
+
 @pytest.fixture
 def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Memory:
     """A forge of this kind with one repository that is watched."""
     monkeypatch.setattr(settings.CC_CI, "data_dir", tmp_path / "data")
-    memory = Memory()
-
-    def make(forge: Forge, gate: Gate | None) -> ForgeClient:
-        return cast(ForgeClient, memory)
-
-    monkeypatch.setitem(clients.KINDS, "memory", make)
-    monkeypatch.setitem(clients.DELIVERIES, "memory", Letters())
-    forge = Forge.objects.create(name="memory", url="https://memory.example.org", kind="memory")
+    monkeypatch.setattr(Memory, "only", memory := Memory(), raising=False)
+    monkeypatch.setitem(KINDS, "memory", MEMORY)
+    monkeypatch.setenv("TOKEN", "x")
+    call_command("forge", "add", "--kind", "memory", "--url", "https://memory.example.org/remember", "--token-env", "TOKEN")
+    forge = Forge.objects.get(kind="memory", url="https://memory.example.org")
     row, _ = enroll(forge, WEB, Repository.Source.HAND, clients.client_for(forge))
     Repository.objects.filter(pk=row.pk).update(enrolled_at=timezone.now() - timedelta(minutes=5))
     return memory
 
 
+def seal(text: bytes) -> str:
+    return Letters().sign(WebhookConfig.objects.get().reveal_secret().encode(), text)
+
+
 def hear() -> None:
     for _ in range(2):
-        polling.look(Forge.objects.get())
+        poller.poll(Forge.objects.get())
     for row in Comment.objects.filter(outcome="").order_by("forge_comment_id"):
         intake.handle(row.pk)
     Report.objects.exclude(next_try_at=None).update(next_try_at=timezone.now())
@@ -238,6 +283,7 @@ def test_a_comment_becomes_a_run_and_an_answer(memory: Memory) -> None:
     hear()
     run = TestRun.objects.get()
     assert (run.sha, run.requested_by, run.trusted) == ("a" * 40, "alice", True)
+    assert (run.ref, commit_url(run.repository, run.sha)) == ("changes/1", f"{WEB.html_url}/!{run.sha}")
     assert Comment.objects.get().forge_comment_id == said.id
     assert memory.reactions == [(said.id, "eyes")]
     assert memory.statuses == [("a" * 40, "pending")]
@@ -265,6 +311,15 @@ def test_its_rights_and_abilities_are_seen(memory: Memory) -> None:
     }  # fmt: skip
 
 
+def test_its_scopes_and_pages_are_told(memory: Memory) -> None:
+    hear()
+    row = Repository.objects.get()
+    assert {line.name: line.scope for line in permission_report.lines_of(row.forge)}["comment"] == "talk"
+    (step,) = cast(list[str], steps(row)["steps"])
+    link = f'<a href="{WEB.html_url}/tell">the repository’s webhooks</a>'
+    assert step == f"At {link} tell of <strong>Words</strong> to {hooks_address(row.forge_id)}?hook=…."
+
+
 def test_it_delivers_in_its_own_words(memory: Memory) -> None:
     said = memory.say(ALICE, "!testme")
     hook = WebhookConfigFactory(repository=Repository.objects.get(), state="registered")
@@ -272,12 +327,12 @@ def test_it_delivers_in_its_own_words(memory: Memory) -> None:
     receiver.forget()
     for body, status in (({**letter, "at": said.created_at.timestamp()}, 202), (letter, 400)):
         text = json.dumps(body).encode()
-        headers = {"Memory-Seal": sign(text), "Memory-About": "words", "Memory-Number": f"letter {status}"}
+        headers = {"Memory-Seal": seal(text), "Memory-About": "words", "Memory-Number": f"letter {status}"}
         answer = Client().post(f"/hooks/{hook.forge_id}/?hook={hook.key}", text, "application/json", headers=headers)
         assert answer.status_code == status
     gitea = {"X-Gitea-Event": "issue_comment", "X-Gitea-Signature": sign(b"{}")}
     assert Client().post(f"/hooks/{hook.forge_id}/", b"{}", "application/json", headers=gitea).status_code == 401
-    deliveries.take_waiting()
+    process.take_waiting()
     assert set(Delivery.objects.values_list("delivery_id", "outcome")) == {("letter 202", "stored"), ("letter 400", "rejected")}
     heard = Comment.objects.get()
     assert (heard.forge_comment_id, heard.via, heard.pull_request.title) == (said.id, "delivery", "A change")
@@ -287,10 +342,80 @@ def test_it_delivers_in_its_own_words(memory: Memory) -> None:
 
 
 def test_a_kind_that_tells_nobody_by_itself_takes_no_deliveries(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(clients.DELIVERIES, "memory")
+    monkeypatch.setitem(KINDS, "memory", replace(MEMORY, deliveries=None))
     hook = WebhookConfigFactory(repository=Repository.objects.get())
     receiver.forget()
-    headers = {"Memory-Seal": sign(b"{}"), "X-Gitea-Signature": sign(b"{}")}
+    headers = {"Memory-Seal": seal(b"{}"), "X-Gitea-Signature": sign(b"{}")}
     answer = Client().post(f"/hooks/{hook.forge_id}/?hook={hook.key}", b"{}", "application/json", headers=headers)
     assert answer.status_code == 401
     receiver.forget()
+
+
+# --- what is Gitea's own
+
+
+#: What only Gitea and Forgejo call so: themselves, their headers, paths, events, scopes and refs.
+OWN = re.compile(
+    r"gitea|forgejo|X-Hub-|api/v1|/settings/|/pulls?/|/commit/|/issues/|refs/pull"
+    r"|issue_comment|pull_request_(comment|review)|\b(read|write):(repository|issue|user|organization|admin)\b",
+    re.IGNORECASE,
+)
+ROOT = Path(__file__).resolve().parents[2]
+#: Where it is all right, and why. (Comments and docstrings may say what they like.)
+ALLOWED = {
+    "enrollment/forges/gitea/": "its own folder",
+    "enrollment/forges/kinds.py": "the line that names it",
+    "enrollment/fakeforge/": "plays one",
+    "runs/demo.py": "a person at the fake forge",
+    "enrollment/models/core.py": "the kind of a forge that was added before there were kinds",
+    "runs/models.py": "an example in the help of a field",
+    "runs/management/commands/run.py": "an example in the help of an option",
+}
+
+
+def own_words(path: Path) -> set[str]:
+    """What a file says that is Gitea's own, outside of comments and docstrings."""
+    if path.suffix == ".html":
+        return {found[0] for found in OWN.finditer(re.sub(r"(?s){% comment %}.*?{% endcomment %}|{#.*?#}", "", path.read_text()))}
+    tree = ast.parse(path.read_text())
+    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)}
+    texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in prose]
+    names = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    return {found[0] for text in [*texts, *names] if isinstance(text, str) for found in OWN.finditer(text)}
+
+
+def test_nothing_of_the_first_kind_is_known_elsewhere() -> None:
+    found = {
+        path.relative_to(ROOT).as_posix(): words
+        for package in ("controlplane", "enrollment", "runs", "infra")
+        for pattern in ("*.py", "*.html")
+        for path in (ROOT / package).rglob(pattern)
+        if "migrations" not in path.parts and (words := own_words(path))
+    }
+    assert {name: words for name, words in found.items() if not name.startswith(tuple(ALLOWED))} == {}
+    assert [place for place in ALLOWED if not any(name.startswith(place) for name in found)] == [], "allowed for nothing"
+
+
+def test_the_docs_name_what_the_first_kind_has() -> None:
+    docs = {name: (ROOT / "docs" / f"{name}.md").read_text() for name in ("webhooks", "trust", "install", "enroll-recipe")}
+    for event in GITEA.events:
+        assert all(f"`{name}`" in docs["webhooks"] for name in (event.name, *event.read_as))
+        assert event.label in docs["webhooks"] and event.label in docs["enroll-recipe"]
+    assert all(f"`{header}`" in docs["webhooks"] for header in SIGNATURES)
+    for name, spec in PERMISSIONS.items():
+        scopes = ", ".join(f"`{scope}`" for scope in GITEA.scopes[name].split(", "))
+        assert bool(spec.beyond) != (f"| {spec.text} | {scopes} | " in docs["trust"])
+    assert set(GITEA.scopes) == {*PERMISSIONS, "people"} and f"`{GITEA.scopes['people']}`" in docs["trust"]
+    assert all(f"`{GITEA.scopes[name]}`" in docs["enroll-recipe"] for name in ("comment", "membership", "people"))
+    needed = {scope for name in ("read", "comment", "membership", "people") for scope in GITEA.scopes[name].split(", ")}
+    (line,) = [line for line in docs["install"].splitlines() if "create a token with" in line]
+    # Who may write issues may read them.
+    assert set(re.findall(r"`(\w+:\w+)`", line)) == needed - {"read:issue"}
+    assert GITEA.label in docs["install"]
+
+
+def test_each_page_of_the_first_kind_can_be_written() -> None:
+    words = {"forge": "https://f", "repository": "https://f/o/r", "owner": "o", "sha": "a"}
+    assert all(page.format(**words).startswith("https://f/") for page in vars(GITEA.pages).values())
+    assert GITEA.pull_ref.format(number=3) == "refs/pull/3/head"
+    assert all(step.format(hooks="", url="", events="") for step in GITEA.hook_steps)

@@ -20,30 +20,31 @@ from django.utils import timezone
 from django_q.exceptions import TimeoutException
 
 from controlplane.registry import registry
-from enrollment import budget, checks
-from enrollment.budget import (
+from enrollment import checks
+from enrollment.fakeforge.faults import Fault, Request
+from enrollment.fakeforge.server import serve
+from enrollment.forge_access import rate_limit
+from enrollment.forge_access.clients import client_for, rate_limiter
+from enrollment.forge_access.rate_limit import (
     FIRST_WAIT,
     KEPT,
     ONE_PIECE,
     OPENS_AFTER,
     SLICE,
     SLICES,
-    Counter,
     Purpose,
+    circuit_message,
+    circuit_state,
     may_ask,
-    standing,
-    words_on,
 )
-from enrollment.clients import client_for
-from enrollment.forges import gitea, http
 from enrollment.forges.base import Ask, CircuitOpen, ForgeError, NotFound, OverBudget, RateLimited, Unavailable
+from enrollment.forges.gitea import client as gitea
+from enrollment.forges.gitea.request_kinds import ask_of
 from enrollment.models import Comment, Forge, RequestCount, Right, Traffic
-from enrollment.sandbox.faults import Fault, Request
-from enrollment.sandbox.server import serve
 from tests.factories import ForgeFactory
 from tests.world import World
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.slow(0.1)]
 Requests = dict[str, dict[str, int]]
 NOW = datetime(2026, 5, 1, 12, 0, 0, tzinfo=UTC)
 
@@ -51,10 +52,10 @@ NOW = datetime(2026, 5, 1, 12, 0, 0, tzinfo=UTC)
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing counted by another test, and no pause before a read is repeated."""
-    budget.tally.drop()
+    rate_limit.request_stats.drop()
     monkeypatch.setattr(gitea, "wait_random_exponential", lambda *args, **more: lambda state: 0)
     yield
-    budget.tally.drop()
+    rate_limit.request_stats.drop()
 
 
 # --- sharing a minute: pure
@@ -142,7 +143,7 @@ def test_never_more_than_the_budget_whatever_comes() -> None:
     ],
 )
 def test_what_a_request_is_for(method: str, path: str, kind: str, repository: str) -> None:
-    assert http.ask_of(method, path) == Ask(kind, repository)
+    assert ask_of(method, path) == Ask(kind, repository)
 
 
 # --- sharing a minute: over all processes
@@ -150,7 +151,7 @@ def test_what_a_request_is_for(method: str, path: str, kind: str, repository: st
 
 def go_through(forge: Forge, purpose: Purpose, times: int, repository: str = "") -> int:
     """How many of so many requests a process may make."""
-    gate, through = Counter(forge.pk, purpose), 0
+    gate, through = rate_limiter(forge.pk, purpose), 0
     for _ in range(times):
         try:
             gate.enter(Ask("read", repository))
@@ -201,9 +202,9 @@ def test_a_command_waits_for_its_share(world: World, monkeypatch: pytest.MonkeyP
             slept.extend([seconds] if seconds else [])  # the server beside us sleeps, too
             clock.shift(timedelta(seconds=seconds))
 
-        monkeypatch.setattr(budget.time, "sleep", sleep)
+        monkeypatch.setattr(rate_limit.time, "sleep", sleep)
         client = client_for(world.forge, Purpose.UPKEEP)
-        with budget.patient():
+        with rate_limit.patient():
             for _ in range(40):
                 client.version()
     assert slept == [60 + SLICE] * 2
@@ -371,12 +372,12 @@ def test_only_one_of_several_processes_tries(world: World) -> None:
     with time_machine.travel(timezone.now(), tick=False) as clock:
         fail_until_open(world)
         clock.shift(FIRST_WAIT * 2)
-        first, second = Counter(world.forge.pk, Purpose.POLLING), Counter(world.forge.pk, Purpose.REPORTS)
+        first, second = rate_limiter(world.forge.pk, Purpose.POLLING), rate_limiter(world.forge.pk, Purpose.REPORTS)
         first.enter(Ask("read"))
         with pytest.raises(CircuitOpen):
             second.enter(Ask("read"))
         # The one that tries was killed: another tries after a while.
-        clock.shift(budget.TRIAL + timedelta(seconds=1))
+        clock.shift(rate_limit.TRIAL + timedelta(seconds=1))
         second.enter(Ask("read"))
 
 
@@ -414,7 +415,7 @@ def test_an_interrupted_request_is_neither_success_nor_failure(
     # Another tries when this one has had its time.
     with pytest.raises(CircuitOpen):
         world.client().version()
-    with time_machine.travel(timezone.now() + budget.TRIAL + timedelta(seconds=1)):
+    with time_machine.travel(timezone.now() + rate_limit.TRIAL + timedelta(seconds=1)):
         assert world.client().version() == "1.15"
     assert Traffic.objects.get().opened == 0
 
@@ -492,7 +493,7 @@ def test_that_counts_in_the_budget_and_waits_for_it(world: World, monkeypatch: p
     world.remote.faults = lambda request: Fault(status=500)
     with time_machine.travel(NOW, tick=False) as clock:
         read_bad_pull(world, OPENS_AFTER // 2)
-        now_used = budget.add_up(Traffic.objects.get().used.values())
+        now_used = rate_limit.add_up(Traffic.objects.get().used.values())
         assert now_used[Purpose.ANSWERS] == {"recipes/web": OPENS_AFTER, "": 1}
 
         # Down, and no room left to find out: nothing is said of it before that is done.
@@ -501,7 +502,7 @@ def test_that_counts_in_the_budget_and_waits_for_it(world: World, monkeypatch: p
         used = {str(int(NOW.timestamp() + 3600) // SLICE): {Purpose.ANSWERS: {"": room - 1}}}
         Traffic.objects.update(failures=OPENS_AFTER - 1, opened=0, open_until=None, used=used)
         before = len(world.own_requests())
-        with budget.patient(), pytest.raises(Unavailable):  # nobody's patience is used up for it
+        with rate_limit.patient(), pytest.raises(Unavailable):  # nobody's patience is used up for it
             client_for(world.forge, Purpose.ANSWERS).react("recipes", "web", 1, "eyes")
         row = Traffic.objects.get()
         assert (row.failures, row.opened, row.trial_until) == (OPENS_AFTER, 0, None)
@@ -520,16 +521,16 @@ def test_a_forge_that_is_down_is_left_alone_at_once(world: World, fault: Fault) 
     row = Traffic.objects.get()
     assert (row.opened, row.trial_until, row.failures) == (1, None, OPENS_AFTER + 1)
     assert len(world.own_requests()) - before == OPENS_AFTER + 1, "the forge itself is asked once, and no second time"
-    assert words_on(row, timezone.now()).endswith(row.last_failure) and "GET /user" in row.last_failure
+    assert circuit_message(row, timezone.now()).endswith(row.last_failure) and "GET /user" in row.last_failure
 
 
 def test_an_answer_overlooked_between_failures_of_other_processes_opens_no_circuit(world: World) -> None:
     """It was asked for before they failed, so its process knows of no failures to end. To look for some at each answer would cost
     a query; the forge itself is asked before that matters."""
     world.poll()
-    gate = Counter(world.forge.pk, Purpose.POLLING)
+    gate = rate_limiter(world.forge.pk, Purpose.POLLING)
     gate.enter(Ask("search"))
-    others = [Counter(world.forge.pk, Purpose.REPORTS) for _ in range(OPENS_AFTER)]
+    others = [rate_limiter(world.forge.pk, Purpose.REPORTS) for _ in range(OPENS_AFTER)]
     for number, other in enumerate(others):
         if number == OPENS_AFTER - 1:
             gate.leave(Ask("search"), 5, None)
@@ -542,7 +543,7 @@ def test_an_answer_overlooked_between_failures_of_other_processes_opens_no_circu
 def test_while_one_process_asks_the_forge_itself_no_other_does(world: World) -> None:
     bad_pulls(world, 1, 1)
     world.poll()
-    until = timezone.now() + budget.TRIAL
+    until = timezone.now() + rate_limit.TRIAL
     Traffic.objects.update(failures=OPENS_AFTER, trial_until=until)
     before = len(world.own_requests())
     read_bad_pull(world, 1)
@@ -585,7 +586,7 @@ def test_a_trial_of_a_bad_pull_request_is_decided_by_the_forge_itself(world: Wor
 def test_a_forge_that_was_removed_while_it_failed(world: World) -> None:
     bad_pulls(world, 1, 1)
     client = world.client()
-    gate = Counter(world.forge.pk, Purpose.REPORTS)
+    gate = rate_limiter(world.forge.pk, Purpose.REPORTS)
     Traffic.objects.update_or_create(forge=world.forge, defaults={"failures": OPENS_AFTER})
     gate.enter(Ask("read"))
     Forge.objects.all().delete()
@@ -609,7 +610,7 @@ def test_a_forge_that_was_removed_while_it_failed(world: World) -> None:
     ],
 )
 def test_standing(row: Traffic, word: str) -> None:
-    assert standing(row, NOW).word == word
+    assert circuit_state(row, NOW).word == word
 
 
 def test_people_are_told(world: World, admin_client: Client) -> None:
@@ -620,13 +621,13 @@ def test_people_are_told(world: World, admin_client: Client) -> None:
     assert "sandbox does not answer" in admin_client.get("/").content.decode()
     assert "forges in trouble" in registry.cards
     page = admin_client.get(f"/admin/enrollment/forge/{world.forge.pk}/change/").content.decode()
-    assert "left alone until" in page
+    assert "no requests until" in page
     (finding,) = [row for row in checks.check_forges() if row.level == "error"]
-    assert f"failed {OPENS_AFTER + 1} times in a row" in finding.text
+    assert f"{OPENS_AFTER + 1} requests in a row failed" in finding.text
     assert finding.fix == "cc-ci poll --once --now"
     # Who says "now" means it.
     world.remote.faults = None
-    admin_client.post("/admin/enrollment/forge/", {"action": "look_now", "_selected_action": [world.forge.pk]}, follow=True)
+    admin_client.post("/admin/enrollment/forge/", {"action": "poll_now", "_selected_action": [world.forge.pk]}, follow=True)
     assert Traffic.objects.get().opened == 0
     assert "does not answer" not in admin_client.get("/").content.decode()
 
@@ -690,8 +691,8 @@ def test_requests_errors_and_latency_add_up(world: World) -> None:
         with pytest.raises(Unavailable):
             client.post_comment("recipes", "web", 1, "x")
         client.pull("recipes", "web", 1)
-    budget.tally.write()
-    budget.tally.write()
+    rate_limit.request_stats.write()
+    rate_limit.request_stats.write()
     rows = {row.kind: row for row in RequestCount.objects.filter(forge=world.forge)}
     assert (rows["comment"].requests, rows["comment"].errors) == (3, 3)
     assert (rows["read pull"].requests, rows["read pull"].errors) == (3, 0)
@@ -701,11 +702,11 @@ def test_requests_errors_and_latency_add_up(world: World) -> None:
 
 def test_counting_writes_far_fewer_rows_than_there_are_requests(django_assert_num_queries, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     forge = ForgeFactory()
-    gate = Counter(forge.pk, Purpose.POLLING)
+    gate = rate_limiter(forge.pk, Purpose.POLLING)
     gate.enter(Ask("read"))
     gate.leave(Ask("read"), 0.01, None)
-    budget.tally.write()
-    monkeypatch.setattr(budget.tally, "written", budget.time.monotonic())
+    rate_limit.request_stats.write()
+    monkeypatch.setattr(rate_limit.request_stats, "written", rate_limit.time.monotonic())
     with django_assert_num_queries(20):  # one look at the forge's row for each, and nothing written
         for _ in range(20):
             gate.enter(Ask("read"))
@@ -713,10 +714,10 @@ def test_counting_writes_far_fewer_rows_than_there_are_requests(django_assert_nu
 
 
 def test_old_rows_go(world: World, admin_client: Client) -> None:
-    old = timezone.now() - timedelta(days=budget.KEEP_DAYS + 1)
+    old = timezone.now() - timedelta(days=rate_limit.KEEP_DAYS + 1)
     RequestCount.objects.create(forge=world.forge, hour=old, kind="read", requests=1)
     world.poll()
-    assert budget.drop_old() == 1
+    assert rate_limit.drop_old() == 1
     assert RequestCount.objects.exists()
     assert "search" in admin_client.get("/admin/enrollment/requestcount/").content.decode()
 
@@ -726,5 +727,5 @@ def test_a_forge_that_was_removed_meanwhile_counts_for_nobody(world: World) -> N
     client.version()
     world.forge.delete()
     client.version()
-    budget.tally.write()
+    rate_limit.request_stats.write()
     assert not RequestCount.objects.exists()

@@ -11,8 +11,8 @@ from django.utils import timezone
 
 from controlplane.registry import Finding, registry
 from enrollment.checks import check_forges
+from enrollment.fakeforge.faults import Fault
 from enrollment.models import Forge, Repository
-from enrollment.sandbox.faults import Fault
 from tests.world import World
 
 pytestmark = pytest.mark.django_db
@@ -35,15 +35,15 @@ def test_all_well(world: World) -> None:
         ("forge sandbox", "ok"),
         ("forge sandbox token", "ok"),
         ("forge sandbox repositories", "ok"),
-        ("forge sandbox rights", "ok"),
+        ("forge sandbox permissions", "ok"),
         ("forge sandbox polling", "ok"),
     ]
     assert found[0].text == f"answers at {world.server.url}, version 1.15"
     assert found[1].text == "belongs to cc-ci"
     assert found[2].text == "1 enrolled, readable"
-    assert "not asked yet" in found[3].text
-    assert found[3].fix == f"to ask now: cc-ci rights --refresh --forge {world.server.url}"
-    assert check_forges in registry.checks.values()
+    assert "not been checked yet" in found[3].text
+    assert found[3].fix == f"to check now: cc-ci permissions --refresh --forge {world.server.url}"
+    assert "enrollment.checks.check_forges" in registry.checks.values()
 
 
 def test_no_forge(db: None) -> None:
@@ -116,22 +116,28 @@ ADD = "cc-ci forge add --url {url} --token-env VARIABLE"
 @pytest.mark.parametrize(
     ("harm", "name", "level", "words", "fix"),
     [
-        (no_server, "", "error", "cc-ci goes on by itself", "curl {url}/api/v1/version"),
-        (no_forge, "", "error", "no forge", "curl {url}/api/v1/version"),
-        (unknown_token, " token", "error", "does not know the token", ADD),
-        (token_without_scope, " token", "error", "lacks a right", ADD),
-        (token_of_another, " token", "error", "the token is that of alice", ADD),
+        (no_server, "", "error", "cc-ci continues by itself", "curl {url}/api/v1/version"),
+        (no_forge, "", "error", "not from a forge", "curl {url}/api/v1/version"),
+        (unknown_token, " token", "error", "rejects the token", ADD),
+        (token_without_scope, " token", "error", "lacks a permission", ADD),
+        (token_of_another, " token", "error", "the token now belongs to alice", ADD),
         (
             team_not_seen,
             " teams",
             "warning",
             "the team maintainers of recipes",
-            "put cc-ci into the team at {url}/org/recipes/teams",
+            "add cc-ci to the team at {url}/org/recipes/teams",
         ),
-        (nothing_enrolled, " repositories", "warning", "none is enrolled", "cc-ci enroll OWNER/REPO"),
+        (nothing_enrolled, " repositories", "warning", "none enrolled", "cc-ci enroll OWNER/REPO"),
         (hidden, " repositories", "error", "cannot be read: recipes/web", "cc-ci unenroll recipes/web"),
         (shy, " repositories", "error", "recipes/web: GET", "cc-ci doctor"),
-        (mighty, " rights", "warning", "may write to recipes/web", "take away the write right of cc-ci at {url}/recipes/web"),
+        (
+            mighty,
+            " permissions",
+            "warning",
+            "may write to recipes/web",
+            "remove the write permission of cc-ci at {url}/recipes/web",
+        ),
         (stale, " polling", "warning", "is a worker running", "cc-ci work --web"),
         (never, " polling", "warning", "is a worker running", "cc-ci work --web"),
         (failing, " polling", "error", "GET /repos/issues/search: 500", "cc-ci poll --once"),
@@ -154,13 +160,13 @@ def test_each_trouble_says_what_to_type(
 def test_a_token_that_cannot_be_decrypted(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("controlplane.secrets.keys", lambda: ["A" * 43 + "="])
     finding = trouble()
-    assert "cannot be decrypted" in finding.text
+    assert "Cannot decrypt a secret" in finding.text
     assert finding.fix == ADD.format(url=world.server.url)
 
 
 def test_a_forge_that_is_switched_off_is_left_alone(world: World) -> None:
     Forge.objects.update(enabled=False)
-    assert trouble().text == "no forge is known"
+    assert trouble().text == "no forge is configured"
 
 
 def test_how_long_is_too_long_follows_the_ticks(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,11 +11,12 @@ import pytest
 from django.conf import settings
 from django.utils import timezone
 
-from enrollment import clocks, polling
+from enrollment import comments
 from enrollment.checks import check_forges
-from enrollment.clocks import AHEAD, believed, server_now
+from enrollment.fakeforge.faults import Fault
+from enrollment.forge_access import clock_skew
+from enrollment.forge_access.clock_skew import AHEAD, believed, server_now
 from enrollment.models import Comment, Forge, PullRequest, Repository
-from enrollment.sandbox.faults import Fault
 from tests.chaos.air import Air, Strike
 from tests.world import World
 
@@ -70,12 +71,12 @@ def test_a_time_from_the_future_is_not_believed(ahead: int, counts: bool) -> Non
     assert (server_now(client) == told) is counts  # type: ignore[arg-type]
     assert server_now(client) < now + AHEAD + timedelta(seconds=5)  # type: ignore[arg-type]
     assert believed(told) == (told if counts else None)
-    assert bool(clocks.words_on(client)) is (abs(ahead) > 10)  # type: ignore[arg-type]
+    assert bool(clock_skew.skew_message(client)) is (abs(ahead) > 10)  # type: ignore[arg-type]
 
 
 def test_a_forge_that_tells_no_time() -> None:
     assert abs(server_now(Told(None)) - timezone.now()) < timedelta(seconds=5)  # type: ignore[arg-type]
-    assert clocks.words_on(Told(None)) == ""  # type: ignore[arg-type]
+    assert clock_skew.skew_message(Told(None)) == ""  # type: ignore[arg-type]
     assert believed(None) is None
 
 
@@ -135,8 +136,8 @@ def test_a_wish_for_the_future_is_one_for_now(world: World) -> None:
     world.poll()
     pull = PullRequest.objects.get()
     said = world.say("recipes/web")
-    polling.wake(pull, timezone.now() + CENTURY)
-    assert polling.look_at(pull).comments == 1
+    comments.wake(pull, timezone.now() + CENTURY)
+    assert comments.read_now(pull).comments == 1
     assert stored() == [said.id]
 
 
@@ -156,7 +157,7 @@ def test_a_forge_whose_clock_is_wrong_for_good_loses_nothing_and_doubles_nothing
         assert ("ahead of" if days > 0 else "behind") in problems()
         finding = next(row for row in check_forges() if row.name == "forge sandbox clock")
         assert (finding.level, finding.fix) == ("warning", "timedatectl")
-        assert "set the wrong one right" in finding.text
+        assert "correct the wrong clock" in finding.text
     world.poll()
     assert problems() == ""
     assert "forge sandbox clock" not in {row.name for row in check_forges()}

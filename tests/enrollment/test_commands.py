@@ -11,8 +11,8 @@ import pytest
 from django.conf import settings
 
 from controlplane.cli import DONE, MISUSE, NO, OURS, execute
+from enrollment.fakeforge.faults import Fault
 from enrollment.models import Comment, Forge, Repository
-from enrollment.sandbox.faults import Fault
 from tests.world import World
 
 pytestmark = pytest.mark.django_db
@@ -68,7 +68,7 @@ def test_from_nothing_to_the_first_comment(world: World, shell: Shell) -> None:
     assert "cc-ci is cc-ci there" in shell.out
     assert "Next: cc-ci enroll OWNER/REPO" in shell.out
     assert shell("enroll", "recipes/web") == DONE
-    assert shell.out == "recipes/web is now watched. A maintainer can write there: !testme\n"
+    assert shell.out == "recipes/web is now watched. A maintainer can now comment there: !testme\n"
     world.say("recipes/web")
     assert shell("poll", "--once") == DONE
     assert "1 new comments" in shell.out
@@ -78,7 +78,7 @@ def test_from_nothing_to_the_first_comment(world: World, shell: Shell) -> None:
     assert shell("unenroll", "recipes/web") == DONE
     assert shell.out == "recipes/web is no longer watched.\n"
     assert shell("list") == DONE
-    assert "Nothing is watched yet" in shell.out
+    assert "No repositories are watched yet" in shell.out
 
 
 # --- forge
@@ -100,11 +100,11 @@ def test_forge_add_again_gives_a_new_token(known: World, shell: Shell, monkeypat
         ("", "", MISUSE, "The environment variable TOKEN is empty or not set"),
         ("", " \n", MISUSE, "read -rs TOKEN && export TOKEN"),
         ("", "wrong", MISUSE, "Nothing was changed"),
-        ("", "two\nlines", MISUSE, "the token holds a blank"),
-        ("", "geheim\N{EN DASH}1", MISUSE, "the token holds a blank"),
-        ("git.example.org", "abc", MISUSE, "must look like https://"),
+        ("", "two\nlines", MISUSE, "the token contains a space"),
+        ("", "geheim\N{EN DASH}1", MISUSE, "the token contains a space"),
+        ("git.example.org", "abc", MISUSE, "expected the forge"),
         ("http://127.0.0.1:9", "abc", OURS, "Nothing was changed"),
-        ("https://", "abc", MISUSE, "must look like https://"),
+        ("https://", "abc", MISUSE, "expected the forge"),
     ],
 )
 def test_forge_add_with_something_wrong(
@@ -120,7 +120,7 @@ def test_forge_add_with_something_wrong(
 def test_forge_add_where_something_else_answers(world: World, shell: Shell) -> None:
     world.remote.faults = lambda request: Fault(body="<html>Welcome to nginx!</html>")
     assert shell("forge", "add", "--url", world.server.url, "--token-env", "TOKEN") == OURS
-    assert "no forge" in shell.err
+    assert "not from a forge" in shell.err
 
 
 def test_forge_add_without_a_variable_that_is_set(world: World, shell: Shell) -> None:
@@ -131,7 +131,7 @@ def test_forge_add_without_a_variable_that_is_set(world: World, shell: Shell) ->
 def test_forge_add_under_a_name_that_is_taken(known: World, shell: Shell) -> None:
     url = known.server.url.replace("127.0.0.1", "localhost")
     assert shell("forge", "add", "--url", url, "--token-env", "TOKEN", "--name", "sandbox") == MISUSE
-    assert f"sandbox is the name of {known.server.url} already" in shell.err
+    assert f"The name sandbox is already taken by {known.server.url}" in shell.err
     assert Forge.objects.count() == 1
 
 
@@ -146,11 +146,11 @@ def test_forge_misuse(shell: Shell, words: list[str]) -> None:
 
 def test_forge_list(known: World, shell: Shell) -> None:
     assert shell("forge", "list") == DONE
-    assert shell.out == f"sandbox\t{known.server.url}\tas cc-ci\tnot looked at yet\n"
+    assert shell.out == f"sandbox\t{known.server.url}\tas cc-ci\tnot polled yet\n"
     shell("enroll", "recipes/web")
     shell("poll", "--once")
     shell("forge", "list")
-    assert shell.out.endswith("\twell\n")
+    assert shell.out.endswith("\thealthy\n")
     Forge.objects.update(last_error="401 unknown token")
     shell("forge", "list")
     assert shell.out.endswith("\t401 unknown token\n")
@@ -176,13 +176,13 @@ def test_enroll_several_and_again(known: World, shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["recipes/none"], "recipes/none is not to be found at"),
-        (["web"], "'web' is no repository: write OWNER/REPO"),
-        (["a/b/c"], "write OWNER/REPO"),
-        (["/web"], "write OWNER/REPO"),
+        (["recipes/none"], "recipes/none was not found at"),
+        (["web"], "Invalid repository 'web': expected OWNER/REPO"),
+        (["a/b/c"], "expected OWNER/REPO"),
+        (["/web"], "expected OWNER/REPO"),
         (
             ["recipes/web", "--forge", "https://other.example.org"],
-            "There is no forge 'https://other.example.org'. There are:",
+            "There is no forge 'https://other.example.org'. Known forges:",
         ),
         ([], "OWNER/REPO"),
     ],

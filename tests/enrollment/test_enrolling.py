@@ -8,20 +8,21 @@ import pytest
 from django.db import connection
 from django.utils import timezone
 
-from enrollment import enrolling, polling, tasks
-from enrollment.enrolling import add_forge, bare, unenroll
+from enrollment import repositories, tasks
+from enrollment.fakeforge.faults import Fault
 from enrollment.forges.base import Unauthorized, Unavailable
 from enrollment.models import Comment, Forge, PullRequest, Repository
-from enrollment.sandbox.faults import Fault
+from enrollment.polling import poller
+from enrollment.repositories import add_forge, bare, unenroll
 from tests.world import World
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.both_databases]
 
 
 def enroll(world: World, recipe: str, source: str = "hand") -> tuple[Repository, bool]:
     """By one client, so that it is the forge's clock that counts."""
     client = world.client()
-    return enrolling.enroll(world.forge, client.repository(*recipe.split("/")), source, client)
+    return repositories.enroll(world.forge, client.repository(*recipe.split("/")), source, client)
 
 
 def stored(world: World) -> list[int]:
@@ -34,7 +35,7 @@ def stored(world: World) -> list[int]:
 def topics(world: World, *owners: str) -> list[str]:
     world.forge.watched_owners = list(owners) or world.forge.watched_owners
     world.forge.save()
-    lines = polling.look_for_topics(world.forge)
+    lines = poller.enroll_topics(world.forge)
     world.forge.refresh_from_db()
     return lines
 
@@ -121,7 +122,7 @@ def test_the_topic_enrols_and_its_loss_lets_go(world: World) -> None:
     assert not Repository.objects.filter(name="plain").exists()
     assert topics(world) == []
     world.remote.set_topics("recipes/app", ["wiki"])
-    assert topics(world) == ["let go recipes/app: it carries the topic no longer"]
+    assert topics(world) == ["unenrolled recipes/app: it no longer carries the topic"]
     assert state("app") == (False, "topic")
     world.remote.set_topics("recipes/app", ["cc-ci"])
     assert topics(world) == ["enrolled recipes/app"]
@@ -179,7 +180,7 @@ def test_a_renamed_owner_keeps_its_repositories(world: World) -> None:
     world.remote.add_repo("mallory", "other", topics=["cc-ci"])
     topics(world, "recipes", "mallory")
     world.remote.rename_user("recipes", "cookbook")
-    assert topics(world) == ["recipes is now called cookbook"]
+    assert topics(world) == ["recipes was renamed to cookbook"]
     assert state("app") == (True, "topic")
     assert world.forge.watched_owners == ["cookbook", "mallory"]
     world.remote.add_repo("cookbook", "new", topics=["cc-ci"])
@@ -190,7 +191,7 @@ def test_a_repository_given_to_another_owner_is_let_go(world: World) -> None:
     world.remote.add_repo("recipes", "app", topics=["cc-ci"])
     topics(world, "recipes")
     world.remote.transfer("recipes/app", "mallory")
-    assert topics(world) == ["let go mallory/app: it carries the topic no longer"]
+    assert topics(world) == ["unenrolled mallory/app: it no longer carries the topic"]
     assert world.forge.watched_owners == ["recipes"]
 
 
@@ -261,5 +262,5 @@ def test_one_spelling_of_an_address(typed: str, kept: str) -> None:
     "typed", ["git.example.org", "ftp://x", "https://", "https://user:pw@host", "https://h:port", "https://h/?a=b", ""]
 )
 def test_what_is_no_address(typed: str) -> None:
-    with pytest.raises(ValueError, match="must look like"):
+    with pytest.raises(ValueError, match="expected"):
         bare(typed)

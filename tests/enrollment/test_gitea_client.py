@@ -1,4 +1,4 @@
-"""The client for Gitea and Forgejo, against the sandbox in all its versions and against captured answers."""
+"""The client for Gitea and Forgejo, against the fake forge in all its versions and against captured answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from enrollment.forges import gitea, http
+from enrollment.fakeforge.faults import Fault, Request
+from enrollment.fakeforge.features import VERSIONS
+from enrollment.forges import http
 from enrollment.forges.base import (
     Forbidden,
     ForgeError,
@@ -27,9 +29,8 @@ from enrollment.forges.base import (
     Unavailable,
     User,
 )
-from enrollment.forges.gitea import GiteaClient
-from enrollment.sandbox.faults import Fault, Request
-from enrollment.sandbox.features import VERSIONS
+from enrollment.forges.gitea import client as gitea
+from enrollment.forges.gitea.client import GiteaClient
 from tests.world import World
 
 CAPTURED = Path(__file__).parents[1] / "data" / "gitea" / "responses"
@@ -41,7 +42,7 @@ class Place(World):
 
     @property
     def client(self) -> GiteaClient:  # type: ignore[override]
-        return GiteaClient(self.server.url, self.token, timeout=5, user_agent="cc-ci/test")
+        return GiteaClient(self.server.url, self.token, timeout=60, user_agent="cc-ci/test")
 
     def asked(self, part: str = "") -> list[Request]:
         return [request for request in self.own_requests() if part in request.path]
@@ -270,7 +271,7 @@ REFUSED: list[tuple[Fault, type[ForgeError], bool]] = [
 @pytest.mark.parametrize(("fault", "kind", "again"), REFUSED, ids=lambda value: str(value)[:40])
 def test_each_trouble_has_its_kind_and_a_way_out(place: Place, fault: Fault, kind: type[ForgeError], again: bool) -> None:
     client = place.client
-    client.timeout = 0.2
+    client.timeout = 0.2 if fault.delay or fault.delay_after else 60
     place.fail(fault)
     with pytest.raises(ForgeError) as caught:
         client.whoami()
@@ -341,7 +342,7 @@ def test_a_read_is_repeated_once(place: Place) -> None:
 @pytest.mark.parametrize("fault", [Fault(status=500), Fault(close="after"), Fault(status=429), Fault(delay_after=0.4)])
 def test_a_write_is_never_repeated(place: Place, fault: Fault) -> None:
     client = place.client
-    client.timeout = 0.2
+    client.timeout = 0.2 if fault.delay_after else 60
     place.fail(fault, None)
     with pytest.raises(ForgeError):
         client.post_comment("recipes", "web", 1, "Queued.")
@@ -373,6 +374,13 @@ def test_a_redirect_that_goes_round_ends(place: Place) -> None:
     place.fail(Fault(status=302, headers={"Location": "/api/v1/version"}))
     with pytest.raises(Unavailable):
         place.client.version()
+
+
+@pytest.mark.parametrize("call", ["version", "comment"])
+def test_a_redirect_to_what_is_no_address_is_an_error_of_ours(place: Place, call: str) -> None:
+    place.fail(Fault(status=302, headers={"Location": "http://[x/api/"}), None)
+    with pytest.raises(ForgeError):
+        place.client.version() if call == "version" else place.client.post_comment("recipes", "web", 1, "Queued.")
 
 
 # --- odd listings
@@ -454,14 +462,14 @@ def test_a_listing_that_never_ends_is_given_up(place: Place, monkeypatch: pytest
         return Fault(body=json.dumps([comment_row(number) for number in range(page * 100, page * 100 + 50)]))
 
     place.remote.faults = plan
-    with pytest.raises(Garbage, match="no end"):
+    with pytest.raises(Garbage, match="does not end"):
         list(place.client.pull_comments("recipes", "web", 1, None))
     assert len(place.asked()) == 5
 
 
 def test_a_listing_that_is_none(place: Place) -> None:
     place.fail(Fault(body='{"ok": true}'))
-    with pytest.raises(Garbage, match="a list was expected"):
+    with pytest.raises(Garbage, match="expected a list"):
         list(place.client.pull_comments("recipes", "web", 1, None))
 
 
@@ -481,6 +489,19 @@ def test_the_token_goes_in_the_header_only(place: Place) -> None:
     assert request.header("Authorization") == f"token {place.token}"
     assert place.token not in request.target
     assert place.token not in repr(place.client)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_what_git_knows_of_the_forge_does_not_take_the_tokens_place(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: bool
+) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login alice password hers\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    if moved:
+        place.fail(Fault(status=302, headers={"Location": "/api/v1/version"}), None)
+    assert place.client.version() == "1.15"
+    assert {request.header("Authorization") for request in place.asked()} == {f"token {place.token}"}
+    assert len(place.asked()) == 1 + moved
 
 
 def test_without_a_token_it_is_nobody(place: Place) -> None:
@@ -503,3 +524,155 @@ def test_what_no_database_holds_is_replaced() -> None:
 
     said = {"a\ud800": ["x\0", {"b": "\udfff"}, 1, None]}
     assert storable(said) == {"a?": ["x\N{REPLACEMENT CHARACTER}", {"b": "?"}, 1, None]}
+
+
+# --- what is no answer is neither a yes nor a no
+
+HTML = "<!doctype html><title>Sign in</title>"
+ODD_ANSWERS = {
+    "200 HTML": Fault(status=200, body=HTML, headers={"Content-Type": "text/html"}),
+    "200 empty": Fault(status=200, body=""),
+    "200 a list in a list": Fault(status=200, body="[[]]"),
+    "200 an empty object": Fault(status=200, body="{}"),
+    "200 null": Fault(status=200, body="null"),
+    "200 true": Fault(status=200, body="true"),
+    "200 text": Fault(status=200, body='"yes"'),
+    "200 the words of an error": Fault(status=200, body='{"message": "oops"}'),
+    "202": Fault(status=202),
+    "204 where a body is due": Fault(status=204),
+    "205": Fault(status=205),
+    "304": Fault(status=304),
+    "a redirect to the login": Fault(status=302, headers={"Location": "/user/login"}),
+    "a redirect to nowhere": Fault(status=301),
+    "400 HTML": Fault(status=400, body=HTML),
+    "401 HTML": Fault(status=401, body=HTML),
+    "401 empty": Fault(status=401, body=""),
+    "403 HTML": Fault(status=403, body=HTML),
+    "403 empty": Fault(status=403, body=""),
+    "404 HTML": Fault(status=404, body=HTML),
+    "404 empty": Fault(status=404, body=""),
+    "404 a list": Fault(status=404, body="[]"),
+    "404 a number for a message": Fault(status=404, body='{"message": 404}'),
+    "410 HTML": Fault(status=410, body=HTML),
+    "418": Fault(status=418),
+    "422 HTML": Fault(status=422, body=HTML),
+    "429": Fault(status=429),
+    "500": Fault(status=500),
+    "502 HTML": Fault(status=502, body=HTML),
+    "cut": Fault(cut=1),
+    "closed": Fault(close="before"),
+}
+#: Each question of the client that can be answered with no, or with nothing: how it is asked, and which request of it goes wrong.
+QUESTIONS: dict[str, tuple[Callable[[GiteaClient], Any], str]] = {
+    "who am I": (lambda client: client.whoami(), "/user"),
+    "who is that": (lambda client: client.user("alice"), "/users/alice"),
+    "is there a repository": (lambda client: client.repository("recipes", "web"), "/repos/recipes/web"),
+    "is it there by its id": (lambda client: client.repository_by_id(1), "/repositories/1"),
+    "is there a branch": (lambda client: client.branch_head("recipes", "web", "main"), "/branches/main"),
+    "is there a file": (lambda client: client.read_file("recipes", "web", "compose.yml", "main"), "/contents/compose.yml"),
+    "is there a pull request": (lambda client: client.pull("recipes", "web", 1), "/pulls/1"),
+    "has it this commit": (lambda client: client.pull_commits("recipes", "web", 1), "/pulls/1/commits"),
+    "what was said there": (lambda client: list(client.pull_comments("recipes", "web", 1, None)), "/issues/1/comments"),
+    "what was reviewed": (lambda client: list(client.pull_reviews("recipes", "web", 1, None)), "/pulls/1/reviews"),
+    "what changed there": (lambda client: list(client.repository_pulls("recipes", "web", LONG_AGO)), "/repos/recipes/web/pulls"),
+    "what changed": (lambda client: list(client.changed_pulls(LONG_AGO, "recipes")), "/issues/search"),
+    "what carries the topic": (lambda client: list(client.repositories_with_topic("recipes", "x")), "/repos/search"),
+    "is she a member": (lambda client: client.is_member("recipes", "alice"), "/orgs/recipes/members/alice"),
+    "which teams are there": (lambda client: client.in_team("recipes", "makers", "alice"), "/orgs/recipes/teams"),
+    "may I see the team": (lambda client: client.in_team("recipes", "makers", "alice"), "/teams/1"),
+    "is she in the team": (lambda client: client.in_team("recipes", "makers", "alice"), "/teams/1/members/alice"),
+    "is she a collaborator": (lambda client: client.is_collaborator("recipes", "web", "alice"), "/collaborators/alice"),
+    "what may she do": (lambda client: client.is_collaborator("recipes", "web", "alice"), "/collaborators/alice/permission"),
+    "what was pushed": (lambda client: client.last_push("recipes", "web", 1), "/issues/1/timeline"),
+    "am I the site's admin": (lambda client: client.is_site_admin(), "/user"),
+    "which webhooks are there": (lambda client: list(client.hooks("recipes", "web")), "/hooks"),
+    "which webhooks has the owner": (lambda client: list(client.hooks("recipes", "")), "/orgs/recipes/hooks"),
+}
+#: Answers that are documented for a question after all.
+DOCUMENTED = {
+    (question, odd)
+    for question in ("is she a member", "is she a collaborator")
+    for odd in ("204 where a body is due", "cut")  # of 204 there is nothing to cut
+}
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A place where each of the questions is answered with yes."""
+    place = Place(tmp_path_factory.mktemp("full"), "13.0.0+gitea-1.22.0")
+    place.add_recipe("web")
+    place.remote.add_member(place.org, place.bot, "owner")
+    place.bot.is_admin = True
+    place.remote.add_collaborator("recipes/web", place.alice, "write")
+    place.remote.add_to_team(place.org, "makers", place.alice, place.bot)
+    yield place
+    place.close()
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_all_is_answered_where_nothing_is_odd(full: Place, question: str) -> None:
+    full.remote.faults = None
+    assert QUESTIONS[question][0](full.client) not in (None, False)
+
+
+@pytest.mark.parametrize("odd", ODD_ANSWERS)
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_what_is_no_answer_is_neither_yes_nor_no(full: Place, question: str, odd: str) -> None:
+    if (question, odd) in DOCUMENTED:
+        return
+    ask, where = QUESTIONS[question]
+    full.remote.faults = lambda request: ODD_ANSWERS[odd] if request.path.endswith(where) else None
+    with pytest.raises(ForgeError) as caught:
+        ask(full.client)
+    assert not isinstance(caught.value, NotFound | Forbidden | Unauthorized), "none of these was said"
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"), [("what was pushed", None), ("is she a collaborator", None), ("what may she do", True)]
+)
+def test_a_route_that_is_not_there_is_an_answer_only_where_the_forge_is(full: Place, question: str, answer: bool | None) -> None:
+    """A proxy says the same of a forge that is down as an old forge of what it does not know."""
+    ask, where = QUESTIONS[question]
+    no_route = Fault(status=404, body="404 page not found\n")
+    full.remote.faults = lambda request: no_route if request.path.endswith(where) else None
+    assert ask(full.client) is answer
+    full.remote.faults = lambda request: no_route if question != "what may she do" or where in request.path else None
+    if question == "what may she do":
+        full.remote.faults = lambda request: None if request.path.endswith("/alice") else no_route
+    with pytest.raises(Garbage):
+        ask(full.client)
+
+
+@pytest.mark.parametrize("changes", [{"login": "mallory"}, {"login": ""}, {"id": "1"}])
+def test_a_member_of_a_team_is_who_was_asked_for(full: Place, changes: dict[str, Any]) -> None:
+    body = json.dumps({"id": 2, "login": "alice", **changes})
+    full.remote.faults = lambda request: Fault(body=body) if "/members/" in request.path else None
+    with pytest.raises(Garbage):
+        full.client.in_team("recipes", "makers", "alice")
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value", "ask"),
+    [
+        ("/user", "is_admin", "false", lambda client: client.is_site_admin()),
+        ("/user", "is_admin", None, lambda client: client.is_site_admin()),
+        ("/repos/recipes/web", "private", None, lambda client: client.repository("recipes", "web")),
+        ("/repos/recipes/web", "permissions", {"push": "no"}, lambda client: client.repository("recipes", "web")),
+        ("/pulls/1", "state", "", lambda client: client.pull("recipes", "web", 1)),
+        ("/pulls/1", "merged", "false", lambda client: client.pull("recipes", "web", 1)),
+        ("/permission", "permission", "yes", lambda client: client.is_collaborator("recipes", "web", "alice")),
+    ],
+)
+def test_a_value_that_is_not_documented_is_no_answer(
+    full: Place, part: str, key: str, value: Any, ask: Callable[[GiteaClient], Any]
+) -> None:
+    full.remote.faults = None
+    right = full.client._call("GET", _api_path(part)).json()
+    full.remote.faults = lambda request: Fault(body=json.dumps({**right, key: value})) if request.path.endswith(part) else None
+    with pytest.raises(Garbage):
+        ask(full.client)
+
+
+def _api_path(part: str) -> str:
+    places = {"/pulls/1": "/repos/recipes/web/pulls/1", "/permission": "/repos/recipes/web/collaborators/alice/permission"}
+    return places.get(part, part)

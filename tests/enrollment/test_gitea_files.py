@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from enrollment.fakeforge import git
+from enrollment.fakeforge.faults import Fault
+from enrollment.fakeforge.features import VERSIONS
 from enrollment.forges.base import Forbidden, Garbage, NotFound, Rejected
-from enrollment.forges.gitea import GiteaClient
-from enrollment.sandbox import git
-from enrollment.sandbox.faults import Fault
-from enrollment.sandbox.features import VERSIONS
+from enrollment.forges.gitea.client import GiteaClient
 from tests.world import World
 
 REPO = ("recipes", "web")
@@ -29,7 +29,7 @@ def place(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[World]:
 
 def client_of(place: World, user: str = "") -> GiteaClient:
     token = place.remote.add_token(user) if user else place.token
-    return GiteaClient(place.server.url, token, timeout=5, user_agent="cc-ci/test")
+    return GiteaClient(place.server.url, token, timeout=60, user_agent="cc-ci/test")
 
 
 def on(place: World, branch: str) -> bytes:

@@ -4,7 +4,7 @@ The first test holds the client to its word: it gives what it should, or raises 
 from polling to the report, live through such answers: never a second run, never an exception out of a task and, once the forge
 answers well again, never a lost comment.
 
-Both have 2,000 mutated answers, and their long forms 100,000.
+Both have 500 mutated answers, of which each run draws others, and their long forms 100,000.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from hypothesis import settings as profile
 from hypothesis import strategies as st
 
 from controlplane.models import Lease
-from enrollment import polling
-from enrollment.clocks import AHEAD
+from enrollment.fakeforge.faults import Request, Response
+from enrollment.fakeforge.model import Comment as RemoteComment
+from enrollment.forge_access.clock_skew import AHEAD
 from enrollment.forges.base import ForgeClient, ForgeError, Hook
-from enrollment.forges.http import ask_of
+from enrollment.forges.gitea.kind import GITEA
+from enrollment.forges.gitea.request_kinds import ask_of
 from enrollment.models import Comment, Delivery, Forge, PullRequest, Repository, Traffic
-from enrollment.sandbox.faults import Request, Response
-from enrollment.sandbox.model import Comment as RemoteComment
-from enrollment.webhooks import EVENTS
+from enrollment.polling import poller
 from runs import intake, lifecycle, reporting
 from runs.models import FINAL, Report, State, TestRun
 from tests.chaos.air import FAIR, Air, Strike, VirtualTime
@@ -218,6 +218,8 @@ ASK: list[Callable[[ForgeClient], object]] = [
     lambda client: client.pull("recipes", "a", 1),
     lambda client: client.pull_commits("recipes", "a", 1),
     lambda client: list(client.pull_comments("recipes", "a", 1, SINCE)),
+    lambda client: list(client.pull_reviews("recipes", "a", 1, SINCE)),
+    lambda client: list(client.repository_pulls("recipes", "a", SINCE)),
     lambda client: list(client.repository_comments("recipes", "a", SINCE)),
     lambda client: client.is_member("recipes", "alice"),
     lambda client: client.in_team("recipes", "Owners", "alice"),
@@ -230,9 +232,9 @@ ASK: list[Callable[[ForgeClient], object]] = [
     ),
     lambda client: list(client.hooks("recipes", "a")),
     lambda client: list(client.hooks("recipes", "")),
-    lambda client: client.create_hook("recipes", "a", url=NOWHERE, secret="x", events=EVENTS),
-    lambda client: client.create_hook("recipes", "", url=NOWHERE, secret="x", events=EVENTS),
-    lambda client: client.edit_hook("recipes", "a", Hook(1, NOWHERE, frozenset(EVENTS), active=False)),
+    lambda client: client.create_hook("recipes", "a", url=NOWHERE, secret="x", events=GITEA.event_names),
+    lambda client: client.create_hook("recipes", "", url=NOWHERE, secret="x", events=GITEA.event_names),
+    lambda client: client.edit_hook("recipes", "a", Hook(1, NOWHERE, frozenset(GITEA.event_names), active=False)),
     lambda client: client.delete_hook("recipes", "a", 1),
 ]
 
@@ -253,8 +255,9 @@ def ask_and_hear(liar: Liar, number: int, mutation: Mutation) -> None:
         liar.be_honest()
 
 
+@pytest.mark.slow(3)
 @given(number=st.integers(0, len(ASK) - 1), mutation=mutations)
-@profile(quick, max_examples=2000)
+@profile(quick, max_examples=500)
 def test_the_client_raises_nothing_but_its_own_errors(liar: Liar, number: int, mutation: Mutation) -> None:
     ask_and_hear(liar, number, mutation)
 
@@ -293,7 +296,7 @@ def begin_anew(liar: Liar) -> None:
 def work(liar: Liar) -> None:
     """What the workers do in a while. Whatever is raised here would have stopped one."""
     liar.world.forge.refresh_from_db()
-    polling.look(liar.world.forge)
+    poller.poll(liar.world.forge)
     now = timezone.now()
     for row in Comment.objects.filter(outcome="").exclude(next_try_at__gt=now):
         intake.handle(row.pk)
@@ -386,8 +389,9 @@ def live_until(liar: Liar, answers: int) -> None:
     print(f"{liar.words()}; {time.perf_counter() - begun:.0f} s, seed {seed}")
 
 
+@pytest.mark.slow(8)
 def test_mutated_answers_lose_nothing_and_run_nothing_twice(liar: Liar) -> None:
-    live_until(liar, 2000)
+    live_until(liar, 500)
 
 
 @pytest.mark.long

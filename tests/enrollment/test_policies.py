@@ -10,11 +10,11 @@ import pytest
 from django.conf import settings
 from django.test import Client
 
-from enrollment import trust
+from enrollment.access import authorization
+from enrollment.access.policy import Policy, merge, policy_of
+from enrollment.fakeforge.features import VERSIONS
 from enrollment.forges.base import User
 from enrollment.models import Comment, Forge, Repository
-from enrollment.policies import Policy, merge, policy_of
-from enrollment.sandbox.features import VERSIONS
 from runs.models import TestRun
 from tests.world import World
 
@@ -68,7 +68,7 @@ def trusted(world: World, recipe: str = "web", **policy: Any) -> set[str]:
     Repository.objects.filter(name=recipe).update(**policy)
     row = Repository.objects.select_related("forge").get(name=recipe)
     names = ("alice", "bob", "carol", "dora", "ed", "mallory", "cc-ci")
-    people = [trust.person(User(world.remote.user(name).id, name), row, world.client()) for name in names]
+    people = [authorization.person(User(world.remote.user(name).id, name), row, world.client()) for name in names]
     return {person.login for person in people if person.trusted}
 
 
@@ -158,4 +158,4 @@ def test_policies_are_set_in_the_admin(world: World, admin_client: Client) -> No
     assert policy_of(row) == Policy(
         members=False, team="Maintainers", allow=frozenset({7}), block=frozenset({world.mallory.id}), approval=True
     )
-    assert "A list is wanted here" in admin_client.post(url, {**data, "block": '["mallory"]'}).content.decode()
+    assert "Enter a list" in admin_client.post(url, {**data, "block": '["mallory"]'}).content.decode()

@@ -18,18 +18,19 @@ from hypothesis import settings as profile
 from hypothesis import strategies as st
 
 from controlplane.models import Lease
-from enrollment import polling
-from enrollment.enrolling import enroll
-from enrollment.forges import gitea
+from enrollment.fakeforge import api
+from enrollment.fakeforge.faults import Fault, Request
+from enrollment.forges.gitea import client as gitea
 from enrollment.models import Comment, Forge, PullRequest, Repository, Traffic
-from enrollment.sandbox import api
-from enrollment.sandbox.faults import Fault, Request
+from enrollment.polling import poller
+from enrollment.repositories import enroll
 from tests.world import World
 
 pytestmark = pytest.mark.django_db
 
 START = datetime(2026, 5, 1, 12, 0, 0, tzinfo=UTC)
-EXAMPLES = int(os.environ.get("POLLING_EXAMPLES", "25"))
+#: Of the usual form; the long one has more, and longer ones.
+EXAMPLES = int(os.environ.get("POLLING_EXAMPLES", "10"))
 FAULTS = (
     Fault(status=500),
     Fault(status=502, body="<html>"),
@@ -125,7 +126,7 @@ class Stage(World):
         Forge.objects.update(backoff_until=None)
         Traffic.objects.all().delete()
         for _ in range(1 + tick.twice):
-            polling.look(Forge.objects.get())
+            poller.poll(Forge.objects.get())
         self.remote.faults = None
 
     def calm(self) -> None:
@@ -168,6 +169,7 @@ quick = profile(
 )
 
 
+@pytest.mark.slow(4)
 @pytest.mark.parametrize("stage", ["1.15", "13.0.0+gitea-1.22.0"], indirect=True)
 @given(plot=steps, page=st.sampled_from((1, 2, 3, 7, 50)), nets=st.booleans(), seed=st.integers(0, 2**16))
 @quick
@@ -179,6 +181,6 @@ def test_every_comment_exactly_once(stage: Stage, plot: list[Said | Tick], page:
 @pytest.mark.long
 @pytest.mark.parametrize("stage", ["1.15", "1.22", "13.0.0+gitea-1.22.0"], indirect=True)
 @given(plot=st.lists(st.one_of(said, said, tick), min_size=20, max_size=120), page=st.sampled_from((1, 3, 50)))
-@quick
+@profile(quick, max_examples=max(EXAMPLES, 25))
 def test_every_comment_exactly_once_over_longer_times(stage: Stage, plot: list[Said | Tick], page: int) -> None:
     check(stage, page, plot, nets=True)

@@ -18,17 +18,18 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
 
-from enrollment import deliveries, polling, receiver
-from enrollment.forges.gitea_deliveries import SIGNATURES
+from enrollment import comments
+from enrollment.forges.gitea.payloads import SIGNATURES
 from enrollment.models import Comment, Delivery, PullRequest, WebhookConfig
+from enrollment.webhooks import process, receiver
 from tests.enrollment.hooks import CAPTURED, SECRET, captured, forge_side, sign
 from tests.factories import ForgeFactory, RepositoryFactory, WebhookConfigFactory
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.slow(0.4)]
 
 THEN = datetime(2026, 11, 23, 20, 46, tzinfo=UTC)
 #: Of each of the three tests.
-EXAMPLES = int(os.environ.get("RECEIVER_EXAMPLES", "1000"))
+EXAMPLES = int(os.environ.get("RECEIVER_EXAMPLES", "250"))
 BODIES = [captured(path.stem)[1] for path in sorted(CAPTURED.glob("*.json"))]
 
 quick = profile(
@@ -46,7 +47,7 @@ ANOTHERS, ENDED = "the-secret-of-another-hook", "a-secret-whose-time-is-over"
 def hook(data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[WebhookConfig]:
     """A registered hook, beside another repository's, one whose time is over, and one at another forge."""
     caplog.set_level(logging.CRITICAL)  # a hundred thousand lines would be kept
-    monkeypatch.setattr(polling, "look_at", lambda pull: polling.Look(str(pull)))
+    monkeypatch.setattr(comments, "read_now", lambda pull: comments.PollResult(str(pull)))
     receiver.forget()
     with time_machine.travel(THEN, tick=True):
         forge, other = ForgeFactory(name="git.example.org"), ForgeFactory(name="other.example.org")
@@ -209,7 +210,7 @@ def deliver(hook: WebhookConfig, body: bytes, event: str) -> int:
     given = {"X-Gitea-Signature": sign(body, SECRET), "X-Gitea-Event": event}
     answer = forge_side().post(f"/hooks/{hook.forge_id}/?hook={hook.key}", body, content_type="application/json", headers=given)
     if answer.status_code == 202:
-        deliveries.take_waiting()
+        process.take_waiting()
     return answer.status_code
 
 
@@ -219,6 +220,7 @@ def clear() -> None:
     WebhookConfig.objects.filter(state="verified").update(state="registered")
 
 
+@pytest.mark.slow(2)
 @given(body=nonsense, event=event)
 @quick
 def test_signed_nonsense_is_at_most_one_rejected_delivery(hook: WebhookConfig, body: bytes, event: str) -> None:
@@ -254,6 +256,7 @@ def mutated(draw: st.DrawFn) -> bytes:
     return json.dumps(data).encode()
 
 
+@pytest.mark.slow(2)
 @given(body=mutated(), event=event)
 @quick
 def test_a_mutated_delivery_brings_at_most_the_comment_that_it_holds(hook: WebhookConfig, body: bytes, event: str) -> None:

@@ -1,4 +1,4 @@
-"""Each row of gitea-api.md's table of rights, against the sandbox; and what cc-ci makes of what it sees."""
+"""Each row of gitea-api.md's table of rights, against the fake forge; and what cc-ci makes of what it sees."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ from django.utils import timezone
 
 from controlplane.cli import Exit
 from controlplane.registry import registry
-from enrollment import checks, rights, rights_told, tasks
-from enrollment.clients import client_for
-from enrollment.enrolling import add_forge
-from enrollment.forges import gitea
+from enrollment import checks, permission_report, tasks
+from enrollment.fakeforge.faults import Fault, Request
+from enrollment.fakeforge.features import VERSIONS
+from enrollment.forge_access import permissions
+from enrollment.forge_access.clients import client_for
 from enrollment.forges.base import Forbidden, ForgeError, NotFound, Unauthorized
-from enrollment.forges.gitea import GiteaClient
-from enrollment.hook_reconcile import reconcile
+from enrollment.forges.gitea import client as gitea
+from enrollment.forges.gitea.client import GiteaClient
+from enrollment.forges.gitea.kind import GITEA as KIND
 from enrollment.models import Forge, Repository, Right
-from enrollment.sandbox.faults import Fault, Request
-from enrollment.sandbox.features import VERSIONS
+from enrollment.repositories import add_forge
+from enrollment.webhooks.reconcile import reconcile
 from tests.world import World
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.slow(0.1)]
 
 GITEA, FORGEJO = "1.15", "13.0.0+gitea-1.22.0"
 LONG_AGO = timezone.now() - timedelta(days=3650)
@@ -185,7 +187,7 @@ def test_what_a_token_may_do_is_seen(world: World, login: str, held: set[str]) -
         "read", "membership", "push", "admin", "hooks", "org_hooks", "site_admin"
     } - held - listed  # fmt: skip
     right = Right.objects.get(name="read")
-    assert right.evidence and right.at > timezone.now() - rights.REPOSITORY_EVERY
+    assert right.evidence and right.at > timezone.now() - permissions.REPOSITORY_EVERY
 
 
 @pytest.mark.parametrize("world", [FORGEJO], indirect=True)
@@ -205,21 +207,21 @@ def test_a_webhook_that_is_refused_shows_that_the_token_may_not(world: World) ->
     see(world, "olga", *READING)
     world.poll()
     Repository.objects.update(webhooks="on")
-    assert rights_told.lacking(Right.objects.all()) == frozenset()
+    assert permission_report.lacking(Right.objects.all(), KIND) == frozenset()
     reconcile(Forge.objects.get(), apply=True)
     for _ in range(2):
         seen = {row.name: row for row in Right.objects.all()}
         assert (seen["hooks"].held, seen["org_hooks"].held) == ("no", "no")
         assert seen["hooks"].evidence.startswith("refused when it was tried: POST /repos/recipes/web/hooks: 403")
         # A list that is answered takes nothing of that back.
-        rights.refresh(Forge.objects.get(), client_for(Forge.objects.get()), everything=True)
-    (finding,) = [found for found in checks.check_forges() if found.name.endswith("rights") and found.level != "ok"]
+        permissions.refresh(Forge.objects.get(), client_for(Forge.objects.get()), everything=True)
+    (finding,) = [found for found in checks.check_forges() if found.name.endswith("permissions") and found.level != "ok"]
     assert "webhooks of the repository: no" in finding.text and "write:repository" in finding.text
-    assert "make a token with the scope write:repository" in finding.fix and "cc-ci forge add" in finding.fix
+    assert "create a token with the scope write:repository" in finding.fix and "cc-ci forge add" in finding.fix
     # What the token was seen to lack is no right that is too much, though the account has it.
     Repository.objects.update(webhooks="off")
-    assert [found.text for found in checks.check_forges() if found.name.endswith("rights") and found.level != "ok"] == []
-    lines = {line.name: line for line in rights_told.lines_of(Forge.objects.get())}
+    assert [found.text for found in checks.check_forges() if found.name.endswith("permissions") and found.level != "ok"] == []
+    lines = {line.name: line for line in permission_report.lines_of(Forge.objects.get())}
     assert lines["admin"].counts == {"yes": 1} and "lack the scope write:repository" in lines["admin"].meaning
     # With another token all that was tried is to be seen anew.
     add_forge(world.server.url, world.remote.add_token("olga"))
@@ -248,7 +250,7 @@ def test_a_webhook_that_is_written_shows_that_the_token_may(world: World, login:
     world.poll()
     Repository.objects.update(webhooks="on")
     reconcile(Forge.objects.get(), apply=True)
-    rights.refresh(Forge.objects.get(), client_for(Forge.objects.get()), everything=True)
+    permissions.refresh(Forge.objects.get(), client_for(Forge.objects.get()), everything=True)
     right = Right.objects.get(name=name)
     assert (right.held, right.evidence) == ("yes", "done when it was tried")
 
@@ -256,13 +258,13 @@ def test_a_webhook_that_is_written_shows_that_the_token_may(world: World, login:
 def test_the_scope_that_each_right_needs_is_told(world: World, admin_client: Client) -> None:
     see(world)
     out = StringIO()
-    call_command("rights", stdout=out)
+    call_command("permissions", stdout=out)
     page = admin_client.get(f"/admin/enrollment/forge/{world.forge.pk}/change/").content.decode()
-    for spec in rights.RIGHTS.values():
-        assert spec.scope
-        assert f"[{spec.scope}]" in out.getvalue()
-        assert f"{spec.text} ({spec.scope})" in page
-    assert rights_told.NOT_THE_SCOPES in out.getvalue() and rights_told.NOT_THE_SCOPES in page
+    for name, spec in permissions.PERMISSIONS.items():
+        assert KIND.scopes[name]
+        assert f"[{KIND.scopes[name]}]" in out.getvalue()
+        assert f"{spec.text} ({KIND.scopes[name]})" in page
+    assert permission_report.NOT_THE_SCOPES in out.getvalue() and permission_report.NOT_THE_SCOPES in page
 
 
 def test_a_repository_that_cannot_be_read(world: World) -> None:
@@ -270,7 +272,7 @@ def test_a_repository_that_cannot_be_read(world: World) -> None:
     world.remote.remove_member(world.org, world.bot)
     assert see(world)["read"] == "no"
     assert "404" in Right.objects.get(name="read").evidence
-    assert next(finding.level for finding in rights_told.findings(world.forge)) == "error"
+    assert next(finding.level for finding in permission_report.findings(world.forge)) == "error"
 
 
 def test_a_persons_repository_has_no_organisation(world: World) -> None:
@@ -299,7 +301,7 @@ def test_a_refused_comment_shows_the_scope_that_is_missing(world: World) -> None
     world.hear()
     right = Right.objects.get(name="comment")
     assert (right.held, "write:issue" in right.evidence) == ("no", True)
-    (finding,) = [found for found in rights_told.findings(Forge.objects.get()) if "write comments" in found.text]
+    (finding,) = [found for found in permission_report.findings(Forge.objects.get()) if "write comments" in found.text]
     assert "no answer is posted" in finding.text
 
 
@@ -361,13 +363,13 @@ def test_one_question_without_an_answer_hides_no_other(world: World, broken: str
     assert seen.pop(name) == "unknown"
     assert {name for name, word in seen.items() if word != "unknown"} == others
     assert "no answer: " in Right.objects.get(name=name).evidence
-    (finding,) = [found for found in rights_told.findings(Forge.objects.get()) if found.level == "warning"]
-    assert rights.RIGHTS[name].text in finding.text and "no answer" in finding.text
+    (finding,) = [found for found in permission_report.findings(Forge.objects.get()) if found.level == "warning"]
+    assert permissions.PERMISSIONS[name].text in finding.text and "no answer" in finding.text
     world.remote.faults = None
     asked = len(world.own_requests())
     tasks.see_to_rights()
     assert f"/api/v1{broken}" not in [request.path for request in world.own_requests()[asked:] if broken != "/user"]
-    Right.objects.filter(name__in=rights.DUE_BY).update(at=F("at") - rights.AGAIN_AFTER - timedelta(minutes=1))
+    Right.objects.filter(name__in=permissions.DUE_BY).update(at=F("at") - permissions.AGAIN_AFTER - timedelta(minutes=1))
     tasks.see_to_rights()
     assert Right.objects.get(name=name).held != "unknown"
 
@@ -400,7 +402,7 @@ def test_what_was_seen_lately_is_not_asked_again(world: World) -> None:
     asked = len(world.own_requests())
     tasks.see_to_rights()
     assert [request.path for request in world.own_requests()[asked:]] == ["/api/v1/version", "/api/v1/user"]
-    Right.objects.filter(repository__isnull=False).update(at=timezone.now() - rights.REPOSITORY_EVERY - timedelta(hours=1))
+    Right.objects.filter(repository__isnull=False).update(at=timezone.now() - permissions.REPOSITORY_EVERY - timedelta(hours=1))
     tasks.see_to_rights()
     assert len(world.own_requests()) == asked + 7
 
@@ -422,11 +424,11 @@ def test_a_token_of_another_account_is_not_taken_for_ours(world: World) -> None:
     forge = Forge.objects.get()
     forge.token = world.remote.add_token("wendy")
     forge.save()
-    assert "the token is that of wendy" in tasks.see_to_rights()
+    assert "the token now belongs to wendy" in tasks.see_to_rights()
     forge = Forge.objects.get()
     assert (forge.bot_id, forge.bot_login) == (world.bot.id, "cc-ci")
     (finding,) = [found for found in checks.check_forges() if found.name == "forge sandbox token"]
-    assert finding.level == "error" and "the token is that of wendy" in finding.text
+    assert finding.level == "error" and "the token now belongs to wendy" in finding.text
 
 
 # --- what people see
@@ -449,20 +451,20 @@ def test_warned_is_about_what_is_missing_and_what_is_too_much(
     world: World, login: str, hooks_wanted: bool, warned: set[str]
 ) -> None:
     see(world, login)
-    lines = rights_told.table(Right.objects.all(), hooks_wanted=hooks_wanted)
+    lines = permission_report.table(Right.objects.all(), KIND, hooks_wanted=hooks_wanted)
     assert {line.name for line in lines if line.level != "ok"} == warned
     assert all(line.meaning for line in lines if line.level != "ok")
 
 
 def test_every_right_says_what_is_lost_without_or_risked_with() -> None:
-    assert all(bool(spec.without) != bool(spec.beyond) for spec in rights.RIGHTS.values())
-    assert set(rights.SHOWN_BY.values()) <= set(rights.RIGHTS)
+    assert all(bool(spec.without) != bool(spec.beyond) for spec in permissions.PERMISSIONS.values())
+    assert set(permissions.SHOWN_BY.values()) <= set(permissions.PERMISSIONS)
 
 
 def test_doctor_tells(world: World) -> None:
     world.poll()
     see(world, "root")
-    found = [finding for finding in checks.check_forges() if finding.name == "forge sandbox rights"]
+    found = [finding for finding in checks.check_forges() if finding.name == "forge sandbox permissions"]
     assert any("administer the whole forge" in finding.text for finding in found)
     assert any(finding.level == "ok" and "read yes" in finding.text for finding in found)
 
@@ -476,48 +478,50 @@ def test_doctor_prints_the_rights_as_a_table(
     out = StringIO()
     call_command("doctor", stdout=out)
     lines = out.getvalue().splitlines()
-    (head,) = [line for line in lines if line.split() == ["right", "seen", "scope", "of", "a", "token", "what", "it", "means"]]
-    for spec in rights.RIGHTS.values():
-        (line,) = [line for line in lines if line.strip().startswith(spec.text) and spec.scope in line]
-        assert line.index(spec.scope) == head.index("scope of a token")
+    (head,) = [
+        line for line in lines if line.split() == ["permission", "seen", "scope", "of", "a", "token", "what", "it", "means"]
+    ]
+    for name, spec in permissions.PERMISSIONS.items():
+        (line,) = [line for line in lines if line.strip().startswith(spec.text) and KIND.scopes[name] in line]
+        assert line.index(KIND.scopes[name]) == head.index("scope of a token")
     tty = StringIO()
     monkeypatch.setattr(tty, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "200")
     call_command("doctor", stdout=tty)
     printed = capsys.readouterr().out
-    assert all(spec.text in printed and spec.scope in printed for spec in rights.RIGHTS.values())
+    assert all(spec.text in printed and KIND.scopes[name] in printed for name, spec in permissions.PERMISSIONS.items())
 
 
 def test_admin_rights_that_the_webhooks_need_are_no_trouble(world: World) -> None:
     world.poll()
     see(world, "ada")
     Repository.objects.update(webhooks="on")
-    assert [f.text for f in checks.check_forges() if f.name == "forge sandbox rights" and f.level == "warning"] == []
+    assert [f.text for f in checks.check_forges() if f.name == "forge sandbox permissions" and f.level == "warning"] == []
 
 
 def test_the_command_prints_the_table_and_refreshes(world: World) -> None:
     out = StringIO()
-    call_command("rights", refresh=True, stdout=out)
+    call_command("permissions", refresh=True, stdout=out)
     assert "read repository, pull requests and comments" in out.getvalue()
-    assert "The search honours an owner" in out.getvalue()
+    assert "The search filters by owner" in out.getvalue()
     out = StringIO()
-    call_command("rights", "recipes/web", json=True, stdout=out)
+    call_command("permissions", "recipes/web", json=True, stdout=out)
     assert '"name": "read"' in out.getvalue() and '"yes": 1' in out.getvalue()
     world.remote.set_private("recipes/web")
     world.remote.remove_member(world.org, world.bot)
     with pytest.raises(Exit) as stop:
-        call_command("rights", "recipes/web", refresh=True, stdout=StringIO())
+        call_command("permissions", "recipes/web", refresh=True, stdout=StringIO())
     assert stop.value.code == 1
 
 
 def test_the_pages_show_the_tables(world: World, admin_client: Client) -> None:
-    data = {"action": "see_now", "_selected_action": [world.forge.pk]}
-    assert "rights at 1 repositories" in admin_client.post("/admin/enrollment/forge/", data, follow=True).content.decode()
+    data = {"action": "refresh_now", "_selected_action": [world.forge.pk]}
+    assert "permissions at 1 repositories" in admin_client.post("/admin/enrollment/forge/", data, follow=True).content.decode()
     page = admin_client.get(f"/admin/enrollment/forge/{world.forge.pk}/change/").content.decode()
     assert "see all members of the organisation" in page and "Pull requests have a timeline" in page
     row = Repository.objects.get()
     page = admin_client.get(f"/admin/enrollment/repository/{row.pk}/change/").content.decode()
     assert "permissions of recipes/web: pull" in page
-    data = {"action": "see_rights_now", "_selected_action": [row.pk]}
+    data = {"action": "refresh_permissions_now", "_selected_action": [row.pk]}
     assert "recipes/web: seen" in admin_client.post("/admin/enrollment/repository/", data, follow=True).content.decode()
     assert "membership" in admin_client.get("/admin/enrollment/right/").content.decode()

@@ -11,11 +11,12 @@ import pytest
 from django.conf import settings
 from django.utils import timezone
 
-from enrollment import tasks, trust
+from enrollment import tasks
+from enrollment.access import authorization
+from enrollment.access.authorization import NOT_ASKED, Code, Facts, Person, decide
+from enrollment.fakeforge.faults import Fault
 from enrollment.forges.base import User
 from enrollment.models import Comment, Repository
-from enrollment.sandbox.faults import Fault
-from enrollment.trust import NOT_ASKED, Code, Facts, Person, decide
 from runs import approval
 from runs.models import TestRun
 from tests.world import World
@@ -47,33 +48,43 @@ STRANGE = Facts(MEMBER, STRANGER, FORK, head_sha=HEAD, commits=(HEAD, OLDER))
         (replace(STRANGE, author=MEMBER, code=Code("fork", "alice/web", MEMBER)), HEAD, "", "member"),
         (replace(STRANGE, author=MEMBER, code=PUSHED), HEAD, "", "member"),
         # Of a fork the author and the owner count, and of all else nobody.
-        (replace(STRANGE, author=MEMBER), "", "needs_sha", "from the fork mallory/web of mallory (user 4), who is neither owner"),
+        (
+            replace(STRANGE, author=MEMBER),
+            "",
+            "needs_sha",
+            "from the fork mallory/web; not trusted: mallory (user 4), who is neither owner",
+        ),
         (
             replace(STRANGE, code=Code("fork", "alice/web", MEMBER)),
             "",
             "needs_sha",
-            "from the fork alice/web of mallory (user 4)",
+            "from the fork alice/web; not trusted: mallory (user 4)",
         ),
         (replace(STRANGE, author=MEMBER, code=Code("fork", "alice/web")), "", "needs_sha", "from the fork alice/web"),
-        (replace(STRANGE, code=PUSHED), "", "needs_sha", "by a push without a branch (AGit) of mallory (user 4), who is neither"),
-        (replace(STRANGE, author=MEMBER, code=Code()), "", "needs_sha", "from elsewhere"),
+        (
+            replace(STRANGE, code=PUSHED),
+            "",
+            "needs_sha",
+            "by a push without a branch (AGit); not trusted: mallory (user 4), who is neither",
+        ),
+        (replace(STRANGE, author=MEMBER, code=Code()), "", "needs_sha", "from an unknown source"),
         *((replace(OWN, code=replace(code, doubt="who knows")), "", "needs_sha", "who knows") for code in (BRANCH, FORK, PUSHED)),
         # A bot's fork is, whatever rights the bot has.
         (replace(STRANGE, author=Person(9, "renovate", is_bot=True, is_member=True)), "", "needs_sha", "who is a bot"),
         # Strange code: a commit named, or a proof that nothing was pushed since.
-        (STRANGE, "", "needs_sha", "does not tell when it was pushed"),
+        (STRANGE, "", "needs_sha", "does not say when it was pushed"),
         (replace(STRANGE, pushed_after_comment=True), "", "needs_sha", "something was pushed since the comment"),
-        (replace(STRANGE, pushed_after_comment=False), HEAD, "", "the fork mallory/web of mallory (user 4)"),
+        (replace(STRANGE, pushed_after_comment=False), HEAD, "", "the fork mallory/web; not trusted: mallory (user 4)"),
         (replace(STRANGE, wanted_sha=HEAD), HEAD, "", "named the commit"),
         (replace(STRANGE, wanted_sha=OLDER), OLDER, "", "named the commit"),
         # So few digits that another commit may be made with the same ones: as if it were not named.
-        (replace(STRANGE, wanted_sha=HEAD[:10]), "", "needs_sha", "does not tell when it was pushed"),
+        (replace(STRANGE, wanted_sha=HEAD[:10]), "", "needs_sha", "does not say when it was pushed"),
         (replace(STRANGE, wanted_sha=OLDER[:-1], pushed_after_comment=True), "", "needs_sha", "something was pushed since"),
         (replace(STRANGE, wanted_sha=OLDER[:7], pushed_after_comment=False), OLDER, "", "the timeline shows no push since"),
         (replace(STRANGE, wanted_sha=HEAD, pushed_after_comment=True), HEAD, "", "named the commit"),
         # Commits that are none of this pull request, or could be several.
-        (replace(OWN, wanted_sha="f" * 40), "", "unknown_sha", "is no commit of this pull request"),
-        (replace(STRANGE, wanted_sha="f" * 7), "", "unknown_sha", "is no commit of this pull request"),
+        (replace(OWN, wanted_sha="f" * 40), "", "unknown_sha", "is not a commit of this pull request"),
+        (replace(STRANGE, wanted_sha="f" * 7), "", "unknown_sha", "is not a commit of this pull request"),
         (replace(OWN, wanted_sha=HEAD[:6]), "", "ambiguous_sha", "too short"),
         (replace(OWN, wanted_sha="f"), "", "ambiguous_sha", "too short"),
         (replace(OWN, wanted_sha="abc1234", commits=(OLDER, ALIKE)), "", "ambiguous_sha", "too short"),
@@ -122,7 +133,7 @@ def test_which_commit_runs_as_a_trusted_one(facts: Facts, sha: str, trusts: bool
     ],
 )
 def test_what_could_name_a_commit(text: str, is_one: bool) -> None:
-    assert trust.is_sha(text) is is_one
+    assert authorization.is_sha(text) is is_one
 
 
 def test_the_facts_can_be_kept_with_the_comment() -> None:
@@ -170,7 +181,7 @@ def ask(world: World, login: str, recipe: str = "recipes/web", *, user_id: int |
     """The standing of somebody who commented under this name, now."""
     row = Repository.objects.get(name=recipe.partition("/")[2])
     user_id = world.remote.user(login).id if user_id is None else user_id
-    return trust.person(User(user_id, login), row, world.client())
+    return authorization.person(User(user_id, login), row, world.client())
 
 
 @every_version
@@ -326,7 +337,7 @@ def test_what_the_token_may_not_see_is_no_outage(world: World, scopes: tuple[str
     assert (first.outcome, second.outcome) == ("reply", "ignored")
     assert words in first.reason and words in first.facts["asker"]["unseen"][0]
     (reply,) = world.own_comments("recipes/web")
-    assert "cannot see here who may ask" in reply and "cc-ci doctor" in reply
+    assert "cannot check who may start runs" in reply and "cc-ci doctor" in reply
     assert not TestRun.objects.exists()
 
 
@@ -347,14 +358,14 @@ def test_an_outsider_is_an_outsider_where_all_can_be_seen(world: World) -> None:
     world.say("recipes/web", "!testme", "mallory")
     world.hear()
     (reply,) = world.own_comments("recipes/web")
-    assert "can be asked for by its owner" in reply
+    assert "can start runs" in reply
 
 
 @every_version
 def test_a_team_that_cannot_be_seen_is_named(world: World) -> None:
     world.remote.add_to_team("recipes", "web", "alice")
     Repository.objects.update(members_may_ask="off", team="web")
-    assert "the team web of recipes (there is none, or cc-ci is not in it" in ask(world, "alice").standing()
+    assert "the team web of recipes (it does not exist, or cc-ci is not in it" in ask(world, "alice").standing()
     world.remote.add_to_team("recipes", "web", "cc-ci")
     assert ask(world, "alice").is_team
     assert ask(world, "mallory").unseen == ()
@@ -378,4 +389,4 @@ def test_what_was_decided_and_why_is_stored_with_the_comment(world: World) -> No
     world.hear()
     row = Comment.objects.get()
     assert row.outcome == "reply"
-    assert f"mallory (user {world.mallory.id}) is neither owner, member, collaborator nor on the allow-list" in row.reason
+    assert f"mallory (user {world.mallory.id}) is neither owner, member nor collaborator, and not on the allow-list" in row.reason

@@ -1,4 +1,4 @@
-"""A stranger pushes at the worst moment: what was looked at runs, or nothing does; and the pinned commit never changes."""
+"""A stranger pushes at the worst moment: the reviewed commit runs, or nothing does, and a pinned commit never changes."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 from django.conf import settings
 
-from enrollment import trust
+from enrollment.access import authorization
+from enrollment.access.authorization import Approval, Code, Decision, Facts, Person, approve, decide
+from enrollment.fakeforge import git
+from enrollment.fakeforge.faults import Fault, Request
 from enrollment.models import Comment
-from enrollment.sandbox import git
-from enrollment.sandbox.faults import Fault, Request
-from enrollment.trust import Approval, Code, Decision, Facts, Person, approve, decide
-from runs import supervision
+from runs import dispatcher
 from runs.models import State, TestRun
 from tests.world import World
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.slow(0.1)]
 NEWER = ["1.22", "13.0.0+gitea-1.22.0"]
 PULL, TIMELINE, MEMBERS, COMMENTS = "/pulls/2", "/timeline", "/members/", "/issues/2/comments"
 
@@ -27,7 +27,7 @@ PULL, TIMELINE, MEMBERS, COMMENTS = "/pulls/2", "/timeline", "/members/", "/issu
 def world(db: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[World]:
     """mallory has a pull request from a fork (number 2), opened a minute ago."""
     monkeypatch.setattr(settings.CC_CI, "data_dir", tmp_path / "data")
-    monkeypatch.setattr(supervision, "_start", lambda run: None)
+    monkeypatch.setattr(dispatcher, "_start", lambda run: None)
     world = World(tmp_path, request.param)
     world.connect()
     world.add_recipe("web")
@@ -110,7 +110,7 @@ def test_a_push_between_decision_and_start_never_moves_the_pinned_commit(world: 
     world.say("recipes/web", f"!testme {seen}", number=2)
     world.hear()
     push(world)
-    assert supervision.dispatch() == [TestRun.objects.get()]
+    assert dispatcher.dispatch() == [TestRun.objects.get()]
     push(world)
     world.hear()
     run = TestRun.objects.get()
@@ -164,6 +164,31 @@ def test_a_push_in_the_very_second_of_the_comment_counts_as_after_it(world: Worl
 
 
 @newer
+@pytest.mark.parametrize("moved", [False, True], ids=["as it was", "pushed to meanwhile"])
+def test_a_review_looked_at_what_was_there_when_it_was_begun(world: World, moved: bool) -> None:
+    begun = world.remote.review("recipes/web", 2, world.alice, "", "PENDING")
+    world.clock.move(minutes=5)
+    seen = push(world) if moved else head(world)
+    world.clock.move(minutes=5)
+    said = world.remote.submit_review(begun, "A remark on a line.\n!testme")
+    world.hear()
+    row = Comment.objects.get(forge_comment_id=said.id)
+    assert (row.outcome, row.facts["pushed_after_comment"]) == ("reply" if moved else "run", moved)
+    assert [run.sha for run in TestRun.objects.all()] == ([] if moved else [seen])
+
+
+@newer
+def test_a_review_that_was_touched_after_a_push_is_no_younger_for_that(world: World) -> None:
+    said = world.remote.review("recipes/web", 2, world.alice, "!testme", "APPROVED")
+    world.clock.move(seconds=5)
+    push(world)
+    world.clock.move(seconds=5)
+    said.updated = world.clock().replace(microsecond=0)  # as by who dismisses it, and takes that back
+    world.hear()
+    assert Comment.objects.get().outcome == "reply" and not TestRun.objects.exists()
+
+
+@newer
 def test_a_forced_push_back_to_what_was_looked_at_still_counts_as_a_push(world: World) -> None:
     seen = head(world)
     world.say("recipes/web", number=2)
@@ -195,7 +220,7 @@ def test_a_push_that_the_timeline_does_not_tell_of_starts_nothing(world: World, 
     world.hear()
     assert pushed == head(world)
     assert not TestRun.objects.exists()
-    assert "does not tell when it was pushed" in Comment.objects.get().reason
+    assert "does not say when it was pushed" in Comment.objects.get().reason
 
 
 # --- the tables, pure
@@ -204,7 +229,7 @@ MEMBER, STRANGER = Person(3, "alice", is_member=True), Person(4, "mallory")
 BLOCKED = Person(5, "trudy", is_member=True, is_owner=True, is_allowed=True, is_team=True, is_blocked=True)
 A, B = "a" * 40, "b" * 40
 FORK = Code("fork", "mallory/web")
-WITH_APPROVAL = trust.Policy(approval=True)
+WITH_APPROVAL = authorization.Policy(approval=True)
 
 
 @pytest.mark.parametrize(

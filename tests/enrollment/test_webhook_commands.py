@@ -12,9 +12,9 @@ from django.conf import settings
 from django.utils import timezone
 
 from controlplane.cli import DONE, MISUSE, NO, OURS
-from enrollment import hook_rows, receiver
+from enrollment.fakeforge.faults import Fault
 from enrollment.models import Comment, Delivery, Forge, Repository, WebhookConfig
-from enrollment.sandbox.faults import Fault
+from enrollment.webhooks import receiver, registration
 from tests.enrollment.hooks import Bridge, writes
 from tests.enrollment.test_commands import Shell
 from tests.factories import DeliveryFactory, ForgeFactory, WebhookConfigFactory
@@ -53,14 +53,14 @@ def test_the_plan_is_printed_and_done_only_when_asked(owned: World, shell: Shell
         assert shell("reconcile-webhooks") == DONE
     assert made == []
     assert shell.out.splitlines() == [
-        "create   recipes: there is none yet",
-        "sandbox: 1 hooks looked at, 1 to change, 0 writes",
-        "To do it, type: cc-ci reconcile_webhooks --apply",
+        "create   recipes: none exists yet",
+        "sandbox: 1 hooks checked, 1 to change, 0 writes",
+        "To apply it, run: cc-ci reconcile_webhooks --apply",
     ]
     assert shell("reconcile_webhooks", "--apply") == DONE
-    assert "sandbox: 1 hooks looked at, 1 to change, 1 writes" in shell.out
+    assert "sandbox: 1 hooks checked, 1 to change, 1 writes" in shell.out
     assert shell("reconcile_webhooks", "--apply") == DONE
-    assert shell.out == "sandbox: 1 hooks looked at, 0 to change, 0 writes\n"
+    assert shell.out == "sandbox: 1 hooks checked, 0 to change, 0 writes\n"
     assert shell("reconcile_webhooks", "--all") == DONE
     (hook,) = owned.remote.tables.hooks.values()
     assert shell.out.splitlines()[0] == f"nothing  recipes (hook {hook.id}): in sync"
@@ -68,20 +68,20 @@ def test_the_plan_is_printed_and_done_only_when_asked(owned: World, shell: Shell
 
 def test_refused_is_printed_with_the_reason(world: World, shell: Shell) -> None:
     assert shell("reconcile_webhooks") == DONE
-    assert "refused  recipes/web: The token has no admin right at recipes/web" in shell.out
+    assert "refused  recipes/web: The token lacks the admin permission on recipes/web" in shell.out
 
 
 def test_for_machines(owned: World, shell: Shell) -> None:
     assert shell("reconcile_webhooks", "--json", "--apply", "--forge", "sandbox") == DONE
     (facts,) = json.loads(shell.out)
-    assert facts["actions"] == [{"do": "create", "place": "recipes", "hook": None, "reason": "there is none yet"}]
+    assert facts["actions"] == [{"do": "create", "place": "recipes", "hook": None, "reason": "none exists yet"}]
     assert (facts["writes"], facts["problems"], facts["skipped"]) == (1, [], "")
 
 
 def test_a_forge_in_trouble(owned: World, shell: Shell) -> None:
     owned.remote.faults = lambda request: Fault(status=401)
     assert shell("reconcile_webhooks") == OURS
-    assert "The token is unknown to the forge" in shell.err
+    assert "The forge does not accept the token" in shell.err
 
 
 def test_without_a_forge_and_with_an_unknown_one(db: None, shell: Shell) -> None:
@@ -98,14 +98,14 @@ def test_without_a_forge_and_with_an_unknown_one(db: None, shell: Shell) -> None
 def test_a_rotation_by_command(owned: World, shell: Shell) -> None:
     shell("reconcile_webhooks", "--apply")
     assert shell("rotate_webhook_secret", "Recipes") == DONE
-    assert shell.out.startswith("1 new secrets. The old ones count for 15 minutes more")
+    assert shell.out.startswith("1 secrets rotated. The old ones stay valid for 15 minutes")
     assert len(owned.remote.tables.hooks) == 2
     assert shell("rotate_webhook_secret", "--all") == DONE
-    assert "recipes: a rotation is under way already" in shell.out
+    assert "recipes: a rotation is already in progress" in shell.out
     assert len(owned.remote.tables.hooks) == 2
     WebhookConfig.objects.filter(state="rotating").update(ends_at=timezone.now())
     assert shell("reconcile_webhooks", "--apply") == DONE
-    assert "another with a new secret has taken its place" in shell.out
+    assert "replaced by a hook with a new secret" in shell.out
     assert len(owned.remote.tables.hooks) == 1
 
 
@@ -113,8 +113,8 @@ def test_without_the_right_none_is_said_to_be_made(owned: World, shell: Shell) -
     shell("reconcile_webhooks", "--apply")
     owned.remote.add_member(owned.org, owned.bot, "read")
     assert shell("rotate_webhook_secret", "recipes") == DONE
-    assert "recipes: the token may not see to its hooks any more" in shell.out
-    assert "0 new secrets" in shell.out
+    assert "recipes: the token may no longer manage its hooks" in shell.out
+    assert "0 secrets rotated" in shell.out
     assert WebhookConfig.objects.filter(state="rotating").count() == 0
 
 
@@ -122,13 +122,13 @@ def test_with_a_right_to_look_only_no_new_secret_is_counted(owned: World, shell:
     shell("reconcile_webhooks", "--apply")
     owned.remote.faults = lambda request: Fault(status=403) if request.method == "POST" else None
     assert shell("rotate_webhook_secret", "recipes") == OURS
-    assert "0 new secrets" in shell.out
-    assert "recipes: the new hook is refused; the old one stays until it stands." in shell.err
+    assert "0 secrets rotated" in shell.out
+    assert "recipes: the new hook is refused; the old one stays until the new one is registered." in shell.err
 
 
 def test_an_interrupted_rotation_is_gone_on_with(owned: World, shell: Shell) -> None:
     shell("reconcile_webhooks", "--apply")
-    hook_rows.rotate(list(WebhookConfig.objects.all()))  # and killed
+    registration.rotate(list(WebhookConfig.objects.all()))  # and killed
     assert len(owned.remote.tables.hooks) == 1
     assert shell("rotate_webhook_secret", "--all") == DONE
     assert len(owned.remote.tables.hooks) == 2
@@ -141,8 +141,8 @@ def test_what_cannot_be_rotated_is_said(world: World, shell: Shell) -> None:
     assert "recipes/web: refused; there is no hook to rotate" in shell.out
     WebhookConfigFactory(repository__forge=world.forge, repository__name="app", by_hand=True)
     assert shell("rotate_webhook_secret", "recipes/app") == DONE
-    assert "recipes/app: added by hand" in shell.out
-    assert "0 new secrets" in shell.out
+    assert "recipes/app: added manually" in shell.out
+    assert "0 secrets rotated" in shell.out
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_a_rotation_while_the_forge_is_down_keeps_the_old_one(owned: World, shel
     shell("reconcile_webhooks", "--apply")
     owned.remote.faults = lambda request: Fault(status=502)
     assert shell("rotate_webhook_secret", "--all") == OURS
-    assert "goes on by itself" in shell.err
+    assert "continues by itself" in shell.err
     assert WebhookConfig.objects.get(state="rotating").ends_at is None, "its secret counts until there is another"
     owned.remote.faults = None
     WebhookConfig.objects.update(next_check_at=None)
@@ -187,7 +187,7 @@ def test_deliveries_are_listed_newest_first(db: None, shell: Shell) -> None:
 
 def test_no_deliveries(db: None, shell: Shell) -> None:
     assert shell("deliveries", "list") == DONE
-    assert shell.out == "Nothing was delivered.\n"
+    assert shell.out == "No deliveries.\n"
 
 
 def test_a_delivery_is_replayed(owned: World, shell: Shell) -> None:
@@ -203,7 +203,7 @@ def test_a_delivery_is_replayed(owned: World, shell: Shell) -> None:
     assert f"{row.delivery_id}\ta comment\ta new comment" in shell.out
     assert Comment.objects.get().forge_comment_id == comment.forge_comment_id
     assert shell("deliveries", "replay", row.delivery_id) == DONE
-    assert "a comment known already" in shell.out
+    assert "a known comment" in shell.out
 
 
 def test_replaying_what_is_none_or_fails(db: None, shell: Shell) -> None:
@@ -212,7 +212,7 @@ def test_replaying_what_is_none_or_fails(db: None, shell: Shell) -> None:
     assert shell("deliveries") == MISUSE
     row = DeliveryFactory(body="nonsense")
     assert shell("deliveries", "replay", row.delivery_id) == NO
-    assert "no JSON" in shell.out
+    assert "invalid JSON" in shell.out
     assert not Comment.objects.exists()
     assert (Forge.objects.count(), Repository.objects.count()) == (1, 1)
 
@@ -224,7 +224,7 @@ def test_one_bad_row_does_not_hide_the_others(db: None, shell: Shell) -> None:
     none = DeliveryFactory(hook=bad.hook, body="", outcome="foreign", received_at=now)
     assert shell("deliveries", "replay", *[row.delivery_id for row in (bad, *others, none)]) == NO
     lines = shell.out.splitlines()
-    assert "nothing was kept" in lines[0]
+    assert "content was not kept" in lines[0]
     assert [line.split("\t")[0] for line in lines[1:]] == [row.delivery_id for row in (bad, *others, none)]
 
 

@@ -16,21 +16,22 @@ from django.utils import timezone
 from controlplane.leases import Held
 from controlplane.models import Lease
 from controlplane.registry import registry
-from enrollment import hook_reconcile
-from enrollment.forges.gitea import GiteaClient
-from enrollment.hook_checks import check_webhooks
-from enrollment.hook_models import hooks_address
-from enrollment.hook_reconcile import reconcile
-from enrollment.hook_rows import rotate, secret_by_hand
+from enrollment.fakeforge.faults import Fault
+from enrollment.forges.base import ForgeKind
+from enrollment.forges.gitea.client import GiteaClient
+from enrollment.forges.gitea.kind import GITEA
 from enrollment.models import Comment, Repository, WebhookConfig
-from enrollment.sandbox.faults import Fault
-from enrollment.webhooks import EVENTS
+from enrollment.models.webhooks import hooks_address
+from enrollment.webhooks import reconcile as hook_reconcile
+from enrollment.webhooks.checks import check_webhooks
+from enrollment.webhooks.reconcile import reconcile
+from enrollment.webhooks.registration import rotate, secret_by_hand
 from tests.enrollment.hooks import writes
 from tests.enrollment.test_webhooks import (
     FORGEJO,
     administer,
     apply,
-    as_wanted,
+    as_desired,
     done,
     hasty,
     own_organisation,
@@ -43,7 +44,7 @@ from tests.enrollment.test_webhooks import (
 from tests.world import World
 
 __all__ = ["hasty", "world"]
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.slow(0.1)]
 
 GARBAGE = Fault(status=200, body="<html>")
 
@@ -149,7 +150,7 @@ def test_a_rotation_does_not_switch_on_what_was_switched_off(world: World, seen:
         apply(world)
     begun, left = rotate(current())
     assert begun == []
-    assert "switched off at the forge" in left[0]
+    assert "disabled at the forge" in left[0]
     apply(world)
     assert [(one.id, one.active) for one in remote(world)] == [(hook.id, False)]
     assert states() == {"recipes": "disabled"}
@@ -188,7 +189,7 @@ def test_without_the_right_no_rotation_begins(world: World) -> None:
     verified_and_then_no_right(world)
     begun, left = rotate([row for row in current() if row.place == "recipes/web"])
     assert begun == []
-    assert "the token may not see to its hooks any more" in left[0]
+    assert "the token may no longer manage its hooks" in left[0]
     assert states()["recipes/web"] == "verified"
     assert not WebhookConfig.objects.filter(state="rotating").exists()
 
@@ -202,7 +203,7 @@ def test_what_was_to_be_added_by_hand_is_registered_once_the_token_may(world: Wo
     (hook,) = remote(world)
     new = WebhookConfig.objects.exclude(state="rotating").get(repository=row)
     assert (new.by_hand, new.state) == (False, "registered")
-    assert as_wanted(world, hook)
+    assert as_desired(world, hook)
     assert hook.secret != shown
     retired = WebhookConfig.objects.get(state="rotating")
     assert retired.ends_at > timezone.now() + timedelta(hours=23), "somebody may be about to add it"
@@ -307,7 +308,9 @@ def test_where_nothing_is_enrolled_only_its_own_goes(world: World) -> None:
     own_organisation(world)
     apply(world)
     root = GiteaClient(world.server.url, world.remote.add_token(world.admin))
-    other = root.create_hook("recipes", "", url=f"{hooks_address(world.forge.pk)}?hook=other", secret="x", events=EVENTS)
+    other = root.create_hook(
+        "recipes", "", url=f"{hooks_address(world.forge.pk)}?hook=other", secret="x", events=GITEA.event_names
+    )
     Repository.objects.update(owner="other", owner_id=999, active=False)
     apply(world)
     assert [hook.id for hook in remote(world)] == [other.id]
@@ -338,7 +341,7 @@ def test_enrolled_again_after_its_row_was_deleted_it_has_one_hook(world: World) 
     for _ in range(2):
         apply(world)
     (hook,) = remote(world)
-    assert as_wanted(world, hook)
+    assert as_desired(world, hook)
     assert not WebhookConfig.objects.filter(state="rotating").exists()
 
 
@@ -422,15 +425,15 @@ def test_a_hook_that_the_forge_rejects_is_shown_with_the_reason(world: World, mo
     world.remote.faults = lambda request: rejected if request.method == "POST" else None
     result = reconcile(world.forge, apply=True)
     assert not [text for text in result.problems if "report it" in text]
-    (words,) = [action.words() for action in result.actions if action.do.value == "refused" and action.place == "recipes/web"]
+    (words,) = [action.text() for action in result.actions if action.do.value == "refused" and action.place == "recipes/web"]
     assert "Invalid url" in words and "CC_CI_BASE_URL" in words
     row = WebhookConfig.objects.get(repository__name="web")
     assert row.state == "refused"
-    assert "The forge does not take the hook" in row.reason and "Invalid url" in row.reason
+    assert "The forge rejected the hook" in row.reason and "Invalid url" in row.reason
     assert row.next_check_at > timezone.now() + timedelta(hours=5), "not a try each quarter of an hour"
     (finding,) = check_webhooks()
     assert finding.level == "warning" and "Invalid url" in finding.text
-    plan = [action.words() for action in reconcile(world.forge, apply=False).actions]
+    plan = [action.text() for action in reconcile(world.forge, apply=False).actions]
     assert any(line.startswith("create") and "Invalid url" in line for line in plan)
     world.remote.faults = None
     apply(world)
@@ -464,14 +467,14 @@ def test_events_that_the_forge_does_not_know_are_seen_at_once(world: World, monk
     """It takes any name, and drops what it does not know."""
     administer(world, "recipes/web")
     with monkeypatch.context() as patch:
-        patch.setattr(hook_reconcile, "EVENTS", ("comments_on_pulls",))
+        patch.setattr(ForgeKind, "event_names", ("comments_on_pulls",))
         result = reconcile(world.forge, apply=True)
     assert remote(world)[0].events == []
     assert "it lacks the event issue_comment and pull_request_comment" in result.problems[0]
     assert states()["recipes/web"] == "drifted"
     apply(world)
     assert states()["recipes/web"] == "registered"
-    assert as_wanted(world, remote(world)[0])
+    assert as_desired(world, remote(world)[0])
 
 
 @pytest.mark.parametrize("world", [FORGEJO], indirect=True)

@@ -85,6 +85,7 @@ def _policy() -> st.SearchStrategy[dict[str, Any]]:
         "right_major": _holds,
         "missing_notes": _holds,
         "manual_patterns": st.lists(st.sampled_from([r"\bbreaking\b", "by hand", "^!"]), max_size=2),
+        "harmless_patterns": st.lists(st.sampled_from([r"\bbreaking\b", "by hand", "^!"]), max_size=2),
         "cooldown": durations,
         "soak": durations,
         "need_test_run": st.booleans(),

@@ -17,10 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from infra.deployers.base import Address, Context, DeployError
-from infra.deployers.lasting import Part, Recorded
-from infra.deployers.manifest import Manifest, of_file
-from infra.deployers.volumes import Volume
+from infra.deployers.context import Context
+from infra.deployers.docker.tar_manifest import Manifest, of_file
+from infra.deployers.docker.volumes import Volume
+from infra.deployers.errors import DeployError
+from infra.deployers.probe import Address
+from infra.deployers.swarm.persistent import ServiceState, StackBaseline
 
 OLD, GOOD, BAD = "1.0.0+1.0", "1.1.0+1.1", "1.2.0+1.2"
 FAULTS = ("killed", "lost lease", "full disk", "docker restart")
@@ -157,7 +159,7 @@ class FolderCopier:
 
 @dataclass
 class FolderDeployer:
-    """The parts of `LastingDeployer` that the machine uses, on a folder."""
+    """The parts of `PersistentDeployer` that the machine uses, on a folder."""
 
     context: Context
     machine: Machine
@@ -189,9 +191,9 @@ class FolderDeployer:
     def services(self) -> list[dict[str, Any]]:
         return []  # it is asked each time
 
-    def parts(self, services: list[dict[str, Any]] | None = None) -> dict[str, Part]:
+    def parts(self, services: list[dict[str, Any]] | None = None) -> dict[str, ServiceState]:
         return {
-            name: Part(
+            name: ServiceState(
                 fingerprint=f"{name} {one['version']} {one.get('hand', '')}",
                 mark=one["mark"],
                 version=one["version"],
@@ -211,19 +213,19 @@ class FolderDeployer:
     def published(self, services: list[dict[str, Any]] | None = None) -> dict[str, list[int]]:
         return {}
 
-    def record(self, services: list[dict[str, Any]] | None = None) -> Recorded:
+    def record(self, services: list[dict[str, Any]] | None = None) -> StackBaseline:
         self.machine.point("record", "before")
         self.machine.point("record", "during")
         services = self.machine.services()
-        found = Recorded(services, dict.fromkeys(services, "id"), {n: f"image:{s['version']}" for n, s in services.items()},
+        found = StackBaseline(services, dict.fromkeys(services, "id"), {n: f"image:{s['version']}" for n, s in services.items()},
                          [Volume("data")])  # fmt: skip
         self.machine.point("record", "after")
         return found
 
-    def missing_images(self, recorded: Recorded) -> list[str]:
+    def missing_images(self, recorded: StackBaseline) -> list[str]:
         return []
 
-    def name_images(self, recorded: Recorded) -> None:
+    def name_images(self, recorded: StackBaseline) -> None:
         pass
 
     def undeploy(self) -> None:
@@ -246,7 +248,7 @@ class FolderDeployer:
         self.machine.write({"db": self.machine.services()["db"], "app": one})
         self.machine.point(name, "after")
 
-    def restore_specs(self, files: Path, recorded: Recorded) -> None:
+    def restore_specs(self, files: Path, recorded: StackBaseline) -> None:
         """As `deploy`, with what a hand had added when it was recorded."""
         self.deploy(files)
         hands = {name: spec["hand"] for name, spec in recorded.specs.items() if "hand" in spec}
@@ -262,11 +264,11 @@ class FolderDeployer:
         self.machine.point(name, "during")
         app = self.machine.services().get("app", {"up": False, "version": "nothing"})
         if not app["up"]:
-            raise DeployError("exits", f"The service app of {app['version']} fails again and again.")
+            raise DeployError("exits", f"The service app of {app['version']} keeps failing.")
         if app["version"] == BAD:
-            raise DeployError("never_healthy", "The health check of app is never green.")
+            raise DeployError("never_healthy", "The health check of app never passes.")
         if app["mark"] != self.context.mark:
-            raise DeployError("rolled_back", "Swarm rolled app back to the former version without a word.")
+            raise DeployError("rolled_back", "Swarm rolled app back by itself (silent rollback).")
         self.machine.point(name, "after")
 
     def copier(self, images: Sequence[str]) -> FolderCopier:

@@ -16,10 +16,11 @@ from django.utils import timezone
 
 from controlplane import leases
 from controlplane.models import Lease
-from infra import carrying, ownership, running, upgrades, worker
-from infra.deployers.base import Context
+from infra.deployers.context import Context
+from infra.lifecycle import move
 from infra.models import InfraApp, InfraFile, Upgrade
-from infra.upgrades_states import move
+from infra.runtime import drift, inspect
+from infra.upgrades import executor, launcher, session
 from tests.factories import InfraAppFactory, InfraReleaseFactory, UpgradeFactory
 from tests.infra import folder_app
 from tests.infra.folder_app import BAD, GOOD, OLD, FolderDeployer, Machine
@@ -29,10 +30,10 @@ CHECK = [{"command": ["is-it-well"], "service": "app"}]
 
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No pause is longer than a test can wait."""
-    monkeypatch.setattr(upgrades, "PAUSES", (0.01,) * 5)
-    monkeypatch.setattr(upgrades, "PAUSES_BACK", (0.01,) * 8)
-    monkeypatch.setattr(upgrades, "SAMPLE_SECONDS", (0.001, 0.001))
-    monkeypatch.setattr(worker, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(executor, "PAUSES", (0.01,) * 5)
+    monkeypatch.setattr(executor, "PAUSES_BACK", (0.01,) * 8)
+    monkeypatch.setattr(executor, "SAMPLE_SECONDS", (0.001, 0.001))
+    monkeypatch.setattr(session, "_LOOK_SECONDS", 0.0)
 
 
 class Scene:
@@ -45,8 +46,8 @@ class Scene:
         self.before = self.machine.files()
         (root / "store").mkdir()
         monkeypatch.setattr(settings.CC_CI, "data_dir", root / "data")
-        monkeypatch.setattr(running, "make_deployer", self._deployer)
-        monkeypatch.setattr(running, "checkout", _checkout)
+        monkeypatch.setattr(inspect, "make_deployer", self._deployer)
+        monkeypatch.setattr(inspect, "checkout", _checkout)
         quick(monkeypatch)
         self._faults_between_steps(monkeypatch)
         InfraFile.objects.create(path=str(root / "infra.yml"), stores={"local": {"folder": str(root / "store")}})
@@ -56,7 +57,7 @@ class Scene:
         self.app: InfraApp = InfraAppFactory(**values)
         for rank, version in enumerate((OLD, GOOD, BAD), 1):
             InfraReleaseFactory(app=self.app, version=version, rank=rank, commit=version)
-        InfraApp.objects.filter(pk=self.app.pk).update(**running.see(self.app, full=True).columns())
+        InfraApp.objects.filter(pk=self.app.pk).update(**inspect.see(self.app, full=True).columns())
         self.app.refresh_from_db()
 
     def _deployer(self, context: Context) -> Any:
@@ -73,18 +74,18 @@ class Scene:
             self.machine.point("pin", "before")
             return []
 
-        monkeypatch.setattr(worker, "move", moved)
-        monkeypatch.setattr(ownership, "write_pin", pin)
+        monkeypatch.setattr(session, "move", moved)
+        monkeypatch.setattr(drift, "write_pin", pin)
 
     def upgrade(self, version: str, **asked: Any) -> Upgrade:
         upgrade: Upgrade = UpgradeFactory(app=self.app, from_version=self.app.running_version, to_version=version, asked=asked)
         assert move(upgrade, "approve")
         return upgrade
 
-    def carry_out(self, upgrade: Upgrade) -> str:
+    def execute(self, upgrade: Upgrade) -> str:
         """Here, in this process."""
         upgrade.refresh_from_db()
-        said = carrying.carry_out(Upgrade.objects.select_related("app").get(pk=upgrade.pk))
+        said = launcher.execute(Upgrade.objects.select_related("app").get(pk=upgrade.pk))
         upgrade.refresh_from_db()
         self.app.refresh_from_db()
         return said
@@ -96,7 +97,7 @@ class Scene:
     def spawn(self, upgrade: Upgrade) -> int:
         def rival() -> None:
             """The lease expired while this worker slept, and another one does all the rest."""
-            Lease.objects.filter(name=carrying.lease_name(upgrade)).update(expires_at=timezone.now() - timedelta(seconds=1))
+            Lease.objects.filter(name=launcher.lease_name(upgrade)).update(expires_at=timezone.now() - timedelta(seconds=1))
             connections.close_all()
             _wait(fork(lambda: self._work(upgrade)))
 
@@ -108,14 +109,14 @@ class Scene:
         return fork(work)
 
     def _work(self, upgrade: Upgrade) -> None:
-        carrying.carry_out(Upgrade.objects.select_related("app").get(pk=upgrade.pk))
+        launcher.execute(Upgrade.objects.select_related("app").get(pk=upgrade.pk))
 
     def until_the_end(self, upgrade: Upgrade, most: int = 6) -> int:
         """Workers, one after the other as the supervising task starts them, until the upgrade has ended: how many it took."""
         for number in range(1, most + 1):
             self.worker(upgrade)
-            until = time.monotonic() + 20
-            while not leases.is_free(carrying.lease_name(upgrade)):  # a rival goes on, though who started it is dead
+            until = time.monotonic() + 240
+            while not leases.is_free(launcher.lease_name(upgrade)):  # a rival goes on, though who started it is dead
                 assert time.monotonic() < until
                 time.sleep(0.01)
             upgrade.refresh_from_db()
@@ -137,7 +138,7 @@ class Scene:
 
 
 def log_of(upgrade: Upgrade) -> str:
-    file = running.folder_of(upgrade) / "log"
+    file = inspect.folder_of(upgrade) / "log"
     return file.read_text() if file.exists() else "no log"
 
 

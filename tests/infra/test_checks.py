@@ -13,8 +13,9 @@ from django.conf import settings
 
 from controlplane.registry import Finding
 from infra import checks
-from infra.deployers import limits, sandbox, syscalls
-from infra.deployers.docker_cli import LABEL_RUN
+from infra.deployers.docker import addresses
+from infra.deployers.docker.cli import LABEL_RUN
+from infra.deployers.isolation import bubblewrap, cgroups, syscalls
 from tests.docker import IMAGE, need_swarm
 from tests.docker import docker as real
 
@@ -98,7 +99,7 @@ def test_docker_that_hangs(docker: Callable[[str], None], monkeypatch: pytest.Mo
 
 def test_docker_that_talks_nonsense(docker: Callable[[str], None]) -> None:
     docker("echo hello")
-    assert "does not answer" in only(checks.check_docker()).text
+    assert "does not respond" in only(checks.check_docker()).text
 
 
 def test_no_swarm(docker: Callable[[str], None]) -> None:
@@ -122,16 +123,20 @@ def test_how_bad_it_is_depends_on_the_deployer(
 
 @pytest.fixture
 def no_cache() -> Iterable[None]:
-    sandbox.available.cache_clear()
+    bubblewrap.available.cache_clear()
     yield
-    sandbox.available.cache_clear()
+    bubblewrap.available.cache_clear()
 
 
 @pytest.mark.usefixtures("no_cache")
 def test_no_bubblewrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     finding = only(checks.check_sandbox())
-    assert finding.level == "error" and "no bubblewrap" in finding.text and "apt-get install bubblewrap" in finding.fix
+    assert (
+        finding.level == "error"
+        and "bubblewrap (bwrap) is not installed" in finding.text
+        and "apt-get install bubblewrap" in finding.fix
+    )
 
 
 @pytest.mark.usefixtures("no_cache")
@@ -143,18 +148,18 @@ def test_bubblewrap_that_may_not_do_its_work(docker: Callable[[str], None], tmp_
 
 
 def test_sandbox_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "available", lambda: sandbox.Availability(True))
-    monkeypatch.setattr(sandbox, "lacking", lambda: iter(()))
+    monkeypatch.setattr(bubblewrap, "available", lambda: bubblewrap.Availability(True))
+    monkeypatch.setattr(bubblewrap, "lacking", lambda: iter(()))
     assert only(checks.check_sandbox()).level == "ok"
 
 
 def test_a_sandbox_that_cannot_hold_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "available", lambda: sandbox.Availability(True))
-    monkeypatch.setattr(limits, "lacking", lambda: "processors")
+    monkeypatch.setattr(bubblewrap, "available", lambda: bubblewrap.Availability(True))
+    monkeypatch.setattr(cgroups, "lacking", lambda: "processors")
     monkeypatch.setattr(syscalls, "program", lambda: b"")
     findings = list(checks.check_sandbox())
     assert [(finding.level, bool(finding.fix)) for finding in findings] == [("warning", True)] * 2
-    assert "the processors of a recipe's code" in findings[0].text and "filter on system calls" in findings[1].text
+    assert "the processors of a recipe's code" in findings[0].text and "system calls are not filtered" in findings[1].text
 
 
 def _sysctl(folder: Path, values: Mapping[str, int]) -> None:
@@ -204,7 +209,63 @@ def test_runs_that_share_a_network_with_others(tmp_path: Path) -> None:
         real("service", "create", *options, f"--name={run}-production", IMAGE)
         finding = only(finding for finding in checks.check_networks() if run in finding.text)
         assert finding.level == "warning"
-        assert f"on the network {run} runs ({run}-db) stand beside other services ({run}-production)" in finding.text
+        assert f"runs ({run}-db) share the network {run} with other services ({run}-production)" in finding.text
     finally:
         real("service", "rm", f"{run}-db", f"{run}-production", check=False)
         real("network", "rm", run, check=False)
+
+
+def network(name: str, subnet: str) -> dict[str, object]:
+    return {"Id": f"id-{name}", "Name": name, "IPAM": {"Config": [{"Subnet": subnet}, {"Subnet": "fd00::/64"}]}}
+
+
+def on(name: str, stack: str, vip: str = "10.0.1.2/24") -> dict[str, object]:
+    labels = {"com.docker.stack.namespace": stack}
+    return {
+        "ID": f"id-{stack}",
+        "Spec": {"Name": f"{stack}_app", "Labels": labels, "TaskTemplate": {"Networks": [{"Target": f"id-{name}"}]}},
+        "Endpoint": {"VirtualIPs": [{"NetworkID": f"id-{name}", "Addr": vip}] if vip else []},
+    }
+
+
+def held(name: str, stack: str, state: str = "running", node: str = "one") -> dict[str, object]:
+    attached = {"Network": {"ID": f"id-{name}"}, "Addresses": ["10.0.1.3/24"]}
+    return {"ServiceID": f"id-{stack}", "NodeID": node, "Status": {"State": state}, "NetworksAttachments": [attached]}
+
+
+@pytest.mark.parametrize(
+    ("services", "tasks", "used", "stacks"),
+    [
+        ([], [], 0, set()),
+        ([on("proxy", "a")], [], 1, {"a"}),
+        ([on("proxy", "a", vip="")], [], 0, {"a"}),  # it got none
+        ([on("proxy", "a")], [held("proxy", "a"), held("proxy", "a", "failed")], 3, {"a"}),
+        ([on("proxy", "a"), on("proxy", "b")], [held("proxy", "a"), held("proxy", "b", node="two")], 6, {"a", "b"}),
+        ([on("other", "a")], [held("other", "a")], 0, set()),
+    ],
+)
+def test_what_takes_an_address(
+    services: list[dict[str, object]], tasks: list[dict[str, object]], used: int, stacks: set[str]
+) -> None:
+    (found,) = addresses.counted([network("proxy", "10.0.1.0/24")], services, tasks)
+    assert (found.size, found.used, found.stacks) == (253, used, stacks)
+
+
+@pytest.mark.parametrize(
+    ("use", "level"),
+    [
+        (addresses.Use("proxy", "10.0.1.0/24", 253, 3), "warning"),
+        (addresses.Use("proxy", "10.0.1.0/24", 253, 253), "error"),
+        (addresses.Use("proxy", "10.0.0.0/16", 65533, 3), "ok"),
+        (addresses.Use("backend", "10.0.1.0/24", 253, 3, frozenset({"a", "b"})), "warning"),
+        (addresses.Use("a_default", "10.0.1.0/24", 253, 3, frozenset({"a"})), "ok"),
+        (addresses.Use("ingress", "10.0.0.0/24", 253, 9, frozenset({"a", "b"})), "ok"),
+        (addresses.Use("ingress", "10.0.0.0/24", 253, 200, frozenset({"a", "b"})), "warning"),
+    ],
+)
+def test_a_small_network_that_apps_share(use: addresses.Use, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "swarm_problem", lambda: "")
+    monkeypatch.setattr(addresses, "uses", lambda: [use])
+    found = only(checks.check_addresses())
+    assert found.level == level
+    assert level == "ok" or (use.name in found.text and use.name in found.fix)

@@ -1,4 +1,4 @@
-"""`cc-ci firewall` without Docker: the rules, what they are made of, and the real nft in a network of the test's own."""
+"""`cc-ci firewall` without Docker: the rules, their sources, and the real nft in the test's own network."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from django.core.management import call_command
 
 from controlplane.cli import MISUSE, NO, OURS, Exit
 from controlplane.config import Config
-from infra.deployers.egress import Allowed, group, is_private, parse
-from infra.firewall import check, nft, wanted
+from infra.deployers.docker.egress import Allowed, group, is_private, parse
+from infra.firewall import check, desired, nft
 from infra.firewall import rules as rules_module
 from infra.firewall.probe import Target
 from infra.firewall.rules import Rules
 from tests.networks import Network, ip, need_networks, within
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.slow(0.1)]
 
 
 @pytest.fixture
 def network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Network]:
     """This test is in a network of its own."""
     need_networks("nft")
-    monkeypatch.setattr(wanted, "RESOLV", tmp_path / "none")
-    monkeypatch.setattr(wanted, "DAEMON", tmp_path / "none")
+    monkeypatch.setattr(desired, "RESOLV", tmp_path / "none")
+    monkeypatch.setattr(desired, "DAEMON", tmp_path / "none")
     found = Network()
     with within(found.pid):
         yield found
@@ -107,11 +107,11 @@ def test_the_life_of_the_rules(network: Network, monkeypatch: pytest.MonkeyPatch
     code, said = firewall()
     assert code == NO and "only count" in said and "differ" not in said
     monkeypatch.setattr(settings.CC_CI, "firewall_allow", ["10.1.2.3:5432"])
-    assert "differ from what the settings and enrolments ask for. Type: cc-ci firewall --apply --dry" in firewall()[1]
+    assert "differ from what the settings and enrolments require. Run: cc-ci firewall --apply --dry" in firewall()[1]
     firewall("--apply")
     subprocess.run(["nft", "insert rule inet cc_ci forward accept"], check=True)  # by hand
     code, said = firewall()
-    assert code == NO and "differ from what the settings and enrolments ask for. Type: cc-ci firewall --apply\n" in said
+    assert code == NO and "differ from what the settings and enrolments require. Run: cc-ci firewall --apply\n" in said
     assert firewall("--apply") == (0, "The rules are in force.\n")
     assert firewall()[0] == 0
     assert firewall("--remove") == (0, "Removed the rules.\n")
@@ -124,7 +124,7 @@ def test_rules_that_nft_refuses_change_nothing(network: Network, monkeypatch: py
     before = ruleset()
     monkeypatch.setattr(Rules, "table", lambda rules: "table inet cc_ci { chain x { nonsense } }\n")
     code, said = firewall("--apply")
-    assert code == OURS and "nft refuses" in said
+    assert code == OURS and "nft rejected the rules" in said
     assert ruleset() == before
 
 
@@ -223,11 +223,11 @@ def test_whom_docker_asks_for_names(
     files: dict[str, str], found: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, attribute in (("resolv", "RESOLV"), ("systemd", "SYSTEMD"), ("daemon", "DAEMON")):
-        monkeypatch.setattr(wanted, attribute, tmp_path / name)
+        monkeypatch.setattr(desired, attribute, tmp_path / name)
         if name in files:
             (tmp_path / name).write_text(files[name])
-    assert wanted.resolvers() == found
-    rules, _ = wanted.rules()
+    assert desired.resolvers() == found
+    rules, _ = desired.rules()
     for address in found:
         wide = str(ipaddress.ip_network(address))
         assert {(entry.port, entry.protocol) for entry, why in rules.allowed if entry.network == wide} == {
@@ -249,7 +249,7 @@ def test_whom_docker_asks_for_names(
 )
 def test_the_keycloak_that_is_lent(url: str, found: list[Allowed], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings.CC_CI, "oidc_url", url)
-    assert [entry for entry, why in wanted.rules()[0].allowed if why == "CC_CI_OIDC_URL"] == found
+    assert [entry for entry, why in desired.rules()[0].allowed if why == "CC_CI_OIDC_URL"] == found
 
 
 def test_what_enrolments_allow(world: object) -> None:
@@ -258,14 +258,14 @@ def test_what_enrolments_allow(world: object) -> None:
     row = Repository.objects.get(name="web")
     row.allowances = ["services.app: cap_add NET_ADMIN", "network: 10.1.2.3:5432"]
     row.save()
-    rules, problem = wanted.rules()
+    rules, problem = desired.rules()
     assert rules.recipes == [[Allowed("10.1.2.3/32", 5432, "tcp")]] and not problem
     row.allowances.append("network: db.example.org")
     row.save()
-    assert "the enrolment of recipes/web has an allowance that cannot be read: " in wanted.rules()[1]
+    assert "the enrolment of recipes/web has an invalid allowance: " in desired.rules()[1]
     row.active = False
     row.save()
-    assert wanted.rules()[0].recipes == []
+    assert desired.rules()[0].recipes == []
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_a_setting_that_means_something_means_the_same_to_both(value: str) -> No
     "value", ["x", "10.1.2.3:0", "10.1.2.3:x", "10.1.2.3/24", "fd00::1]:1", "[10.1.2.3]:1", "10.1.2.3:99999"]
 )
 def test_a_setting_that_means_nothing_stops_the_start(value: str) -> None:
-    with pytest.raises(ValueError, match="is not like"):
+    with pytest.raises(ValueError, match="invalid target"):
         Config(CC_CI_FIREWALL_ALLOW=value)
     with pytest.raises(ValueError):
         parse(value)
@@ -308,10 +308,10 @@ def test_doctor_that_shall_try_nothing(network: Network, no_docker_needed: None,
     monkeypatch.undo()
     monkeypatch.setattr(settings.CC_CI, "deployer", "swarm")
     monkeypatch.setattr(check, "swarm_problem", lambda: "")
-    monkeypatch.setattr(wanted, "RESOLV", Path("/nonexistent"))
+    monkeypatch.setattr(desired, "RESOLV", Path("/nonexistent"))
     (found,) = check.check_firewall()
     assert (found.level, found.fix) == ("warning", "cc-ci firewall --apply")
-    nft.apply(wanted.rules()[0])
+    nft.apply(desired.rules()[0])
     (found,) = check.check_firewall()
     assert found.level == "ok" and "not tested" in found.text
 

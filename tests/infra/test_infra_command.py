@@ -16,16 +16,16 @@ from django.utils import timezone
 
 from controlplane.cli import DONE, MISUSE, NO, OURS, execute
 from infra import doctor
-from infra.declaration import parse
-from infra.deployers.base import DeployError
-from infra.looking import NotApproved, approve, look, record
+from infra.config.load import parse
+from infra.deployers.errors import DeployError
 from infra.models import AppSecret, InfraApp, InfraFile, InfraRelease
+from infra.releases.evaluate import NotApproved, approve, plan_of, record
 from infra.states import UpgradeState
 from tests.factories import InfraAppFactory, InfraReleaseFactory, UpgradeFactory
 from tests.infra.declared import TEXT
 from tests.infra.test_releases import Recipe
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.slow(0.1)]
 
 #: A file that can be used as it is: its store and secrets are there.
 SMALL = """\
@@ -99,7 +99,7 @@ def web(shell: Shell, file: Path, recipe: Recipe) -> InfraApp:
 
 def test_from_a_file_to_rows_and_back(shell: Shell, file: Path) -> None:
     assert shell("diff") == NO
-    assert "+ web (infra.yml:3)  cc-ci deploys and upgrades it from then on." in shell.out
+    assert "+ web (infra.yml:3)  cc-ci deploys and upgrades it from now on." in shell.out
     assert not InfraApp.objects.exists(), "diff writes nothing"
     assert shell("apply") == DONE
     assert shell.out.endswith("2 changes applied.\n")
@@ -117,7 +117,7 @@ def test_the_file_is_remembered(shell: Shell, file: Path, tmp_path: Path) -> Non
     other.parent.mkdir()
     file.rename(other)
     assert shell("apply") == MISUSE
-    assert "Name another with --file" in shell.err
+    assert "Choose another file with --file" in shell.err
     assert shell("apply", "--file", str(other)) == DONE
     assert InfraFile.objects.get().path == str(other)
     InfraApp.objects.update(running_version="1.0.0+2.0")
@@ -138,7 +138,7 @@ def test_a_file_with_errors(shell: Shell, file: Path) -> None:
     file.write_text(file.read_text().replace("owner:", "onwer:"))
     for action in ("diff", "apply"):
         assert shell(action) == NO
-        assert "infra.yml:7: apps.web: there is no key onwer; did you mean owner?" in shell.err
+        assert "infra.yml:7: apps.web: unknown key onwer; did you mean owner?" in shell.err
     errors = shell.json("apply", code=NO)["errors"]
     assert {(error["line"], error["place"]) for error in errors} == {(3, "apps.web"), (7, "apps.web")}
     assert not InfraApp.objects.exists()
@@ -146,15 +146,15 @@ def test_a_file_with_errors(shell: Shell, file: Path) -> None:
 
 def test_check(shell: Shell, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert shell("check") == DONE
-    assert shell.out == f"ok: 1 apps in {file}, 1 stores within reach\n"
+    assert shell.out == f"ok: 1 apps in {file}, 1 stores available\n"
     monkeypatch.delenv("WEB_TOKEN")
     (file.parent / "snapshots").rmdir()
     assert shell("check") == NO
-    assert "error: web, token: the environment variable WEB_TOKEN is empty or not set where cc-ci runs" in shell.out
-    assert f"error: the store local: there is no folder {file.parent}/snapshots  → install -d -m 700" in shell.out
+    assert "error: web, token: the environment variable WEB_TOKEN is empty or not set in cc-ci's environment" in shell.out
+    assert f"error: store local: the folder {file.parent}/snapshots does not exist  → install -d -m 700" in shell.out
     file.write_text("apps: [")
     assert shell("check") == NO
-    assert "error: infra.yml:1: this is no YAML" in shell.out
+    assert "error: infra.yml:1: invalid YAML" in shell.out
     file.unlink()
     [finding] = shell.json("check", code=NO)
     assert finding["level"] == "error"
@@ -189,10 +189,10 @@ def test_status_says_what_is_held_and_what_lifts_it(shell: Shell, web: InfraApp)
         "web: 1.0.0+2.0, newest 2.0.0+2.0 (reconciled by cc-ci, settled)",
         "  next: 1.0.1+2.0",
         "  2.0.0+2.0 is held:",
-        "    The recipe's major goes from 1 to 2: an operator's hands may be needed. Read the notes. "
-        "If all is well: cc-ci infra approve web 2.0.0+2.0",
-        "    The notes speak of work by hand: “Run the <b>migration</b> by hand.”. Do what they ask. "
-        "If all is well: cc-ci infra approve web 2.0.0+2.0",
+        "    The recipe's major version changes from 1 to 2: manual work may be needed. Read the release notes. "
+        "To allow it: cc-ci infra approve web 2.0.0+2.0",
+        "    The release notes ask for manual work: “Run the <b>migration</b> by hand.”. Do what they ask. "
+        "To allow it: cc-ci infra approve web 2.0.0+2.0",
         "      1: Run the <b>migration</b> [by hand].",
     ]
     [status] = shell.json("status")
@@ -203,8 +203,8 @@ def test_status_says_what_is_held_and_what_lifts_it(shell: Shell, web: InfraApp)
 def test_status_of_an_app_of_its_maintainers_has_their_line(shell: Shell, web: InfraApp) -> None:
     InfraApp.objects.update(owner="maintainers")
     assert shell("status") == DONE
-    assert "(its maintainers', settled)" in shell.out
-    assert "  by hand: abra app upgrade web.example.org 1.0.1+2.0\n" in shell.out
+    assert "(managed by its maintainers, settled)" in shell.out
+    assert "  manually: abra app upgrade web.example.org 1.0.1+2.0\n" in shell.out
     [status] = shell.json("status")
     assert status["by_hand"] == "abra app upgrade web.example.org 1.0.1+2.0"
     assert status["takes"] == ""
@@ -214,10 +214,10 @@ def test_status_of_one_in_trouble(shell: Shell, web: InfraApp) -> None:
     InfraApp.objects.update(state="contested", window="Sat 02:00-02:01")
     upgrade = UpgradeFactory(app=web, state=UpgradeState.ROLLBACK_FAILED, reason="the disk was full.")
     assert shell("status") == DONE
-    assert "1.0.1+2.0 could come, but:" in shell.out
-    assert "It is contested: something changed it without cc-ci." in shell.out
-    assert "A rollback failed, and nothing was touched since: the disk was full." in shell.out
-    assert "It is outside the window Sat 02:00-02:01." in shell.out
+    assert "1.0.1+2.0 is available, but:" in shell.out
+    assert "It has drifted: it was changed outside cc-ci." in shell.out
+    assert "A rollback failed, and nothing has been touched since: the disk was full." in shell.out
+    assert "It is outside the maintenance window Sat 02:00-02:01." in shell.out
     upgrade.step = {"mended": True}
     upgrade.save()
     assert [b["kind"] for b in shell.json("status")[0]["blockers"]] == ["contested", "window"]
@@ -233,7 +233,7 @@ def test_releases(shell: Shell, web: InfraApp, recipe: Recipe) -> None:
     assert lines[0] == "web: 4 releases of web, running 1.0.0+2.0"
     assert lines[1] == "  2.0.0+2.0  2026-01-05, held, notes"
     assert lines[2] == "  1.0.2+2.0  2026-01-05, candidate, lightweight tag, no notes"
-    assert lines[-1].startswith("  latest: not readable. 'latest' is no version")
+    assert lines[-1].startswith("  latest: unusable. Invalid version 'latest'")
     [listed] = shell.json("releases")
     assert [row["version"] for row in listed["releases"]] == ["2.0.0+2.0", "1.0.2+2.0", "1.0.1+2.0", "1.0.0+2.0"]
 
@@ -241,27 +241,27 @@ def test_releases(shell: Shell, web: InfraApp, recipe: Recipe) -> None:
 def test_releases_that_cannot_be_read(shell: Shell, web: InfraApp, recipe: Recipe) -> None:
     recipe.folder.rename(recipe.folder.parent / "moved")
     assert shell("releases") == OURS
-    assert "The releases of web cannot be read" in shell.err
+    assert "Cannot read the releases of web" in shell.err
     assert "2.0.0+2.0" in shell.out, "what was known is shown all the same"
     assert shell("status") == DONE
-    assert "cannot be read" in shell.out
+    assert "Cannot read the releases of web" in shell.out
 
 
 def test_approve(shell: Shell, web: InfraApp) -> None:
     assert shell("approve", "web", "2.0.0+2.0") == DONE
-    assert shell.out == "web 2.0.0+2.0 is approved: it comes with the next upgrade.\n"
+    assert shell.out == "Approved web 2.0.0+2.0: the next upgrade may take it.\n"
     row = web.releases.get(version="2.0.0+2.0")
     assert row.state == "candidate" and row.approved_by and row.approved_at
     assert [key.partition(":")[0] for key in row.lifted] == ["left_major", "manual_work"]
     assert shell.json("status")[0]["takes"] == "2.0.0+2.0"
     assert shell("approve", "web", "2.0.0+2.0") == NO
-    assert "it was approved already" in shell.err
+    assert "it is already approved" in shell.err
 
 
 def test_an_approval_does_not_lift_what_no_person_can(shell: Shell, web: InfraApp) -> None:
     web.releases.filter(version="2.0.0+2.0").update(published_at=timezone.now())
     assert shell("approve", "web", "2.0.0+2.0") == DONE
-    assert "  Still: It is younger than 2d. By itself on " in shell.out
+    assert "  Still blocked: It is less than 2d old. Wait until " in shell.out
     assert shell.json("status")[0]["takes"] == "1.0.1+2.0"
 
 
@@ -272,12 +272,12 @@ def test_what_cannot_be_approved(web: InfraApp) -> None:
         return str(caught.value)
 
     assert refused("3.0.0+2.0") == "web has no release 3.0.0+2.0. See: cc-ci infra releases web"
-    assert refused("1.0.0+2.0") == "1.0.0+2.0 is not above what runs (1.0.0+2.0)."
-    assert refused("1.0.1+2.0") == "1.0.1+2.0 needs no approval: nothing holds it that a person could lift."
+    assert refused("1.0.0+2.0") == "1.0.0+2.0 is not newer than what runs (1.0.0+2.0)."
+    assert refused("1.0.1+2.0") == "1.0.1+2.0 needs no approval: it has no blocker that an approval can waive."
     web.releases.filter(version="2.0.0+2.0").update(state="quarantined")
-    assert refused("2.0.0+2.0") == "2.0.0+2.0 is quarantined. To try it again: cc-ci infra lift web 2.0.0+2.0"
+    assert refused("2.0.0+2.0") == "2.0.0+2.0 is quarantined. To release it: cc-ci infra lift web 2.0.0+2.0"
     web.owner = InfraApp.Owner.MAINTAINERS
-    assert "They type: abra app upgrade web.example.org 1.0.1+2.0" in refused("1.0.1+2.0")
+    assert "They run: abra app upgrade web.example.org 1.0.1+2.0" in refused("1.0.1+2.0")
     assert not InfraRelease.objects.exclude(approved_at=None).exists()
 
 
@@ -285,7 +285,7 @@ def test_a_release_quarantined_in_this_moment_stays_it(web: InfraApp) -> None:
     web.releases.filter(version="2.0.0+2.0").update(state="candidate", reasons=[])
     as_read_before = InfraApp.objects.prefetch_related("releases").get()
     web.releases.filter(version="2.0.0+2.0").update(state="quarantined")
-    record(as_read_before, look(web))
+    record(as_read_before, plan_of(web))
     assert web.releases.get(version="2.0.0+2.0").state == "quarantined"
 
 
@@ -296,7 +296,7 @@ def test_the_button_approves(web: InfraApp, admin_client: Client) -> None:
     row = web.releases.get(version="2.0.0+2.0")
     values = {"action": "approve", "_selected_action": [row.pk, web.releases.get(version="1.0.1+2.0").pk]}
     page = admin_client.post("/admin/infra/infrarelease/", values, follow=True).content.decode()
-    assert "web 2.0.0+2.0 is approved." in page
+    assert "Approved web 2.0.0+2.0: the next upgrade may take it." in page
     assert "1.0.1+2.0 needs no approval" in page
     row.refresh_from_db()
     assert row.approved_by == "admin"
@@ -322,7 +322,7 @@ def test_the_page(web: InfraApp, admin_client: Client) -> None:
     InfraAppFactory(name="drone", maintained=True, domain="ci.example.org")
     InfraReleaseFactory(app=InfraApp.objects.get(name="drone"), version="1.0.1+2.0")
     page = admin_client.get("/infra/").content.decode()
-    assert "next comes <strong>1.0.1+2.0</strong>" in page
+    assert "next: <strong>1.0.1+2.0</strong>" in page
     assert "Run the &lt;b&gt;migration&lt;/b&gt; <mark>by hand</mark>." in page
     assert "cc-ci infra approve web 2.0.0+2.0" in page
     assert '<code class="command">abra app upgrade ci.example.org 1.0.1+2.0</code>' in page
@@ -330,7 +330,7 @@ def test_the_page(web: InfraApp, admin_client: Client) -> None:
 
 
 def test_the_page_without_apps(admin_client: Client) -> None:
-    assert "No app of this server is declared." in admin_client.get("/infra/").content.decode()
+    assert "No apps are declared on this server." in admin_client.get("/infra/").content.decode()
 
 
 def test_the_card(web: InfraApp, client: Client, admin_client: Client) -> None:
@@ -343,11 +343,11 @@ def test_the_card(web: InfraApp, client: Client, admin_client: Client) -> None:
 
 def test_doctor(data_dir: Path, shell: Shell) -> None:
     [finding] = doctor.check_infra()
-    assert (finding.level, finding.text) == ("ok", "no infra.yml: cc-ci looks after no apps of this server")
+    assert (finding.level, finding.text) == ("ok", "no infra.yml: cc-ci manages no apps on this server")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(settings.CC_CI, "infra_file", data_dir / "elsewhere.yml")
         [finding] = doctor.check_infra()
-        assert finding.level == "error" and "There is no " in finding.text and "elsewhere.yml" in finding.text
+        assert finding.level == "error" and "does not exist" in finding.text and "elsewhere.yml" in finding.text
     (data_dir / "infra.yml").write_text("apps: 3\n")
     [finding] = doctor.check_infra()
     assert finding.level == "error" and "infra.yml:1: apps: must be a valid dictionary" in finding.text
@@ -355,11 +355,11 @@ def test_doctor(data_dir: Path, shell: Shell) -> None:
     (data_dir / "infra.yml").unlink()
     InfraFile.objects.create(path="/nowhere/infra.yml")
     [finding] = doctor.check_infra()
-    assert finding.level == "error" and "There is no /nowhere/infra.yml" in finding.text
+    assert finding.level == "error" and "/nowhere/infra.yml does not exist" in finding.text
 
 
 def test_doctor_tells_of_releases_that_cannot_be_read(web: InfraApp) -> None:
-    InfraApp.objects.update(discovery_error="The releases of web cannot be read: x")
+    InfraApp.objects.update(discovery_error="Cannot read the releases of web: x")
     assert [(finding.level, finding.fix) for finding in doctor.check_infra()] == [("warning", "cc-ci infra releases web")]
 
 
@@ -374,7 +374,7 @@ def test_doctor_names_secrets_that_would_be_lost_with_the_machine(monkeypatch: p
     app.save()
     [finding] = doctor._not_held()
     assert finding.level == "warning" and "web_old_v1." in finding.text and "made_v1" not in finding.text
-    assert finding.fix == "give them in infra.yml: apps.web.secrets"
+    assert finding.fix == "set them in infra.yml: apps.web.secrets"
     app.snapshots = {"of": "none", "store": "", "keep": 3}
     app.save()
     assert not list(doctor._not_held()), "what keeps no data may have new ones"
@@ -395,7 +395,7 @@ def test_a_restic_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     tools = tmp_path / "bin"
     tools.mkdir()
     monkeypatch.setenv("PATH", str(tools))
-    assert doctor.reach(store, tmp_path) == "there is no restic on this machine: apt-get install restic"
+    assert doctor.reach(store, tmp_path) == "restic is not installed: apt-get install restic"
     restic = tools / "restic"
     restic.write_text(
         '#!/bin/sh\n[ "$RESTIC_PASSWORD" = "pass word" ] || exit 1\n'
@@ -404,16 +404,16 @@ def test_a_restic_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     restic.chmod(0o755)
     assert doctor.reach(store, tmp_path) == "", "the password is in no argument"
     (tmp_path / "secrets" / "restic").write_text("wrong")
-    assert doctor.reach(store, tmp_path) == "restic ended with 1"
+    assert doctor.reach(store, tmp_path) == "restic exited with 1"
     (tmp_path / "secrets" / "restic").unlink()
-    assert "secrets/restic cannot be read" in doctor.reach(store, tmp_path)
+    assert "secrets/restic: " in doctor.reach(store, tmp_path)
 
 
 def test_the_window_of_a_real_clock(web: InfraApp) -> None:
     now = timezone.now()
     inside = f"{now - timedelta(minutes=5):%H:%M}-{now + timedelta(minutes=5):%H:%M}"
     web.window = inside
-    assert look(web).takes
+    assert plan_of(web).takes
     web.window = f"{now + timedelta(minutes=5):%H:%M}-{now + timedelta(minutes=9):%H:%M}"
-    assert look(web).takes is None
-    assert look(web, any_time=True).takes
+    assert plan_of(web).takes is None
+    assert plan_of(web, any_time=True).takes

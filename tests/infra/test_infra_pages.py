@@ -20,16 +20,18 @@ from django.utils import timezone
 from django.utils.html import escape
 
 from controlplane.registry import registry
-from infra import admin, applying, carrying, releases
-from infra.buttons import BUTTONS, PAGES, WITHOUT
-from infra.gate import Kind
-from infra.looking import Live
+from infra import admin
+from infra.config import apply
 from infra.management.commands.infra import Command
 from infra.models import InfraApp, InfraFile, InfraRelease, Upgrade
+from infra.releases import discovery
+from infra.releases.gate import RULES, Preflight
 from infra.states import UpgradeState
+from infra.upgrades import launcher
+from infra.web.actions import BUTTONS, PAGES, WITHOUT
 from tests.factories import InfraAppFactory, InfraReleaseFactory, SnapshotFactory, UpgradeFactory
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.slow(0.1)]
 
 RUNNING, PATCH, MINOR, MAJOR = "1.0.0+2.0", "1.0.1+2.0", "1.1.0+2.0", "2.0.0+2.0"
 
@@ -44,9 +46,9 @@ def app() -> InfraApp:
 def no_machine(monkeypatch: pytest.MonkeyPatch) -> list[Upgrade]:
     """There is no stack to look at and no repository to read; upgrades that begin are kept here."""
     begun: list[Upgrade] = []
-    monkeypatch.setattr("infra.wanting.live", lambda app: Live())
-    monkeypatch.setattr(releases, "discover", lambda app: [])
-    monkeypatch.setattr(carrying, "start", begun.append)
+    monkeypatch.setattr("infra.upgrades.enqueue.preflight", lambda app: Preflight())
+    monkeypatch.setattr(discovery, "discover", lambda app: [])
+    monkeypatch.setattr(launcher, "start", begun.append)
     return begun
 
 
@@ -90,71 +92,73 @@ def _set(**values: Any) -> Callable[[InfraApp], None]:
 
 
 #: How each blocker comes about, a word of its text, and one of what lifts it.
-ON_THE_PAGE: dict[Kind, tuple[Callable[[InfraApp], Any], str, str]] = {
-    Kind.LEFT_MAJOR: (
+ON_THE_PAGE: dict[str, tuple[Callable[[InfraApp], Any], str, str]] = {
+    "left_major": (
         lambda app: _release(app, MAJOR),
-        "The recipe's major goes from 1 to 2",
+        "The recipe's major version changes from 1 to 2",
         "cc-ci infra approve web 2.0.0+2.0",
     ),
-    Kind.RIGHT_MAJOR: (
+    "right_major": (
         lambda app: _release(app, "1.1.0+3.0"),
-        "The app's own major goes from 2 to 3",
+        "The app's major version changes from 2 to 3",
         "infra approve web 1.1.0+3.0",
     ),
-    Kind.BEYOND_AUTO: (_beyond_auto, "more than a patch", "The policy says `auto: patch`."),
-    Kind.MANUAL_WORK: (
+    "beyond_auto": (_beyond_auto, "more than a patch", "The policy says `auto: patch`."),
+    "manual_work": (
         lambda app: _release(app, notes="Migrate by hand."),
-        "speak of work by hand",
+        "ask for manual work",
         "cc-ci infra approve web 1.0.1+2.0",
     ),
-    Kind.MISSING_NOTES: (_missing_notes, "There are no release notes.", "cc-ci infra approve web 1.0.1+2.0"),
-    Kind.COOLDOWN: (lambda app: _release(app, tagged_at=timezone.now()), "It is younger than 2d.", "By itself on "),
-    Kind.QUARANTINED: (
+    "missing_notes": (_missing_notes, "There are no release notes.", "cc-ci infra approve web 1.0.1+2.0"),
+    "cooldown": (lambda app: _release(app, tagged_at=timezone.now()), "It is less than 2d old.", "Wait until "),
+    "quarantined": (
         lambda app: _release(app, state="quarantined", evidence={"quarantined": "it died."}),
         "It is quarantined: it died.",
         "cc-ci infra lift web 1.0.1+2.0",
     ),
-    Kind.LINT_FAILED: (lambda app: _release(app), "Its lint failed: no image is pinned", "A version that mends it."),
-    Kind.NOT_TESTED: (_not_tested, "It has passed no test run on this server.", "need_test_run: false"),
-    Kind.NOT_ANNOTATED: (lambda app: _release(app, annotated=False), "Its tag is lightweight", "git tag -a -f 1.0.1+2.0"),
-    Kind.MAINTAINERS: (_set(owner="maintainers"), "It is its maintainers', and cc-ci changes nothing.", "cc-ci infra adopt web"),
-    Kind.CONTESTED: (_set(state="contested"), "without cc-ci.", "restore-ours web"),
-    Kind.UNKNOWN_VERSION: (_set(running_version=""), "No version can be read from what runs", "Deploy a tagged version"),
-    Kind.UNDER_WAY: (
+    "lint_failed": (lambda app: _release(app), "It failed lint: no image is pinned", "Wait for a version that fixes it."),
+    "not_tested": (_not_tested, "It has not passed a test run on this server.", "need_test_run: false"),
+    "not_annotated": (lambda app: _release(app, annotated=False), "Its tag is lightweight", "git tag -a -f 1.0.1+2.0"),
+    "maintainers": (
+        _set(owner="maintainers"),
+        "This app is managed by its maintainers; cc-ci changes nothing.",
+        "cc-ci infra adopt web",
+    ),
+    "contested": (_set(state="contested"), "outside cc-ci.", "restore-ours web"),
+    "unknown_version": (_set(running_version=""), "The version of what runs cannot be read", "Deploy a tagged version"),
+    "under_way": (
         lambda app: UpgradeFactory(app=app, state=UpgradeState.SOAKING),
-        "An upgrade is under way: 1.0.0+2.0 → 1.0.1+2.0, soaking.",
+        "An upgrade is already running: 1.0.0+2.0 → 1.0.1+2.0, soaking.",
         "Follow it",
     ),
-    Kind.ROLLBACK_FAILED: (
+    "rollback_failed": (
         lambda app: UpgradeFactory(app=app, state=UpgradeState.ROLLBACK_FAILED, reason="the disk was full."),
-        "A rollback failed, and nothing was touched since: the disk was full.",
-        "Mend it by hand, then: cc-ci infra adopt web",
+        "A rollback failed, and nothing has been touched since: the disk was full.",
+        "Repair it manually, then: cc-ci infra adopt web",
     ),
-    Kind.WINDOW: (
+    "window": (
         _set(window=f"{timezone.now() + timedelta(hours=5):%H:%M}-{timezone.now() + timedelta(hours=6):%H:%M}"),
-        "It is outside the window",
-        "or at once with --now.",
+        "It is outside the maintenance window",
+        "or use --now.",
     ),
 }
 #: What only a look at the machine finds, which the plan of the night takes.
-OF_THE_MACHINE: dict[Kind, tuple[str, str]] = {
-    Kind.SICK: ("It is not well as it is: app: 0/1.", "Mend it first"),
-    Kind.BUSY: ("The machine is busy: its load is 9.", "By itself once it is not, or with --now."),
-    Kind.DISK: ("There is no room for a snapshot: 3 MB are free.", "Free some, or another store."),
-    Kind.OLD_IMAGE: ("The way back is not sure: app:1 is gone.", "docker pull of that image."),
+OF_THE_MACHINE: dict[str, tuple[str, str]] = {
+    "sick": ("The app is already unhealthy: app: 0/1.", "Fix this first"),
+    "busy": ("The host is busy: the load is 9.", "Wait, or use --now."),
+    "disk": ("Not enough space for a snapshot: 3 MB are free.", "Free some space, or use another store."),
+    "old_image": ("Rollback is not possible: app:1 is gone.", "Run docker pull for that image."),
 }
 
 
 def test_no_blocker_is_left_out() -> None:
-    assert {*ON_THE_PAGE, *OF_THE_MACHINE} == set(Kind)
+    assert {*ON_THE_PAGE, *OF_THE_MACHINE} == {rule.kind for rule in RULES}
 
 
 @pytest.mark.parametrize("kind", ON_THE_PAGE)
-def test_each_blocker_with_what_lifts_it(
-    kind: Kind, app: InfraApp, admin_client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_blocker_with_what_lifts_it(kind: str, app: InfraApp, admin_client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare, text, lift = ON_THE_PAGE[kind]
-    if kind == Kind.LINT_FAILED:
+    if kind == "lint_failed":
         monkeypatch.setitem(registry.answers, "version_evidence", lambda *args: {"passed": True, "lint": ["no image is pinned"]})
     before = text_of(admin_client)
     assert escape(text) not in before
@@ -166,8 +170,8 @@ def test_each_blocker_with_what_lifts_it(
 
 
 def test_what_only_the_machine_tells(app: InfraApp, admin_client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    live = Live(sick="app: 0/1.", busy="its load is 9.", disk="3 MB are free.", old_image="app:1 is gone.")
-    monkeypatch.setattr("infra.wanting.live", lambda app: live)
+    live = Preflight(unhealthy="app: 0/1.", busy="the load is 9.", disk="3 MB are free.", old_image="app:1 is gone.")
+    monkeypatch.setattr("infra.upgrades.enqueue.preflight", lambda app: live)
     page = text_of(admin_client, "/infra/night/")
     for text, lift in OF_THE_MACHINE.values():
         assert escape(text) in page and escape(lift) in page
@@ -187,8 +191,8 @@ def test_of_many_versions_the_newest_and_the_next_are_shown(
         _release(app, f"2.{number}.0+2.0", rank=number + 5)
     with django_assert_max_num_queries(100):
         page = text_of(admin_client)
-    assert "<strong>2.39.0+2.0</strong>" in page and f'<strong>{PATCH}</strong>\n    <span class="status good">comes next' in page
-    assert "<strong>2.1.0+2.0</strong>" not in page and "30 more between." in page
+    assert "<strong>2.39.0+2.0</strong>" in page and f'<strong>{PATCH}</strong>\n    <span class="status good">next' in page
+    assert "<strong>2.1.0+2.0</strong>" not in page and "30 more versions between these." in page
     assert admin_client.get(f"/admin/infra/infrarelease/?app__id__exact={app.pk}").status_code == 200
 
 
@@ -284,7 +288,7 @@ def test_a_button_says_what_it_does_and_is_for_those_who_may(
     reader.force_login(person)
     for client, status in ((stranger, 302), (member, 302), (reader, 403)):
         assert client.post(target).status_code == status
-    assert "This needs the right infra.change_" in reader.post(target).content.decode()
+    assert "This needs the permission infra.change_" in reader.post(target).content.decode()
     careless = Client(enforce_csrf_checks=True)
     careless.force_login(User.objects.get(username="admin"))
     assert careless.post(target).status_code == 403
@@ -339,7 +343,9 @@ def test_a_page_needs_the_right_to_see_what_is_on_it(address: str, model: str, a
         client.force_login(User.objects.get(pk=person.pk))
         # Being asked about what one may not do is an answer of its own, with what it needs.
         asked = client.get(address)
-        assert asked.status_code == 200 or (asked.status_code == 403 and "This needs the right infra." in asked.content.decode())
+        assert asked.status_code == 200 or (
+            asked.status_code == 403 and "This needs the permission infra." in asked.content.decode()
+        )
 
 
 def test_every_page_of_the_apps_is_in_that_table() -> None:
@@ -353,28 +359,28 @@ def test_every_page_of_the_apps_is_in_that_table() -> None:
 
 #: Each button in a state in which it must refuse: how the state comes about, and a word of the refusal.
 WRONG: dict[str, tuple[Callable[[InfraApp], Any], str]] = {
-    "upgrade": (_set(owner="maintainers"), "It is its maintainers', and cc-ci changes nothing."),
-    "upgrade_now": (_set(state="contested"), "It is contested"),
-    "upgrade_to": (lambda app: _policy(app, auto="none"), "The policy takes no version without asking."),
-    "rollback": (_set(), "so it knows no version before."),
+    "upgrade": (_set(owner="maintainers"), "This app is managed by its maintainers; cc-ci changes nothing."),
+    "upgrade_now": (_set(state="contested"), "It has drifted"),
+    "upgrade_to": (lambda app: _policy(app, auto="none"), "The policy allows no unattended upgrade."),
+    "rollback": (_set(), "so it does not know the version before."),
     "rollback_with_data": (
         lambda app: UpgradeFactory(app=app, from_version="0.9.0+2.0", to_version=RUNNING, state="succeeded"),
         "There is no snapshot of 0.9.0+2.0.",
     ),
-    "releases": (_set(), "cannot be read: gone"),
-    "adopt": (lambda app: UpgradeFactory(app=app, state="soaking"), "adopt it when it has ended."),
-    "restore_ours": (_set(), "is not contested"),
-    "hand_over": (lambda app: UpgradeFactory(app=app, state="deploying"), "hand it over when it has ended."),
+    "releases": (_set(), "Cannot read the releases of web: gone"),
+    "adopt": (lambda app: UpgradeFactory(app=app, state="soaking"), "adopt it when it has finished."),
+    "restore_ours": (_set(), "has not drifted"),
+    "hand_over": (lambda app: UpgradeFactory(app=app, state="deploying"), "hand it over when it has finished."),
     "approve": (_set(), "needs no approval"),
     "lift": (_set(), "is not quarantined."),
-    "restore": (_set(state="contested"), "is contested."),
-    "snapshot": (_set(), "infra.yml says `snapshots: none` for web."),
-    "deploy": (_set(owner="maintainers"), "is its maintainers'"),
-    "deploy_fresh": (_set(owner="maintainers"), "is its maintainers'"),
-    "deploy_keep": (_set(declared=False), "is not in infra.yml any more."),
-    "deploy_replace": (_set(declared=False), "is not in infra.yml any more."),
-    "deploy_from": (_set(owner="maintainers"), "is its maintainers'"),
-    "apply": (_set(), "Name another with --file"),
+    "restore": (_set(state="contested"), "has drifted."),
+    "snapshot": (_set(), "web has `snapshots: none` in infra.yml."),
+    "deploy": (_set(owner="maintainers"), "is managed by its maintainers"),
+    "deploy_fresh": (_set(owner="maintainers"), "is managed by its maintainers"),
+    "deploy_keep": (_set(declared=False), "is no longer in infra.yml."),
+    "deploy_replace": (_set(declared=False), "is no longer in infra.yml."),
+    "deploy_from": (_set(owner="maintainers"), "is managed by its maintainers"),
+    "apply": (_set(), "Choose another file with --file"),
 }
 
 
@@ -393,15 +399,15 @@ def test_the_wrong_state_is_refused_in_words(
     if name == "releases":
 
         def gone(app: InfraApp) -> list[Any]:
-            raise releases.NotDiscovered("The releases of web cannot be read: gone")
+            raise discovery.NotDiscovered("Cannot read the releases of web: gone")
 
-        monkeypatch.setattr(releases, "discover", gone)
+        monkeypatch.setattr(discovery, "discover", gone)
     prepare(app)
     upgrades, owner = Upgrade.objects.count(), InfraApp.objects.get().owner
     answer = admin_client.post(address(name, row(name)))
     page = answer.content.decode()
     assert answer.status_code == 409
-    assert "Not done." in page and escape(words) in page
+    assert "Refused." in page and escape(words) in page
     assert (Upgrade.objects.count(), InfraApp.objects.get().owner) == (upgrades, owner) and no_machine == []
 
 
@@ -415,13 +421,13 @@ def test_buttons_that_do(app: InfraApp, admin_client: Client, no_machine: list[U
     major = InfraRelease.objects.get()
     assert address("approve", major) in text_of(admin_client)
     said = admin_client.post(address("approve", major), follow=True).content.decode()
-    assert "web 2.0.0+2.0 is approved." in said and "approved by <bdi>admin</bdi>" in said
+    assert "Approved web 2.0.0+2.0: the next upgrade may take it." in said and "approved by <bdi>admin</bdi>" in said
     answer = admin_client.post(address("upgrade_now", app))
     (begun,) = no_machine
     assert answer.headers["Location"] == begun.get_absolute_url() and begun.to_version == MAJOR
     assert begun.trigger == "admin, by button"
     said = admin_client.post(address("upgrade", app)).content.decode()
-    assert "Not done." in said
+    assert "Refused." in said
     assert "1 releases of web are known" in admin_client.post(address("releases", app), follow=True).content.decode()
 
 
@@ -469,7 +475,7 @@ def _offered(page: str) -> set[str]:
         "gone",
         "stateful",
         "upgrading",
-        "way back failed",
+        "rollback failed",
         "went back",
         "newer",
         "quarantined",
@@ -535,20 +541,20 @@ def test_the_page_of_the_file(file: Path, admin_client: Client) -> None:
 
 def test_a_file_with_errors(file: Path, admin_client: Client) -> None:
     file.write_text(FILE.replace("owner:", "onwer:"))
-    assert "there is no key onwer; did you mean owner?" in text_of(admin_client, "/infra/file/")
+    assert "unknown key onwer; did you mean owner?" in text_of(admin_client, "/infra/file/")
     answer = admin_client.post("/infra/do/apply/")
     assert answer.status_code == 409 and "did you mean owner?" in answer.content.decode()
     file.unlink()
-    assert "Name another with --file" in text_of(admin_client, "/infra/file/?check=1")
+    assert "Choose another file with --file" in text_of(admin_client, "/infra/file/?check=1")
 
 
 def test_where_the_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings.CC_CI, "data_dir", tmp_path)
-    assert applying.place() == tmp_path / "infra.yml"
+    assert apply.place() == tmp_path / "infra.yml"
     monkeypatch.setattr(settings.CC_CI, "infra_file", Path("/srv/infra/infra.yml"))
-    assert applying.place() == Path("/srv/infra/infra.yml")
+    assert apply.place() == Path("/srv/infra/infra.yml")
     InfraFile.objects.create(path="/where/it/was/applied/infra.yml")
-    assert applying.place() == Path("/where/it/was/applied/infra.yml")
+    assert apply.place() == Path("/where/it/was/applied/infra.yml")
 
 
 @pytest.mark.parametrize(
@@ -556,7 +562,7 @@ def test_where_the_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     [
         (
             UpgradeState.FAILED,
-            "Its volumes are still there; --volumes keep, or --volumes replace",
+            "Its volumes still exist; --volumes keep, or --volumes replace",
             {"deploy_keep", "deploy_replace"},
         ),
         (UpgradeState.ROLLED_BACK, "It never settled.", {"deploy"}),
@@ -622,4 +628,4 @@ def test_the_page_of_an_upgrade_says_what_next(
     assert _offered(text_of(admin_client, upgrade.get_absolute_url())) == offered
     UpgradeFactory(app=app, state=UpgradeState.FAILED)
     page = text_of(admin_client, upgrade.get_absolute_url())
-    assert _offered(page) == set() and "A later one came since" in page
+    assert _offered(page) == set() and "There is a later upgrade" in page

@@ -12,12 +12,12 @@ from django.utils import timezone
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infra.lifecycle import MOVES, claim, move, note
 from infra.models import InfraApp, InfraFile, InfraRelease, Snapshot, Upgrade, UpgradeEvent
 from infra.states import CHANGING, FINAL, WAITING, WORKING, UpgradeState
-from infra.upgrades_states import MOVES, claim, move, note
 from tests.factories import InfraAppFactory, InfraReleaseFactory, SnapshotFactory, UpgradeFactory
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.both_databases]
 S = UpgradeState
 THE_GOOD_WAY = ["approve", "snapshot", "deploy", "verify", "soak", "succeed"]
 
@@ -155,7 +155,7 @@ def rows() -> None:
     reason = {"text": "Notes.", "lift": "Read.", "passages": [{"line": 1, "text": "a <b> by hand", "start": 6, "end": 13}]}
     InfraReleaseFactory(app=app, reasons=[reason], state="held")
     upgrade = UpgradeFactory(app=app)
-    move(upgrade, "hold", "waits")
+    move(upgrade, "approve", "waits")
     SnapshotFactory(app=app, upgrade=upgrade)
     InfraFile.objects.create(path="/srv/infra.yml", applied_at=timezone.now() - timedelta(days=1))
 

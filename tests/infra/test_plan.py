@@ -11,17 +11,17 @@ from django.utils import timezone
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from infra import applying
-from infra.applying import NotApplied, apply, differences, export
-from infra.declaration import dump, parse
+from infra.config import apply as applying
+from infra.config.apply import NotApplied, apply, differences, export
+from infra.config.diff import Change
+from infra.config.load import dump, parse
 from infra.models import InfraApp, InfraFile
-from infra.plan import Change
+from infra.recipe_version import Version
 from infra.states import UpgradeState
-from infra.versions import Version
 from tests.factories import InfraAppFactory, UpgradeFactory
 from tests.infra.declared import TEXT, documents
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.slow(0.4)]
 FILE = Path("/srv/server/infra.yml")
 
 
@@ -49,7 +49,7 @@ def known() -> None:
 def test_the_first_time() -> None:
     changes = put(TEXT)
     assert kinds(changes) == [("change", "", "stores"), ("add", "traefik", ""), ("add", "keycloak", ""), ("add", "drone", "")]
-    assert "+ traefik (infra.yml:12)  cc-ci deploys and upgrades it from then on." in [str(change) for change in changes]
+    assert "+ traefik (infra.yml:12)  cc-ci deploys and upgrades it from now on." in [str(change) for change in changes]
     traefik = InfraApp.objects.get(name="traefik")
     assert (traefik.pinned_version, traefik.owner, traefik.stack) == ("3.7.0+v3.4.1", "reconciled", "traefik_example_org")
     assert traefik.policy == {"auto": "patch", "cooldown": "3d"}
@@ -79,10 +79,15 @@ def test_a_change_says_from_what_to_what_and_where() -> None:
     changes = put(TEXT.replace("Mon-Fri 02:00-05:00 Europe/Berlin", "03:00-04:00").replace("keep: 5", "keep: 6"))
     assert [str(change) for change in changes] == [
         "~ traefik.window: Mon-Fri 02:00-05:00 Europe/Berlin → 03:00-04:00 (infra.yml:21)",
-        "~ keycloak.snapshots: {'of': 'volumes', 'store': 'local', 'keep': 5} → "
-        "{'of': 'volumes', 'store': 'local', 'keep': 6} (infra.yml:45)",
+        "~ keycloak.snapshots: {'keep': 5} → {'keep': 6} (infra.yml:45)",
     ]
     assert InfraApp.objects.get(name="traefik").window == "03:00-04:00"
+
+
+@pytest.mark.usefixtures("known")
+def test_of_a_long_policy_only_what_differs_is_shown() -> None:
+    changes = put(TEXT.replace("policy: *careful", "policy: {<<: *careful, soak: 30m}"))
+    assert [str(change) for change in changes] == ["~ keycloak.policy: {'soak': '5m'} → {'soak': '30m'} (infra.yml:35)"]
 
 
 @pytest.mark.usefixtures("known")
@@ -153,7 +158,7 @@ def test_nothing_of_an_app_is_changed_in_mid_step(state: UpgradeState) -> None:
     owner = "    owner: reconciled\n    version: '10.7.1+26.6.2'"
     changes = put(TEXT.replace(owner, owner.replace("reconciled", "maintainers")).replace("Mon-Fri 02:00", "Mon-Fri 01:00"))
     assert kinds(changes) == [("change", "traefik", "window"), ("refused", "keycloak", "owner")]
-    assert "apply again when it has ended" in changes[1].reason
+    assert "apply again when it has finished" in changes[1].reason
     assert InfraApp.objects.get(name="keycloak").owner == "reconciled"
     assert InfraApp.objects.get(name="traefik").window.startswith("Mon-Fri 01:00"), "of others all may be"
     without = TEXT[: TEXT.index('  "keycloak"')]
@@ -200,7 +205,7 @@ def test_another_stack_is_another_deployment() -> None:
     InfraApp.objects.filter(name="drone").update(fingerprint="abc", discovered_at=timezone.now())
     changes = put(TEXT.replace("domain: ci.example.org", "domain: ci2.example.org"))
     assert kinds(changes) == [("change", "drone", "domain"), ("change", "drone", "stack")]
-    assert "What runs as ci_example_org on default stays there" in changes[0].reason
+    assert "The old stack ci_example_org on default keeps running" in changes[0].reason
     row = InfraApp.objects.get(name="drone")
     assert (row.running_version, row.fingerprint) == ("", "")
     assert row.discovered_at
@@ -214,7 +219,7 @@ def test_two_that_change_places() -> None:
         for name, stack in (("a", "one"), ("b", "two"))
     )
     put(text)
-    with pytest.raises(NotApplied, match="change places"):
+    with pytest.raises(NotApplied, match="swap stacks"):
         put(text.replace("one", "three").replace("two", "one").replace("three", "two"))
     assert differences(parse(text)) == [], "all or nothing"
 
@@ -228,7 +233,7 @@ def test_somebody_else_changes_an_app_in_this_moment(monkeypatch: pytest.MonkeyP
 
     update = applying._update
     monkeypatch.setattr(applying, "_update", meddle)
-    with pytest.raises(NotApplied, match="traefik is being changed in this moment"):
+    with pytest.raises(NotApplied, match="traefik was modified concurrently"):
         put(TEXT.replace("Mon-Fri 02:00", "Mon-Fri 01:00"))
     assert InfraApp.objects.get(name="traefik").window.startswith("Mon-Fri 02:00")
 

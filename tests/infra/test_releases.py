@@ -19,14 +19,19 @@ from django.utils import timezone
 from django_q.models import OrmQ
 
 from controlplane.registry import registry
-from infra import gitread, tasks
-from infra.gitread import GitError, Mirror, environment
-from infra.looking import look, record
+from infra import tasks
+from infra.deployers.isolation import children
+from infra.git import environment as git_environment
+from infra.git import mirror
+from infra.git.mirror import Mirror, environment
+from infra.git.runner import Git, GitError
 from infra.models import InfraApp, InfraRelease
-from infra.releases import LONGEST_NOTES, ON_BRANCH, NotDiscovered, discover, mirror_of
+from infra.releases.discovery import LONGEST_NOTES, ON_BRANCH, NotDiscovered, discover, mirror_of
+from infra.releases.evaluate import plan_of, record
+from infra.runtime import inspect
 from tests.factories import InfraAppFactory
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.slow(0.2)]
 LAST_MONTH = datetime(2026, 1, 5, 12, tzinfo=UTC)
 
 
@@ -105,8 +110,8 @@ def test_tags_that_cannot_be_used_are_listed(app: InfraApp, recipe: Recipe) -> N
     assert versions(app) == ["1.0.0+2.0"]
     listed = {item["tag"]: item["reason"] for item in app.unreadable}
     assert set(listed) == {"v1.2.3", "1.0.0", "latest", "1.0.9+2.0"}
-    assert "must read X.Y.Z+<app version>" in listed["latest"]
-    assert listed["1.0.9+2.0"] == "The tag leads to no commit."
+    assert "expected X.Y.Z+<app version>" in listed["latest"]
+    assert listed["1.0.9+2.0"] == "The tag does not point to a commit."
 
 
 def test_a_warning_that_came_later(app: InfraApp, recipe: Recipe) -> None:
@@ -119,7 +124,7 @@ def test_a_warning_that_came_later(app: InfraApp, recipe: Recipe) -> None:
     notes = {row.version: row.notes for row in app.releases.all()}
     assert notes["1.0.1+2.0"] == f"All is well.\n\n{ON_BRANCH}\n\nDo not: it eats data. Dump it by hand."
     assert notes["1.0.2+2.0"] == "Written after the tag."
-    assert look(app).target is None, "and the gate reads it"
+    assert plan_of(app).target is None, "and the gate reads it"
 
 
 def test_notes_without_an_end(app: InfraApp, recipe: Recipe) -> None:
@@ -129,7 +134,7 @@ def test_notes_without_an_end(app: InfraApp, recipe: Recipe) -> None:
     notes = {row.version: row.notes for row in app.releases.all()}
     assert notes == {"1.0.1+2.0": None, "1.0.2+2.0": "x"}
     [item] = app.unreadable
-    assert item["tag"] == "release/1.0.1+2.0" and "they count as missing" in item["reason"]
+    assert item["tag"] == "release/1.0.1+2.0" and "They count as missing" in item["reason"]
 
 
 def test_a_deleted_tag_is_no_candidate(app: InfraApp, recipe: Recipe) -> None:
@@ -139,7 +144,7 @@ def test_a_deleted_tag_is_no_candidate(app: InfraApp, recipe: Recipe) -> None:
     discover(app)
     assert versions(app) == []
     assert app.releases.get().gone, "the row stays for the trail"
-    assert look(app).verdicts == ()
+    assert plan_of(app).verdicts == ()
     recipe.publish("1.0.1+2.0")
     discover(app)
     assert versions(app) == ["1.0.1+2.0"]
@@ -160,7 +165,7 @@ def test_a_moved_tag_loses_its_approval_and_its_age(app: InfraApp, recipe: Recip
     assert moved.evidence["moved"]["from"] == first.commit
     assert first.published_at == LAST_MONTH
     assert moved.published_at > before - timedelta(minutes=1), "not as old as it claims: it was not there at the last look"
-    assert [blocker.kind for blocker in look(app).verdicts[0].blockers] == ["cooldown"]
+    assert [blocker.kind for blocker in plan_of(app).verdicts[0].blockers] == ["cooldown"]
 
 
 def test_a_tag_cannot_make_itself_older_or_younger(app: InfraApp, recipe: Recipe) -> None:
@@ -179,7 +184,7 @@ def test_what_the_gate_said_is_kept_with_each_release(app: InfraApp, recipe: Rec
     recipe.publish("2.0.0+2.0", "Breaking.")
     discover(app)
     InfraRelease.objects.filter(version="1.0.1+2.0").update(state="quarantined", evidence={"quarantined": "it died."})
-    assert [row.version for row in record(app, look(app))] == ["2.0.0+2.0"], "newly held"
+    assert [row.version for row in record(app, plan_of(app))] == ["2.0.0+2.0"], "newly held"
     rows = {row.version: row for row in app.releases.all()}
     assert {version: row.state for version, row in rows.items()} == {
         "1.0.0+2.0": "candidate",
@@ -188,11 +193,11 @@ def test_what_the_gate_said_is_kept_with_each_release(app: InfraApp, recipe: Rec
     }
     assert [reason["kind"] for reason in rows["1.0.1+2.0"].reasons] == ["cooldown", "quarantined"]
     assert [reason["kind"] for reason in rows["2.0.0+2.0"].reasons] == ["left_major", "manual_work"]
-    assert record(app, look(app)) == [], "once, not every night"
+    assert record(app, plan_of(app)) == [], "once, not every night"
     InfraRelease.objects.update(held_told_at=timezone.now())
     InfraApp.objects.update(running_version="2.0.0+2.0")
     app.refresh_from_db()
-    record(app, look(app))
+    record(app, plan_of(app))
     row = app.releases.get(version="2.0.0+2.0")
     assert (row.state, row.reasons, row.held_told_at) == ("candidate", [], None), "what runs waits no more"
 
@@ -210,12 +215,12 @@ def test_what_tests_said_counts_for_that_commit_only(app: InfraApp, recipe: Reci
         return answer
 
     monkeypatch.setattr(registry, "answers", {"version_evidence": evidence})
-    assert str(look(app).takes) == "1.0.1+2.0"
+    assert str(plan_of(app).takes) == "1.0.1+2.0"
     assert asked == [("web", "1.0.1+2.0")], "of the recipe, and only about what may come"
     answer["commit"] = "0" * 40
-    assert look(app).takes is None
+    assert plan_of(app).takes is None
     monkeypatch.setattr(registry, "answers", {})
-    assert [blocker.kind for blocker in look(app).verdicts[0].blockers] == ["not_tested"]
+    assert [blocker.kind for blocker in plan_of(app).verdicts[0].blockers] == ["not_tested"]
 
 
 # --- what goes wrong
@@ -226,17 +231,17 @@ def test_no_repository(app: InfraApp, recipe: Recipe) -> None:
     discover(app)
     app.source = str(recipe.folder.parent / "nothing")
     app.save()
-    with pytest.raises(NotDiscovered, match=r"The releases of web cannot be read: git fetch: fatal: .*does not appear"):
+    with pytest.raises(NotDiscovered, match=r"Cannot read the releases of web: git fetch: fatal: .*does not appear"):
         discover(app)
     app.refresh_from_db()
-    assert "cannot be read" in app.discovery_error
+    assert "Cannot read" in app.discovery_error
     assert versions(app) == ["1.0.1+2.0"], "what was known stays known"
 
 
 def test_an_empty_repository(app: InfraApp, tmp_path: Path) -> None:
     subprocess.run(["git", "init", "-q", str(tmp_path / "empty")], check=True, timeout=20)
     app.source = str(tmp_path / "empty")
-    with pytest.raises(NotDiscovered, match="cannot be read"):
+    with pytest.raises(NotDiscovered, match="Cannot read"):
         discover(app)
 
 
@@ -267,8 +272,8 @@ def test_git_that_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tools / "git").write_text('#!/bin/sh\nsleep 60 &\necho $! > "$(dirname "$0")/../child"\nwait\n')
     (tools / "git").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
-    with pytest.raises(GitError, match=r"git fetch did not end within 0.5 s"):
-        gitread.run(tmp_path, "fetch", env={"PATH": f"{tools}:/usr/bin:/bin"}, seconds=0.5)
+    with pytest.raises(GitError, match=r"git fetch did not finish within 0.5 s"):
+        Git(tmp_path, {"PATH": f"{tools}:/usr/bin:/bin"}).run("fetch", seconds=0.5)
     child = (tmp_path / "child").read_text().strip()
     deadline = time.monotonic() + 10
     while _runs(child):
@@ -342,4 +347,19 @@ def test_the_task_looks_at_each_app(app: InfraApp, recipe: Recipe) -> None:
     assert app.releases.get(state="held").version == "2.0.0+2.0", "the gate has looked at them, too"
     assert tasks.discover_app(0) == "gone"
     assert registry.recurring["infra.tasks.discover"].every_seconds == 86400
-    assert settings.CC_CI.queue_timeout > gitread.FETCH_SECONDS, "the queue must not stop it first"
+    assert settings.CC_CI.queue_timeout > mirror.FETCH_SECONDS, "the queue must not stop it first"
+
+
+def test_a_local_checkout_has_no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def run(command: list[str], *, env: Any, **how: Any) -> children.Done:
+        seen.append(env)
+        return children.Done(0, b"", b"")
+
+    monkeypatch.setattr(children, "run", run)
+    there = Mirror(tmp_path, "https://forge.example.org/recipes/web", "s3cret")
+    there.tags()
+    inspect._files(there, "c" * 40, tmp_path / "files")
+    token = git_environment.basic("s3cret", "git")
+    assert [any(token in value for value in env.values()) for env in seen] == [True, False]

@@ -16,14 +16,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra import bundles, snapshots
-from infra.deployers.manifest import Line, Manifest, of_file
+from infra.deployers.docker.tar_manifest import Line, Manifest, of_file
 from infra.models import InfraFile, Snapshot
+from infra.snapshots import metadata
+from infra.snapshots import snapshot as snapshots
+from infra.snapshots.stores import FolderStore, ResticStore, Store, StoreError
 from infra.states import UpgradeState
-from infra.stores import FolderStore, ResticStore, Store, StoreError
 from tests.factories import SnapshotFactory, UpgradeFactory
 from tests.infra.folder_app import GOOD, OLD, FolderCopier
 from tests.infra.machine import Scene, log_of
+
+pytestmark = pytest.mark.slow(0.3)
 
 go_on: Callable[[], None] = lambda: None  # noqa: E731
 
@@ -90,11 +93,11 @@ def test_a_tar_that_was_cut_short_is_seen(tmp_path: Path) -> None:
 def restic(tmp_path: Path) -> ResticStore:
     if not shutil.which("restic"):
         if os.environ.get("CI") == "true":
-            pytest.fail("there is no restic on this machine")
-        pytest.skip("there is no restic on this machine")
+            pytest.fail("restic is not installed")
+        pytest.skip("restic is not installed")
     env = {**os.environ, "RESTIC_PASSWORD": "geheim"}
     repository = str(tmp_path / "restic")
-    subprocess.run(["restic", "-r", repository, "init", "-q"], env=env, check=True, timeout=60)
+    subprocess.run(["restic", "-r", repository, "init", "-q"], env=env, check=True, timeout=240)
     return ResticStore(repository, "geheim", tmp_path / "scratch")
 
 
@@ -118,7 +121,7 @@ def test_a_restic_repository_keeps_a_bundle(restic: ResticStore, tmp_path: Path)
     location = restic.put("app/1-1.0.0", fill, go_on)
     with restic.get(location, go_on) as folder:
         assert sorted(path.name for path in folder.iterdir()) == ["0.tar", "bundle.json"]
-        assert bundles.read(folder) == SAYS
+        assert metadata.read(folder) == SAYS
     assert store_holds(restic, location)
     assert not list((tmp_path / "scratch").iterdir()), "nothing is left of what went in and came out"
     restic.drop(location)
@@ -161,7 +164,7 @@ def scene(transactional_db: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def taken(scene: Scene) -> tuple[Snapshot, FolderCopier]:
     upgrade = UpgradeFactory(app=scene.app, from_version=OLD, to_version=GOOD)
     copier = FolderCopier(scene.machine)
-    from infra.deployers.volumes import Volume
+    from infra.deployers.docker.volumes import Volume
 
     return snapshots.take(scene.app, upgrade, [Volume("data")], copier, go_on), copier
 
@@ -180,27 +183,27 @@ def test_a_snapshot_that_was_tampered_with_is_not_put_back(scene: Scene, tmp_pat
     folder = tmp_path / "store" / snapshot.location
     text = (folder / "0.manifest").read_text()
     (folder / "0.manifest").write_text(text.replace('"format"', '"other"'))
-    with pytest.raises(snapshots.NotProved, match="was changed since"):
+    with pytest.raises(snapshots.NotProved, match="was modified after"):
         snapshots.put_back(snapshot, copier, go_on)
     assert scene.machine.files() == scene.before, "nothing was touched"
     (folder / "0.manifest").write_text(text)
     whole = (folder / "0.tar").read_bytes()
     for damaged in (whole[:4000], whole.replace(bytes(range(100)), bytes(100))):
         (folder / "0.tar").write_bytes(damaged)
-        with pytest.raises(snapshots.NotProved, match="Nothing was put back"):
+        with pytest.raises(snapshots.NotProved, match="Nothing was restored"):
             snapshots.put_back(snapshot, copier, go_on)
         assert scene.machine.files() == scene.before, "nothing was emptied"
     (folder / "0.tar").write_bytes(whole)
     (folder / "bundle.json").write_text("{")
-    with pytest.raises(StoreError, match="cannot be read"):
+    with pytest.raises(StoreError, match="Cannot read the snapshot"):
         snapshots.put_back(snapshot, copier, go_on)
 
 
 def test_a_copy_that_does_not_agree_is_no_snapshot(scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(FolderCopier, "extracted", lambda copier, source: Manifest({}))
     upgrade = scene.upgrade(GOOD)
-    assert scene.carry_out(upgrade) == UpgradeState.ROLLED_BACK, log_of(upgrade)
-    assert "The snapshot of data is not what was in it: . is missing" in upgrade.reason
+    assert scene.execute(upgrade) == UpgradeState.ROLLED_BACK, log_of(upgrade)
+    assert "The snapshot of data differs from the volume: . is missing" in upgrade.reason
     assert scene.is_as_before() and not Snapshot.objects.exists()
     assert not list((tmp_path / "store" / "app").iterdir())
 
@@ -217,7 +220,7 @@ def test_the_newest_and_the_way_back_are_kept(scene: Scene) -> None:
         rows[4].pk: "one of the newest",
         rows[3].pk: "one of the newest",
         rows[1].pk: "needed by the upgrade to 1.0.1+2.0",
-        rows[0].pk: f"the way back from {OLD}, which runs",
+        rows[0].pk: f"needed for a rollback from {OLD}, which is running",
     }
 
 
@@ -225,9 +228,9 @@ def test_a_store_that_is_full_is_seen_before(scene: Scene, monkeypatch: pytest.M
     monkeypatch.setattr(snapshots, "_needed", lambda app: 100 << 20)
     assert snapshots.no_room(scene.app) == ""
     monkeypatch.setattr(FolderStore, "free", lambda store: 50 << 20)
-    assert snapshots.no_room(scene.app) == "376 MB are needed in the store local, and 50 MB are free."
+    assert snapshots.no_room(scene.app) == "The store local needs 376 MB, but only 50 MB are free."
     InfraFile.objects.update(stores={})
-    assert "no store 'local' in infra.yml any more" in snapshots.no_room(scene.app)
+    assert "infra.yml no longer has a store 'local'" in snapshots.no_room(scene.app)
 
 
 @pytest.mark.parametrize(("text", "size"), [("1.5MB", 1_500_000), ("12B", 12), ("3.2kB", 3200), ("N/A", 0), ("", 0)])

@@ -15,16 +15,18 @@ from django.utils import timezone
 
 from controlplane import leases
 from controlplane.registry import registry
-from infra import alerts, carrying, nightly, ownership, running, tasks, upgrades, wanting, worker
-from infra.deployers.base import Secret
+from infra import alerts, tasks
+from infra.deployers.context import Secret
 from infra.models import AlertSent, AppSecret, InfraApp, InfraRelease, Snapshot, Upgrade
-from infra.ownership import Refused
+from infra.runtime import drift, inspect
+from infra.runtime.drift import Refused
 from infra.states import UpgradeState
+from infra.upgrades import enqueue, executor, launcher, scheduler, session
 from tests.factories import InfraAppFactory, InfraReleaseFactory, UpgradeFactory
 from tests.infra.folder_app import BAD, GOOD, OLD
 from tests.infra.machine import Scene, log_of
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases, pytest.mark.slow(0.2)]
 S = UpgradeState
 
 
@@ -37,34 +39,34 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
 def unstarted(monkeypatch: pytest.MonkeyPatch) -> list[Upgrade]:
     """What was begun; no process is started for it."""
     begun: list[Upgrade] = []
-    monkeypatch.setattr(carrying, "start", begun.append)
+    monkeypatch.setattr(launcher, "start", begun.append)
     return begun
 
 
 def test_a_stateful_app_goes_on(scene: Scene) -> None:
     upgrade = scene.upgrade(GOOD)
-    assert scene.carry_out(upgrade) == S.SUCCEEDED, log_of(upgrade)
+    assert scene.execute(upgrade) == S.SUCCEEDED, log_of(upgrade)
     assert scene.is_new()
     app = scene.app
     assert (app.running_version, app.pinned_version, app.state) == (GOOD, GOOD, "settled")
     assert {part["version"] for part in app.parts.values()} == {GOOD}
     assert upgrade.ran_new and upgrade.snapshot.proved and upgrade.snapshot.version == OLD
-    assert upgrade.snapshot.kept_because == f"the way back from {GOOD}, which runs"
+    assert upgrade.snapshot.kept_because == f"needed for a rollback from {GOOD}, which is running"
     assert set(upgrade.specs) == set(upgrade.digests) == {"app", "db"}
     assert upgrade.baseline["probes"] == {"command is-it-well in app": True}
     assert upgrade.facts["commits"] == {"old": OLD, "new": GOOD}
     moves = [e.kind for e in upgrade.events.all() if e.kind in list(S)]
     assert moves == ["approved", "snapshotting", "deploying", "verifying", "soaking", "succeeded"]
-    assert upgrade.events.filter(kind="sample").count() >= upgrades.GOOD + 1
-    assert leases.take(carrying.lease_name(upgrade), 1), "the lease is free again"
+    assert upgrade.events.filter(kind="sample").count() >= executor.GOOD + 1
+    assert leases.take(launcher.lease_name(upgrade), 1), "the lease is free again"
     assert not AlertSent.objects.exists()
 
 
 def test_a_bad_version_is_rolled_back_with_its_data_and_quarantined_with_evidence(scene: Scene) -> None:
     upgrade = scene.upgrade(BAD)
-    assert scene.carry_out(upgrade) == S.ROLLED_BACK, log_of(upgrade)
+    assert scene.execute(upgrade) == S.ROLLED_BACK, log_of(upgrade)
     assert scene.is_as_before()
-    assert upgrade.reason == "The health check of app is never green."
+    assert upgrade.reason == "The health check of app never passes."
     release = scene.app.releases.get(version=BAD)
     assert release.state == InfraRelease.State.QUARANTINED
     assert release.evidence["quarantined"] == upgrade.reason
@@ -72,25 +74,25 @@ def test_a_bad_version_is_rolled_back_with_its_data_and_quarantined_with_evidenc
     told = dict(AlertSent.objects.values_list("kind", "text"))
     assert set(told) == {"rolled_back", "quarantined"} and OLD in told["rolled_back"]
     with pytest.raises(Refused, match="not quarantined"):
-        wanting.lift(scene.app, GOOD, "alice")
-    assert wanting.lift(scene.app, BAD, "alice").state != InfraRelease.State.QUARANTINED
+        enqueue.release_from_quarantine(scene.app, GOOD, "alice")
+    assert enqueue.release_from_quarantine(scene.app, BAD, "alice").state != InfraRelease.State.QUARANTINED
 
 
 def test_without_the_restore_step_the_old_version_does_not_come_back(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upgrades.Machine, "_put_back", lambda machine, deployer, snapshot: None)
+    monkeypatch.setattr(executor.UpgradeExecutor, "_put_back", lambda machine, deployer, snapshot: None)
     upgrade = scene.upgrade(BAD)
-    assert scene.carry_out(upgrade) == S.ROLLBACK_FAILED
-    assert "And the way back failed: The service app of 1.0.0+1.0 fails again and again." in upgrade.reason
+    assert scene.execute(upgrade) == S.ROLLBACK_FAILED
+    assert "The rollback failed, too: The service app of 1.0.0+1.0 keeps failing." in upgrade.reason
     assert upgrade.snapshot.location in upgrade.reason and Snapshot.objects.count() == 1
     assert AlertSent.objects.get(kind="rollback_failed").text == f"app: {upgrade.reason}"
-    assert scene.carry_out(upgrade) == S.ROLLBACK_FAILED, "nothing more is touched"
+    assert scene.execute(upgrade) == S.ROLLBACK_FAILED, "nothing more is touched"
 
 
 def test_data_that_the_new_version_never_saw_is_left_alone(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     scene.machine.plan("pack", "during", "full disk")
-    monkeypatch.setattr(upgrades.Machine, "_put_back", lambda *args: pytest.fail("there was no need"))
+    monkeypatch.setattr(executor.UpgradeExecutor, "_put_back", lambda *args: pytest.fail("there was no need"))
     upgrade = scene.upgrade(GOOD)
-    assert scene.carry_out(upgrade) == S.ROLLED_BACK, log_of(upgrade)
+    assert scene.execute(upgrade) == S.ROLLED_BACK, log_of(upgrade)
     assert scene.is_as_before() and not upgrade.ran_new
     assert "No space left" in upgrade.reason
     assert scene.app.releases.get(version=GOOD).state == InfraRelease.State.CANDIDATE, "the version is not to blame"
@@ -106,17 +108,17 @@ def test_what_a_hand_had_set_and_was_adopted_comes_back_by_restore_ours_and_by_r
     scene: Scene, unstarted: list[Upgrade]
 ) -> None:
     a_hand(scene, "adopted")
-    assert ownership.look_after(scene.app) == "contested"
-    ownership.adopt(scene.app, "alice")
+    assert drift.check(scene.app) == "contested"
+    drift.adopt(scene.app, "alice")
     a_hand(scene, "another")
-    assert ownership.look_after(scene.app) == "contested"
-    ours = wanting.restore_ours(scene.app, "alice")
-    assert scene.carry_out(ours) == S.SUCCEEDED, log_of(ours)
+    assert drift.check(scene.app) == "contested"
+    ours = enqueue.restore_ours(scene.app, "alice")
+    assert scene.execute(ours) == S.SUCCEEDED, log_of(ours)
     assert scene.machine.services()["app"]["hand"] == "adopted"
     upgrade = scene.upgrade(GOOD)
-    assert scene.carry_out(upgrade) == S.SUCCEEDED and "hand" not in scene.machine.services()["app"]
-    back = wanting.roll_back(scene.app, "alice", data=True)
-    assert scene.carry_out(back) == S.SUCCEEDED, log_of(back)
+    assert scene.execute(upgrade) == S.SUCCEEDED and "hand" not in scene.machine.services()["app"]
+    back = enqueue.roll_back(scene.app, "alice", data=True)
+    assert scene.execute(back) == S.SUCCEEDED, log_of(back)
     assert scene.machine.services()["app"]["hand"] == "adopted" and scene.is_as_before()
     assert unstarted == [ours, back]
 
@@ -127,56 +129,56 @@ def test_no_secret_of_the_app_comes_into_evidence_reasons_or_the_log(
     (tmp_path / "given").write_text("given-value\n")
     InfraApp.objects.update(secrets={"token": f"file:{tmp_path / 'given'}"})
     scene.app.refresh_from_db()
-    made = running.secret_of(scene.app, Secret("app_key_v1", "key", 20))
-    assert running.secret_of(scene.app, Secret("app_key_v1", "key", 20)) == made, "the same one, as long as the app lives"
-    assert running.secret_of(scene.app, Secret("app_token_v1", "token", 20)) == "given-value"
+    made = inspect.secret_of(scene.app, Secret("app_key_v1", "key", 20))
+    assert inspect.secret_of(scene.app, Secret("app_key_v1", "key", 20)) == made, "the same one, as long as the app lives"
+    assert inspect.secret_of(scene.app, Secret("app_token_v1", "token", 20)) == "given-value"
     assert len(made) == 20 and made not in str(AppSecret.objects.values_list("value")), "it is encrypted"
     scene.machine.leak = f" {made} given-value"
 
-    def dies(machine: upgrades.Machine) -> None:
-        raise worker.Failed(f"It said {made} and given-value.")
+    def dies(machine: executor.UpgradeExecutor) -> None:
+        raise session.Failed(f"It said {made} and given-value.")
 
-    monkeypatch.setattr(upgrades.Machine, "_verify", dies)
+    monkeypatch.setattr(executor.UpgradeExecutor, "_verify", dies)
     upgrade = scene.upgrade(GOOD)
-    assert scene.carry_out(upgrade) == S.ROLLED_BACK
+    assert scene.execute(upgrade) == S.ROLLED_BACK
     assert upgrade.reason == "It said *** and ***." and upgrade.facts["logs"] == "the app's last words *** ***"
     told = (
         f"{log_of(upgrade)}{list(upgrade.events.values())}{list(AlertSent.objects.values())}{list(InfraRelease.objects.values())}"
     )
     assert made not in told and "given-value" not in told
     monkeypatch.setattr(settings.CC_CI, "secret_keys", (Fernet.generate_key().decode(),))
-    assert made not in running.without_secrets(scene.app, f"It said {made}."), "what cannot be known cannot be taken out"
+    assert made not in inspect.without_secrets(scene.app, f"It said {made}."), "what cannot be known cannot be taken out"
     again = scene.upgrade(GOOD)
-    assert scene.carry_out(again) == S.ROLLED_BACK and "CC_CI_SECRET_KEYS" in again.reason
+    assert scene.execute(again) == S.ROLLED_BACK and "CC_CI_SECRET_KEYS" in again.reason
 
 
 def test_images_that_a_way_back_may_need_are_kept(scene: Scene) -> None:
-    assert running.images_kept() == [f"image:{OLD}"]
-    scene.carry_out(scene.upgrade(GOOD))
+    assert inspect.images_kept() == [f"image:{OLD}"]
+    scene.execute(scene.upgrade(GOOD))
     assert registry.ask("images_kept") == [f"image:{OLD}", f"image:{GOOD}"]
 
 
 def test_a_stateless_app_keeps_its_volumes_and_takes_no_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Scene(tmp_path, monkeypatch, stateful=False)
     upgrade = scene.upgrade(GOOD)
-    assert scene.carry_out(upgrade) == S.SUCCEEDED and scene.is_new()
+    assert scene.execute(upgrade) == S.SUCCEEDED and scene.is_new()
     assert upgrade.snapshot is None and not Snapshot.objects.exists()
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"owner": "maintainers"}, "is its maintainers'"),
-        ({"declared": False}, "is its maintainers'"),
-        ({"state": "contested"}, "is contested"),
-        ({"running_version": "0.9.0+1"}, "there is no way back"),
+        ({"owner": "maintainers"}, "is managed by its maintainers"),
+        ({"declared": False}, "is managed by its maintainers"),
+        ({"state": "contested"}, "has drifted"),
+        ({"running_version": "0.9.0+1"}, "a rollback is not possible"),
     ],
 )
 def test_nothing_is_begun_that_may_not_be(scene: Scene, change: dict[str, str], words: str) -> None:
     InfraApp.objects.update(**change)
     scene.app.refresh_from_db()
     upgrade = scene.upgrade(GOOD)
-    assert scene.carry_out(upgrade) == S.FAILED
+    assert scene.execute(upgrade) == S.FAILED
     assert words in upgrade.reason
     assert scene.is_as_before()
 
@@ -185,8 +187,8 @@ def test_a_sick_app_is_not_upgraded(scene: Scene) -> None:
     services = scene.machine.services()
     scene.machine.write({**services, "app": {**services["app"], "up": False}})
     upgrade = scene.upgrade(GOOD)
-    assert scene.carry_out(upgrade) == S.FAILED
-    assert upgrade.reason.startswith("It is not well as it is: app has 0 of 1 replicas")
+    assert scene.execute(upgrade) == S.FAILED
+    assert upgrade.reason.startswith("The app is already unhealthy: app has 0 of 1 replicas")
     assert AlertSent.objects.get().kind == "failed"
 
 
@@ -195,94 +197,94 @@ def test_a_hand_before_or_between_stops_all_action(scene: Scene, monkeypatch: py
         services = scene.machine.services()
         scene.machine.write({**services, "app": {**services["app"], "hand": "made"}})
 
-    snapshot = upgrades.Machine._verify
+    snapshot = executor.UpgradeExecutor._verify
 
-    def with_a_hand(machine: upgrades.Machine) -> None:
+    def with_a_hand(machine: executor.UpgradeExecutor) -> None:
         touch()
         snapshot(machine)
 
-    monkeypatch.setattr(upgrades.Machine, "_verify", with_a_hand)
+    monkeypatch.setattr(executor.UpgradeExecutor, "_verify", with_a_hand)
     upgrade = scene.upgrade(GOOD)
-    assert scene.carry_out(upgrade) == S.ROLLBACK_FAILED
-    assert scene.app.state == InfraApp.State.CONTESTED
-    assert "The service app was changed" in upgrade.reason
+    assert scene.execute(upgrade) == S.ROLLBACK_FAILED
+    assert scene.app.state == InfraApp.State.DRIFTED
+    assert "Service app was changed" in upgrade.reason
     assert scene.machine.services()["app"]["hand"] == "made", "nothing was overwritten"
     assert AlertSent.objects.get().kind == "contested"
 
 
 def test_a_silent_rollback_in_the_soak_is_named_and_no_hand(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    soak = upgrades.Machine._soak
+    soak = executor.UpgradeExecutor._soak
 
-    def silently(machine: upgrades.Machine) -> None:
+    def silently(machine: executor.UpgradeExecutor) -> None:
         services = scene.machine.services()
         old = {"version": OLD, "mark": "", "task": "again", "up": True, "update": "rollback_completed"}
         scene.machine.write({**services, "app": old})
         soak(machine)
 
-    monkeypatch.setattr(upgrades.Machine, "_soak", silently)
+    monkeypatch.setattr(executor.UpgradeExecutor, "_soak", silently)
     upgrade = scene.upgrade(GOOD)
-    assert scene.carry_out(upgrade) == S.ROLLED_BACK, log_of(upgrade)
-    assert "Swarm put app back to what it was before, by itself (silent rollback)" in upgrade.reason
+    assert scene.execute(upgrade) == S.ROLLED_BACK, log_of(upgrade)
+    assert "Swarm rolled app back by itself (silent rollback)" in upgrade.reason
     assert scene.is_as_before()
 
 
 def test_a_task_that_is_started_anew_in_the_soak_turns_it_round(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    soak = upgrades.Machine._soak
+    soak = executor.UpgradeExecutor._soak
 
-    def die(machine: upgrades.Machine) -> None:
+    def die(machine: executor.UpgradeExecutor) -> None:
         services = scene.machine.services()
         scene.machine.write({**services, "app": {**services["app"], "task": "another"}})
         soak(machine)
 
-    monkeypatch.setattr(upgrades.Machine, "_soak", die)
+    monkeypatch.setattr(executor.UpgradeExecutor, "_soak", die)
     upgrade = scene.upgrade(GOOD)
-    assert scene.carry_out(upgrade) == S.ROLLED_BACK
-    assert upgrade.reason == "In the soak: app was started anew" and scene.is_as_before()
+    assert scene.execute(upgrade) == S.ROLLED_BACK
+    assert upgrade.reason == "During the soak: app restarted" and scene.is_as_before()
 
 
 def test_a_person_turns_an_upgrade_round(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    soak = upgrades.Machine._soak
+    soak = executor.UpgradeExecutor._soak
 
-    def asked(machine: upgrades.Machine) -> None:
-        assert wanting.roll_back(scene.app, "alice") == machine.upgrade
+    def asked(machine: executor.UpgradeExecutor) -> None:
+        assert enqueue.roll_back(scene.app, "alice") == machine.upgrade
         soak(machine)
 
-    monkeypatch.setattr(upgrades.Machine, "_soak", asked)
+    monkeypatch.setattr(executor.UpgradeExecutor, "_soak", asked)
     upgrade = scene.upgrade(GOOD)
-    assert scene.carry_out(upgrade) == S.ROLLED_BACK, log_of(upgrade)
-    assert upgrade.reason == "alice wanted it back." and scene.is_as_before()
+    assert scene.execute(upgrade) == S.ROLLED_BACK, log_of(upgrade)
+    assert upgrade.reason == "Rollback requested by alice." and scene.is_as_before()
     assert scene.app.releases.get(version=GOOD).state == InfraRelease.State.QUARANTINED
 
 
 def test_a_success_is_undone_with_its_data_by_another_upgrade(scene: Scene, unstarted: list[Upgrade]) -> None:
     first = scene.upgrade(GOOD)
-    scene.carry_out(first)
-    back = wanting.roll_back(scene.app, "alice", data=True)
+    scene.execute(first)
+    back = enqueue.roll_back(scene.app, "alice", data=True)
     assert unstarted == [back] and (back.from_version, back.to_version) == (GOOD, OLD)
-    assert scene.carry_out(back) == S.SUCCEEDED, log_of(back)
+    assert scene.execute(back) == S.SUCCEEDED, log_of(back)
     assert scene.is_as_before() and scene.app.pinned_version == OLD
     assert scene.app.releases.get(version=GOOD).state == InfraRelease.State.QUARANTINED
     assert back.snapshot.version == GOOD, "what was written since is kept, too"
-    again = wanting.restore(scene.app, back.snapshot, "alice")
-    assert scene.carry_out(again) == S.SUCCEEDED and scene.is_new()
+    again = enqueue.restore(scene.app, back.snapshot, "alice")
+    assert scene.execute(again) == S.SUCCEEDED and scene.is_new()
 
 
 def test_back_without_the_data_is_caught_by_the_old_code_itself(scene: Scene, unstarted: list[Upgrade]) -> None:
-    scene.carry_out(scene.upgrade(GOOD))
-    back = wanting.roll_back(scene.app, "alice")
-    assert scene.carry_out(back) == S.ROLLED_BACK, log_of(back)
+    scene.execute(scene.upgrade(GOOD))
+    back = enqueue.roll_back(scene.app, "alice")
+    assert scene.execute(back) == S.ROLLED_BACK, log_of(back)
     assert scene.is_new() and scene.app.running_version == GOOD
 
 
 def test_a_late_worker_moves_nothing(scene: Scene) -> None:
     upgrade = scene.upgrade(GOOD)
-    held = leases.take(carrying.lease_name(upgrade), 60)
+    held = leases.take(launcher.lease_name(upgrade), 60)
     assert held
-    machine = upgrades.Machine(upgrade, held)
+    machine = executor.UpgradeExecutor(upgrade, held)
     Upgrade.objects.filter(pk=upgrade.pk).update(fence=held.fence + 1)
-    with pytest.raises(worker.Lost):
+    with pytest.raises(session.Lost):
         machine.run()
-    assert scene.carry_out(upgrade) == "another worker has it"
+    assert scene.execute(upgrade) == "another worker has it"
     upgrade.refresh_from_db()
     assert upgrade.state == S.APPROVED and scene.is_as_before()
 
@@ -295,43 +297,43 @@ def test_a_former_worker_that_only_slept_is_ended_before_another_begins(scene: S
     owner = f"{leases._process(pid)}/00000000"
     upgrade = scene.upgrade(GOOD)
     Upgrade.objects.filter(pk=upgrade.pk).update(facts={"worker": owner, "session": os.getsid(0)})
-    assert scene.carry_out(upgrade) == S.SUCCEEDED
+    assert scene.execute(upgrade) == S.SUCCEEDED
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -9
 
 
 def test_what_nobody_has_is_taken_up_again(scene: Scene, unstarted: list[Upgrade]) -> None:
     upgrade = scene.upgrade(GOOD)
-    held = leases.take(carrying.lease_name(upgrade), 60)
-    assert held and carrying.resume() == 0
+    held = leases.take(launcher.lease_name(upgrade), 60)
+    assert held and launcher.resume() == 0
     held.release()
-    assert tasks.supervise() == "1 taken up again" and unstarted == [upgrade]
+    assert tasks.supervise() == "1 resumed" and unstarted == [upgrade]
     Upgrade.objects.update(asked={"host": "another-machine"})
-    assert carrying.resume() == 0
+    assert launcher.resume() == 0
 
 
 def test_two_are_never_begun_for_one_app(scene: Scene, unstarted: list[Upgrade]) -> None:
-    first = wanting.begin(scene.app, GOOD, "alice")
+    first = enqueue.begin(scene.app, GOOD, "alice")
     with pytest.raises(Refused, match="already"):
-        wanting.begin(scene.app, BAD, "bob")
+        enqueue.begin(scene.app, BAD, "bob")
     assert unstarted == [first]
 
 
 def test_the_time_to_settle_grows_with_what_was_seen(scene: Scene) -> None:
-    assert upgrades.settle_seconds(scene.app, 0) == 300
-    assert upgrades.settle_seconds(scene.app, 20) == 20
+    assert executor.settle_seconds(scene.app, 0) == 300
+    assert executor.settle_seconds(scene.app, 20) == 20
     UpgradeFactory(app=scene.app, state=S.SUCCEEDED, facts={"settled_after": 70.5})
     UpgradeFactory(app=scene.app, state=S.ROLLED_BACK, facts={"settled_after": 500})
-    assert upgrades.settle_seconds(scene.app, 20) == 141
-    assert upgrades.settle_seconds(scene.app, 600) == 600
+    assert executor.settle_seconds(scene.app, 20) == 141
+    assert executor.settle_seconds(scene.app, 600) == 600
 
 
 # -- nights ----
 
 
 def calm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infra.living.busy", lambda: "")
-    monkeypatch.setattr("infra.snapshots.no_room", lambda app: "")
-    monkeypatch.setattr("infra.living.inspect", lambda kind, names: [{}])
+    monkeypatch.setattr("infra.upgrades.preflight.busy", lambda: "")
+    monkeypatch.setattr("infra.snapshots.snapshot.no_room", lambda app: "")
+    monkeypatch.setattr("infra.upgrades.preflight.inspect", lambda kind, names: [{}])
 
 
 def test_a_night_takes_one_at_a_time_in_order(scene: Scene, unstarted: list[Upgrade], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,15 +343,15 @@ def test_a_night_takes_one_at_a_time_in_order(scene: Scene, unstarted: list[Upgr
         InfraReleaseFactory(app=first, version=version, commit=version)
     scene.app.releases.filter(version=BAD).delete()
     InfraApp.objects.filter(pk=scene.app.pk).update(after=["first"])
-    assert [app.name for app in nightly.order()] == ["first", "app"]
-    assert nightly.step() == f"began first {OLD} → {GOOD}"
-    assert nightly.step() == "nothing to do"
-    plan = nightly.whole_plan()
+    assert [app.name for app in scheduler.order()] == ["first", "app"]
+    assert scheduler.step() == f"started first {OLD} → {GOOD}"
+    assert scheduler.step() == "nothing to do"
+    plan = scheduler.whole_plan()
     assert [item.takes for item in plan] == [False, False]
     assert "one at a time" in str(plan[1])
     Upgrade.objects.filter(app=first).update(state=S.SUCCEEDED, finished_at=timezone.now())
     InfraApp.objects.filter(pk=first.pk).update(running_version=GOOD)
-    assert nightly.step() == f"began app {OLD} → {GOOD}"
+    assert scheduler.step() == f"started app {OLD} → {GOOD}"
 
 
 @pytest.mark.parametrize(("policy", "goes_on"), [("stop", False), ("go_on", True)])
@@ -359,23 +361,23 @@ def test_a_failure_ends_the_night_or_not(
     calm(monkeypatch)
     other = InfraAppFactory(name="other", policy={"after_failure": policy})
     UpgradeFactory(app=other, state=S.ROLLED_BACK, trigger="nightly", finished_at=timezone.now(), reason="It died.")
-    assert nightly.step().startswith("began app" if goes_on else "told of 1")
-    waits = {item.app.name: item.waits for item in nightly.whole_plan(look_at_all=False)}
-    assert ("night ended when" in waits["app"]) is not goes_on
+    assert scheduler.step().startswith("started app" if goes_on else "reported 1")
+    waits = {item.app.name: item.waits for item in scheduler.whole_plan(look_at_all=False)}
+    assert ("maintenance run ended when" in waits["app"]) is not goes_on
     if not goes_on:
-        assert "It failed tonight" in waits["other"]
+        assert "It failed in this maintenance run" in waits["other"]
         summary = AlertSent.objects.get(kind="nightly")
         assert "rolled back. It died." in summary.text
-        assert nightly.step() == "nothing to do", "told once"
-        Upgrade.objects.update(finished_at=timezone.now() - nightly.NIGHT)
-        assert nightly.step().startswith("began app")
+        assert scheduler.step() == "nothing to do", "told once"
+        Upgrade.objects.update(finished_at=timezone.now() - scheduler.NIGHT)
+        assert scheduler.step().startswith("started app")
 
 
 def test_a_held_version_is_told_once_with_its_notes(scene: Scene) -> None:
     row = scene.app.releases.get(version=GOOD)
     reasons = [{"text": "Its notes speak of work.", "lift": "Read them.", "passages": [{"line": 2, "text": "run it by hand"}]}]
     InfraRelease.objects.filter(pk=row.pk).update(state="held", reasons=reasons, notes="Line one\nrun it by hand")
-    assert nightly.tell_held() == 1 and nightly.tell_held() == 0
+    assert scheduler.tell_held() == 1 and scheduler.tell_held() == 0
     text = AlertSent.objects.get().text
     assert "run it by hand" in text and "Read them." in text
 
@@ -406,7 +408,7 @@ def test_alerts_go_to_every_address_and_hold_no_secret(scene: Scene, tmp_path: P
     monkeypatch.setattr(settings.CC_CI, "alerts", ["json://user:geheim@127.0.0.1:9/x"])
     alerts.tell("failed", scene.app, "Nobody listens.")
     row = AlertSent.objects.get(kind="failed")
-    assert not row.delivered and row.problem == "1 of 1 addresses of CC_CI_ALERTS did not take it"
+    assert not row.delivered and row.problem == "1 of 1 addresses in CC_CI_ALERTS failed"
     monkeypatch.setattr(alerts, "_notify", lambda *args: "")
     assert alerts.retry() == 1
 
@@ -422,10 +424,17 @@ def test_the_live_page_shows_steps_probes_and_what_to_do(scene: Scene) -> None:
     assert client.get(f"{upgrade.get_absolute_url()}live").status_code == 403
     client.force_login(User.objects.get())
     waiting = client.get(upgrade.get_absolute_url()).content.decode()
-    assert "It has not begun" not in waiting and "not yet" in waiting
-    scene.carry_out(upgrade)
+    assert "Not started yet" not in waiting and "not yet" in waiting
+    scene.execute(upgrade)
     page = client.get(upgrade.get_absolute_url()).content.decode()
-    for words in ("Snapshot", "Deploy and settle", "Roll back", "rolled back", "cc-ci infra lift app 1.2.0+1.2", "never green"):
+    for words in (
+        "Snapshot",
+        "Deploy and converge",
+        "Roll back",
+        "rolled back",
+        "cc-ci infra lift app 1.2.0+1.2",
+        "never passes",
+    ):
         assert words in page, words
     live = client.get(f"{upgrade.get_absolute_url()}live").json()
     assert live["final"] and live["state"] == "rolled_back" and "Deploying 1.2.0+1.2" in live["log"]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.versions import Unreadable, Version
+from infra.recipe_version import Unreadable, Version
 
 DATA = (Path(__file__).resolve().parents[1] / "data" / "versions.txt").read_text()
 BLOCKS = [lines for block in DATA.split("\n\n") if (lines := [line for line in block.splitlines() if line[:1].isdigit()])]
@@ -71,10 +71,10 @@ def test_the_right_part(lower: str, higher: str) -> None:
 
 
 def test_majors() -> None:
-    assert Version.parse("10.7.1+26.6.2").left_major == 10
-    assert Version.parse("10.7.1+26.6.2").right_major == 26
-    assert Version.parse("1.0.0+v2.11").right_major == 2
-    assert Version.parse("1.0.0+RELEASE.2024-09-13").right_major is None
+    assert Version.parse("10.7.1+26.6.2").recipe_major == 10
+    assert Version.parse("10.7.1+26.6.2").app_major == 26
+    assert Version.parse("1.0.0+v2.11").app_major == 2
+    assert Version.parse("1.0.0+RELEASE.2024-09-13").app_major is None
 
 
 @given(versions)

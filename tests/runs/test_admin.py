@@ -10,14 +10,14 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
+from enrollment.fakeforge.faults import Fault
 from enrollment.models import Repository
-from enrollment.sandbox.faults import Fault
-from runs.harness.protocol import DEFAULT_STAGES
+from runs.harness.stage_table import DEFAULT_STAGES
 from runs.models import Report, State, TestRun
 from tests.factories import TestRunFactory
 from tests.world import World
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.slow(0.1)]
 
 
 def act(client: Client, model: str, action: str, *rows: Any) -> str:

@@ -1,4 +1,4 @@
-"""What an enrolment allows its recipe counts for trusted commits; for a stranger's only where a second switch says so."""
+"""An enrolment's allowances apply to trusted commits; to a stranger's only if a second switch says so."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import pytest
 from django.test import Client
 
 from runs.executors.local import request_for
+from runs.harness.deadlines import Deadlines
 from runs.harness.events import Journal
 from runs.harness.prepare import context_of
 from runs.harness.protocol import RunFolder
-from runs.harness.watch import Watch
 from runs.models import TestRun
 from tests.factories import RepositoryFactory, TestRunFactory
 
@@ -39,7 +39,7 @@ def test_the_deployer_gets_both(tmp_path: Path) -> None:
     request = request_for(run_of(trusted=False))
     folder = RunFolder(tmp_path / "run")
     folder.write_request(request)
-    context = context_of(folder.request(), tmp_path, {}, Journal(folder), Watch(folder.cancel, 60))
+    context = context_of(folder.request(), tmp_path, {}, Journal(folder), Deadlines(folder.cancel, 60))
     assert (list(context.allow), list(context.withheld), context.trusted) == ([], [SOCKET], False)
 
 
@@ -51,7 +51,7 @@ def test_the_switch_in_the_admin_says_what_it_means(admin_client: Client) -> Non
     row = RepositoryFactory()
     page = f"{REPOSITORIES}{row.pk}/change/"
     words = " ".join(admin_client.get(page).content.decode().split())
-    assert "anybody root on this server who can open a pull request" in words
+    assert "anybody who can open a pull request and have it run is root on this server" in words
     form = {"active": "on", "allow": "[]", "allowances": SOCKET}
     assert admin_client.post(page, form).status_code == 302
     row.refresh_from_db()

@@ -1,4 +1,4 @@
-"""A stranger's run waits for a trusted person, for one commit; and who stops being trusted starts nothing."""
+"""A stranger's run waits for a trusted person's approval of one commit; whoever is no longer trusted starts nothing."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
+from enrollment.fakeforge import git
+from enrollment.fakeforge.faults import Fault, Request
+from enrollment.fakeforge.model import Pull, Repo
 from enrollment.models import Comment, Forge, Repository
-from enrollment.sandbox import git
-from enrollment.sandbox.faults import Fault, Request
-from enrollment.sandbox.model import Pull, Repo
-from runs import approval, lifecycle, supervision
-from runs.harness.protocol import DEFAULT_STAGES, STAGES
+from runs import approval, dispatcher, lifecycle
+from runs.harness.stage_table import DEFAULT_STAGES, STAGES
 from runs.models import Report, RunEvent, State, TestRun
 from tests.world import World
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.slow(0.3)]
 
 AGO = timedelta(minutes=5)
 
@@ -32,7 +32,7 @@ AGO = timedelta(minutes=5)
 def world(db: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[World]:
     """Strangers' runs may be approved; mallory has a pull request from a fork (number 2). No harness is started."""
     monkeypatch.setattr(settings.CC_CI, "data_dir", tmp_path / "data")
-    monkeypatch.setattr(supervision, "_start", lambda run: None)
+    monkeypatch.setattr(dispatcher, "_start", lambda run: None)
     world = World(tmp_path, getattr(request, "param", "1.22"))
     world.connect()
     world.add_recipe("web")
@@ -85,7 +85,7 @@ def test_a_strangers_run_waits_and_a_member_lets_it_go(world: World) -> None:
     assert "needs approval" in asked.reason
     (text,) = world.own_comments("recipes/web", 2)
     assert f"!testme approve {run.sha}" in text
-    assert supervision.dispatch() == []
+    assert dispatcher.dispatch() == []
     answered = approve(world)
     run.refresh_from_db()
     assert (run.state, answered.outcome) == (State.QUEUED, "acted")
@@ -93,7 +93,7 @@ def test_a_strangers_run_waits_and_a_member_lets_it_go(world: World) -> None:
     assert answered.facts["waiting_sha"] == run.sha
     event = run.events.get(kind="approved")
     assert event.data == {"login": "alice", "id": world.alice.id, "comment": answered.forge_comment_id}
-    assert supervision.dispatch() == [run]
+    assert dispatcher.dispatch() == [run]
 
 
 def test_without_the_policy_a_stranger_is_told_as_ever(world: World) -> None:
@@ -138,7 +138,7 @@ def test_a_push_in_between_needs_a_new_approval(world: World) -> None:
     old.refresh_from_db()
     assert old.state == State.SUPERSEDED
     said = hear(world, f"!testme approve {old.sha}", "alice")
-    assert said.outcome == "reply" and f"is not of `{old.sha}`" in world.own_comments("recipes/web", 2)[-1]
+    assert said.outcome == "reply" and f"is not for `{old.sha}`" in world.own_comments("recipes/web", 2)[-1]
     waiting = TestRun.objects.exclude(pk=old.pk).get()
     assert (waiting.state, waiting.sha, waiting.requested_by) == (State.AWAITING_APPROVAL, new, "mallory")
     approve(world)
@@ -190,7 +190,7 @@ def test_a_push_while_the_approval_is_handled_starts_what_was_approved(world: Wo
     approve(world)
     world.remote.faults = None
     push(world)
-    supervision.dispatch()
+    dispatcher.dispatch()
     run.refresh_from_db()
     assert (run.state, TestRun.objects.count()) == (State.STARTING, 1)
     assert run.sha != pull_of(world).head_sha
@@ -200,12 +200,12 @@ def test_another_commit_than_waits_cannot_be_approved(world: World) -> None:
     hear(world)
     hear(world, f"!testme approve {'f' * 10}", "alice")
     assert TestRun.objects.get().state == State.AWAITING_APPROVAL
-    assert "is not of `ffffffffff`" in world.own_comments("recipes/web", 2)[-1]
+    assert "is not for `ffffffffff`" in world.own_comments("recipes/web", 2)[-1]
 
 
 def test_nothing_waits(world: World) -> None:
     assert hear(world, "!testme approve", "alice").outcome == "reply"
-    assert "no run that waits" in world.own_comments("recipes/web", 2)[-1]
+    assert "No run is waiting for approval" in world.own_comments("recipes/web", 2)[-1]
 
 
 def test_an_approved_commit_needs_no_second_approval_and_the_next_one_does(world: World) -> None:
@@ -259,9 +259,9 @@ def test_retry_repeats_nothing_that_nobody_let_go(world: World) -> None:
 
 def test_a_stranger_leaves_no_stage_out(world: World) -> None:
     """Else one who may not ask could have the part repeated that works, and make a red verdict green."""
-    hear(world, "!testme --stages extra")
+    hear(world, "!testme --stages extra --from 1.0.0+1")
     run = TestRun.objects.get()
-    assert tuple(run.stages) == STAGES
+    assert (tuple(run.stages), run.upgrade_from) == (STAGES, "")
     approve(world)
     lifecycle.move(run, "claim", attempt=1, started_at=timezone.now())
     lifecycle.move(run, "fail")
@@ -309,14 +309,14 @@ def test_approved_in_the_admin(world: World, admin_client: Client) -> None:
     run.refresh_from_db()
     assert run.state == State.QUEUED
     assert run.events.get(kind="approved").data == {"login": "admin"}
-    assert "does not wait" in act(admin_client, run)
+    assert "is not awaiting approval" in act(admin_client, run)
 
 
 def test_the_admin_is_told_of_a_push(world: World, admin_client: Client) -> None:
     hear(world)
     push(world)
     run = TestRun.objects.get()
-    assert "something was pushed" in act(admin_client, run)
+    assert "the pull request has changed since" in act(admin_client, run)
     run.refresh_from_db()
     assert run.state == State.AWAITING_APPROVAL
 
@@ -376,7 +376,7 @@ def test_who_is_still_there_is_asked_about_once_a_minute_and_starts(world: World
     asked = len(world.own_requests())
     assert approval.ask_again() == set()
     assert len(world.own_requests()) == asked
-    assert supervision.dispatch() == [run]
+    assert dispatcher.dispatch() == [run]
 
 
 def test_what_cannot_be_asked_about_waits_and_others_do_not(world: World) -> None:
@@ -384,12 +384,12 @@ def test_what_cannot_be_asked_about_waits_and_others_do_not(world: World) -> Non
     run = TestRun.objects.get()
     later(run)
     world.remote.faults = lambda request: Fault(status=500)
-    assert supervision.dispatch() == []
+    assert dispatcher.dispatch() == []
     run.refresh_from_db()
     assert run.state == State.QUEUED
     world.remote.faults = None
     with time_machine.travel(timezone.now() + timedelta(seconds=2)):
-        assert supervision.dispatch() == [run]
+        assert dispatcher.dispatch() == [run]
 
 
 def test_who_comes_next_in_the_place_of_one_that_left_is_asked_about_too(world: World) -> None:
@@ -403,7 +403,7 @@ def test_who_comes_next_in_the_place_of_one_that_left_is_asked_about_too(world: 
     world.remote.remove_member(world.org, bea)
     later(first)
     later(second)
-    assert supervision.dispatch() == []
+    assert dispatcher.dispatch() == []
     assert [run.state for run in TestRun.objects.all()] == [State.CANCELLED, State.CANCELLED]
 
 
@@ -415,14 +415,14 @@ def test_a_run_that_cannot_be_asked_about_holds_up_no_fresh_one(world: World) ->
     fresh = TestRun.objects.exclude(pk=old.pk).get()
     later(old)
     world.remote.faults = lambda request: Fault(status=500)
-    assert supervision.dispatch() == [fresh]
+    assert dispatcher.dispatch() == [fresh]
     old.refresh_from_db()
     assert old.state == State.QUEUED
 
 
 def cancelled_for(run: TestRun) -> str:
     """Nothing starts, and this run is cancelled instead. Returns the reason."""
-    assert supervision.dispatch() == []
+    assert dispatcher.dispatch() == []
     run.refresh_from_db()
     assert run.state == State.CANCELLED
     return run.reason
@@ -477,13 +477,13 @@ def nothing(world: World) -> None:
 
 
 AGAINST = {
-    blocked: "mallory, who asked for it, is blocked by now",
-    let_go_of: "recipes/web is not watched any more",
-    forge_off: "recipes/web is not watched any more",
-    no_approvals: "runs of strangers are not approved at recipes/web any more",
-    closed: "the pull request is closed by now",
-    rewritten: "is no commit of the pull request any more",
-    gone: "cannot be read any more",
+    blocked: "mallory, who asked for it, has been blocked",
+    let_go_of: "recipes/web is no longer enrolled",
+    forge_off: "recipes/web is no longer enrolled",
+    no_approvals: "recipes/web no longer accepts runs by strangers",
+    closed: "the pull request is now closed",
+    rewritten: "is no longer a commit of the pull request",
+    gone: "can no longer be read",
 }
 
 
@@ -510,7 +510,7 @@ def test_who_approved_in_the_admin_and_may_not_any_more(world: World, admin_clie
     run = approve_by(world, "admin", admin_client)
     admin_user.is_superuser = False
     admin_user.save()
-    assert cancelled_for(run) == "admin, who approved it in the admin, may not any more."
+    assert cancelled_for(run) == "admin, who approved it in the admin, may no longer approve runs."
 
 
 def test_whose_account_was_switched_off_approved_nothing(world: World, admin_client: Client, admin_user: User) -> None:
@@ -566,13 +566,13 @@ def test_so_does_who_approved_in_the_admin_and_may_not_any_more(world: World, ad
     again = approve_again(world, "admin", admin_client)
     admin_user.is_active = False
     admin_user.save()
-    assert cancelled_for(again) == "admin, who approved it in the admin, may not any more."
+    assert cancelled_for(again) == "admin, who approved it in the admin, may no longer approve runs."
 
 
 def test_a_second_run_of_an_approved_commit_starts_where_nothing_has_changed(world: World, admin_client: Client) -> None:
     again = approve_again(world, "comment", admin_client)
     later(again)
-    assert supervision.dispatch() == [again]
+    assert dispatcher.dispatch() == [again]
 
 
 def test_who_left_needs_approvals_that_are_still_there(world: World) -> None:
@@ -596,7 +596,7 @@ def test_approvals_that_are_off_stop_no_maintainers_run_of_a_strangers_commit(wo
     run = TestRun.objects.get()
     assert not run.trusted
     later(run)
-    assert supervision.dispatch() == [run]
+    assert dispatcher.dispatch() == [run]
 
 
 def test_nobody_approves_in_the_admin_where_approvals_are_off(world: World, admin_client: Client) -> None:
@@ -615,12 +615,12 @@ def test_an_approval_in_the_admin_is_held_against_the_forge_before_the_start(
     run = approve_by(world, "admin", admin_client)
     change(world)
     world.remote.faults = lambda request: Fault(status=500)
-    assert supervision.dispatch() == []
+    assert dispatcher.dispatch() == []
     run.refresh_from_db()
     assert run.state == State.QUEUED
     world.remote.faults = None
     with time_machine.travel(timezone.now() + timedelta(seconds=2)):
-        assert supervision.dispatch() == [run]
+        assert dispatcher.dispatch() == [run]
     assert run.events.get(kind="asked_again").text == "admin approved it in the admin"
 
 
@@ -640,7 +640,7 @@ def test_the_admin_is_told_that_the_author_is_blocked(world: World, admin_client
     hear(world)
     blocked(world)
     run = TestRun.objects.get()
-    assert "is blocked by now" in act(admin_client, run)
+    assert "has been blocked" in act(admin_client, run)
     run.refresh_from_db()
     assert run.state == State.AWAITING_APPROVAL
 
@@ -651,7 +651,7 @@ def test_a_push_between_decision_and_start_changes_nothing(world: World) -> None
     run = TestRun.objects.get()
     pinned = run.sha
     push(world)
-    supervision.dispatch()
+    dispatcher.dispatch()
     run.refresh_from_db()
     assert (run.state, run.sha) == (State.STARTING, pinned)
     assert pinned != pull_of(world).head_sha

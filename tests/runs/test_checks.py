@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
-from infra.deployers import readback
+from infra.deployers.swarm import readback
 from runs.checks import check_judged
 from runs.models import State
 from tests.factories import TestRunFactory
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.django_db
 def test_a_run_with_more_than_was_judged_is_an_error_for_two_weeks() -> None:
     [finding] = check_judged()
     assert finding.level == "ok"
-    reason = f"upgrade: {readback.BEGINS}: app: a bind mount of / at /host, to be written."
+    reason = f"upgrade: {readback.BEGINS}: app: a bind mount of / at /host, writable."
     run = TestRunFactory(state=State.ERRORED, reason=reason, finished_at=timezone.now() - timedelta(days=1))
     TestRunFactory(state=State.ERRORED, reason="Docker was away.", finished_at=timezone.now())
     [finding] = check_judged()

@@ -12,11 +12,11 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.test import Client
 
-from runs import deferred
-from runs.deferred import guess_recipe, would_close
-from runs.deferred_models import DeferredItem
-from runs.deferred_sources import find_source
+from runs.deferred import registry
+from runs.deferred.registry import guess_recipe, would_close
+from runs.deferred.sources import find_source
 from runs.harness.protocol import ExtraTest
+from runs.models import DeferredItem
 from tests.factories import DeferredItemFactory, RepositoryFactory
 from tests.world import World
 
@@ -73,8 +73,8 @@ def test_the_shipped_entries_are_taken_over_once() -> None:
 def test_what_could_not_be_read_is_said_by_line_and_the_rest_is_taken() -> None:
     output, errors = run("sync", str(ODD))
     assert "3 entries, 3 changes." in output
-    assert "Not read: line 31: 2026-02-30 is no day; write it as YYYY-MM-DD." in errors
-    assert errors.count("Not read: ") == 6
+    assert "Could not read line 31: invalid date 2026-02-30: expected YYYY-MM-DD." in errors
+    assert errors.count("Could not read ") == 6
     ghost = row("ghost-create-a-post")
     assert (ghost.state, ghost.ticked, ghost.closed_test) == ("closed", True, "tests/extra/test_post.py")
     assert row("cryptpad-create-a-pad").state == "open"  # under the closed ones, with an empty box
@@ -114,7 +114,7 @@ def test_an_entry_that_vanished_is_kept_and_shown_as_such(file: Path) -> None:
     run("sync", str(put(file, entry("a"), entry("b"))))
     assert "vanished: b" in run("sync", str(put(file, entry("a"))))[0]
     assert row("b").vanished_at and "0 changes" in run("sync", str(file))[0]
-    assert "open, gone from its file" in run("list")[0]
+    assert "open, removed from its file" in run("list")[0]
     assert "returned: b" in run("sync", str(put(file, entry("a"), entry("b"))))[0]
     assert row("b").vanished_at is None
 
@@ -123,7 +123,7 @@ def test_an_entry_that_cannot_be_read_any_more_has_not_vanished(file: Path) -> N
     run("sync", str(put(file, entry("a"), entry("b"))))
     output, errors = run("sync", str(put(file, entry("a"), entry("b", "?"))))
     assert "0 changes" in output
-    assert "the box of b holds '?'" in errors and "not to be read: b; kept" in errors
+    assert "the box of b contains '?'" in errors and "not readable: b; left" in errors
     assert row("b").vanished_at is None
 
 
@@ -148,7 +148,7 @@ def test_the_same_slug_in_two_files_is_two_rows(tmp_path: Path) -> None:
     ("typed", "said"),
     [
         ("nowhere", "There is no file or folder nowhere here, and no such enrolled repository"),
-        ("recipes/web", "No forge is known yet"),
+        ("recipes/web", "No forge is configured yet"),
         ("{tmp}", "has no DEFERRED.md"),
     ],
 )
@@ -197,8 +197,8 @@ def test_the_recipe_of_an_entry(slug: str, what: str, name: str, by: str) -> Non
 def test_no_guess_and_several_are_said(file: Path) -> None:
     RepositoryFactory(name="ghost"), RepositoryFactory(name="matrix")
     _, errors = run("sync", str(put(file, entry("login", " ", "ghost by matrix"), entry("x", " ", "y"))))
-    assert "several recipes stand in What (matrix, ghost); `--recipe NAME` decides." in errors
-    assert "x: no enrolled recipe is named there; `--recipe NAME` decides." in errors
+    assert "What names several recipes (matrix, ghost); set it with `--recipe NAME`." in errors
+    assert "x: it names no enrolled recipe; set it with `--recipe NAME`." in errors
     assert "unknown" in run("list")[0]
 
 
@@ -215,8 +215,8 @@ def test_what_a_person_decided_stays(file: Path) -> None:
 def test_a_name_that_two_repositories_have(file: Path) -> None:
     RepositoryFactory(name="ghost", owner="a"), RepositoryFactory(name="ghost", owner="b")
     _, errors = run("sync", str(put(file, entry("ghost-login"))))
-    assert "several enrolled repositories have this name (a/ghost, b/ghost)" in errors
-    with pytest.raises(CommandError, match="Several are called ghost: say which of a/ghost, b/ghost"):
+    assert "several repositories have this name (a/ghost, b/ghost)" in errors
+    with pytest.raises(CommandError, match="Several recipes are named ghost; give one of a/ghost, b/ghost"):
         run("sync", str(file), "--recipe", "ghost")
     run("sync", str(file), "--recipe", "b/ghost")
     assert row("ghost-login").recipe.owner == "b"  # type: ignore[union-attr]
@@ -238,7 +238,7 @@ def test_the_list_by_recipe_and_state() -> None:
     assert [(item["slug"], item["recipe"], item["guess"], item["state"]) for item in rows] == [
         ("ghost-a", "recipes/ghost", True, "open")
     ]
-    assert "No entry." in run("list", "--recipe", "nobody")[0]
+    assert "No entries." in run("list", "--recipe", "nobody")[0]
 
 
 # --- pull requests
@@ -271,7 +271,7 @@ def test_the_report_on_a_public_recipe_tells_nothing_of_a_private_registry() -> 
 
 
 def test_the_public_page(client: Client) -> None:
-    assert "No test is known to be put off" in client.get("/deferred/").content.decode()
+    assert "There are no deferred tests" in client.get("/deferred/").content.decode()
     item = DeferredItemFactory(slug="ghost-<b>login", recipe__name="ghost", what="Log in & out.", why="Needs hands.")
     DeferredItemFactory(slug="other-done", state="closed", ticked=True, closed_commit="c" * 40, closed_test="extra/test_x.py")
     page = client.get("/deferred/").content.decode()
@@ -292,7 +292,7 @@ def test_what_is_private_is_shown_after_login_only(client: Client, admin_client:
     DeferredItemFactory(slug="secret-lost", source_path="DEFERRED.md", source="y")
     DeferredItemFactory(slug="known")
     assert {item.slug for item in DeferredItem.objects.all() if not item.private} == {"known"}
-    assert {item.slug for item in deferred.public(DeferredItem.objects.all())} == {"known"}
+    assert {item.slug for item in registry.public(DeferredItem.objects.all())} == {"known"}
     page = Client().get("/deferred/").content.decode()
     assert "known" in page and "secret-" not in page and private.name not in page
     assert admin_client.get("/deferred/").content.decode().count("secret-") >= 3

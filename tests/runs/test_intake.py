@@ -9,15 +9,16 @@ from django.conf import settings
 from django.db import connection, connections
 from django.utils import timezone
 
-from enrollment import polling
+from enrollment import comments
+from enrollment.fakeforge.faults import Fault, Request
 from enrollment.models import Comment, PullRequest, Repository
-from enrollment.sandbox.faults import Fault, Request
 from runs import intake
-from runs.harness.protocol import DEFAULT_STAGES
+from runs.executors.local import request_for
+from runs.harness.stage_table import DEFAULT_STAGES
 from runs.models import Report, State, TestRun
 from tests.world import World
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.both_databases, pytest.mark.slow(0.2)]
 
 
 def outcome(world: World, remote_id: int) -> Comment:
@@ -137,6 +138,151 @@ def test_a_comment_that_was_edited_before_it_was_seen_starts_nothing(world: Worl
     assert "new comment" in world.own_comments("recipes/web")[0]
 
 
+@pytest.mark.parametrize("state", ["COMMENT", "APPROVED", "REQUEST_CHANGES"])
+def test_a_command_in_a_review_counts_as_in_a_comment(world: World, state: str) -> None:
+    said = world.remote.review("recipes/web", 1, world.alice, "Looks fine.\r\n!testme", state)
+    world.hear()
+    run = TestRun.objects.get()
+    assert (run.sha, run.trusted, run.requested_by) == (world.remote.pull("recipes/web", 1).head_sha, True, "alice")
+    row = outcome(world, said.id)
+    assert (row.outcome, row.facts["asker"]["id"], row.pull_request.number) == ("run", world.alice.id, 1)
+    assert row.html_url.endswith(f"/recipes/web/pulls/1#issuecomment-{said.id}")
+    (answer,) = world.own_comments("recipes/web")
+    assert "is queued" in answer
+    # Seen again, by polling and as a net, it is the same.
+    Repository.objects.update(net_due_at=None)
+    PullRequest.objects.update(comments_wanted_since=row.created_at)
+    world.hear()
+    assert (TestRun.objects.count(), Comment.objects.count()) == (1, 1)
+
+
+def test_the_net_finds_a_review_that_the_search_did_not_tell_of(world: World) -> None:
+    said = world.remote.review("recipes/web", 1, world.alice, "!testme")
+    world.remote.faults = lambda request: Fault(body="[]") if request.path.endswith("/issues/search") else None
+    world.hear()
+    assert not Comment.objects.exists()
+    Repository.objects.update(net_due_at=None)
+    world.hear()
+    assert outcome(world, said.id).via == "review"
+    assert TestRun.objects.count() == 1
+
+
+@pytest.mark.parametrize("state", ["PENDING", "DISMISSED", "REQUEST_REVIEW"])
+def test_a_review_that_does_not_stand_asks_for_nothing(world: World, state: str) -> None:
+    world.remote.review("recipes/web", 1, world.alice, "!testme", state)
+    world.say("recipes/web", "Fine.")
+    world.hear()
+    assert not Comment.objects.exists()
+
+
+def test_an_outsiders_review_starts_nothing(world: World) -> None:
+    world.remote.review("recipes/web", 1, world.mallory, "!testme")
+    world.hear()
+    assert "@mallory" in world.own_comments("recipes/web")[0]
+    assert not TestRun.objects.exists()
+
+
+def test_a_review_that_was_begun_long_before_it_was_submitted_counts_from_then(world: World) -> None:
+    begun = world.remote.review("recipes/web", 1, world.alice, "", "PENDING")
+    world.hear()
+    assert not Comment.objects.exists()
+    for _ in range(6):
+        world.clock.move(minutes=10)
+        world.poll()
+    said = world.remote.submit_review(begun, "Some remarks on lines.\n!testme")
+    world.hear()
+    row = outcome(world, said.id)
+    assert (row.outcome, row.edited) == ("run", False), row.reason
+    assert TestRun.objects.get().requested_by == "alice"
+
+
+def test_a_review_that_was_begun_before_the_enrolment_counts(world: World) -> None:
+    begun = world.remote.review("recipes/web", 1, world.alice, "", "PENDING")
+    world.clock.move(minutes=10)
+    Repository.objects.update(enrolled_at=world.clock())
+    world.clock.move(minutes=10)
+    said = world.remote.submit_review(begun, "!testme")
+    world.hear()
+    if world.remote.features.newer_fields:  # an older forge tells only when it was begun
+        assert outcome(world, said.id).outcome == "run"
+    else:
+        assert not Comment.objects.exists()
+
+
+def test_a_review_whose_entry_was_deleted_hides_no_other(world: World) -> None:
+    world.remote.delete_comment(world.remote.review("recipes/web", 1, world.mallory, "!testme now"))
+    said = world.remote.review("recipes/web", 1, world.alice, "!testme")
+    world.hear()
+    assert outcome(world, said.id).outcome == "run"
+    pull = PullRequest.objects.get()
+    assert (pull.comments_wanted_since, pull.comments_failures) == (None, 0)
+    assert Comment.objects.count() == 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [Fault(status=404), Fault(body="{}"), Fault(body='[{"id": 7, "state": null}]')],
+    ids=["not found", "garbage", "an odd row"],
+)
+def test_what_is_odd_about_one_pull_request_stops_no_other(world: World, fault: Fault) -> None:
+    odd = world.remote.review("recipes/web", 1, world.alice, "!testme")
+    world.clock.move(seconds=2)
+    world.remote.push("recipes/web", "more", {"more.txt": "more\n"}, "More", world.alice)
+    other = world.remote.open_pull("recipes/web", "recipes/web", "more", world.alice)
+    world.remote.review("recipes/web", other.number, world.alice, "Hm.")
+    world.remote.comment("recipes/web", 1, world.alice, "The last that changed.")
+    said = world.remote.review("recipes/web", other.number, world.alice, "!testme")
+    world.remote.comment("recipes/web", 1, world.alice, "Again.")
+    row = Repository.objects.get()
+    before = row.net_cursor
+    empty = Fault(body="[]")
+
+    def faults(request: Request) -> Fault | None:
+        if request.path.endswith("/issues/search"):
+            return empty
+        return fault if request.path.endswith("/pulls/1/reviews") else None
+
+    world.remote.faults = faults
+    Repository.objects.update(net_due_at=None)
+    world.clock.move(minutes=10)
+    world.hear()
+    assert [found.forge_comment_id for found in Comment.objects.all()] == [said.id]
+    row.refresh_from_db()
+    assert row.net_cursor is not None and (before is None or row.net_cursor > before)
+    pull = PullRequest.objects.get(number=1)
+    assert pull.comments_wanted_since and pull.comments_failures == 1 and pull.comments_next_try_at
+    world.remote.faults = lambda request: empty if request.path.endswith("/issues/search") else None
+    world.clock.move(minutes=10)
+    PullRequest.objects.update(comments_next_try_at=None)
+    world.hear()
+    assert outcome(world, odd.id).outcome == "run"
+    pull.refresh_from_db()
+    assert (pull.comments_wanted_since, pull.comments_failures) == (None, 0)
+
+
+def test_an_idle_look_asks_for_no_review_and_a_change_for_one_listing(world: World) -> None:
+    world.say("recipes/web", "Fine.")
+    world.poll()
+    world.clock.move(minutes=10)
+    world.poll()
+    before = len(world.own_requests())
+    world.poll()
+    assert [request.path for request in world.own_requests()[before:]] == ["/api/v1/repos/issues/search"]
+    before = len(world.own_requests())
+    world.say("recipes/web", "Fine.")
+    world.poll()
+    paths = [request.path.rpartition("/")[2] for request in world.own_requests()[before:]]
+    assert paths == ["search", "comments", "reviews"]
+
+
+def test_what_is_nearly_a_command_gets_one_reply(world: World) -> None:
+    world.say("recipes/web", "**!testme**")
+    world.hear()
+    assert not TestRun.objects.exists()
+    (answer,) = world.own_comments("recipes/web")
+    assert "at the start of a line" in answer and "\n!testme\n" in answer
+
+
 def test_a_comment_that_is_edited_later_starts_no_second_run(world: World) -> None:
     said = world.say("recipes/web")
     world.hear()
@@ -165,8 +311,8 @@ def test_help_and_status(world: World) -> None:
     world.hear()
     texts = world.own_comments("recipes/web")
     assert "| `!testme cancel` |" in texts[0]
-    assert "There is no run yet" in texts[1]
-    assert "is waiting for its turn" in texts[3]
+    assert "There are no runs yet" in texts[1]
+    assert "is queued" in texts[3]
 
 
 def test_the_same_question_twice_joins_the_run(world: World) -> None:
@@ -213,7 +359,7 @@ def stored_under_the_old_name(world: World, body: str, user: str) -> Comment:
     """A comment as a delivery brings it: nobody has asked the forge for the repository's name since."""
     said = world.say("cookbook/web", body, user)
     pull = PullRequest.objects.get_or_create(repository=Repository.objects.get(), number=1)[0]
-    polling.store(pull.repository, world.client().pull_comments("cookbook", "web", 1, said.created), Comment.Via.DELIVERY, pull)
+    comments.store(pull.repository, world.client().pull_comments("cookbook", "web", 1, said.created), Comment.Via.DELIVERY, pull)
     return outcome(world, said.id)
 
 
@@ -260,7 +406,7 @@ def test_another_owner_while_it_is_asked_who_asks_is_asked_about_again(world: Wo
     row = outcome(world, said.id)
     assert intake.handle(row.pk) is None
     row.refresh_from_db()
-    assert "another owner" in row.last_error
+    assert "has just changed owner" in row.last_error
     world.remote.faults = None
     assert intake.handle(row.pk) == "reply"
     assert not TestRun.objects.exists()
@@ -274,6 +420,21 @@ def test_cancel_and_retry_without_a_run_say_so(world: World) -> None:
     assert len(texts) == 2
     assert "no run to cancel" in texts[0]
     assert "no run to repeat" in texts[1]
+
+
+def test_the_version_to_upgrade_from_makes_another_run(world: World) -> None:
+    world.say("recipes/web", "!testme --from 1.0.0+1")
+    world.hear()
+    first = TestRun.objects.get()
+    assert (first.upgrade_from, request_for(first).upgrade_from) == ("1.0.0+1", "1.0.0+1")
+    world.say("recipes/web", "!testme --from 1.0.0+1")
+    world.hear()
+    assert TestRun.objects.get() == first  # joined
+    world.say("recipes/web", "!testme --from 0.9.0+1")
+    world.hear()
+    first.refresh_from_db()
+    assert first.state == State.SUPERSEDED
+    assert TestRun.objects.exclude(pk=first.pk).get().upgrade_from == "0.9.0+1"
 
 
 def test_retry_takes_the_same_commit_and_all_stages(world: World) -> None:
@@ -322,7 +483,7 @@ def test_a_commit_that_is_none_of_the_pull_requests_is_refused(world: World) -> 
     world.say("recipes/web", f"!testme {base}", number=pull.number)
     world.hear()
     assert not TestRun.objects.exists()
-    assert "is no commit of this pull request" in world.own_comments("recipes/web", pull.number)[0]
+    assert "is not a commit of this pull request" in world.own_comments("recipes/web", pull.number)[0]
 
 
 def test_an_earlier_commit_of_the_pull_request_may_be_named(world: World) -> None:

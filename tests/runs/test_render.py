@@ -48,6 +48,33 @@ def test_the_verdict_comes_first_then_stages_then_failures_then_what_to_do(faile
     assert "test_fine" not in text
 
 
+def test_an_error_is_told_once(db: None) -> None:
+    error = "GET / redirected to https://x.example.org/login, which returned 500."
+    run = TestRunFactory(state=State.FAILED, reason=f"install: {error}", details={**details(), "level": NOT_REACHED})
+    stage = StageResultFactory(run=run, name="install", order=0, status="failed", reason=error)
+    CaseResultFactory(stage=stage, name="the app answers", file="generic", status="failed", message=error, output="")
+    StageResultFactory(run=run, name="custom", order=1, status="skipped", reason="The stage install failed.")
+    text = read(render.report(run))
+    assert text.count(error.rstrip(".")) == 1
+    assert f"Reason: install: {error}" in text  # whole, and not as long as a cell of a table may be
+    stage.cases.update(output="app | Traceback: no database")
+    text = read(render.report(run))
+    assert text.count(error.rstrip(".")) == 1 and "no database" in text
+
+
+NOT_REACHED = {
+    "value": 0,
+    "rungs": [
+        {
+            "level": 1,
+            "name": "install",
+            "status": "failed",
+            "reason": "install failed: GET / redirected to https://x.example.org/login, which returned 500.",
+        }
+    ],
+}
+
+
 @pytest.mark.parametrize("state", State.values)
 def test_every_state_has_its_words(db: None, state: str) -> None:
     run = TestRunFactory(state=state)
@@ -91,16 +118,22 @@ def test_only_the_last_lines_of_a_long_log(db: None) -> None:
     assert len(text) < 20_000
 
 
+def test_a_reason_is_told_once() -> None:
+    assert render.once("install failed: It exits.", "install: It exits.") == "install failed."
+    assert render.once("install failed: It exits.", "upgrade: It stays away.") == "install failed: It exits."
+    assert render.once("1 of 3 tests failed.", "1 of 3 tests failed.") == "1 of 3 tests failed."
+
+
 def test_what_else_was_found_is_told(db: None) -> None:
     run = TestRunFactory(failed=True, details=details(secret_leaks=["log.txt"]), level=2)
     ArtefactFactory(run=run, name="picture.png", kind="picture", data=b"png")
     text = render.report(run)
-    assert "Level **2** of 5; own tests ended the climb: 1 of 3 tests failed." in text
+    assert "Level **2** of 5; rung 4, own tests, was not reached: 1 of 3 tests failed." in text
     assert "Deployed as 1.0.0+2.0, then upgraded to 1.1.0+2.1." in read(text)
-    assert "1 extra test was not run. This change touches what these cover:" in text
+    assert "1 extra test was not run. This change touches files covered by:" in text
     assert "- <code>extra/test_heavy.py::test_many_users</code>\n\nRun them with: `!testme --extra-tests`" in read(text)
     assert "changes app.status" in read(text) and "counts once it is merged" in text
-    assert "A secret of this run was printed, and is blackened, in <code>log.txt</code>." in read(text)
+    assert "A secret of this run was printed, and has been redacted, in <code>log.txt</code>." in read(text)
     assert f"![The app]({run.url}files/picture.png)" in text
 
 
@@ -117,7 +150,7 @@ def test_a_private_recipe_shows_no_picture_on_the_forge(db: None) -> None:
 
 def test_hostile_findings_stay_texts(db: None) -> None:
     extra = {"file": HOSTILE, "name": HOSTILE, "covers": [HOSTILE]}
-    level = {"value": 0, "rungs": [{"level": 1, "name": HOSTILE, "status": "stopped", "reason": HOSTILE}]}
+    level = {"value": 0, "rungs": [{"level": 1, "name": HOSTILE, "status": "failed", "reason": HOSTILE}]}
     found = details(
         loosened=[HOSTILE], version=HOSTILE, upgraded_from=HOSTILE, level=level, extras={"not_run": 1, "suggested": [extra]}
     )
@@ -132,6 +165,6 @@ def test_a_pull_request_that_ports_a_deferred_test_says_which(db: None) -> None:
     DeferredItemFactory(slug="matrix-synapse-compress-state", recipe=run.repository)
     test = {"file": "extra/test_compress_state.py", "name": "test_rows_drop", "covers": []}
     run.details = details(extras={"not_run": 0, "suggested": [], "tests": [test]}, changed=["extra/test_compress_state.py"])
-    assert "This ports the deferred test **matrix-synapse-compress-state**" in render.report(run)
+    assert "This change ports the deferred test **matrix-synapse-compress-state**" in render.report(run)
     run.details["changed"] = ["compose.yml"]
-    assert "This ports" not in render.report(run)
+    assert "This change ports" not in render.report(run)

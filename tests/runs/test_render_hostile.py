@@ -1,4 +1,4 @@
-"""Every field of a comment with a text that wants out: what is shown has the very elements that it has with harmless ones."""
+"""Every field of a comment with hostile text: the result has the same elements as with harmless text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from hypothesis import settings as profile
 
 from controlplane.untrusted import commit
 from enrollment.models import Comment
-from runs import chatops, deferred, render, reporting
+from runs import commands, render, reporting
+from runs.deferred import registry
 from runs.models import Report, State, TestRun
 from tests.factories import (
     ArtefactFactory,
@@ -26,7 +27,7 @@ from tests.factories import (
 )
 from tests.markdown_reader import acts, hostile, raw_commands, shown
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.slow(0.2)]
 
 #: The name of a test that was an image, a message of success and a command in the answer of the trusted bot.
 ESCAPE = (
@@ -34,7 +35,6 @@ ESCAPE = (
     "!testme approve 1a2b3c4\n\n@alice #12 1a2b3c4d5e"
 )
 some = profile(
-    max_examples=150,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -60,7 +60,7 @@ def fill(run: TestRun, text: str, state: State) -> str:
     run.repository.name = run.repository.owner = text
     assert run.pull_request
     run.pull_request.html_url = f"https://git.example.org/{text}"
-    rung = {"level": 1, "name": text, "status": "stopped", "reason": text}
+    rung = {"level": 1, "name": text, "status": "failed", "reason": text}
     test = {"file": text, "name": text, "covers": [text]}
     run.details = details(
         level={"value": 0, "rungs": [rung]},
@@ -84,31 +84,35 @@ def names(text: str) -> list[str]:
     return [element[0] for element in shown(text).elements]
 
 
-@given(hostile)
-@example(ESCAPE)
-@some
+@pytest.mark.parametrize("examples", [30, pytest.param(1000, marks=pytest.mark.long)], ids=["usual", "long"])
 def test_nothing_in_a_comment_is_opened_or_closed_and_nothing_acts(
-    run: TestRun, monkeypatch: pytest.MonkeyPatch, text: str
+    run: TestRun, monkeypatch: pytest.MonkeyPatch, examples: int
 ) -> None:
-    run.artefacts.update(name=f"{text[:50]}.png".replace("/", "").replace("\n", ""))
-    for state in (State.FAILED, State.AWAITING_APPROVAL, State.RUNNING):
-        monkeypatch.setattr(deferred, "would_close", lambda *args: ["x"])
-        ours = fill(run, "x", state)
-        monkeypatch.setattr(deferred, "would_close", lambda *args: [text])
-        theirs = fill(run, text, state)
-        assert names(theirs) == names(ours)
-        found, wanted = shown(theirs), shown(ours)
-        for kind in ("img", "a"):
-            places = {element for element in found.elements if element[0] == kind}
-            assert all(
-                element[1].startswith((f"src={run.url}", f"href={run.url}", "href=https://git.example.org/"))
-                for element in places
-            )
-        assert [e for e in found.elements if e[0] == "comment"] == [e for e in wanted.elements if e[0] == "comment"]
-        assert acts(found) <= acts(wanted), acts(found) - acts(wanted)
-        assert raw_commands(theirs) <= raw_commands(ours)
-        assert chatops.parse(theirs) is None
-        assert len(theirs) < 65_000
+    @given(hostile)
+    @example(ESCAPE)
+    @profile(some, max_examples=examples)
+    def check(text: str) -> None:
+        run.artefacts.update(name=f"{text[:50]}.png".replace("/", "").replace("\n", ""))
+        for state in (State.FAILED, State.AWAITING_APPROVAL, State.RUNNING):
+            monkeypatch.setattr(registry, "would_close", lambda *args: ["x"])
+            ours = fill(run, "x", state)
+            monkeypatch.setattr(registry, "would_close", lambda *args: [text])
+            theirs = fill(run, text, state)
+            assert names(theirs) == names(ours)
+            found, wanted = shown(theirs), shown(ours)
+            for kind in ("img", "a"):
+                places = {element for element in found.elements if element[0] == kind}
+                assert all(
+                    element[1].startswith((f"src={run.url}", f"href={run.url}", "href=https://git.example.org/"))
+                    for element in places
+                )
+            assert [e for e in found.elements if e[0] == "comment"] == [e for e in wanted.elements if e[0] == "comment"]
+            assert acts(found) <= acts(wanted), acts(found) - acts(wanted)
+            assert raw_commands(theirs) <= raw_commands(ours)
+            assert commands.parse(theirs) is None
+            assert len(theirs) < 65_000
+
+    check()
 
 
 def _progress(run: TestRun, text: str) -> str:
@@ -121,7 +125,7 @@ def _progress(run: TestRun, text: str) -> str:
 REPLIES: dict[str, Callable[[TestRun, str], str]] = {
     "stages": _progress,
     "problem": lambda run, text: render.reply_problem(
-        chatops.Problem(f"I do not understand `{text}` and {text}. There are: x.", text)
+        commands.Problem(f"Unknown command `{text}` and {text}. There are: x.", text)
     ),
     "command": lambda run, text: _answer_to(f"!testme {text}"),
     "option": lambda run, text: _answer_to(f"!testme --{text}"),
@@ -141,15 +145,15 @@ REPLIES: dict[str, Callable[[TestRun, str], str]] = {
 
 
 def _answer_to(comment: str) -> str:
-    problem = chatops.parse(comment)
-    return render.reply_problem(problem) if isinstance(problem, chatops.Problem) else ""
+    problem = commands.parse(comment)
+    return render.reply_problem(problem) if isinstance(problem, commands.Problem) else ""
 
 
 @pytest.mark.parametrize("reply", REPLIES)
 @given(text=hostile)
 @example(text=ESCAPE)
 @example(text="x` ![x](http://evil.example) `")
-@profile(some, max_examples=60)
+@profile(some, max_examples=25)
 def test_nothing_in_a_reply_acts(run: TestRun, reply: str, text: str) -> None:
     allowed = ("p", "code", "pre", "a", "table", "thead", "tbody", "tr", "th", "td", "strong")
     said = REPLIES[reply](run, text)
@@ -167,11 +171,11 @@ def test_nothing_in_a_reply_acts(run: TestRun, reply: str, text: str) -> None:
         "!testme",
         "!testme approve",
         "!testme 1a2b3c4",
-        *(entry.form for entry in chatops.table()),
+        *(entry.form for entry in commands.table()),
         *(line for line in raw_commands(said) if re.fullmatch("!testme --stages [a-z,]+", line)),
         *(f"!testme {word}{text}" for word in ("", "approve ") if commit(text)),
     }
-    assert chatops.parse(body) is None
+    assert commands.parse(body) is None
 
 
 @given(hostile)
@@ -179,10 +183,10 @@ def test_nothing_in_a_reply_acts(run: TestRun, reply: str, text: str) -> None:
 @profile(some, max_examples=40)
 def test_who_wrote_is_named_and_nobody_else(run: TestRun, text: str) -> None:
     comment: Comment = CommentFactory(author_login=text[:255], pull_request=run.pull_request)
-    reporting.want_reply(comment, "There is no run yet.")
+    reporting.enqueue_reply(comment, "There are no runs yet.")
     body = Report.objects.get(comment=comment).wanted["body"]
     assert [element[0] for element in shown(body).elements] == ["comment", "p", "/p"]
-    assert chatops.parse(body) is None and acts(shown(body))["mention"] <= 1
+    assert commands.parse(body) is None and acts(shown(body))["mention"] <= 1
     assert len(body.splitlines()) == 2
 
 
@@ -198,7 +202,7 @@ def test_a_comment_that_would_be_too_long_leaves_the_rest_to_the_page(run: TestR
     fill(run, long, State.FAILED)
     run.warnings = [long] * 30
     text = render.report(run)
-    assert len(text) < 65_000 and "is on the page" in text and f"[Log and details]({run.url})" in text
+    assert len(text) < 65_000 and "see the run's page" in text and f"[Log and details]({run.url})" in text
     run.warnings = ["x"] * 1000
     assert render.report(run).count("⚠️ x") == render.MOST_NAMES
 

@@ -10,15 +10,15 @@ import pytest
 from django.conf import settings
 from django.utils import timezone
 
-from enrollment import budget
+from enrollment.fakeforge.faults import Fault, Request, Response
+from enrollment.forge_access import rate_limit
 from enrollment.models import Repository
-from enrollment.sandbox.faults import Fault, Request, Response
 from runs import lifecycle, reporting
 from runs.models import Report, State, TestRun
 from tests.chaos.air import FAIR, Air, Strike
 from tests.world import World
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.both_databases, pytest.mark.slow(0.2)]
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def crash_after(world: World, method: str, part: str) -> list[Request]:
 def test_one_comment_edited_on_the_way_and_posted_anew_at_the_verdict(world: World, run: TestRun) -> None:
     issue = world.remote.issue("recipes/web", 1)
     (live,) = [row for row in world.remote.comments_of(issue) if row.user_id == world.bot.id]
-    assert "is waiting for its turn" in live.body
+    assert "is queued" in live.body
     lifecycle.move(run, "claim", attempt=1, started_at=timezone.now())
     world.report()
     (same,) = [row for row in world.remote.comments_of(issue) if row.user_id == world.bot.id]
@@ -80,7 +80,7 @@ def test_a_second_run_of_the_pull_request_still_leaves_one_comment(world: World,
     world.say("recipes/web", "!testme retry")
     world.hear()
     second = TestRun.objects.latest("created_at")
-    assert "is waiting" in world.own_comments("recipes/web")[0]
+    assert "is queued" in world.own_comments("recipes/web")[0]
     finish(world, second, "fail", reason="the recipe is broken")
     (text,) = world.own_comments("recipes/web")
     assert "the recipe is broken" in text
@@ -263,7 +263,7 @@ def test_a_dead_forge_delays_the_report_and_nothing_else(world: World, run: Test
     assert report.next_try_at and report.next_try_at > timezone.now()
     assert "503" in report.last_error
     world.remote.faults = None
-    budget.forgive(world.forge)  # as if the time had passed for which a forge that is down is left alone
+    rate_limit.forgive(world.forge)  # as if the time had passed for which a forge that is down is left alone
     world.report()
     (text,) = world.own_comments("recipes/web")
     assert "passed" in text

@@ -11,23 +11,23 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
+from enrollment.fakeforge.faults import Fault
 from enrollment.models import Forge
-from enrollment.sandbox.faults import Fault
-from runs import lifecycle, starting, supervision
+from runs import dispatcher, lifecycle, manual
 from runs.models import RunEvent, State, TestRun
 from tests.factories import TestRunFactory
 from tests.world import World
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.slow(0.4)]
 
-OFF = "runs of strangers are not approved at recipes/web any more."
+OFF = "recipes/web no longer accepts runs by strangers."
 
 
 @pytest.fixture(autouse=True)
 def strangers(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """mallory has a pull request from a fork (number 2), and such runs may be approved. No harness is started."""
     monkeypatch.setattr(settings.CC_CI, "slots", 5)
-    monkeypatch.setattr(supervision, "_start", lambda run: None)
+    monkeypatch.setattr(dispatcher, "_start", lambda run: None)
     Forge.objects.update(strangers_await_approval=True)
     world.add_fork_pull("recipes/web")
 
@@ -77,14 +77,14 @@ def alice_leaves(world: World) -> None:
 @pytest.mark.parametrize("action", ["run", "run_with_extra_tests"])
 def test_a_run_that_waits_is_approved_and_not_run_again(world: World, admin_client: Client, action: str) -> None:
     run = hear(world)
-    assert "waits for approval: choose Approve" in act(admin_client, action, run)
+    assert "is awaiting approval: choose the action Approve" in act(admin_client, action, run)
     assert TestRun.objects.get().state == State.AWAITING_APPROVAL
 
 
 def test_a_run_that_nobody_let_go_is_not_run_again(world: World, admin_client: Client) -> None:
     run = hear(world)
     hear(world, "!testme cancel", "alice")
-    assert "was never approved. Its author may ask again" in act(admin_client, "run", run)
+    assert "was never approved. Its author can ask again" in act(admin_client, "run", run)
     assert TestRun.objects.get().state == State.CANCELLED
 
 
@@ -95,7 +95,7 @@ def test_one_that_was_let_go_runs_again_by_its_approval(world: World, admin_clie
     assert (new.state, new.sha, new.trusted, new.requested_by) == (State.QUEUED, run.sha, False, "admin")
     assert new.events.get(kind="approved").data == run.events.get(kind="approved").data
     later(new)
-    assert supervision.dispatch() == [new]
+    assert dispatcher.dispatch() == [new]
     who = "admin approved it" if way == "admin" else "alice is a member"
     assert who in new.events.get(kind="asked_again").text
 
@@ -104,7 +104,7 @@ def test_one_that_was_let_go_runs_again_by_its_approval(world: World, admin_clie
 def test_what_is_known_here_stops_it_at_once(world: World, admin_client: Client, way: str) -> None:
     new = repeat(admin_client, approved(world, way, admin_client))
     Forge.objects.update(strangers_await_approval=False)
-    assert supervision.dispatch() == []
+    assert dispatcher.dispatch() == []
     new.refresh_from_db()
     assert (new.state, new.reason) == (State.CANCELLED, OFF)
 
@@ -113,7 +113,7 @@ def test_who_approved_it_and_leaves_stops_it(world: World, admin_client: Client)
     new = repeat(admin_client, approved(world, "comment", admin_client))
     later(new)
     alice_leaves(world)
-    assert supervision.dispatch() == []
+    assert dispatcher.dispatch() == []
     new.refresh_from_db()
     assert new.state == State.CANCELLED and "alice, who approved it, is neither owner" in new.reason
 
@@ -121,9 +121,9 @@ def test_who_approved_it_and_leaves_stops_it(world: World, admin_client: Client)
 def test_a_repeated_run_is_repeated_by_the_same_approval(world: World, admin_client: Client) -> None:
     again = repeat(admin_client, repeat(admin_client, approved(world, "comment", admin_client)))
     Forge.objects.update(block=[world.mallory.id])
-    assert supervision.dispatch() == []
+    assert dispatcher.dispatch() == []
     again.refresh_from_db()
-    assert (again.state, again.reason) == (State.CANCELLED, "mallory, who asked for it, is blocked by now.")
+    assert (again.state, again.reason) == (State.CANCELLED, "mallory, who asked for it, has been blocked.")
 
 
 def test_so_is_a_second_run_of_an_approved_commit(world: World, admin_client: Client) -> None:
@@ -132,7 +132,7 @@ def test_so_is_a_second_run_of_an_approved_commit(world: World, admin_client: Cl
     lifecycle.want_stop(second, State.CANCELLED, "enough")
     new = repeat(admin_client, second)
     later(new)
-    assert supervision.dispatch() == [new]
+    assert dispatcher.dispatch() == [new]
     Forge.objects.update(strangers_await_approval=False)
     assert OFF in act(admin_client, "run", second)
 
@@ -140,9 +140,9 @@ def test_so_is_a_second_run_of_an_approved_commit(world: World, admin_client: Cl
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (alice_leaves, "is not repeated: alice, who approved it, is neither owner"),
-        (lambda world: Forge.objects.update(strangers_await_approval=False), f"is not repeated: {OFF}"),
-        (lambda world: world.remote.delete_repo("recipes/web"), "is not repeated: It cannot be read any more"),
+        (alice_leaves, "cannot be repeated: alice, who approved it, is neither owner"),
+        (lambda world: Forge.objects.update(strangers_await_approval=False), f"cannot be repeated: {OFF}"),
+        (lambda world: world.remote.delete_repo("recipes/web"), "cannot be repeated: its source can no longer be read"),
         (lambda world: setattr(world.remote, "faults", lambda request: Fault(status=500)), "500"),
     ],
     ids=["alice has left", "approvals are off", "gone", "no answer"],
@@ -163,16 +163,16 @@ def test_a_strangers_commit_that_a_maintainer_named_runs_again_while_the_maintai
     new = repeat(admin_client, named)
     later(new)
     alice_leaves(world)
-    assert supervision.dispatch() == []
+    assert dispatcher.dispatch() == []
     new.refresh_from_db()
     assert "alice, who asked for it, is neither owner" in new.reason
 
 
 def test_a_strangers_run_of_which_nothing_is_known_any_more_does_not_start(db: None) -> None:
     run = TestRunFactory(trusted=False, comment=None, retry_of=None)
-    assert supervision.dispatch() == []
+    assert dispatcher.dispatch() == []
     run.refresh_from_db()
-    assert (run.state, run.reason) == (State.CANCELLED, "It is not known any more who asked for it.")
+    assert (run.state, run.reason) == (State.CANCELLED, "it is no longer known who asked for it.")
 
 
 def test_nothing_is_queued_without_its_approval(world: World, admin_client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +187,7 @@ def test_nothing_is_queued_without_its_approval(world: World, admin_client: Clie
 
     monkeypatch.setattr(lifecycle, "note", die)
     with pytest.raises(KeyboardInterrupt):
-        starting.run_again(run, "admin")
+        manual.run_again(run, "admin")
     assert TestRun.objects.count() == 1
 
 

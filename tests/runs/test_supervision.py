@@ -17,16 +17,17 @@ from django.db import connections
 from django.utils import timezone
 
 from controlplane.models import Host
+from enrollment.fakeforge import Fault
 from enrollment.models import PullRequest
-from runs import intake, lifecycle, results, supervision
+from runs import dispatcher, ingest, lifecycle, outcomes
 from runs.executors import local
 from runs.executors.base import ExecutorError
 from runs.harness.protocol import FolderState, Results, RunFolder
 from runs.models import HOLDING, State, TestRun
-from tests.factories import PullRequestFactory, TestRunFactory
+from tests.factories import CommentFactory, PullRequestFactory, TestRunFactory
 from tests.world import WEB, World
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.both_databases, pytest.mark.slow(0.2)]
 
 
 @pytest.fixture
@@ -46,10 +47,10 @@ def ask(world: World, text: str = "!testme") -> TestRun:
 
 def begin(world: World, run: TestRun) -> None:
     """Bring it to where the harness runs."""
-    supervision.dispatch()
-    supervision.supervise()
+    dispatcher.dispatch()
+    dispatcher.supervise()
     world.until(lambda: RunFolder(fresh(run).folder).state() is FolderState.RUNNING)
-    supervision.supervise()
+    dispatcher.supervise()
     assert fresh(run).state == State.RUNNING
 
 
@@ -148,7 +149,7 @@ def test_another_question_stops_a_run_and_takes_its_place(recipe: World) -> None
     begin(recipe, old)
     new = ask(recipe, "!testme --stages install,custom,extra")
     assert new != old
-    supervision.dispatch()
+    dispatcher.dispatch()
     assert fresh(new).state == State.QUEUED, "one run of a pull request at a time"
     TestRun.objects.filter(pk=new.pk).update(stages=["install"])
     recipe.run_all()
@@ -176,7 +177,7 @@ def test_lost_twice_is_our_error(recipe: World) -> None:
         begin(recipe, run)
         os.kill(harness_pid(run), signal.SIGKILL)
         recipe.until(lambda: RunFolder(fresh(run).folder).state() is FolderState.LOST)
-        supervision.supervise()
+        dispatcher.supervise()
     assert fresh(run).state == State.ERRORED
     assert "not the recipe's fault" in fresh(run).reason
 
@@ -194,7 +195,7 @@ def test_nothing_is_left_of_a_killed_harness(recipe: World) -> None:
 
     recipe.until(gone)
     lifecycle.want_stop(run, State.CANCELLED, "enough")
-    supervision.supervise()
+    dispatcher.supervise()
     assert fresh(run).state == State.CANCELLED
 
 
@@ -204,9 +205,9 @@ def test_a_harness_that_does_not_end_in_time_is_killed(recipe: World, monkeypatc
     begin(recipe, run)
     pid = harness_pid(run)
     os.kill(pid, signal.SIGSTOP)  # it cannot keep its own limit
-    long_ago = timezone.now() - timedelta(seconds=settings.CC_CI.run_seconds) - supervision.GRACE - timedelta(seconds=1)
+    long_ago = timezone.now() - timedelta(seconds=settings.CC_CI.run_seconds) - local.GRACE - timedelta(seconds=1)
     run.events.filter(kind=State.STARTING).update(at=long_ago)
-    supervision.supervise()
+    dispatcher.supervise()
     assert fresh(run).state == State.TIMED_OUT
     recipe.until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
 
@@ -215,7 +216,7 @@ def test_a_harness_that_does_not_end_in_time_is_killed(recipe: World, monkeypatc
 def test_two_workers_that_start_the_same_run_start_one_harness(recipe: World) -> None:
     slow(recipe, 2)
     run = ask(recipe)
-    assert supervision._claim() == [run]
+    assert dispatcher._claim() == [run]
     run = fresh(run)
 
     def start() -> None:
@@ -245,7 +246,7 @@ def test_slots_hold_however_many_workers_claim(data_dir: Path, monkeypatch: pyte
     def claim() -> None:
         try:
             gate.wait()
-            supervision._claim()
+            dispatcher._claim()
         except BaseException as error:
             faults.append(error)
         finally:
@@ -264,7 +265,7 @@ def test_slots_hold_however_many_workers_claim(data_dir: Path, monkeypatch: pyte
 def test_the_oldest_goes_first(data_dir: Path) -> None:
     newer = TestRunFactory(state=State.QUEUED, created_at=timezone.now(), host="")
     older = TestRunFactory(state=State.QUEUED, created_at=timezone.now() - timedelta(hours=1), host="")
-    assert supervision._claim() == [older]
+    assert dispatcher._claim() == [older]
     assert fresh(newer).state == State.QUEUED
 
 
@@ -274,10 +275,10 @@ def test_a_start_that_fails_is_tried_again_and_then_told(data_dir: Path, monkeyp
 
     monkeypatch.setattr(local.LocalExecutor, "start", fail)
     run = TestRunFactory(state=State.QUEUED, host="")
-    supervision.dispatch()
+    dispatcher.dispatch()
     assert fresh(run).state == State.STARTING
-    TestRun.objects.update(started_at=timezone.now() - supervision.START_PATIENCE - timedelta(seconds=1))
-    supervision.supervise()
+    TestRun.objects.update(started_at=timezone.now() - dispatcher.START_PATIENCE - timedelta(seconds=1))
+    dispatcher.supervise()
     assert fresh(run).state == State.ERRORED
     assert "no space left" in fresh(run).reason
 
@@ -286,16 +287,16 @@ def test_results_that_cannot_be_read_are_our_error(data_dir: Path) -> None:
     run = TestRunFactory(running=True, host=settings.CC_CI.host, attempt=1)
     run.folder.mkdir(parents=True)
     (run.folder / "results.json").write_text('{"verdict": "splendid"}')
-    supervision.supervise()
+    dispatcher.supervise()
     assert fresh(run).state == State.ERRORED
 
 
 def test_a_dead_machines_runs_are_given_up(data_dir: Path) -> None:
-    Host.objects.create(name="gone", ticked_at=timezone.now() - supervision.HOST_DEAD - timedelta(seconds=1))
+    Host.objects.create(name="gone", ticked_at=timezone.now() - dispatcher.HOST_DEAD - timedelta(seconds=1))
     Host.objects.create(name="alive", ticked_at=timezone.now())
     lost = TestRunFactory(running=True, host="gone")
     kept = TestRunFactory(running=True, host="alive")
-    assert supervision.forsake_dead_hosts() == [lost]
+    assert dispatcher.forsake_dead_hosts() == [lost]
     assert fresh(lost).state == State.ERRORED
     assert fresh(kept).state == State.RUNNING
 
@@ -312,8 +313,8 @@ def concluded(verdict: str = "passed", **more: Any) -> Results:
 def test_taking_over_the_results_twice_is_once(db: None) -> None:
     run = TestRunFactory(running=True)
     other = fresh(run)
-    assert results.conclude(run, concluded())
-    assert not results.conclude(other, concluded("failed"))
+    assert ingest.conclude(run, concluded())
+    assert not ingest.conclude(other, concluded("failed"))
     run = fresh(run)
     assert run.state == State.PASSED
     assert run.stage_results.count() == 1
@@ -325,7 +326,7 @@ def test_a_late_owner_of_an_earlier_attempt_moves_nothing(db: None) -> None:
     run = TestRunFactory(running=True, attempt=1)
     late = fresh(run)
     TestRun.objects.update(attempt=2)
-    assert not results.conclude(late, concluded("failed"))
+    assert not ingest.conclude(late, concluded("failed"))
     assert fresh(run).state == State.RUNNING
     assert not fresh(run).stage_results.exists()
 
@@ -343,7 +344,72 @@ def test_the_table_of_moves_is_kept(db: None, state: str, event: str) -> None:
 def test_two_questions_for_one_pull_request_wait_for_each_other(data_dir: Path) -> None:
     pull: PullRequest = PullRequestFactory()
     common = {"sha": "a" * 40, "ref": "x", "requested_by": "alice", "trusted": True, "pull_request": pull}
-    intake.create_run(pull.repository, stages=("install",), **common)
+    outcomes.create_run(pull.repository, stages=("install",), **common)
     TestRun.objects.update(state=State.RUNNING, host="elsewhere")
-    intake.create_run(pull.repository, stages=("custom",), **common)
-    assert supervision._claim() == []
+    outcomes.create_run(pull.repository, stages=("custom",), **common)
+    assert dispatcher._claim() == []
+
+
+# --- pull requests that are closed
+
+
+@pytest.mark.parametrize("merged", [True, False])
+def test_a_run_that_waits_ends_with_its_pull_request(recipe: World, monkeypatch: pytest.MonkeyPatch, merged: bool) -> None:
+    monkeypatch.setattr(settings.CC_CI, "slots", 0)
+    run, pull = ask(recipe), recipe.remote.pull("recipes/process-web", 1)
+    dispatcher.dispatch()
+    assert fresh(run).state == State.QUEUED
+    recipe.remote.merge_pull(pull, recipe.alice) if merged else recipe.remote.close_pull(pull)
+    recipe.poll()
+    dispatcher.dispatch()
+    assert fresh(run).state == State.CANCELLED
+    assert fresh(run).reason == f"The pull request was {'merged' if merged else 'closed'} before the run started."
+    recipe.report()
+    assert fresh(run).reason in recipe.own_comments("recipes/process-web")[-1]
+
+
+def test_a_run_that_waits_for_approval_ends_so_too_and_one_under_way_goes_on(recipe: World) -> None:
+    run = ask(recipe)
+    pull = run.pull_request
+    assert pull is not None and run.comment is not None
+    comment = CommentFactory(forge=recipe.forge, pull_request=pull)
+    waits = TestRunFactory(
+        repository=run.repository, pull_request=pull, comment=comment, state=State.AWAITING_APPROVAL, trusted=False
+    )
+    TestRun.objects.filter(pk=run.pk).update(state=State.RUNNING, host="elsewhere", started_at=timezone.now())
+    recipe.remote.close_pull(recipe.remote.pull("recipes/process-web", 1))
+    recipe.poll()
+    dispatcher.dispatch()
+    assert (fresh(run).state, fresh(run).stop_wanted) == (State.RUNNING, "")
+    assert fresh(waits).state == State.CANCELLED
+
+
+@pytest.mark.parametrize(
+    "fault", [Fault(status=500), Fault(status=404, body="<html>"), Fault(status=200, body="{}"), Fault(status=429)]
+)
+def test_a_forge_that_does_not_say_whether_it_is_closed_neither_starts_nor_ends_a_run(recipe: World, fault: Fault) -> None:
+    run = ask(recipe)
+    PullRequest.objects.update(state="closed")
+    recipe.remote.faults = lambda request: fault if "/pulls/" in request.path else None
+    dispatcher.dispatch()
+    assert fresh(run).state == State.QUEUED
+    recipe.remote.faults = None
+
+
+def test_a_pull_request_that_was_opened_again_has_its_run(recipe: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings.CC_CI, "slots", 0)
+    run = ask(recipe)
+    PullRequest.objects.update(state="closed")
+    dispatcher.dispatch()
+    assert fresh(run).state == State.QUEUED
+    assert PullRequest.objects.get(pk=run.pull_request_id).state == "open"
+
+
+def test_a_run_that_the_admin_asked_for_is_of_no_open_pull_request(recipe: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings.CC_CI, "slots", 0)
+    run = ask(recipe)
+    TestRun.objects.filter(pk=run.pk).update(comment=None)
+    recipe.remote.close_pull(recipe.remote.pull("recipes/process-web", 1))
+    recipe.poll()
+    dispatcher.dispatch()
+    assert fresh(run).state == State.QUEUED

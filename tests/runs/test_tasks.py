@@ -72,10 +72,10 @@ def test_old_runs_go_with_their_folders_and_the_newest_stays(data_dir: Path) -> 
         finished_at=long_ago,
     )
     old.folder.mkdir(parents=True)
-    assert tasks.drop_old_runs() == "1 dropped"
+    assert tasks.drop_old_runs() == "1 deleted"
     assert list(TestRun.objects.all()) == [newest]
     assert not old.folder.parent.exists()
-    assert tasks.drop_old_runs() == "0 dropped"
+    assert tasks.drop_old_runs() == "0 deleted"
 
 
 def test_a_comment_stays_when_its_run_is_dropped(world: World) -> None:

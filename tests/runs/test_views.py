@@ -73,6 +73,9 @@ def test_the_page_shows_level_extras_lint_times_and_files(client: Client) -> Non
         "4.2 s",
         "Log of app",
         "counts once it is merged",
+        f"<code>sha256:{'a1' * 32}</code>",
+        "its tag moved: pulled again",
+        "none: built on the server",
         "upgraded from <bdi>1.0.0+2.0</bdi>",
         f'<img src="/runs/{run.pk}/files/picture.png"',
     ):
@@ -121,7 +124,7 @@ def test_a_failed_run_answers_the_questions_in_their_order(client: Client) -> No
         "test_that_fails",
         "assert 1 == 2",
         "line two",
-        "What next",
+        "Next steps",
         "!testme retry",
         "Last passed",
         "Stages",
@@ -133,6 +136,17 @@ def test_a_failed_run_answers_the_questions_in_their_order(client: Client) -> No
     ]
     places = [text.index(words) for words in wanted]
     assert places == sorted(places)
+
+
+def test_an_error_is_told_once(client: Client) -> None:
+    error = "No HTTP response from 10.0.0.7:8080."
+    level = {"value": 0, "rungs": [{"level": 1, "name": "install", "status": "failed", "reason": f"install failed: {error}"}]}
+    run = TestRunFactory(state=State.FAILED, reason=f"install: {error}", details=details(level=level))
+    stage = StageResultFactory(run=run, name="install", order=0, status="failed", reason=error)
+    CaseResultFactory(stage=stage, name="the app answers", file="generic", status="failed", message=error, output="app | hello")
+    text = client.get(run.get_absolute_url()).content.decode()
+    assert text.count(error.rstrip(".")) == 1
+    assert "app | hello" in text
 
 
 def test_the_facts_link_to_the_forge(client: Client) -> None:
@@ -155,7 +169,7 @@ def test_a_passed_run_says_so_in_words_and_in_the_tab(client: Client) -> None:
 
 @pytest.mark.parametrize("state", State.values)
 def test_every_state_has_a_page(client: Client, state: str) -> None:
-    assert "What next" in page(client, TestRunFactory(state=state))
+    assert "Next steps" in page(client, TestRunFactory(state=state))
 
 
 def test_a_run_of_a_branch_has_no_pull_request(client: Client) -> None:
@@ -222,12 +236,12 @@ def test_since_when_it_fails(client: Client) -> None:
     good = TestRunFactory(repository=row, passed=True, created_at=timezone.now() - timedelta(days=3))
     text = page(client, TestRunFactory(repository=row, failed=True))
     assert f'Last passed</dt><dd><a href="{good.get_absolute_url()}">' in text
-    assert "Never here" in page(client, TestRunFactory(failed=True))
+    assert "Never on this server" in page(client, TestRunFactory(failed=True))
 
 
 def test_it_says_itself_how_to_follow_without_javascript(client: Client) -> None:
-    assert "This page stands still." in page(client, TestRunFactory(running=True))
-    assert "This page stands still." not in page(client, TestRunFactory(passed=True))
+    assert "This page does not update itself." in page(client, TestRunFactory(running=True))
+    assert "This page does not update itself." not in page(client, TestRunFactory(passed=True))
 
 
 def test_only_the_end_of_a_long_log_is_on_the_page(client: Client) -> None:
@@ -249,7 +263,7 @@ def test_staff_gets_a_link_to_the_admin(client: Client, staff: Client) -> None:
 def test_an_unknown_run_is_not_found(client: Client) -> None:
     answer = client.get(reverse("run", args=[uuid.uuid4()]))
     assert answer.status_code == 404
-    assert "There is nothing here" in answer.content.decode()
+    assert "Page not found" in answer.content.decode()
 
 
 def test_the_page_of_a_run_with_many_tests_takes_few_queries(client: Client, django_assert_max_num_queries) -> None:  # type: ignore[no-untyped-def]
@@ -388,10 +402,10 @@ def test_a_page_of_the_list_keeps_the_filter(client: Client) -> None:
 
 def test_an_empty_list_says_what_to_do(client: Client) -> None:
     text = client.get("/runs/").content.decode()
-    assert "There is no run to see yet." in text
+    assert "There are no runs to show yet." in text
     assert ">!testme<" in text
     TestRunFactory()
-    assert "No run fits." in client.get("/runs/?state=passed").content.decode()
+    assert "No matching runs." in client.get("/runs/?state=passed").content.decode()
 
 
 # --- texts from outside

@@ -1,4 +1,4 @@
-"""`cc-ci doctor`: look at everything that cc-ci needs, and say what to type where something is missing."""
+"""`cc-ci doctor`: check everything that cc-ci needs, and show what to type if something is missing."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
 
 def _as_json(finding: Finding) -> dict[str, Any]:
-    """Without the table where there is none."""
+    """Leave out `rows` if there are none."""
     return {name: value for name, value in asdict(finding).items() if name != "rows" or value}
 
 
 class Command(BaseCommand):
-    help = "Look at the database, the queue, the forges, Docker, the sandbox, the disk. Exit code 1 when there is an error."
-    requires_system_checks = ()
+    help = "Check the database, the queue, the forges, Docker, the sandbox and the disk. Exit code 1 on an error."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--json", action="store_true", help="print a list of objects")
@@ -49,9 +48,9 @@ class Command(BaseCommand):
             raise Exit(NO)
 
     def _table(self, findings: list[Finding]) -> None:
-        table = Table("", "What", "How it stands, and what to type", box=None, pad_edge=False)
+        table = Table("", "What", "Status, and what to type", box=None, pad_edge=False)
         for finding in findings:
-            # As Text: what a forge or a file says is no markup.
+            # As Text, so that text from a forge or a file is not parsed as markup.
             words = Text(finding.text, overflow="fold")
             if finding.fix:
                 words.append(f"\n{finding.fix}", "bold")

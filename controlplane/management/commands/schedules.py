@@ -1,4 +1,4 @@
-"""`cc-ci schedules`: what recurs, when it is due, how it went last."""
+"""`cc-ci schedules`: list recurring tasks, when they are due, and how their last run went."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from controlplane.registry import registry
 
 
 class Command(BaseCommand):
-    help = "Show the recurring tasks; with --run, run one now, here; with --sync, write the table of the program to the database."
+    help = "List the recurring tasks. With --run, run one now; with --sync, write the program's table to the database."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
-            "--sync", action="store_true", help="make the rows equal to the program's table (migrate does it too)"
+            "--sync", action="store_true", help="write the program's table to the database (migrate does so, too)"
         )
-        parser.add_argument("--run", metavar="NAME", help="run this one now, in this process, and print what it says")
+        parser.add_argument("--run", metavar="NAME", help="run this task now, in this process, and print its result")
         parser.add_argument("--json", action="store_true", help="print a list of objects")
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -51,10 +51,10 @@ class Command(BaseCommand):
     def _run(self, name: str) -> None:
         known = {schedules.row_name(task) for task in registry.recurring.values()} | set(registry.recurring)
         if name not in known:
-            raise CommandError(f"there is no recurring task {name}. Known: {', '.join(sorted(known))}")
+            raise CommandError(f"unknown recurring task {name}. Known: {', '.join(sorted(known))}")
         try:
             words = schedules.run_recurring(schedules.row_name(registry.recurring[name.partition("@")[0]]))
-        except Exception:  # written down and logged by `run_recurring`
+        except Exception:  # recorded and logged by `run_recurring`
             raise Exit(NO) from None
         self.stdout.write(words or "done")
 

@@ -11,11 +11,10 @@ from typing import Any, NoReturn
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
-from django.db import DatabaseError, connection, connections
-from django.db.migrations.executor import MigrationExecutor
+from django.db import connections
 from django.utils import timezone
 
-from controlplane import schedules
+from controlplane import database, schedules
 from controlplane.cli import OURS, Exit
 from controlplane.models import Host, RecurringTask
 from controlplane.processes import AlreadyRunning, end_left_over, hold
@@ -26,11 +25,13 @@ log = logging.getLogger("controlplane.work")
 
 
 class Command(BaseCommand):
-    help = "Run the task queue, the ticker and, with --web, the web server, until SIGTERM or Ctrl-C."
+    help = "Run the task queue, the ticker and, with --web, the web server. Stops on SIGTERM or Ctrl-C."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--web", action="store_true", help="serve the pages as well")
-        parser.add_argument("--bind", default="127.0.0.1:8000", metavar="ADDRESS", help="where to (default: %(default)s)")
+        parser.add_argument("--web", action="store_true", help="also serve the pages")
+        parser.add_argument(
+            "--bind", default="127.0.0.1:8000", metavar="ADDRESS", help="address to listen on (default: %(default)s)"
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         for handler in logging.getLogger().handlers:
@@ -42,7 +43,7 @@ class Command(BaseCommand):
         except AlreadyRunning as other:
             self._refuse(self._second(lock, str(other)))
         if ended := end_left_over(lock):
-            log.warning("Ended %d processes that an earlier `cc-ci work` had left behind.", ended)
+            log.warning("Killed %d processes left behind by an earlier `cc-ci work`.", ended)
         listener = self._listen(options["bind"]) if options["web"] else None
         self._prepare_rows()
         connections.close_all()
@@ -50,22 +51,20 @@ class Command(BaseCommand):
 
     def _need_migrations(self) -> None:
         try:
-            executor = MigrationExecutor(connection)
-            missing = executor.migration_plan(executor.loader.graph.leaf_nodes())
-        except DatabaseError as error:
-            self._refuse(f"the database cannot be reached: {str(error).strip()}\nType: cc-ci doctor")
-        if missing:
-            self._refuse(f"{len(missing)} migrations are not applied to the database.\nType: cc-ci migrate")
+            if missing := database.missing():
+                self._refuse(f"{missing}.\nRun: cc-ci migrate")
+        except database.Unreachable as problem:
+            self._refuse(f"the database cannot be reached: {problem}\nRun: cc-ci doctor")
 
     def _second(self, lock: Path, holder: str) -> str:
         if settings.CC_CI.is_sqlite:
             return (
-                f"another `cc-ci work` ({holder}) already serves this SQLite database, and SQLite carries only one.\n"
-                f"Stop that one first. Several machines or several `work` need PostgreSQL (DATABASE_URL). Lock: {lock}"
+                f"another `cc-ci work` ({holder}) is already using this SQLite database, which supports only one.\nStop "
+                f"it first. Several hosts, or several `work`, need PostgreSQL (DATABASE_URL). Lock: {lock}"
             )
         return (
-            f"another `cc-ci work` ({holder}) already runs as host {settings.CC_CI.host}.\n"
-            f"Stop that one first, or give this one a name of its own with CC_CI_HOST. Lock: {lock}"
+            f"another `cc-ci work` ({holder}) is already running as host {settings.CC_CI.host}.\nStop it first, or give "
+            f"this one another name with CC_CI_HOST. Lock: {lock}"
         )
 
     def _listen(self, address: str) -> socket.socket:
@@ -74,7 +73,7 @@ class Command(BaseCommand):
         except ValueError as error:
             raise CommandError(str(error)) from None
         except OSError as error:
-            self._refuse(f"cannot listen on {address}: {error.strerror}\nType: cc-ci work --web --bind 127.0.0.1:ANOTHER-PORT")
+            self._refuse(f"cannot listen on {address}: {error.strerror}\nRun: cc-ci work --web --bind 127.0.0.1:ANOTHER-PORT")
 
     def _prepare_rows(self) -> None:
         schedules.sync()

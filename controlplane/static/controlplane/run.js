@@ -1,5 +1,5 @@
-/* The page of a run, or of an upgrade of an app, while it runs: asks for what changed, and puts it in its place. Without this
-   script the page stays as it was served, and a refresh shows the rest. */
+/* Live updates on the page of a run or an app's upgrade: polls for changes and inserts them. Without this script the page
+   stays as served, and a reload shows the rest. */
 "use strict";
 
 (function () {
@@ -46,15 +46,15 @@
         headers: { Accept: "application/json" },
         signal: AbortSignal.timeout(15000),
       });
-      if (response.status === 403) return stop("Log in again to go on watching.");
-      if (response.status === 404) return stop("This " + what + " is gone.");
+      if (response.status === 403) return stop("Log in again to see updates.");
+      if (response.status === 404) return stop("This " + what + " was deleted.");
       if (!response.ok) throw new Error(String(response.status));
       show(await response.json());
       failures = 0;
     } catch (error) {
       failures += 1;
       const wait = Math.min(SLOWEST, EVERY * 2 ** failures);
-      say("trouble", "no answer from the server, next try in " + Math.round(wait / 1000) + " s");
+      say("trouble", "no response from the server, retrying in " + Math.round(wait / 1000) + " s");
       plan(wait);
     } finally {
       asking = false;
@@ -81,7 +81,7 @@
     }
   }
 
-  /* Put a part in its place. What the reader has unfolded stays so, the focus too; selected text is not pulled away. */
+  /* Replace a part. Keeps open folds and the focus, and does not replace selected text. */
   function replace(name, html, final) {
     const part = root.querySelector('[data-part="' + name + '"]');
     if (!part || shown.get(name) === html || (!final && selecting(part))) return;
@@ -106,7 +106,7 @@
     return Boolean(selection && !selection.isCollapsed && part.contains(selection.anchorNode));
   }
 
-  /* New lines are added at the end, so that what is being read does not jump. */
+  /* Append new lines, so that the text being read does not jump. */
   function write(text) {
     const before = log.textContent;
     const follow = log.scrollHeight - log.scrollTop - log.clientHeight < 30;

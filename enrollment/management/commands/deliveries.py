@@ -1,4 +1,4 @@
-"""`cc-ci deliveries list|replay`: what the webhooks delivered, and taking it once more."""
+"""`cc-ci deliveries list|replay`: list what the webhooks delivered, and replay it."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from controlplane.cli import NO, Exit
-from enrollment.deliveries import replay_all, take_waiting
 from enrollment.models import Delivery
+from enrollment.webhooks.process import replay_all, take_waiting
 
 
 class Command(BaseCommand):
-    help = "List what the webhooks delivered, newest first, or take deliveries once more."
+    help = "List webhook deliveries, newest first, or replay them."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         verbs = parser.add_subparsers(dest="verb", required=True, metavar="list|replay")
-        shown = verbs.add_parser("list", help="what was delivered")
-        shown.add_argument("--limit", type=int, default=50, help="at most so many (50)")
-        shown.add_argument("--outcome", choices=Delivery.Outcome.values, default="", help="only these")
-        shown.add_argument("--json", action="store_true", help="for machines")
-        again = verbs.add_parser("replay", help="take deliveries once more; a comment never counts twice")
-        again.add_argument("--forge", default="", metavar="NAME", help="only this forge's, where two sent one of the same id")
-        again.add_argument("delivery", nargs="+", metavar="ID", help="as `list` prints it")
+        shown = verbs.add_parser("list", help="list deliveries")
+        shown.add_argument("--limit", type=int, default=50, help="maximum number of rows (50)")
+        shown.add_argument("--outcome", choices=Delivery.Outcome.values, default="", help="only with this outcome")
+        shown.add_argument("--json", action="store_true", help="print JSON")
+        again = verbs.add_parser("replay", help="process deliveries again; a comment never counts twice")
+        again.add_argument("--forge", default="", metavar="NAME", help="only this forge's, if two forges sent the same id")
+        again.add_argument("delivery", nargs="+", metavar="ID", help="id as printed by `list`")
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["verb"] == "list":
@@ -43,13 +43,13 @@ class Command(BaseCommand):
         for fact in facts:
             self.stdout.write("\t".join(str(fact[name]) for name in fact if name != "comment"))
         if not facts:
-            self.stdout.write("Nothing was delivered.")
+            self.stdout.write("No deliveries.")
 
     def _replay(self, ids: list[str], forge: str) -> None:
         found = Delivery.objects.filter(delivery_id__in=ids).order_by("received_at", "pk")
         rows = list(found.filter(forge__name=forge) if forge else found)
         if strangers := sorted(set(ids) - {row.delivery_id for row in rows}):
-            raise CommandError(f"There is no delivery {', '.join(strangers)}: `cc-ci deliveries list` prints those there are.")
+            raise CommandError(f"There is no delivery {', '.join(strangers)}: `cc-ci deliveries list` prints the existing ones.")
         for line in replay_all(rows)[1]:
             self.stdout.write(line)
         take_waiting()

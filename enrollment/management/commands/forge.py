@@ -1,4 +1,4 @@
-"""`cc-ci forge add|list`: the forges that are watched."""
+"""`cc-ci forge add|list|tests`: manage the watched forges, and where tests for their recipes are kept."""
 
 from __future__ import annotations
 
@@ -10,31 +10,40 @@ from urllib.parse import urlsplit
 from django.core.management.base import BaseCommand, CommandError
 
 from controlplane.cli import OURS, Exit
-from enrollment.enrolling import add_forge, bare
-from enrollment.forges.base import ForgeError, Unauthorized
+from enrollment.forge_access.clients import client_for
+from enrollment.forges.base import ForgeError, NotFound, Unauthorized
+from enrollment.forges.kinds import KINDS
+from enrollment.lookup import NO_FORGE, find_forge, split_name
 from enrollment.models import Forge
+from enrollment.repositories import add_forge, bare, keep_tests
 
 
 class Command(BaseCommand):
-    help = "Add a forge, or give it a new token; list the forges."
+    help = "Add a forge, replace its token, or list the forges."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        actions = parser.add_subparsers(dest="action", required=True, metavar="add|list")
-        add = actions.add_parser("add", help="add a Gitea or Forgejo server, or give it a new token")
-        add.add_argument("--url", required=True, help="its address, such as https://git.example.org")
+        actions = parser.add_subparsers(dest="action", required=True, metavar="add|list|tests")
+        labels = ", ".join(kind.label for kind in KINDS.values())
+        add = actions.add_parser("add", help=f"add a forge ({labels}), or replace its token")
+        add.add_argument("--kind", choices=KINDS, default="", help="kind of forge (default: the first)")
+        add.add_argument("--url", required=True, help="its URL, such as https://git.example.org")
         # Never the token itself: arguments are seen by every user of a machine, and kept in the shell's history.
         add.add_argument("--token-env", required=True, metavar="VARIABLE", help="name of the environment variable with the token")
-        add.add_argument("--name", default="", help="what to call it here (default: its host)")
+        add.add_argument("--name", default="", help="name to use here (default: its host)")
         add.add_argument(
             "--owner",
             action="append",
             default=[],
             help="also enrol this owner's repositories that carry the topic; may be repeated",
         )
-        actions.add_parser("list", help="list the forges and how they stand")
+        actions.add_parser("list", help="list the forges and their status")
+        tests = actions.add_parser("tests", help="set the repository whose tests are added to the recipes' own")
+        tests.add_argument("repository", nargs="?", default="", metavar="OWNER/REPO", help="repository at the forge")
+        tests.add_argument("--none", action="store_true", help="use none")
+        tests.add_argument("--forge", default="", help="URL or name of the forge, if there are several")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        {"add": self._add, "list": self._list}[options["action"]](options)
+        {"add": self._add, "list": self._list, "tests": self._tests}[options["action"]](options)
 
     def _add(self, options: dict[str, Any]) -> None:
         token = os.environ.get(options["token_env"], "").strip()
@@ -49,9 +58,9 @@ class Command(BaseCommand):
             raise CommandError(str(error)) from error
         name = options["name"] or urlsplit(url).netloc
         if taken := Forge.objects.filter(name=name).exclude(url=url).first():
-            raise CommandError(f"{name} is the name of {taken.url} already: give this one another, with --name.")
+            raise CommandError(f"The name {name} is already taken by {taken.url}: choose another one with --name.")
         try:
-            forge, made = add_forge(options["url"], token, options["name"])
+            forge, made = add_forge(options["url"], token, options["name"], options["kind"])
         except Unauthorized as error:
             raise CommandError(f"{error}\n{error.advice}\nNothing was changed.") from error
         except ForgeError as error:
@@ -65,9 +74,29 @@ class Command(BaseCommand):
         )
         self.stdout.write("Next: cc-ci enroll OWNER/REPO")
 
+    def _tests(self, options: dict[str, Any]) -> None:
+        typed = options["repository"]
+        if bool(typed) == options["none"]:
+            raise CommandError("Give OWNER/REPO, or --none.")
+        forge = find_forge(options["forge"])
+        if typed:
+            split_name(typed)
+        try:
+            row = keep_tests(forge, typed, client_for(forge))
+        except NotFound as error:
+            raise CommandError(f"{error}\n{error.advice}\nNothing was changed.") from error
+        except ForgeError as error:
+            self.stderr.write(f"{error}\n{error.advice}\nNothing was changed.")
+            raise Exit(OURS) from error
+        self.stdout.write(
+            f"Runs at {forge.name} now add the tests of {row.full_name}: tests/<recipe>/ on {row.default_branch}."
+            if row
+            else f"Runs at {forge.name} now use only the recipes' own tests."
+        )
+
     def _list(self, options: dict[str, Any]) -> None:
         for forge in Forge.objects.all():
-            state = forge.last_error or ("well" if forge.last_ok_at else "not looked at yet")
+            state = forge.last_error or ("healthy" if forge.last_ok_at else "not polled yet")
             self.stdout.write(f"{forge.name}\t{forge.url}\tas {forge.bot_login or '?'}\t{state}")
         if not Forge.objects.exists():
-            self.stdout.write("No forge yet. Type: cc-ci forge add --url https://git.example.org --token-env VARIABLE")
+            self.stdout.write(NO_FORGE)

@@ -1,4 +1,4 @@
-"""`cc-ci list`: what is watched."""
+"""`cc-ci list`: list what is watched."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from enrollment.models import Repository
 
 
 class Command(BaseCommand):
-    help = "List the repositories that are watched."
+    help = "List the watched repositories."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--all", action="store_true", help="also those that are watched no longer")
-        parser.add_argument("--json", action="store_true", help="for machines")
+        parser.add_argument("--all", action="store_true", help="also those no longer watched")
+        parser.add_argument("--json", action="store_true", help="print JSON")
 
     def handle(self, *args: Any, **options: Any) -> None:
         rows = Repository.objects.select_related("forge")
@@ -41,4 +41,4 @@ class Command(BaseCommand):
             mark = "" if fact["watched"] else "\t(not watched)"
             self.stdout.write(f"{fact['repository']}\t{fact['forge']}\t{fact['source']}{mark}\t{fact['error']}".rstrip())
         if not facts:
-            self.stdout.write("Nothing is watched yet. Type: cc-ci enroll OWNER/REPO")
+            self.stdout.write("No repositories are watched yet. Run: cc-ci enroll OWNER/REPO")

@@ -1,4 +1,4 @@
-"""`cc-ci poll --once`: look at every forge now, in the foreground."""
+"""`cc-ci poll --once`: poll every forge now, in the foreground."""
 
 from __future__ import annotations
 
@@ -6,39 +6,36 @@ import json
 from argparse import ArgumentParser
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import BaseCommand
 
 from controlplane.cli import NO, Exit
-from enrollment import polling
-from enrollment.budget import forgive
-from enrollment.models import Forge
+from enrollment.forge_access.rate_limit import forgive
+from enrollment.lookup import find_forges
+from enrollment.polling import poller
 
 
 class Command(BaseCommand):
-    help = "Look at every forge once. (`cc-ci work` does it all the time.)"
+    help = "Poll every forge once. (`cc-ci work` polls continuously.)"
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--once", action="store_true", required=True, help="look once and end")
-        parser.add_argument("--now", action="store_true", help="also where a failure asks to wait")
-        parser.add_argument("--json", action="store_true", help="for machines")
+        parser.add_argument("--once", action="store_true", required=True, help="poll once and exit")
+        parser.add_argument("--now", action="store_true", help="also forges that are paused after a failure")
+        parser.add_argument("--json", action="store_true", help="print JSON")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        forges = list(Forge.objects.filter(enabled=True))
-        if not forges:
-            raise CommandError("No forge is known yet. Type: cc-ci forge add --url https://git.example.org --token-env VARIABLE")
-        looks = []
-        for forge in forges:
+        results = []
+        for forge in find_forges():
             if options["now"]:
                 forge.backoff_until = None
                 forge.save(update_fields=["backoff_until"])
                 forgive(forge)
-            looks.append(polling.look(forge))
+            results.append(poller.poll(forge))
         if options["json"]:
-            self.stdout.write(json.dumps([look.as_json() for look in looks], indent=1))
+            self.stdout.write(json.dumps([result.as_json() for result in results], indent=1))
         else:
-            for look in looks:
-                self.stdout.write(look.words())
-                for problem in look.problems:
+            for result in results:
+                self.stdout.write(result.text())
+                for problem in result.problems:
                     self.stderr.write(f"  {problem}")
-        if any(look.problems for look in looks):
+        if any(result.problems for result in results):
             raise Exit(NO)

@@ -1,4 +1,4 @@
-"""`cc-ci reconcile_webhooks`: print what is to be done about the webhooks; with `--apply` do it."""
+"""`cc-ci reconcile_webhooks`: print what would be done about the webhooks; with `--apply` do it."""
 
 from __future__ import annotations
 
@@ -6,33 +6,27 @@ import json
 from argparse import ArgumentParser
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import BaseCommand
 
 from controlplane.cli import OURS, Exit
-from enrollment.budget import patient
-from enrollment.hook_pass import Pass
-from enrollment.hook_reconcile import reconcile
-from enrollment.models import Forge
-from enrollment.naming import NotNamed, find_forge
-from enrollment.webhooks import WRITES, Action, Do
+from enrollment.forge_access.rate_limit import patient
+from enrollment.lookup import find_forges
+from enrollment.webhooks.plan import WRITES, Action, Do
+from enrollment.webhooks.reconcile import reconcile
+from enrollment.webhooks.result import Pass
 
 
 class Command(BaseCommand):
-    help = "Hold the webhooks at the forges against what is wanted, and print the plan: nothing is changed without --apply."
+    help = "Compare the webhooks at the forges with the desired ones. Prints the plan; changes nothing without --apply."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--apply", action="store_true", help="do what the plan says")
-        parser.add_argument("--forge", default="", metavar="URL", help="this forge alone")
-        parser.add_argument("--all", action="store_true", help="also print hooks about which nothing is to be done")
-        parser.add_argument("--json", action="store_true", help="for machines")
+        parser.add_argument("--apply", action="store_true", help="execute the plan")
+        parser.add_argument("--forge", default="", metavar="URL", help="only this forge")
+        parser.add_argument("--all", action="store_true", help="also print hooks that need no change")
+        parser.add_argument("--json", action="store_true", help="print JSON")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        try:
-            forges = [find_forge(options["forge"])] if options["forge"] else list(Forge.objects.filter(enabled=True))
-        except NotNamed as error:
-            raise CommandError(str(error)) from error
-        if not forges:
-            raise CommandError("No forge is known yet. Type: cc-ci forge add --url https://git.example.org --token-env VARIABLE")
+        forges = find_forges(options["forge"])
         with patient():
             passes = [reconcile(forge, apply=options["apply"]) for forge in forges]
         if options["json"]:
@@ -46,12 +40,12 @@ class Command(BaseCommand):
     def _print(self, result: Pass, everything: bool, applied: bool) -> None:
         for action in result.actions:
             if everything or action.do != Do.NOTHING:
-                self.stdout.write(action.words())
+                self.stdout.write(action.text())
         for problem in result.problems:
             self.stderr.write(problem)
-        self.stdout.write(result.words())
+        self.stdout.write(result.text())
         if not applied and any(action.do in WRITES for action in result.actions):
-            self.stdout.write("To do it, type: cc-ci reconcile_webhooks --apply")
+            self.stdout.write("To apply it, run: cc-ci reconcile_webhooks --apply")
 
 
 def _facts(result: Pass) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A recipe's files: its environment, what Docker makes of its compose files, what of that is admitted, and what is deployed.
+"""A recipe's files: its environment, the document that Docker renders, what of that is allowed, and what is deployed.
 
-Nothing here touches the Swarm. The only program that is run is Docker's own reader, in a sandbox (`render`).
+Nothing here touches the Swarm. The only program it runs is Docker's own reader, in a sandbox (`render`).
 """

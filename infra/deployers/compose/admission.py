@@ -1,10 +1,10 @@
-"""What a recipe may have on the machine: an allow-list over what Docker makes of its compose files.
+"""What a recipe may have on the machine: an allow-list for the document that Docker renders from its compose files.
 
-Pure, but for lines in words and the files that Docker takes for templates (nothing of a run writes into a checkout).
+Pure, except for finding line numbers and reading template files (nothing of a run writes into a checkout).
 
-A stranger's compose file is as hostile as a stranger's code, and an image of the recipe's choice runs in containers of its own
-stack. Each key and each shape that is admitted stands here; whatever else there is is refused before anything is deployed, unless
-the enrolment allows that very thing for that repository. What is judged is the document that is deployed, no other reading of it.
+A stranger's compose file is as hostile as a stranger's code, and its images run in the stack's own containers. Every allowed key
+and shape is listed here; everything else is refused before anything is deployed, unless the enrolment allows exactly that for the
+repository. The document that is judged is the one that is deployed.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from infra.deployers.base import DeployError
 from infra.deployers.compose import lines, routes, templates
 from infra.deployers.compose.files import inside
 from infra.deployers.compose.recipe import Recipe, check_files, mapping, relative, texts
+from infra.deployers.errors import DeployError
 
 #: Log drivers that write into the container's own log. With the others the daemon, on the host's network, talks to whom
 #: the recipe says, or writes into the host's journal.
@@ -47,29 +47,29 @@ _ULIMITS = frozenset(
 )
 #: Begins `Problem.at` where what follows is the line itself, and not keys of a compose file.
 _LINE = "the line"
-_FIX = "Take it out, or put it into an overlay that tests do not use."
+_FIX = "Remove it, or move it to an overlay that tests do not use."
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that is not admitted under the keys `path`. `at` finds its line beneath them."""
+    """Something that is not allowed under the keys `path`. `at` locates its line below them."""
 
     path: tuple[str, ...]
-    words: str
+    message: str
     at: tuple[str, ...] = ()
     allowable: bool = True
 
     def __str__(self) -> str:
-        """The words that an enrolment can allow: the same for every run, and without file and line."""
-        return f"{'.'.join(self.path)}: {self.words}" if self.path else self.words
+        """The text that an enrolment can allow: the same in every run, without file and line."""
+        return f"{'.'.join(self.path)}: {self.message}" if self.path else self.message
 
 
 def check(recipe: Recipe, allow: Collection[str] = (), withheld: Collection[str] = (), *, trusted: bool = True) -> None:
     """Raises DeployError `forbidden` with everything that the recipe may not have.
 
-    `allow` holds what an enrolment allows, word for word as the error says it, such as `services.app: cap_add NET_ADMIN`.
-    `withheld` is not allowed: what the enrolment would allow to a trusted commit, so that the error can say it.
-    What a run shares with others is allowed to nobody: routes of the proxy, labels of ours, files beside the checkout.
+    `allow`: what the enrolment allows, exactly as the error prints it, such as `services.app: cap_add NET_ADMIN`.
+    `withheld`: not allowed here, but for a trusted commit; only used in the error.
+    What a run shares with others cannot be allowed: proxy routes, our labels, files outside the checkout.
     """
     allowed, missed = {line.strip() for line in allow}, {line.strip() for line in withheld}
     wrong = (problem for problem in problems(recipe) if not (problem.allowable and str(problem) in allowed))
@@ -82,16 +82,16 @@ def check(recipe: Recipe, allow: Collection[str] = (), withheld: Collection[str]
     # Each once, and only what is printed in full: it is to be copied.
     told = dict.fromkeys(f"`{p}`" for p in found if p.allowable and _shown(p) == str(p))
     allowable, held = ([line for line in told if (line[1:-1] in missed) is known][:10] for known in (False, True))
-    way = f" Or allow it for this repository at its enrolment, one a line: {', '.join(allowable)}." if allowable else ""
+    way = f" Or allow it in this repository's enrolment, one per line: {', '.join(allowable)}." if allowable else ""
     if way and not trusted:
-        way += " That counts for a stranger's commit, which this is, only where the enrolment says so, too."
+        way += " This is a stranger's commit, so the enrolment must also turn on allowances for strangers."
     if held:
-        way += f" The enrolment allows {', '.join(held)}, but not to a stranger's commit, which this is."
-    raise DeployError("forbidden", f"The recipe asks for what a run may not have: {'; '.join(said)}{more}.", _FIX + way)
+        way += f" The enrolment allows {', '.join(held)}, but not for a stranger's commit such as this one."
+    raise DeployError("forbidden", f"The recipe asks for what is not allowed in a run: {'; '.join(said)}{more}.", _FIX + way)
 
 
 def _shown(problem: Problem) -> str:
-    """On one line, and no longer than anybody reads."""
+    """On one printable line of limited length."""
     return _printable(str(problem)[:_LONGEST_WORDS])
 
 
@@ -107,10 +107,10 @@ def _where(places: lines.Places, problem: Problem) -> str:
 
 
 def problems(recipe: Recipe) -> Iterator[Problem]:
-    """All that is not admitted, in the order of the document, with the stack's name as the files have it."""
+    """Everything that is not allowed, in the document's order, with `${STACK_NAME}` as in the files."""
     stack = recipe.env.get("STACK_NAME", "")
     for problem in _problems(recipe, stack):
-        words = problem.words.replace(stack, "${STACK_NAME}") if stack else problem.words
+        words = problem.message.replace(stack, "${STACK_NAME}") if stack else problem.message
         at = tuple(part.replace(stack, "${STACK_NAME}") for part in problem.at) if stack else problem.at
         # What is not told in full cannot be allowed: it would stand for all that begins like it.
         allowable = problem.allowable and len(words) <= _LONGEST_WORDS
@@ -127,7 +127,9 @@ def _problems(recipe: Recipe, stack: str) -> Iterator[Problem]:
     for kind, section in (("services", recipe.services), *declared.items()):
         for name in section:
             if not _NAME.fullmatch(name):
-                yield Problem((kind,), f"the name {name!r}, with more than letters, digits, `.`, `_` and `-`", allowable=False)
+                yield Problem(
+                    (kind,), f"the name {name!r}, which contains more than letters, digits, `.`, `_` and `-`", allowable=False
+                )
     for name, service in recipe.services.items():
         yield from _service(("services", name), service, declared, stack)
         yield from _routes(("services", name, "deploy", "labels"), recipe.labels(name), domain, stack)
@@ -145,7 +147,7 @@ def _problems(recipe: Recipe, stack: str) -> Iterator[Problem]:
 
 
 def _templates(recipe: Recipe) -> Iterator[Problem]:
-    """The files that Docker fills in."""
+    """Problems with the files that Docker expands as templates."""
     longest: dict[str, int] = {}
     for (kind, key, *_), name in recipe.files():
         if not mapping(mapping(recipe.document.get(kind)).get(key)).get("template_driver"):
@@ -164,7 +166,7 @@ def _templates(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _longest(recipe: Recipe) -> dict[str, int]:
-    """How long a text may be that a template finds by `env`, `secret` or `config`."""
+    """The longest text that a template can look up with `env`, `secret` or `config`."""
     environments = [recipe.env, *(mapping(service.get("environment")) for service in recipe.services.values())]
     found = {
         "env": max(len(str(text)) for environment in environments for text in ("", *environment.values())),
@@ -180,7 +182,7 @@ def _longest(recipe: Recipe) -> dict[str, int]:
 
 def _routes(path: tuple[str, ...], labels: Mapping[str, str], domain: str, stack: str) -> Iterator[Problem]:
     if variables := [key for key in labels if "$" in key and key.lower().lstrip().startswith("traefik")]:
-        words = "a key of a mapping is not filled in; write the labels as a list"
+        words = "variables in the keys of a mapping are not expanded; write the labels as a list"
         yield Problem(path, f"{variables[0]}: {words}", (variables[0],), allowable=False)
         return
     for key, words in (*routes.problems(labels, domain, stack), *routes.unruled(labels)):
@@ -193,7 +195,7 @@ Judge = Callable[[tuple[str, ...], str, Any], Iterator[Problem]]
 
 
 def _each(path: tuple[str, ...], key: str, value: Any) -> Iterator[Problem]:
-    """Nothing of this key is admitted: each thing by its name is a problem of its own, so that one can be allowed by itself."""
+    """Refuses everything under this key: one problem per item, so that each can be allowed on its own."""
     if not value or value is True:
         yield Problem(path, key, (key,))
     elif isinstance(value, list):
@@ -228,7 +230,7 @@ def _map_of_texts(path: tuple[str, ...], key: str, value: Any) -> Iterator[Probl
 
 
 def _filled_in(judge: Judge) -> Judge:
-    """What this judge takes, where Docker takes the text, or the texts of the mapping, for templates."""
+    """The same judge for values whose texts Docker expands as templates."""
 
     def both(path: tuple[str, ...], key: str, value: Any) -> Iterator[Problem]:
         yield from judge(path, key, value)
@@ -243,11 +245,11 @@ def _filled_in(judge: Judge) -> Judge:
 
 
 def _shape(path: tuple[str, ...], key: str) -> Problem:
-    return Problem(path, f"{key} in a form that is not known here", (key,), allowable=False)
+    return Problem(path, f"{key} in an unsupported form", (key,), allowable=False)
 
 
 def _mapping_of(known: Mapping[str, Judge]) -> Judge:
-    """A mapping with these keys and no other."""
+    """A mapping with only these keys."""
 
     def judge(path: tuple[str, ...], key: str, value: Any) -> Iterator[Problem]:
         if not isinstance(value, dict):
@@ -290,14 +292,14 @@ def _duration(path: tuple[str, ...], key: str, value: Any) -> Iterator[Problem]:
 
 def _image(path: tuple[str, ...], key: str, value: Any) -> Iterator[Problem]:
     if not (isinstance(value, str) and _IMAGE.fullmatch(value)):
-        yield Problem(path, f"what is no image's name: {value!r}", (key,), allowable=False)
+        yield Problem(path, f"an invalid image name: {value!r}", (key,), allowable=False)
 
 
 def _labels(path: tuple[str, ...], key: str, value: Any) -> Iterator[Problem]:
     yield from _map_of_texts(path, key, value)
     for name in mapping(value):
         if name.strip().lower().startswith(_LABELS_OF_OTHERS):
-            words = f"{name}: such labels say what belongs to whom on this server"
+            words = f"{name}: labels with this prefix are reserved for marking ownership on this server"
             yield Problem((*path, *key.split(".")), words, (name,), allowable=False)
 
 
@@ -449,7 +451,7 @@ def _mount(declared: Mapping[str, Any], path: tuple[str, ...], key: str, mount: 
     kind, source = mapping(mount).get("type"), mapping(mount).get("source")
     if kind == "volume":
         if source is not None and str(source) not in declared:
-            words = f"a mount of {source}, which is no volume of the recipe"
+            words = f"a mount of {source}, which is not a volume of the recipe"
             yield Problem(path, words, (key, str(source)), allowable=False)
         yield from _VOLUME_MOUNT(path, key, mount)
     elif kind == "tmpfs":
@@ -475,7 +477,7 @@ def _attachments(path: tuple[str, ...], value: Any, declared: Mapping[str, Any],
         yield _shape(path, "networks")
     for name, options in mapping(value).items():
         if name not in declared and name != "default":
-            yield Problem(path, f"the network {name}, which is none of the recipe", ("networks", name), allowable=False)
+            yield Problem(path, f"the network {name}, which the recipe does not declare", ("networks", name), allowable=False)
         if options is not None and not isinstance(options, dict):
             yield _shape(path, f"networks.{name}")
         for key in mapping(options):
@@ -497,7 +499,7 @@ def _external(definition: Any) -> bool:
 def _used(declared: Mapping[str, Any], path: tuple[str, ...], key: str, entry: Any) -> Iterator[Problem]:
     yield from _FILE_MOUNT(path, key, entry)
     if str(source := mapping(entry).get("source")) not in declared:
-        words = f"the {key.removesuffix('s')} {source}, which is none of the recipe"
+        words = f"the {key.removesuffix('s')} {source}, which the recipe does not declare"
         yield Problem(path, words, (key, str(source)), allowable=False)
 
 
@@ -528,13 +530,13 @@ def _network(path: tuple[str, ...], definition: Mapping[str, Any], stack: str) -
     else:
         yield from _own_name(path, name, stack)
     if path[-1].startswith(_OURS) or str(name or "").startswith(f"{stack}_{_OURS}"):
-        yield Problem(path, f"a name that begins with {_OURS}, which is the server's own", allowable=False)
+        yield Problem(path, f"a name that begins with {_OURS}, which is reserved for the server", allowable=False)
     if definition.get("driver", "") not in ("", "overlay"):
         yield Problem(path, f"the network driver {definition['driver']}", ("driver",))
     if "driver_opts" in definition:
         yield Problem(path, "driver_opts", ("driver_opts",))
     if "ipam" in definition:
-        yield Problem(path, "ipam: addresses of its own choice can take those of others", ("ipam",))
+        yield Problem(path, "ipam: addresses that the recipe chooses may conflict with those of others", ("ipam",))
     known = {"name": _text, "driver": _text, "driver_opts": _any, "ipam": _any, "labels": _labels}
     yield from _known(path, definition, {**known, **dict.fromkeys(("external", "internal", "attachable"), _flag)})
 
@@ -555,7 +557,7 @@ def _volume(path: tuple[str, ...], definition: Mapping[str, Any], stack: str) ->
 
 
 def _file(path: tuple[str, ...], definition: Mapping[str, Any], stack: str) -> Iterator[Problem]:
-    """A config or a secret: a file of the recipe; a secret may also be one that is made for the run."""
+    """A config or a secret: a file of the recipe, or for a secret one that is created for the run."""
     kind, name = path[0].removesuffix("s"), definition.get("name")
     if _external(definition) and kind == "config":
         yield Problem(path, f"the external config {name or path[-1]}", ("external",))

@@ -1,7 +1,7 @@
-"""How much of the machine the services of a run may have: memory, processor, processes, logs, and how many of them. Pure.
+"""Resource limits of a run's services: memory, CPU, processes, logs, and how many services there may be. Pure.
 
-An image of a stranger's choice runs in them. What the recipe itself asks for counts where it is less. Nothing is reserved:
-that is no longer anybody's to have, also when nobody uses it.
+Services run images that a stranger chose. A lower limit in the recipe wins. Reservations are dropped: they would be lost to
+everyone else even while unused.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from infra.deployers.base import Bounds
 from infra.deployers.compose.recipe import Recipe, mapping
+from infra.deployers.context import Bounds
 
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([kmgtp]?)i?b?", re.IGNORECASE)
 _DECIMAL = re.compile(r"[0-9]{1,9}(?:\.[0-9]{0,9})?|\.[0-9]{1,9}", re.ASCII)
@@ -28,14 +28,14 @@ _LOG_OPTIONS = ("max-size", "max-file", "tag")
 
 
 def too_many(recipe: Recipe, bounds: Bounds) -> Iterator[str]:
-    """Of what a recipe has more than a run may have, with the setting that says how many."""
+    """What a recipe has more of than a run may have, with the setting for each limit."""
     document = recipe.document
     counts = {kind: len(mapping(document.get(kind))) for kind in ("services", "secrets", "configs", "networks")}
     counts["tasks"] = sum(_replicas(service) for service in recipe.services.values())
     for kind, count in counts.items():
         most = getattr(bounds, kind)
         if count > most:
-            yield f"{count} {kind}, more than the {most} that one run may have on this server (CC_CI_MOST_{kind.upper()})"
+            yield f"{count} {kind}, more than the {most} allowed per run on this server (CC_CI_MOST_{kind.upper()})"
 
 
 def _replicas(service: Mapping[str, Any]) -> int:
@@ -44,7 +44,7 @@ def _replicas(service: Mapping[str, Any]) -> int:
 
 
 def keep_within(document: dict[str, Any], bounds: Bounds) -> None:
-    """Give each service of a document its limits."""
+    """Set the limits of each service of a document."""
     for service in document["services"].values():
         resources = service.setdefault("deploy", {}).setdefault("resources", {})
         resources.pop("reservations", None)
@@ -64,7 +64,7 @@ def keep_within(document: dict[str, Any], bounds: Bounds) -> None:
 
 
 def _log(service: dict[str, Any], bounds: Bounds) -> None:
-    """A log that grows no further: the daemon's own default may keep everything, or send it elsewhere."""
+    """A log of limited size: the daemon's default may keep everything, or send it elsewhere."""
     logging = mapping(service.get("logging"))
     driver = logging.get("driver") or "json-file"
     service["logging"] = {"driver": driver}
@@ -75,13 +75,13 @@ def _log(service: dict[str, Any], bounds: Bounds) -> None:
 
 
 def _bytes(text: Any) -> int:
-    """A size as Docker writes it, in bytes; 0 for none. Its units are powers of 1024."""
+    """A size as Docker writes it, in bytes; 0 for none. Units are powers of 1024."""
     match = _SIZE.fullmatch(str(text or "").strip())
     return int(float(match[1]) * 1024 ** " kmgtp".index(match[2].lower() or " ")) if match else 0
 
 
 def _cpus(text: Any, most: float) -> float:
-    """How many, written plainly; whatever else Docker takes for a number (`3/2`, `1e1`) is as good as none."""
+    """A number of CPUs in plain notation; anything else that Docker accepts (`3/2`, `1e1`) counts as none."""
     asked = float(text) if _DECIMAL.fullmatch(str(text)) else 0.0
     return min(asked or most, most)
 

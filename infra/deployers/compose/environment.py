@@ -77,9 +77,17 @@ _CHARSETS = {
 }
 
 
+_SECRET_VERSION = re.compile(r"SECRET_\w+_VERSION")
+
+
+def names_secret_version(variable: str) -> bool:
+    """Whether a variable holds the version of a secret, as abra names them: SECRET_DB_PASSWORD_VERSION."""
+    return _SECRET_VERSION.fullmatch(variable) is not None
+
+
 @dataclass(frozen=True)
 class Modifiers:
-    """What the comment behind a SECRET_X_VERSION line asks of the secret's value."""
+    """What the comment after a SECRET_X_VERSION line asks of the secret's value."""
 
     length: int = 32
     charset: str = ""  #: as written; empty is `default`
@@ -88,14 +96,14 @@ class Modifiers:
 
 @dataclass(frozen=True)
 class Environment:
-    """The variables, and the modifiers of those secrets whose line carries some."""
+    """The variables, and the modifiers of the secrets whose lines have any."""
 
     values: Mapping[str, str]
     modifiers: Mapping[str, Modifiers]
 
 
 class EnvironmentProblem(ValueError):
-    """The environment cannot be built. The message says where, what is wrong and what to write."""
+    """The environment cannot be built. The message gives place, problem and fix."""
 
 
 def build(
@@ -109,9 +117,9 @@ def build(
 ) -> Environment:
     """The environment of one deployment of `recipe`. Raises EnvironmentProblem.
 
-    `sample` and `exports` are the texts of the recipe's sample and its abra.sh, of which nothing is run. `added` are more
-    variables, in order, each group with the place it comes from for error messages. The modifiers of a fixed variable's
-    line count too: they are about the secret, whoever chooses its version.
+    `sample` and `exports` are the texts of the recipe's sample and its abra.sh; nothing in them is executed. `added`: further
+    variables, in order, each group with its source for error messages. The modifiers on a fixed variable's line count too: they
+    describe the secret, whoever sets its version.
     """
     assignments = list(_assignments(sample, sample_name))
     domain = fixed.get("DOMAIN", "")
@@ -149,7 +157,7 @@ def build(
 
 
 def alphabet(charset: str) -> str:
-    """The characters that a charset such as `default,special` stands for, each once. Raises EnvironmentProblem."""
+    """The characters of a charset such as `default,special`, without duplicates. Raises EnvironmentProblem."""
     names = charset.split(",") if charset else ["default"]
     for name in names:
         if name not in _CHARSETS:
@@ -160,7 +168,7 @@ def alphabet(charset: str) -> str:
 
 
 class _Values:
-    """The variables so far, and how much room they may still take."""
+    """The variables so far, and how many more characters they may have."""
 
     def __init__(self, fixed: Mapping[str, str]) -> None:
         self.all = dict(fixed)
@@ -187,9 +195,9 @@ class _Values:
 
 
 def _filled_in(text: str, quote: str, values: Mapping[str, str]) -> list[str]:
-    """A value as written between these quotes (empty for a bare one), its variables filled in, in pieces to join.
+    """A value with its variables expanded, in pieces to join. `quote`: the quotes around it, empty for a bare value.
 
-    One pass, no recursion: an open `${X:-` waits on a stack until its brace closes.
+    One pass, no recursion: an open `${X:-` waits on a stack for its closing brace.
     """
     if quote == "'" or ("$" not in text and "\\" not in text):
         return [text]
@@ -294,7 +302,7 @@ def _invalid_name(name: str) -> str:
 
 
 def _modifiers(comment: str, name: str) -> Modifiers | None:
-    """The modifiers in a secret's comment; None if there are none. All other words are prose."""
+    """The modifiers in a secret's comment; None if there are none. All other words are ignored."""
     asked = Modifiers()
     carries = False
     for word in (part.strip(",") for words in comment.split() for part in _MODIFIER_COMMA.split(words)):
@@ -324,7 +332,7 @@ def _modifiers(comment: str, name: str) -> Modifiers | None:
 
 
 def _example_prefixes(recipe: str, sample: Mapping[str, _Assignment]) -> list[str]:
-    """What may go before `example.com` in a name that stands for the run's domain, the longest first."""
+    """The prefixes of `example.com` in names that stand for the run's domain, longest first."""
     prefixes = {f"{recipe}."} if recipe else set()
     kind, own = sample.get("TYPE"), sample.get("DOMAIN")
     if kind and _RECIPE_NAME.fullmatch(name := kind.text.partition(":")[0].strip(_BLANK)):
@@ -350,7 +358,7 @@ def _with_domain(text: str, prefixes: Sequence[str], domain: str) -> str:
 
 
 def _inside_name(text: str, start: int) -> bool:
-    """Whether a host name goes on to the left of this place. The hyphen of `${X:-pad.example.com}` is not part of one."""
+    """Whether a host name continues to the left of `start`. The hyphen of `${X:-pad.example.com}` is not part of one."""
     before = text[start - 1 : start]
     if before == "-":
         return not _DEFAULT_OPENED.search(text[max(0, start - 100) : start])
@@ -358,7 +366,7 @@ def _inside_name(text: str, start: int) -> bool:
 
 
 def _exported(line: str) -> Iterator[tuple[str, str]]:
-    """What a line of abra.sh exports in plain words. Whatever a shell would have to work out is passed over."""
+    """The literal assignments that a line of abra.sh exports. Anything that a shell would have to evaluate is skipped."""
     at = 0
     while command := _EXPORT.match(line, at):
         at = _end_of(_SHELL_BLANKS, line, command.end())
@@ -377,7 +385,7 @@ def _exported(line: str) -> Iterator[tuple[str, str]]:
 
 
 def _shell_word(line: str, at: int) -> tuple[str | None, int]:
-    """The shell's word at this place, or None when it is more than a plain literal; and where it ends."""
+    """The shell word at this position, or None if it is not a plain literal; and its end."""
     pieces: list[str] = []
     closers: list[str] = []  # what closes the quotes and substitutions that are open
     plain = True
@@ -417,7 +425,7 @@ def _shell_word(line: str, at: int) -> tuple[str | None, int]:
 
 
 def _end_of(pattern: re.Pattern[str], text: str, at: int) -> int:
-    """Where the pattern's match at this place ends; right there if it does not match."""
+    """The end of the pattern's match at this position; the position itself if there is none."""
     found = pattern.match(text, at)
     return found.end() if found else at
 
@@ -428,22 +436,22 @@ def _end_of_line(text: str, at: int) -> int:
 
 
 def _short(text: str) -> str:
-    """The beginning of a stranger's text, on one line, for a message."""
+    """The beginning of an untrusted text, on one line, for a message."""
     shown = "".join(character if character.isprintable() else " " for character in text[:60]).rstrip()
     return f'"{shown}{"…" if len(text) > 60 else ""}"'
 
 
 class Filling:
-    """Fills variables into the values of a compose file, which together may become no longer than all variables."""
+    """Expands variables in the values of a compose file, within a limit on their total length."""
 
     def __init__(self, values: Mapping[str, str]) -> None:
         self._values = values
         self._left = _LONGEST_TOGETHER
 
     def fill(self, text: str) -> str:
-        """A value with its variables filled in, as far as the sample knows them too; `$$` is a dollar.
+        """A value with its variables expanded, in the syntax that the sample supports; `$$` is a dollar.
 
-        Raises EnvironmentProblem when it becomes too long.
+        Raises EnvironmentProblem if it becomes too long.
         """
         if "$" not in text and "\\" not in text:
             return text

@@ -1,6 +1,6 @@
-"""Where in a recipe's files something stands, for people: Docker's errors and our refusals name keys, and seldom a line.
+"""Finds line numbers in a recipe's files: Docker's errors and our refusals name keys, but seldom lines.
 
-Best effort, and of no consequence: what is deployed is never read here.
+Best effort, for display only: nothing read here is deployed.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import yaml
 
-from infra.deployers.base import DeployError
 from infra.deployers.compose.files import inside
+from infra.deployers.errors import DeployError
 
 _LINE = re.compile(r"\bline (\d{1,7})\b")
 _PATH = re.compile(r"\b(?:services|networks|volumes|configs|secrets)(?:\.[^\s:]{1,200})?")
@@ -22,29 +22,29 @@ _BIGGEST = 1 << 18
 _DEEPEST = 100
 
 
-def of_error(checkout: Path, name: str, said: str) -> str:
-    """`:<line>` of what Docker's error is about; empty when that cannot be told."""
-    if found := _LINE.search(said):
+def of_error(checkout: Path, name: str, message: str) -> str:
+    """`:<line>` for Docker's error; empty if the line cannot be determined."""
+    if found := _LINE.search(message):
         return f":{found[1]}"
-    if not (path := _PATH.search(said)):
+    if not (path := _PATH.search(message)):
         return ""
     keys = path[0].split(".")
-    if extra := _KEY.search(said):
+    if extra := _KEY.search(message):
         keys.append(extra[1])
     line, depth = _find(_tree(checkout, name), keys)
     return f":{line}" if depth else ""
 
 
 class Places:
-    """Where keys stand in the compose files `names`, each of which is read once."""
+    """Locates keys in the compose files `names`. Each file is read once."""
 
     def __init__(self, checkout: Path, names: Sequence[str]) -> None:
         self._trees = {name: _tree(checkout, name, _BIGGEST // max(len(names), 1)) for name in names}
 
     def of(self, path: Sequence[str], hint: str) -> str:
-        """`file:line` of what lies under these keys; of the last file that has the most of them, as later files win.
+        """`file:line` of these keys, in the last file that has the most of them, since later files win.
 
-        `hint` names the key, or is the start of the text, of what is meant beneath them.
+        `hint` is the key below them, or the start of the text.
         """
         best = ("", 0, -1)
         for name, tree in self._trees.items():
@@ -72,7 +72,7 @@ def _tree(checkout: Path, name: str, most: int = _BIGGEST) -> yaml.Node | None:
 
 
 def _find(root: yaml.Node | None, keys: Sequence[str]) -> tuple[int, int]:
-    """The line of the deepest key that is there, and how many of `keys` it took. A key with dots in it takes several."""
+    """The line of the deepest key found, and how many of `keys` it took. A key with dots takes several."""
     node, line, at = root, 1, 0
     while at < len(keys):
         for end in range(len(keys), at, -1):
@@ -99,7 +99,7 @@ def _child(node: yaml.Node | None, name: str) -> tuple[int, yaml.Node] | None:
 
 
 def _text(item: yaml.Node) -> str:
-    """What an item of a list is told from others by: itself, or its source or target."""
+    """What identifies an item of a list: the item itself, or its source or target."""
     if isinstance(item, yaml.MappingNode):
         for key, value in item.value:
             if key.value in ("source", "target") and isinstance(value, yaml.ScalarNode):

@@ -1,7 +1,6 @@
-"""Reads compose files without Docker, for the deployer `process`: what a service runs as a plain process in a sandbox.
+"""Reads compose files without Docker for the `process` deployer, which runs services as plain processes in a sandbox.
 
-Of a service only `x-cc-ci-process`, `environment`, `image` and labels mean anything there. Nothing that is read here is ever
-given to Docker.
+Only `x-cc-ci-process`, `environment`, `image` and labels of a service are used. Nothing read here is given to Docker.
 """
 
 from __future__ import annotations
@@ -14,19 +13,22 @@ from typing import Any
 
 import yaml
 
-from infra.deployers import safeyaml
-from infra.deployers.base import Context, DeployError
+from infra.deployers.compose import safeyaml
 from infra.deployers.compose.environment import Filling
 from infra.deployers.compose.files import inside, text
-from infra.deployers.compose.recipe import Recipe, compose_files, mapping, read_environment
+from infra.deployers.compose.recipe import Recipe, compose_files, mapping, overlays_in, read_environment
+from infra.deployers.context import Context
+from infra.deployers.errors import DeployError
 
 _KEY = "x-cc-ci-process"
+#: What is taken of a service as it is written. The rest may be in short forms, which only Docker's own reader unfolds.
+_USED = ("image", _KEY)
 _MOST_FILES = 50
 
 
 @dataclass(frozen=True)
 class Process:
-    """How a service runs without a container: `x-cc-ci-process`."""
+    """How to run a service without a container (`x-cc-ci-process`)."""
 
     service: str
     command: list[str]
@@ -35,26 +37,31 @@ class Process:
 
 
 def load(context: Context, checkout: Path) -> Recipe:
-    """Read the compose files that the environment names, later ones over earlier ones. Raises DeployError invalid_recipe."""
+    """Read the compose files named by the environment; later files override earlier ones. Raises DeployError invalid_recipe."""
     env = dict(read_environment(context, checkout)[0].values)
-    names = compose_files(env)
+    names = [*compose_files(env), *overlays_in(context, checkout)]
     document: dict[str, Any] = {}
     if len(names) > _MOST_FILES:
         raise DeployError(
             "invalid_recipe",
             f"The recipe names {len(names)} compose files, more than {_MOST_FILES}.",
-            "Name fewer in COMPOSE_FILE.",
+            "List fewer in COMPOSE_FILE.",
         )
     for name in names:
         document = _over(document, _read(checkout, name, env))
-    for service in mapping(document.get("services")).values():
-        if isinstance(service, dict):
-            service["environment"] = _environment(service.get("environment"), env)
-            service["deploy"] = {"labels": _texts(mapping(service.get("deploy")).get("labels"))}
-    recipe = Recipe(checkout, env, document, names)
+    services = {name: _service(mapping(written), env) for name, written in mapping(document.get("services")).items()}
+    recipe = Recipe(checkout, env, {"services": services}, names)
     if not recipe.services:
         raise DeployError("invalid_recipe", f"{names[0]} has no services.")
     return recipe
+
+
+def _service(written: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        **{key: written[key] for key in _USED if key in written},
+        "environment": _environment(written.get("environment"), env),
+        "deploy": {"labels": _texts(mapping(written.get("deploy")).get("labels"))},
+    }
 
 
 def all_processes(recipe: Recipe) -> bool:
@@ -63,7 +70,7 @@ def all_processes(recipe: Recipe) -> bool:
 
 
 def processes(recipe: Recipe, ports: Mapping[str, int], others: Mapping[str, str]) -> list[Process]:
-    """Every service as a process. `ports` gives each one's ${PORT}, `others` what else may be filled in. Raises DeployError."""
+    """Every service as a process. `ports`: each service's ${PORT}; `others`: further variables. Raises DeployError."""
     result = []
     for name, service in recipe.services.items():
         raw = service.get(_KEY)
@@ -71,7 +78,7 @@ def processes(recipe: Recipe, ports: Mapping[str, int], others: Mapping[str, str
             raise DeployError(
                 "invalid_recipe",
                 f"The service {name} has no `{_KEY}`, so it cannot run without containers.",
-                "Give it one, or use the deployer swarm.",
+                "Add one, or use the swarm deployer.",
             )
         wanted = raw.get("command") if isinstance(raw, dict) else raw
         env = {**recipe.env, **others, "PORT": str(ports[name])}
@@ -96,12 +103,12 @@ def _read(checkout: Path, name: str, env: Mapping[str, str]) -> dict[str, Any]:
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise DeployError("invalid_recipe", f"{name} cannot be read: {' '.join(str(error).split())[:300]}.") from error
     if not isinstance(filled, dict):
-        raise DeployError("invalid_recipe", f"{name} is no compose file.")
+        raise DeployError("invalid_recipe", f"{name} is not a compose file.")
     return filled
 
 
 def _fill(node: Any, filling: Filling) -> Any:
-    """Fill variables in. What starts with x- is for tools: `x-cc-ci-process` is filled in later, when the ports are known."""
+    """Expand variables. Keys starting with x- are skipped: `x-cc-ci-process` is expanded later, when the ports are known."""
     if isinstance(node, dict):
         return {str(key): value if str(key).startswith("x-") else _fill(value, filling) for key, value in node.items()}
     if isinstance(node, list):
@@ -121,14 +128,14 @@ def _over(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _texts(value: Any, missing: str | None = "") -> dict[str, Any]:
-    """Labels and environments come as a list of `key=value` or as a mapping. `missing` stands for no value."""
+    """Labels or an environment as a mapping, from a list of `key=value` or a mapping. `missing` replaces absent values."""
     if isinstance(value, list):
         value = {key: text if equals else None for key, equals, text in (str(item).partition("=") for item in value)}
     return {str(key): missing if text is None else _scalar(text) for key, text in mapping(value).items()}
 
 
 def _environment(value: Any, env: Mapping[str, str]) -> dict[str, str]:
-    """A name without a value takes the one of the app's `.env`, or is left out."""
+    """A service's environment. A name without a value gets the one from the app's `.env`, or is dropped."""
     named = {name: env.get(name) if text is None else text for name, text in _texts(value, None).items()}
     return {name: text for name, text in named.items() if text is not None}
 

@@ -1,4 +1,4 @@
-"""Published ports: which a deployment gets, how a fixed one is leased, and what the Swarm made of it."""
+"""Published ports: which ones a deployment gets, leases on fixed ones, and what the Swarm assigned."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from infra.deployers.base import Context
+from infra.deployers.context import Context
 
 
 @dataclass(frozen=True)
 class Port:
-    """One published port of a service, as its compose file asks for it."""
+    """One published port of a service, as in its compose file."""
 
     target: int
     published: int = 0  #: 0: whichever is free
@@ -28,7 +28,7 @@ class Port:
 
 
 def read(entries: Iterable[Mapping[str, Any]]) -> list[Port]:
-    """The ports of a service as Docker writes them out, each of them once."""
+    """The ports of a service as Docker lists them, without duplicates."""
     found = [
         Port(
             int(one.get("target") or 0),
@@ -44,10 +44,10 @@ def read(entries: Iterable[Mapping[str, Any]]) -> list[Port]:
 def plan(
     services: Mapping[str, Mapping[str, Any]], web: tuple[str, int] | None, exclusive: Collection[int]
 ) -> dict[str, list[Port]]:
-    """What is published in the end, by service.
+    """The ports to publish, by service.
 
-    The published number is dropped, so that the Swarm chooses a free one, unless it is one of `exclusive`. The app's web port is
-    not published at all: it is reached on the container's own address or through the proxy.
+    The published number is dropped, so that the Swarm picks a free one, unless it is in `exclusive`. The app's web port is not
+    published: it is reached at the container's own address or through the proxy.
     """
     result: dict[str, list[Port]] = {}
     for name, service in services.items():
@@ -81,14 +81,14 @@ def in_use(services: Iterable[Mapping[str, Any]], containers: Iterable[Mapping[s
 
 
 class Leases:
-    """Ports that one run at a time may have: locks on files, which end with the process that holds them."""
+    """Ports that only one run at a time may use: file locks, released when the process that holds them ends."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._held: dict[int, int] = {}
 
     def take(self, ports: Iterable[int]) -> None:
-        """Have all of these ports, waiting for other runs. In the order of their numbers, lest two wait for each other."""
+        """Lease all of these ports, waiting for other runs. In numerical order, to avoid deadlocks."""
         folder = self._context.locks
         if folder is None:  # one person's laptop: nobody to share with
             return
@@ -103,19 +103,19 @@ class Leases:
             self._held[port] = handle
 
     def _wait(self, port: int, handle: int) -> None:
-        said = False
+        reported = False
         while True:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             except BlockingIOError:
-                if not said:
-                    said = True
-                    self._context.report(f"Waiting for port {port}, which another run has")
+                if not reported:
+                    reported = True
+                    self._context.report(f"Waiting for port {port}, which another run is using")
             self._context.check()
             time.sleep(0.2)
 
     def release(self) -> None:
-        """Give all of them back. Their files stay: removing one would let two runs lock two files of one name."""
+        """Release all leases. The files are kept: removing one would let two runs lock different files of the same name."""
         while self._held:
             os.close(self._held.popitem()[1])

@@ -1,4 +1,4 @@
-"""A recipe as it will run: the canonical document of its compose files, and what it expects to be there."""
+"""A recipe as it will run: the canonical document of its compose files, and the secrets it expects to exist."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from infra.deployers.base import Context, DeployError, Secret
-from infra.deployers.compose import environment, render, routes
+from infra.deployers.compose import environment, notes, render, routes
 from infra.deployers.compose.environment import Environment, EnvironmentProblem, Modifiers
 from infra.deployers.compose.files import exists, inside, text
+from infra.deployers.context import Context, Secret
+from infra.deployers.errors import DeployError
 
 #: What the Swarm takes for the name of a secret or a config.
 _LONGEST_NAME = 64
@@ -22,9 +23,9 @@ _TOKEN = re.compile(r"ccci[0-9]{1,9}mark")
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe's compose files, merged and filled in: `document` is what Docker makes of them.
+    """A recipe's compose files, merged and expanded: `document` is what Docker renders from them.
 
-    Paths in it begin with `render.PLACE`, which stands for `checkout`.
+    Its paths start with `render.PLACE`, which stands for `checkout`.
     """
 
     checkout: Path
@@ -43,13 +44,13 @@ class Recipe:
         return sorted({str(service["image"]) for service in self.services.values() if service.get("image")})
 
     def labels(self, service: str) -> dict[str, str]:
-        """The labels of a service in the Swarm (`deploy.labels`)."""
+        """A service's labels in the Swarm (`deploy.labels`)."""
         return texts(mapping(self.services.get(service, {}).get("deploy")).get("labels"))
 
     def label(self, name: str) -> str:
-        """A label `coop-cloud.<stack>.<name>`, of the first service that has it, also empty, `app` before others.
+        """The label `coop-cloud.<stack>.<name>` of the first service that has it, even if empty; `app` comes first.
 
-        What runs is read back in the same way (`settling.look`).
+        A running stack is read in the same way (`convergence.poll`).
         """
         key = f"coop-cloud.{self.env.get('STACK_NAME', '')}.{name}"
         return next((labels[key] for service in self._app_first() if key in (labels := self.labels(service))), "")
@@ -61,9 +62,9 @@ class Recipe:
         return sorted(self.services, key=lambda name: (name != "app", name))
 
     def web(self, known: Collection[int]) -> tuple[str, int] | None:
-        """The service and port that answer the web: by traefik's label, else a published port that is one of `known`.
+        """The service and port that serve the web: by Traefik's label, else a published port that is in `known`.
 
-        `app` goes first.
+        `app` comes first.
         """
         for name in self._app_first():
             if port := routes.web_port(self.labels(name)):
@@ -76,14 +77,14 @@ class Recipe:
 
     @property
     def volume_keys(self) -> dict[str, str]:
-        """The volumes that have a name of their own in Docker: that name -> their name in the files."""
+        """Volumes with an explicit name in Docker: that name -> the key in the files."""
         volumes = mapping(self.document.get("volumes"))
         return {str(given): key for key, volume in volumes.items() if (given := mapping(volume).get("name"))}
 
     def files(self) -> Iterator[tuple[tuple[str, ...], str]]:
-        """Every file of the checkout that the document names: under which keys, and its path in the checkout.
+        """Every file of the checkout that the document names: its keys and its path in the checkout.
 
-        One that does not lie in it keeps its absolute path.
+        Files outside the checkout keep their absolute path.
         """
         for kind in ("configs", "secrets"):
             for key, definition in mapping(self.document.get(kind)).items():
@@ -97,7 +98,7 @@ class Recipe:
 
 
 def relative(path: str) -> str:
-    """A path of the document as it is in the checkout."""
+    """A path of the document, relative to the checkout."""
     return os.path.relpath(path, render.PLACE) if path.startswith(render.ROOT) else path
 
 
@@ -106,14 +107,14 @@ def mapping(value: Any) -> dict[str, Any]:
 
 
 def texts(value: Any) -> dict[str, str]:
-    """Labels: a mapping of texts."""
+    """Labels as a mapping of strings."""
     return {str(key): "" if text is None else str(text) for key, text in mapping(value).items()}
 
 
 def load(context: Context, checkout: Path) -> Recipe:
-    """Read the recipe in `checkout` for this run or app, by Docker. Raises DeployError."""
+    """Read the recipe in `checkout` with Docker, for this run or app. Raises DeployError."""
     env, given = read_environment(context, checkout)
-    names = compose_files(env.values)
+    names = [*compose_files(env.values), *overlays_in(context, checkout)]
     # Which variable a secret's name is made of decides what its value should be: a second reading shows where each one went.
     tokens = {name: f"ccci{number}mark" for number, name in enumerate(env.modifiers)}  # by which _TOKEN finds them
     environments = [env.values, {**env.values, **tokens}] if tokens else [env.values]
@@ -123,7 +124,7 @@ def load(context: Context, checkout: Path) -> Recipe:
         _names(document)
         secrets = list(_secrets(document, marked[0] if marked else document, found))
     except (TypeError, AttributeError) as error:  # nothing that Docker's reader gives, but what a recipe may make of it
-        raise DeployError("invalid_recipe", f"What Docker makes of {' and '.join(names)} is no compose file.") from error
+        raise DeployError("invalid_recipe", f"Docker does not render {' and '.join(names)} to a valid compose file.") from error
     recipe = Recipe(checkout, env.values, document, names, secrets, given)
     if not recipe.services:
         raise DeployError("invalid_recipe", f"{names[0]} has no services.")
@@ -131,19 +132,19 @@ def load(context: Context, checkout: Path) -> Recipe:
 
 
 def _names(document: Mapping[str, Any]) -> None:
-    """Raises DeployError for a secret or a config whose name Docker does not take."""
+    """Raises DeployError for a secret or config whose name Docker does not accept."""
     for kind in ("secret", "config"):
         for key, definition in mapping(document.get(f"{kind}s")).items():
             name = str(mapping(definition).get("name") or "")
             if len(name) > _LONGEST_NAME:
-                said = f"The name of the {kind} {key} has {len(name)} characters, and Docker takes {_LONGEST_NAME}: {name}."
-                raise DeployError("invalid_recipe", said, "Give it a shorter one.")
+                message = f"The name of the {kind} {key} has {len(name)} characters; Docker allows {_LONGEST_NAME}: {name}."
+                raise DeployError("invalid_recipe", message, "Shorten it.")
 
 
 def problems(context: Context, checkout: Path, names: Sequence[str]) -> dict[str, DeployError] | None:
-    """What Docker refuses of each of these compose files, read by itself; None where there is no environment to read them with.
+    """Docker's error for each of these compose files, read on its own; None if there is no environment to read them with.
 
-    Raises DeployError where Docker cannot be asked.
+    Raises DeployError if Docker cannot be asked.
     """
     try:
         env, _ = read_environment(context, checkout)
@@ -163,12 +164,17 @@ def problems(context: Context, checkout: Path, names: Sequence[str]) -> dict[str
     return found | {name: error for name, error in refused.items() if name in chosen or "required variable" not in error.message}
 
 
+def overlays_in(context: Context, checkout: Path) -> list[str]:
+    """The server's overlays that exist in this checkout."""
+    return [name for name in context.overlays if exists(checkout, name)]
+
+
 def compose_files(env: Mapping[str, str]) -> list[str]:
     return [name for name in env.get("COMPOSE_FILE", "").split(":") if name] or ["compose.yml"]
 
 
 def read_environment(context: Context, checkout: Path) -> tuple[Environment, dict[str, str]]:
-    """What a recipe's files may refer to, and the secrets' values for tests. Raises DeployError invalid_recipe."""
+    """The variables of a recipe's files, and the secrets' values for tests. Raises DeployError invalid_recipe."""
     fixed = {"STACK_NAME": context.stack, "DOMAIN": context.domain, **context.lent}
     if not context.app:  # no run asks for a certificate
         fixed["LETS_ENCRYPT_ENV"] = ""
@@ -178,21 +184,53 @@ def read_environment(context: Context, checkout: Path) -> tuple[Environment, dic
     # Filled in like the others, under names that no recipe has.
     values = {f"CC_CI_SECRET_{number}": value for number, value in enumerate(context.secret_values.values())}
     added.append(("[secrets] in cc-ci.toml", values))
-    name = ".env" if exists(checkout, ".env") else ".env.sample"
+    kept_env = context.installed if checkout == context.checkout else None  # an upgrade does not touch the operator's
     try:
-        env = environment.build(
-            sample=text(checkout, name),
-            exports=text(checkout, "abra.sh"),
-            recipe=context.recipe,
-            fixed=fixed,
-            added=added,
-            sample_name=name,
-        )
+        own = _built(context, checkout, checkout, fixed, added)
+        env = own if kept_env is None else _kept(context, checkout, kept_env, own, fixed, added)
     except EnvironmentProblem as error:
         raise DeployError("invalid_recipe", str(error)) from error
     kept = {key: value for key, value in env.values.items() if key not in values}
     given = dict(zip(context.secret_values, (env.values[name] for name in values), strict=True))
     return Environment(kept, env.modifiers), given
+
+
+def _built(
+    context: Context, checkout: Path, home: Path, fixed: Mapping[str, str], added: Sequence[tuple[str, Mapping[str, str]]]
+) -> Environment:
+    """The environment of the recipe in `checkout`, built from the sample in `home`."""
+    # The file of an app of the server. A recipe's own `.env` is nobody's: `abra app new` takes the sample.
+    name = ".env" if context.app and exists(home, ".env") else ".env.sample"
+    return environment.build(
+        sample=text(home, name),
+        exports=text(checkout, "abra.sh"),
+        recipe=context.recipe,
+        fixed=fixed,
+        added=added,
+        sample_name=name,
+    )
+
+
+def _kept(
+    context: Context,
+    checkout: Path,
+    installed: Path,
+    own: Environment,
+    fixed: Mapping[str, str],
+    added: Sequence[tuple[str, Mapping[str, str]]],
+) -> Environment:
+    """The environment of an upgrade: the one from installation, plus what an operator has to add: new secrets, and variables
+    that the release notes mention. `own` is the environment from the recipe's own sample.
+    """
+    before = _built(context, checkout, installed, fixed, ())
+    mentioned = notes.mentioned(checkout, installed)
+    by_hand = {
+        name: value.replace("$", r"\$")
+        for name, value in own.values.items()
+        if name not in before.values and (environment.names_secret_version(name) or name in mentioned)
+    }
+    kept = _built(context, checkout, installed, fixed, [(".env.sample", by_hand), *added])
+    return Environment(kept.values, {**own.modifiers, **kept.modifiers})
 
 
 def _secrets(document: Mapping[str, Any], marked: Mapping[str, Any], modifiers: Mapping[str, Modifiers]) -> Iterator[Secret]:
@@ -203,8 +241,8 @@ def _secrets(document: Mapping[str, Any], marked: Mapping[str, Any], modifiers: 
             continue
         name = str(definition.get("name") or key)
         if name.endswith("_"):
-            said = f"The secret {key} is named {name}, without a version."
-            raise DeployError("invalid_recipe", said, "Set its SECRET_…_VERSION in .env.sample.")
+            message = f"The name of the secret {key} has no version: {name}."
+            raise DeployError("invalid_recipe", message, "Set its SECRET_…_VERSION in .env.sample.")
         shown = str(mapping(mapping(marked.get("secrets")).get(key)).get("name") or "")
         token = _TOKEN.search(shown)
         asked = modifiers.get(token[0], Modifiers()) if token else Modifiers()
@@ -212,7 +250,7 @@ def _secrets(document: Mapping[str, Any], marked: Mapping[str, Any], modifiers: 
 
 
 def check_files(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
-    """What is wrong with the files that the document names: under which keys, and words."""
+    """Problems with the files that the document names: the keys and the message."""
     for path, name in recipe.files():
         try:
             inside(recipe.checkout, name)

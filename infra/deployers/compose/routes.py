@@ -1,10 +1,10 @@
-"""What a recipe may ask of the server's reverse proxy: routes to itself, under its own domain, and nothing else. Pure.
+"""What a recipe may configure on the server's reverse proxy: routes to itself, under its own domain, and nothing else. Pure.
 
-Traefik reads the labels of every service on the swarm, also of those on no network of its own, so they are checked
-whether or not the run goes through it. What is not known here is refused. TCP and UDP routers are left out of what a run
-deploys: their entry points cannot be shared, and a port is reached directly. So are the proxy's own health checks.
+Traefik reads the labels of every service on the swarm, even of those that share no network with it, so they are checked whether
+or not the run uses it. Everything unknown is refused. TCP and UDP routers are not deployed in a run: their entry points cannot
+be shared, and ports are reached directly. The same applies to the proxy's own health checks.
 
-Sources: Traefik's reference of Docker labels and of rules, version 2's and 3's, and what version 3 made of those in the tests.
+Sources: Traefik's reference of Docker labels and rules, versions 2 and 3, and how version 3 reads those in the tests.
 """
 
 from __future__ import annotations
@@ -93,14 +93,14 @@ _FREE = re.compile(r"traefik\.(?:enable|docker\.network|docker\.lbswarm|swarm\.n
 
 
 def problems(labels: Mapping[str, str], domain: str, stack: str) -> Iterator[tuple[str, str]]:
-    """What is wrong with a service's labels in one file: the label's key, and words. What is left out (below) is not judged."""
+    """Problems with a service's labels in one file: key and message. Labels that are not deployed (below) are not judged."""
     for key, value in labels.items():
         if _is_traefiks(key) and not _is_left_out(key) and (problem := _label(key, value, domain, stack)):
             yield key, problem
 
 
 def unruled(labels: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """The routers without a rule among all labels of a service: the first label's key, and words."""
+    """Routers without a rule among all labels of a service: the first label's key and a message."""
     routers: dict[str, list[str]] = {}
     for key in labels:
         start = ".".join(key.split(".")[:4])
@@ -108,23 +108,23 @@ def unruled(labels: Mapping[str, str]) -> Iterator[tuple[str, str]]:
             routers.setdefault(start.lower(), []).append(key)
     for start, keys in routers.items():
         if f"{start}.rule" not in [key.lower() for key in keys]:
-            yield keys[0], f"the router has no rule, so the server's default decides; {_OWN_RULE} as its rule"
+            yield keys[0], f"the router has no rule, so the server's default applies; {_OWN_RULE} as its rule"
 
 
 def without_tcp_and_udp(labels: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """The labels that a run deploys, and the keys of those left out, in their order: everything about TCP and UDP.
+    """The labels that a run deploys, and the keys of its TCP and UDP labels, which it does not, in order.
 
-    Without the proxy's own health checks either, which `misplaced` tells. Whatever else Traefik could take for such a label
-    (`traefik.tcp[0].…`, `traefik.tcp` alone) is refused by `problems`.
+    The proxy's own health checks are not deployed either; `misplaced` reports them. Other spellings that Traefik might accept
+    (`traefik.tcp[0].…`, `traefik.tcp` alone) are refused by `problems`.
     """
     left_out = [key for key in labels if _is_tcp_or_udp(key)]
     return {key: value for key, value in labels.items() if not _is_left_out(key)}, left_out
 
 
 def misplaced(labels: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Keys, and words, of what is worth a warning: TCP routers with a matcher for HTTP, and the proxy's own health checks."""
+    """Keys and messages of warnings: TCP routers with an HTTP matcher, and the proxy's own health checks."""
     if checks := [key for key in labels if _HEALTHCHECK.fullmatch(key)]:
-        yield ", ".join(checks), "not deployed, since the proxy itself would ask, wherever the answer leads; use healthcheck"
+        yield ", ".join(checks), "not deployed: the proxy would send the requests itself, anywhere; use healthcheck"
     for key, rule in labels.items():
         if not _TCP_RULE.fullmatch(key):
             continue
@@ -150,95 +150,96 @@ def _is_left_out(key: str) -> bool:
 
 def _label(key: str, value: str, domain: str, stack: str) -> str:
     if len(value) > _LONGEST_RULE:
-        return f"a label for the proxy of more than {_LONGEST_RULE} characters is not read"
+        return f"proxy labels must not be longer than {_LONGEST_RULE} characters"
     if not key.isascii():
         # To Traefik a long s is an s (`forwardauth.addreſſ`), to Python's lower() it is not.
-        return "a label for the proxy with letters beyond ASCII; write it in plain ones"
+        return "proxy labels must be plain ASCII"
     if _FREE.fullmatch(key.lower()):
         return ""
     parts = key.split(".")
     kinds = [part.lower() for part in parts]
     if len(parts) < 5 and not (len(parts) == 4 and kinds[2] == "middlewares"):
-        return "a label for the proxy that is not understood; take it out"
+        return "unknown proxy label; remove it"
     if kinds[:2] != ["traefik", "http"]:
-        return f"{'.'.join(parts[:2])} reaches beyond the run's own domain; take it out"
+        return f"{'.'.join(parts[:2])} reaches beyond the run's own domain; remove it"
     name, rest = parts[3], ".".join(kinds[4:])
     if not _own_name(name, stack):
         # Two services that define one name differently make Traefik drop it, so the name alone can take a route away.
-        return f"{name} is not the stack's own name; begin it with ${{STACK_NAME}}"
+        return f"{name} is not a name of this stack; begin it with ${{STACK_NAME}}"
     judge = {"routers": _router, "services": _service, "middlewares": _middleware}.get(kinds[2])
     if not judge:
-        return f"{'.'.join(parts[:3])} is not for recipes; take it out"
+        return f"{'.'.join(parts[:3])} is not allowed in recipes; remove it"
     return judge(rest, value, domain, stack)
 
 
 def _router(rest: str, value: str, domain: str, stack: str) -> str:
     if not _ROUTER.fullmatch(rest):
-        return "an option of a router that is not known here; take it out"
+        return "unknown router option; remove it"
     if rest == "rule":
         return rule_problem(value, domain)
     if rest in ("middlewares", "service"):
         return _references(value, stack)
     if rest == "tls.options" and value not in ("", "default"):
-        return f"{value!r} belongs to the server; leave it out or write default"
+        return f"{value!r} belongs to the server; remove it or write default"
     if rest.startswith("tls.domains"):
         for name in filter(None, (word.strip() for word in value.split(","))):
             if not _own_host(name.removeprefix("*."), domain):
-                return f"a certificate for {name!r}, another host; write ${{DOMAIN}}"
+                return f"a certificate for {name!r}, which is another host; write ${{DOMAIN}}"
     return ""
 
 
 def _service(rest: str, value: str, domain: str, stack: str) -> str:
     if not _SERVICE.fullmatch(rest):
-        return "an option of a service that may lead elsewhere than to the recipe's own tasks; give loadbalancer.server.port"
+        return "this service option may route to something other than the recipe's own tasks; use loadbalancer.server.port"
     if rest == "loadbalancer.server.port" and value and not _port(value):
-        return f"{value[:20]!r} is no port; write a number from 1 to 65535"
+        return f"invalid port {value[:20]!r}: expected a number from 1 to 65535"
     # Of it and the task's address the proxy makes a URL.
     if rest == "loadbalancer.server.scheme" and value not in _SCHEMES:
-        return f"{value[:50]!r} is no scheme; write {' or '.join(_SCHEMES)}"
+        return f"invalid scheme {value[:50]!r}: expected {' or '.join(_SCHEMES)}"
     return ""
 
 
 def _middleware(rest: str, value: str, domain: str, stack: str) -> str:
     kind, _, option = rest.partition(".")
     if kind not in _MIDDLEWARES:
-        return f"the middleware {kind} is not for recipes; take it out"
+        return f"the middleware {kind} is not allowed in recipes; remove it"
     if option and not _MIDDLEWARES[kind].fullmatch(option):
-        return f"the option {option} of the middleware {kind} is not for recipes; take it out"
+        return f"the option {option} of the middleware {kind} is not allowed in recipes; remove it"
     if (kind, option) == ("errors", "service"):
         return _references(value, stack)
     if (kind, option) == ("errors", "query") and (len(value) > _LONGEST_PATTERN or value.count("{") > _MOST_FILLED_IN):
-        return f"a query of more than {_LONGEST_PATTERN} characters or {_MOST_FILLED_IN} variables is not filled in"
+        return f"the query is longer than {_LONGEST_PATTERN} characters or has more than {_MOST_FILLED_IN} variables; shorten it"
     if option == "users" and not all(_LOGINS.fullmatch(user.strip()) for user in value.split(",")):
-        return "a password that would take the proxy long to check; make it with: htpasswd -nB -C 10"
+        return "this password hash takes the proxy too long to check; generate it with: htpasswd -nB -C 10"
     if option.endswith("regex") and (problem := _costly(value)):
         return problem
     if option == "replacement" and (len(value) > _LONGEST_PATTERN or value.count("$") > _MOST_PIECES):
-        return f"a replacement of more than {_LONGEST_PATTERN} characters or {_MOST_PIECES} pieces is not put together"
+        return f"the replacement is longer than {_LONGEST_PATTERN} characters or has more than {_MOST_PIECES} pieces; shorten it"
     if (kind, option) == ("retry", "attempts") and value not in _ATTEMPTS:
-        return f"{value[:20]!r}: write a number of attempts from 1 to {len(_ATTEMPTS)}"
+        return f"invalid number of attempts {value[:20]!r}: expected 1 to {len(_ATTEMPTS)}"
     return ""
 
 
 def _costly(pattern: str) -> str:
-    """Why the proxy is not to look for a pattern in what comes: each step costs as much as the pattern is long when its counted
-    repetitions are written out. Pure."""
+    """Why a pattern is too expensive for the proxy: each step of a search costs as much as the pattern is long with its counted
+    repetitions written out. Empty if it is not. Pure.
+    """
     if len(pattern) > _LONGEST_PATTERN or _REPEATED.search(pattern):
-        most = f"{_LONGEST_PATTERN} characters long, and repeats single characters, up to 99 times"
-        return f"the pattern {pattern[:50]!r} is too much work for the proxy; write one that is at most {most}"
+        most = f"{_LONGEST_PATTERN} characters, and repeat only single characters, up to 99 times"
+        return f"the pattern {pattern[:50]!r} is too expensive for the proxy; use at most {most}"
     return ""
 
 
 def _references(value: str, stack: str) -> str:
     names = [name for word in value.split(",") if (name := word.strip())]
     if len(names) > _MOST_REFERENCES:
-        return f"{len(names)} names, more than {_MOST_REFERENCES}"
+        return f"{len(names)} names, more than the {_MOST_REFERENCES} allowed"
     for name in names:
         plain, at, provider = name.partition("@")
         if at and provider not in ("swarm", "docker"):
-            return f"{name!r} belongs to the server (@{provider}); define one of the recipe's own"
+            return f"{name!r} belongs to the server (@{provider}); define one in the recipe"
         if not _own_name(plain, stack):
-            return f"{name!r} is not the stack's own; define it in the recipe and begin its name with ${{STACK_NAME}}"
+            return f"{name!r} is not a name of this stack; define it in the recipe and begin its name with ${{STACK_NAME}}"
     return ""
 
 
@@ -251,10 +252,10 @@ def _own_host(host: str, domain: str) -> bool:
 
 
 def _own_pattern(pattern: str, domain: str) -> bool:
-    """Whether all that a HostRegexp matches ends in the run's own domain.
+    """Whether everything that a HostRegexp matches ends in the run's own domain.
 
-    Without an alternative every part of a pattern has to be there, so the end decides. A dot of the domain may stay
-    unescaped, since a recipe writes ${DOMAIN}: what that adds has the run's own name in it as well.
+    Without alternatives every part of a pattern is required, so its end decides. The domain's dots may be unescaped, since a
+    recipe writes ${DOMAIN}: whatever else that matches still contains the run's own name.
     """
     if not domain or "|" in pattern:
         return False
@@ -265,30 +266,30 @@ def _own_pattern(pattern: str, domain: str) -> bool:
 
 
 class _Unclear(ValueError):
-    """A rule that is not understood."""
+    """A rule that cannot be parsed."""
 
 
 @dataclass(frozen=True)
 class _Bounds:
-    """What an expression binds: whether it holds for own hosts only, and whether its opposite does."""
+    """Whether an expression, and its negation, match own hosts only."""
 
     own: bool
     opposite: bool = False
 
 
 def rule_problem(rule: str, domain: str) -> str:
-    """Why a router's rule is not about the run's own domain alone; empty when it is."""
+    """Why a router's rule is not limited to the run's own domain; empty if it is."""
     try:
         bounds = _Rule(rule, domain).read()
     except _Unclear as error:
-        return f"{error}; {_OWN_RULE}, or set the variable in it for tests, in [env] of cc-ci.toml"
+        return f"{error}; {_OWN_RULE}, or set the rule's variable for tests in [env] of cc-ci.toml"
     if not bounds.own:
         return f"the rule {rule[:100]!r} also matches other hosts; {_OWN_RULE}, joined with &&"
     return ""
 
 
 class _Rule:
-    """Reads a rule: `!`, then `&&`, then `||`, as in Go, whose parser Traefik uses."""
+    """Parses a rule: `!`, then `&&`, then `||`, as in Go, whose parser Traefik uses."""
 
     def __init__(self, rule: str, domain: str) -> None:
         self._domain = domain
@@ -298,13 +299,13 @@ class _Rule:
     @staticmethod
     def _split(rule: str) -> Iterator[tuple[str, str]]:
         if len(rule) > _LONGEST_RULE:
-            raise _Unclear("a rule of that length is not read")
+            raise _Unclear("the rule is too long")
         rule = rule.strip(" \t\n")
         at = 0
         while at < len(rule):
             match = _TOKEN.match(rule, at)
             if not match:
-                raise _Unclear(f"the rule is not understood at {rule[at : at + 30]!r}")
+                raise _Unclear(f"the rule cannot be parsed at {rule[at : at + 30]!r}")
             sign, word, raw, quoted = match.groups()
             yield (sign, sign) if sign else ("word", word) if word else ("text", quoted if raw is None else raw)
             at = match.end()
@@ -312,7 +313,7 @@ class _Rule:
     def read(self) -> _Bounds:
         bounds = self._any(0)
         if self._at < len(self._tokens):
-            raise _Unclear(f"the rule is not understood at {self._tokens[self._at][1]!r}")
+            raise _Unclear(f"the rule cannot be parsed at {self._tokens[self._at][1]!r}")
         return bounds
 
     def _next(self) -> str:
@@ -320,7 +321,7 @@ class _Rule:
 
     def _take(self, kind: str) -> str:
         if self._next() != kind:
-            raise _Unclear("the rule is empty" if not self._tokens else f"the rule lacks a {kind} somewhere")
+            raise _Unclear("the rule is empty" if not self._tokens else f"the rule is missing a {kind}")
         self._at += 1
         return self._tokens[self._at - 1][1]
 
@@ -366,40 +367,44 @@ class _Rule:
             if problem := _costly(text):
                 raise _Unclear(problem)
         if kind in _ONLY_TCP:
-            raise _Unclear(f"{name} is for TCP, and this is the rule of an HTTP router")
+            raise _Unclear(f"{name} is for TCP, but this is the rule of an HTTP router")
         if kind in _OTHERS:
             return _Bounds(False)
         if kind not in _HOSTS | _PATTERNS:
-            raise _Unclear(f"the matcher {name} is not known here")
+            raise _Unclear(f"unknown matcher {name}")
         own = _own_host if kind in _HOSTS else _own_pattern
         for text in texts:
             if not own(text, self._domain):
-                what = "another host" if kind in _HOSTS else r"not surely the run's own: write HostRegexp(`^.+\.${DOMAIN}$$`)"
+                what = (
+                    "another host"
+                    if kind in _HOSTS
+                    else ("not limited to the run's own domain: write HostRegexp(`^.+\\.${DOMAIN}$$`)")
+                )
                 raise _Unclear(f"{name}(`{text}`) is {what}")
         return _Bounds(True)
 
 
 def web_port(labels: Mapping[str, str]) -> int:
-    """The port that the proxy leads to, by a service's labels; 0 without one.
+    """The port that the proxy forwards to, from a service's labels; 0 without one.
 
-    Of several it is the one of the shortest name: `${STACK_NAME}` before `${STACK_NAME}-console`.
+    Of several, the one with the shortest name: `${STACK_NAME}` before `${STACK_NAME}-console`.
     """
     found = sorted((len(key), port) for key, value in labels.items() if _PORT.fullmatch(key) and (port := _port(value)))
     return found[0][1] if found else 0
 
 
 def _port(value: str) -> int:
-    """A port's number; 0 for what is none. (Of a greater one the C library takes the last 16 bits.)"""
+    """A port's number; 0 if it is invalid. (The C library truncates a greater one to 16 bits.)"""
     return int(value) if re.fullmatch("[0-9]{1,5}", value) and int(value) < 65536 else 0
 
 
 def any_of(labels: Mapping[str, str]) -> bool:
-    """Whether a service has routes of HTTP."""
+    """Whether a service has HTTP routes."""
     return any(key.lower().startswith("traefik.http.") for key in labels)
 
 
 def bounded(labels: Mapping[str, str]) -> dict[str, str]:
-    """The labels, where what the proxy puts aside of requests and answers (`buffering`) has a bound: it has none of its own."""
+    """The labels, with a limit on what the proxy buffers of requests and answers (`buffering`); by default it has none."""
     found = dict(labels)
     names: dict[str, dict[str, str]] = {}
     for key in labels:
@@ -414,10 +419,10 @@ def bounded(labels: Mapping[str, str]) -> dict[str, str]:
 
 
 def lead_over(labels: dict[str, str], network: str) -> None:
-    """Have the proxy reach a service over this network, whatever its labels say: it is on no other of the service's.
+    """Make the proxy reach a service over this network, whatever its labels say: it is on no other of the service's networks.
 
-    `traefik.docker.network` says so to every version: 2 and 3.0 to 3.2 know no other, and from 3.3 on a service with labels of
-    both kinds, `traefik.docker.…` and `traefik.swarm.…`, is passed over.
+    `traefik.docker.network` works in every version: 2 and 3.0 to 3.2 know nothing else, and from 3.3 on a service with labels of
+    both kinds, `traefik.docker.…` and `traefik.swarm.…`, is ignored.
     """
     for key in [key for key in labels if _SWARM.fullmatch(key.strip())]:
         value = labels.pop(key)

@@ -1,6 +1,6 @@
-"""Turns a recipe's document into what is deployed: labelled as ours, no port that is taken, no network of others. Pure.
+"""Turns a recipe's document into what is deployed: with our labels, free ports and private networks. Pure.
 
-Docker is handed JSON, so that no text becomes a number on the way.
+Docker is given JSON, so that no string becomes a number on the way.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from infra.deployers.base import Bounds
 from infra.deployers.compose import routes
 from infra.deployers.compose.bounds import keep_within
 from infra.deployers.compose.files import inside
 from infra.deployers.compose.ports import Port
 from infra.deployers.compose.recipe import Recipe, mapping, relative, texts
+from infra.deployers.context import Bounds
 
 #: The network of a run that the server's proxy joins.
 _FRONT = "cc-ci-front"
@@ -40,11 +40,11 @@ def of_run(
 ) -> dict[str, Any]:
     """The document of a run.
 
-    `labels` go on everything, `mark` on the services alone: what differs from one deployment to the next may not stand on a
-    container, or every task would be started anew. What is published is `ports` and nothing else. Every external network is
-    the proxy's (`admission`), and becomes a private one of the stack. Where the run is `proxied`, the services on it that have
-    routes are on one more, which the proxy joins (`front`). A router's certresolver becomes plain `tls`; routers of TCP and UDP
-    are left out. No service has more of the machine than `bounds`.
+    `labels` go on everything, `mark` on the services only: a label that changes with each deployment would restart every task
+    if it were on a container. Only `ports` are published. Every external network is the proxy's (`admission`) and becomes a
+    private one of the stack. If the run is `proxied`, the services on it that have routes get one more network, which the
+    proxy joins (`front`). A router's certresolver becomes plain `tls`; TCP and UDP routers are left out. No service gets more
+    resources than `bounds`.
     """
     document = _copy(recipe)
     keep_within(document, bounds)
@@ -67,7 +67,7 @@ def of_run(
 
 
 def own_hostname(name: str, recipe: Recipe) -> bool:
-    """Whether a hostname, by which Docker knows a container on each of its networks, is the run's own; none is."""
+    """Whether a hostname, under which Docker knows a container on each of its networks, is empty or the run's own."""
     domain = recipe.env.get("DOMAIN", "")
     return not name or name.startswith(recipe.env["STACK_NAME"]) or name == domain or name.endswith(f".{domain}")
 
@@ -75,29 +75,29 @@ def own_hostname(name: str, recipe: Recipe) -> bool:
 def of_app(
     recipe: Recipe, labels: Mapping[str, str], mark: Mapping[str, str], ports: Mapping[str, Sequence[Port]]
 ) -> dict[str, Any]:
-    """The document of one of the server's own apps: as the recipe has it, with our labels."""
+    """The document of one of the server's own apps: the recipe's, with our labels."""
     return _labelled(_copy(recipe), labels, mark, ports)
 
 
 def text(document: Mapping[str, Any]) -> str:
-    """What Docker is given: every `$` of a value is doubled, because the variables are filled in already (keys have none).
+    """The JSON for Docker: every `$` in a value is doubled, because variables are expanded already (keys have none).
 
-    Docker reads it as YAML, which knows no surrogate pairs and folds some characters that JSON leaves alone.
+    Docker reads it as YAML, which does not know surrogate pairs and folds some characters that JSON leaves alone.
     """
     written = json.dumps(_escape(document), indent=1, ensure_ascii=False)
     return _FOLDED.sub(lambda match: f"\\u{ord(match[0]):04x}", written)
 
 
 def front(document: Mapping[str, Any], stack: str) -> list[str]:
-    """The name of the run's network that the proxy has to join, if there is one.
+    """The name of the run's network that the proxy has to join, if any.
 
-    On it services have no alias but those that begin with the stack's name: `aliases`.
+    Services have only aliases there that begin with the stack's name (`aliases`).
     """
     return [f"{stack}_{_FRONT}"] if _FRONT in document["networks"] else []
 
 
 def _copy(recipe: Recipe) -> dict[str, Any]:
-    """The document without what is for tools, was read already (`env_file`), or is never deployed (`build`)."""
+    """The document without tools' extensions, what was already read (`env_file`), and what is never deployed (`build`)."""
     document = copy.deepcopy({key: value for key, value in recipe.document.items() if key != "version" and key[:2] != "x-"})
     for kind in ("services", "networks", "volumes", "configs", "secrets"):
         section = document[kind] = {key: mapping(value) for key, value in mapping(document.get(kind)).items()}
@@ -123,7 +123,7 @@ def _copy(recipe: Recipe) -> dict[str, Any]:
 
 
 def _readable_again(service: dict[str, Any]) -> None:
-    """What Docker makes of a service, in a form that Docker takes as well, and understands in the same way."""
+    """Rewrites what Docker printed of a service to a form that Docker accepts and reads in the same way."""
     for key in _ONCE:
         if isinstance(listed := service.get(key), list):
             service[key] = list(dict.fromkeys(listed))
@@ -157,7 +157,7 @@ def _labelled(
 
 
 def _without_certificates(labels: Mapping[str, str]) -> dict[str, str]:
-    """A router with TLS keeps it, and shows the proxy's default certificate: no run asks for one of its own."""
+    """Routers keep TLS, but with the proxy's default certificate: a run requests none of its own."""
     kept: dict[str, str] = {}
     for key, value in labels.items():
         router, _, _ = key.rpartition(".")

@@ -1,9 +1,9 @@
-"""Templates of Go, which Docker's daemon fills in by itself: some texts of a service, and files with `template_driver`. Pure.
+"""Go templates that the Docker daemon expands itself: some texts of a service, and files with `template_driver`. Pure.
 
-The daemon runs them with all the memory of the machine and without an end: a variable that is doubled ten times, a template that
-calls itself twice, a number with a billion digits. What is read here calls nothing but what looks one text up or decides between
-two, so that no more can come out than goes in, and what each call looks up. Whatever is not understood is refused. Sources:
-swarmkit's package `template` (what is filled in, and with which fields and functions), Go's text/template.
+The daemon runs them without limits on memory or time: a variable doubled ten times, a template that calls itself twice, a number
+with a billion digits. Only templates that look up a text or choose between two are accepted, so the result is no longer than the
+template plus what each call looks up. Everything else is refused. Sources: swarmkit's package `template` (what is expanded, and
+with which fields and functions), Go's text/template.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ _END = re.compile(rf"{_SPACE}*\)")
 
 
 class TooMuch(ValueError):
-    """A template that may do more than is allowed: what that is, and the line of it at which it does."""
+    """A template that may do more than is allowed: the reason, and its line."""
 
-    def __init__(self, said: str, line: int) -> None:
-        super().__init__(said)
+    def __init__(self, message: str, line: int) -> None:
+        super().__init__(message)
         self.line = line
 
 
 def check(text: str, longest: Mapping[str, int]) -> None:
-    """Raises TooMuch. `longest` says how long a text may be that each of `LOOKUPS` finds; where it finds none, nothing."""
+    """Raises TooMuch. `longest`: the longest text that each of `LOOKUPS` can find; 0 for those not listed."""
     template = _Template(text)
     template.read()
     if len(text) + sum(times * longest.get(name, 0) for name, times in template.calls.items()) > LONGEST:
@@ -55,7 +55,7 @@ def check(text: str, longest: Mapping[str, int]) -> None:
 
 
 class _Template:
-    """Reads a template from its beginning, as Go does: what stands between two actions is plain text."""
+    """Parses a template from its beginning, as Go does; whatever is between two actions is plain text."""
 
     def __init__(self, text: str) -> None:
         self.calls: Counter[str] = Counter()

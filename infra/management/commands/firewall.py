@@ -1,4 +1,4 @@
-"""`cc-ci firewall`: what the containers of runs may reach, by rules of this machine's packet filter."""
+"""`cc-ci firewall`: packet filter rules that limit what the containers of runs may reach."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from typing import Any
 from django.core.management.base import BaseCommand
 
 from controlplane.cli import MISUSE, NO, OURS, Exit
-from infra.firewall import nft, wanted
+from infra.firewall import desired, nft
 
-NONE = "No rules are loaded: runs can reach this machine and private networks."
+NONE = "No rules are loaded: runs can reach this host and private networks."
 HOLDS = "The rules are in force"
 COUNTS = "The rules only count what they would refuse"
 
 
 class Command(BaseCommand):
     help = (
-        "What the containers of runs may reach: their own networks and the internet, but neither this machine nor private "
-        "or link-local addresses. Without an option: show whether the rules are in force (exit code 1 when they are not)."
+        "Limit what the containers of runs may reach. They keep their own networks and the internet, but neither this host "
+        "nor private or link-local addresses. Without an option, show whether the rules are in force (exit code 1 if not)."
     )
-    requires_system_checks = ()
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         what = parser.add_mutually_exclusive_group()
@@ -31,7 +30,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["dry"] and not (options["show"] or options["apply"]):
-            self.stderr.write("--dry goes with --apply or --print.")
+            self.stderr.write("--dry needs --apply or --print.")
             raise Exit(MISUSE)
         try:
             if options["remove"]:
@@ -43,11 +42,11 @@ class Command(BaseCommand):
             if not self._state():
                 raise Exit(NO)
         except nft.FirewallError as error:
-            self.stderr.write(f"{error} Type: {error.fix}")
+            self.stderr.write(f"{error} Run: {error.fix}")
             raise Exit(OURS) from error
 
     def _rules(self, counting: bool, load: bool) -> None:
-        rules, problem = wanted.rules(counting)
+        rules, problem = desired.rules(counting)
         if problem:
             self.stderr.write(f"Left out: {problem}.")
         if not load:
@@ -59,11 +58,9 @@ class Command(BaseCommand):
     def _state(self) -> bool:
         now = nft.loaded()
         if not now:
-            self.stdout.write(
-                "No rules are loaded: runs can reach this machine and private networks. Type: cc-ci firewall --apply"
-            )
+            self.stdout.write("No rules are loaded: runs can reach this host and private networks. Run: cc-ci firewall --apply")
             return False
-        rules, problem = wanted.rules(now.counting)
+        rules, problem = desired.rules(now.counting)
         current = now.text == nft.listing(rules)
         self.stdout.write(f"{COUNTS if now.counting else HOLDS}.")
         for where, packets in sorted(now.counts.items()):
@@ -72,5 +69,5 @@ class Command(BaseCommand):
             self.stdout.write(f"Left out: {problem}.")
         if not current:
             again = f"cc-ci firewall --apply{' --dry' if now.counting else ''}"
-            self.stdout.write(f"They differ from what the settings and enrolments ask for. Type: {again}")
+            self.stdout.write(f"The rules differ from what the settings and enrolments require. Run: {again}")
         return current and not now.counting

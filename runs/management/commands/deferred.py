@@ -1,4 +1,4 @@
-"""`cc-ci deferred sync|list|close`: the registry of tests that were put off."""
+"""`cc-ci deferred sync|list|close`: the registry of deferred tests."""
 
 from __future__ import annotations
 
@@ -12,51 +12,51 @@ from django.core.management.base import BaseCommand, CommandError
 from controlplane.cli import MISUSE, OURS, Exit
 from controlplane.secrets import SecretUnreadable
 from enrollment.forges.base import ForgeError
-from enrollment.naming import NotNamed
-from runs import deferred
-from runs.deferred_models import DeferredItem
-from runs.deferred_proof import NotProven
-from runs.deferred_sources import SourceError, find_source
-from runs.harness.git import CheckoutError
+from enrollment.lookup import NotNamed
+from infra.git.runner import GitError
+from runs.deferred import registry
+from runs.deferred.proof import NotProven
+from runs.deferred.sources import SourceError, find_source
+from runs.models import DeferredItem
 
-_FOUND = "a file, a folder with a DEFERRED.md, or OWNER/REPO (with :PATH when it lies elsewhere) of an enrolled repository"
+_FOUND = "a file, a folder with a DEFERRED.md, or OWNER/REPO of an enrolled repository (with :PATH if the file is elsewhere)"
 
 
 class Command(BaseCommand):
-    help = "The tests that were put off: read a DEFERRED.md, list its entries, close those that were ported."
+    help = "Read a DEFERRED.md, list its entries, and close those whose tests were ported."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-        sync = verbs.add_parser("sync", help="read a DEFERRED.md; a second time changes nothing")
+        sync = verbs.add_parser("sync", help="read a DEFERRED.md (repeatable)")
         sync.add_argument("source", metavar="SOURCE", help=_FOUND)
-        sync.add_argument("--recipe", default="", help="NAME or OWNER/NAME: decides that all its entries are about this recipe")
-        sync.add_argument("--forge", default="", metavar="URL", help="which forge, if there are several")
-        show = verbs.add_parser("list", help="show the entries")
-        show.add_argument("--recipe", default="", help="NAME or OWNER/NAME: only those of this recipe")
-        show.add_argument("--open", action="store_true", dest="only_open", help="only those that are open")
-        show.add_argument("--json", action="store_true", help="as JSON")
-        close = verbs.add_parser("close", help="close an entry by the commit that ported its test")
-        close.add_argument("slug", metavar="SLUG", help="the entry (with its day before it, where several have this slug)")
+        sync.add_argument("--recipe", default="", help="NAME or OWNER/NAME: set the recipe of all its entries")
+        sync.add_argument("--forge", default="", metavar="URL", help="the forge, if there are several")
+        show = verbs.add_parser("list", help="list the entries")
+        show.add_argument("--recipe", default="", help="NAME or OWNER/NAME: only entries of this recipe")
+        show.add_argument("--open", action="store_true", dest="only_open", help="only open entries")
+        show.add_argument("--json", action="store_true", help="print JSON")
+        close = verbs.add_parser("close", help="close an entry with the commit that ported its test")
+        close.add_argument("slug", metavar="SLUG", help="the entry (prefixed with its date if several have this slug)")
         close.add_argument("--commit", required=True, metavar="SHA", help="the commit of the recipe that ported the test")
         close.add_argument("--test", required=True, metavar="PATH", help="the extra test's file, such as extra/test_purge.py")
-        close.add_argument("--source", default="", help="which file, where several have this entry: as for sync")
-        close.add_argument("--recipe", default="", help="NAME or OWNER/NAME: decides which recipe the entry is about")
-        close.add_argument("--unproven", action="store_true", help="close it though no run has passed the test")
-        close.add_argument("--forge", default="", metavar="URL", help="which forge, if there are several")
+        close.add_argument("--source", default="", help="the file, as for sync, if several have this entry")
+        close.add_argument("--recipe", default="", help="NAME or OWNER/NAME: set the entry's recipe")
+        close.add_argument("--unproven", action="store_true", help="close it although no run has passed the test")
+        close.add_argument("--forge", default="", metavar="URL", help="the forge, if there are several")
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             {"sync": self.sync, "list": self.list, "close": self.close}[options["verb"]](options)
-        except (deferred.Refused, NotProven, SourceError, NotNamed) as error:
+        except (registry.Refused, NotProven, SourceError, NotNamed) as error:
             raise CommandError(str(error), returncode=MISUSE) from error
-        except (ForgeError, CheckoutError, SecretUnreadable) as error:
+        except (ForgeError, GitError, SecretUnreadable) as error:
             self.stderr.write(f"{error} {getattr(error, 'advice', '')}".strip())
             raise Exit(OURS) from error
 
     def sync(self, options: dict[str, Any]) -> None:
         source = find_source(options["source"], options["forge"])
-        recipe = deferred.find_recipe(options["recipe"]) if options["recipe"] else None
-        result = deferred.sync(source, recipe)
+        recipe = registry.find_recipe(options["recipe"]) if options["recipe"] else None
+        result = registry.sync(source, recipe)
         for what in ("added", "changed", "closed", "reopened", "vanished", "returned"):
             for slug in getattr(result, what):
                 self.stdout.write(f"{what}: {slug}")
@@ -64,17 +64,17 @@ class Command(BaseCommand):
         changes = "1 change" if result.changes == 1 else f"{result.changes} changes"
         self.stdout.write(f"{source.title}: {entries}, {changes}.")
         for problem in result.problems:
-            self.stderr.write(f"Not read: {problem}")
+            self.stderr.write(f"Could not read {problem}")
         for remark in result.remarks:
             self.stderr.write(f"Note: {remark}")
 
     def list(self, options: dict[str, Any]) -> None:
-        rows = list(deferred.items(options["recipe"], options["only_open"]))
+        rows = list(registry.items(options["recipe"], options["only_open"]))
         if options["json"]:
             self.stdout.write(json.dumps([as_json(row) for row in rows], indent=1, ensure_ascii=False))
             return
         if not rows:
-            self.stdout.write("No entry. `cc-ci deferred sync SOURCE` reads those of a DEFERRED.md.")
+            self.stdout.write("No entries. Read those of a DEFERRED.md with `cc-ci deferred sync SOURCE`.")
             return
         self._table([("STATE", "FILED", "SLUG", "RECIPE", "BY"), *(_line(row) for row in rows)])
 
@@ -85,26 +85,26 @@ class Command(BaseCommand):
 
     def close(self, options: dict[str, Any]) -> None:
         source = find_source(options["source"], options["forge"]) if options["source"] else None
-        item = deferred.find_item(options["slug"], source)
-        recipe = deferred.find_recipe(options["recipe"]) if options["recipe"] else None
-        done = deferred.close(item, options["commit"], options["test"], unproven=options["unproven"], recipe=recipe)
+        item = registry.find_item(options["slug"], source)
+        recipe = registry.find_recipe(options["recipe"]) if options["recipe"] else None
+        done = registry.close(item, options["commit"], options["test"], unproven=options["unproven"], recipe=recipe)
         row = done.item
         proof = "without proof" if row.proof is None else f"proven by {row.proof.url}"
         guess = f" ({row.get_recipe_by_display()})" if row.guessed else ""
         recipe_name = row.recipe.full_name if row.recipe else ""
         say = self.stderr.write  # the patch alone is on standard output
-        say(f"{row.slug} of {recipe_name}{guess} is closed by {row.closed_commit[:10]} ({row.closed_test}), {proof}.")
+        say(f"{row.slug} of {recipe_name}{guess} was closed by {row.closed_commit[:10]} ({row.closed_test}), {proof}.")
         if done.pull_url:
-            say(f"The pull request that ticks its box: {done.pull_url}")
+            say(f"Pull request that ticks its box: {done.pull_url}")
             return
         if done.written:
-            say(f"{done.written} was changed; this is how:")
+            say(f"Changed {done.written}:")
         else:
-            say(f"cc-ci may not change {row.file_name}. The patch that ticks the box:")
+            say(f"cc-ci may not change {row.file_name}. Patch that ticks the box:")
         self._raw(done.patch)
 
     def _raw(self, data: bytes) -> None:
-        """The patch as it is, whatever bytes the file holds; as text where the output takes only text."""
+        """Write the patch unchanged, whatever bytes the file contains; as text if the output takes only text."""
         binary = getattr(getattr(self.stdout, "_out", None), "buffer", None)
         if binary is None:
             self.stdout.write(data.decode(errors="replace"), ending="")
@@ -121,12 +121,12 @@ def _line(row: DeferredItem) -> tuple[str, ...]:
         by = f"{by} (the box is still empty)".strip()
     if row.unproven:
         by = f"{by} (unproven)"
-    state = f"{row.state}, gone from its file" if row.vanished_at else row.state
+    state = f"{row.state}, removed from its file" if row.vanished_at else row.state
     return state, str(row.filed_on), row.slug, recipe, by
 
 
 def as_json(row: DeferredItem) -> dict[str, Any]:
-    """One entry as `--json` gives it; times in UTC, what is not known as null."""
+    """One entry for `--json`; times in UTC, unknown values as null."""
     return {
         "slug": row.slug,
         "filed_on": row.filed_on.isoformat(),

@@ -1,4 +1,4 @@
-"""`cc-ci new-tests [PATH]`: a first test file for a recipe, which passes for the recipe as it is."""
+"""`cc-ci new-tests [PATH]`: writes a first test file that passes for the recipe as it is."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from controlplane.cli import MISUSE
-from infra.deployers.base import Context, DeployError
 from infra.deployers.compose import plain
 from infra.deployers.compose.recipe import Recipe
+from infra.deployers.context import Context
+from infra.deployers.errors import DeployError
 
 _PAGE = '''"""The page of the app. `app` is the deployed app: see "Tests for your recipe" in cc-ci's documentation."""
 
@@ -38,34 +39,35 @@ def test_every_service_runs(app):
 
 
 class Command(BaseCommand):
-    help = "Write a first test file for the recipe in a folder: one that passes as it is. Overwrites nothing."
-    requires_system_checks: list[str] = []
+    help = "Write a first test file for the recipe in a folder. It passes for the recipe as it is; nothing is overwritten."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("path", metavar="PATH", nargs="?", default=".", help="the recipe's folder (default: this one)")
+        parser.add_argument(
+            "path", metavar="PATH", nargs="?", default=".", help="the recipe's folder (default: the current folder)"
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         recipe = Path(options["path"])
         try:
             name, text = first_test(recipe)
         except DeployError as error:
-            raise CommandError(f"No tests were written: {error}", returncode=MISUSE) from error
+            raise CommandError(f"Could not write tests: {error}", returncode=MISUSE) from error
         path = recipe / "tests" / name
         try:
             path.parent.mkdir(exist_ok=True)
             with path.open("x") as file:
                 file.write(text)
         except FileExistsError:
-            raise CommandError(f"{path} is there already and stays as it is.", returncode=MISUSE) from None
+            raise CommandError(f"{path} already exists and was left unchanged.", returncode=MISUSE) from None
         except OSError as error:
-            raise CommandError(f"{path} cannot be written: {error.strerror}.", returncode=MISUSE) from error
+            raise CommandError(f"Cannot write {path}: {error.strerror}.", returncode=MISUSE) from error
         self.stdout.write(f"Wrote {path}. Now type:\n\n    cc-ci test {shlex.quote(options['path'])}\n")
 
 
 def first_test(recipe: Path) -> tuple[str, str]:
-    """Name and text of the file: about the page where the compose files name a web port, else about the services.
+    """The file's name and text: tests the page if the compose files name a web port, else the services.
 
-    Raises DeployError for what is no recipe.
+    Raises DeployError if the folder is not a recipe.
     """
     context = Context("0" * 12, "local", recipe.resolve().name, recipe, recipe, domain="app.localhost")
     read = plain.load(context, recipe)
@@ -77,9 +79,9 @@ def first_test(recipe: Path) -> tuple[str, str]:
 
 
 def _has_web_port(read: Recipe) -> bool:
-    """Whether every deployer finds one: by the proxy's label, and, where all services run as processes, by the wish for a port.
+    """Whether every deployer finds a web port: by the proxy's label, and, if all services run as processes, by their own setting.
 
-    Where only some do, the test is about the services: that one passes with all of them.
+    If only some do, the test covers the services, which passes with all of them.
     """
     if not read.web(()):
         return False

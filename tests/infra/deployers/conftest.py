@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from infra.deployers.base import Context, Deployer
-from infra.deployers.docker_cli import LABEL_RUN
-from infra.deployers.engine import KINDS, ids
-from infra.deployers.swarm import SwarmDeployer
+from infra.deployers.base import Deployer
+from infra.deployers.context import Context
+from infra.deployers.docker.api import KINDS, ids
+from infra.deployers.docker.cli import LABEL_RUN
+from infra.deployers.swarm.ephemeral import SwarmDeployer
 
 RECIPES = Path(__file__).resolve().parents[2] / "data" / "recipes"
 INSTALLATION = f"test-{uuid.uuid4().hex[:8]}"

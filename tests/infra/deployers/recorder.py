@@ -55,7 +55,7 @@ def deployed(documents: Sequence[Path], env: Mapping[str, str], stack: str) -> R
     with _engine(recorded) as folder:
         options = [f"--host=unix://{folder}/docker.sock", f"--config={folder}"]
         command = [docker(), *options, "stack", "deploy", "--resolve-image=never", *files, stack]
-        done = subprocess.run(command, env=dict(env), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, env=dict(env), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240)
     recorded.code, recorded.stderr = done.returncode, _NOTICE.sub("", done.stderr)
     return recorded
 

@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
-from infra.deployers.backups import Backups, Labelled, Mount, labelled, plan
-from infra.deployers.base import Backup, BackupPart, DeployError
+from infra.deployers.base import Backup, BackupPart
+from infra.deployers.errors import DeployError
+from infra.deployers.swarm.backups import Backups, Labelled, Mount, labelled, plan
 from tests.docker import need_swarm
 
 Make = Callable[..., Any]
 DATA = Mount("data", "s_data", "/data")
 ROWS = Mount("rows", "s_rows", "/var/lib/db")
+CACHE = Mount("cache", "s_cache", "/cache")
 
 
 def labels(text: str) -> dict[str, str]:
@@ -83,15 +85,95 @@ def test_the_older_form_names_paths_of_the_container() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("backup.volumes.data.path=../../etc", "leads out of the volume"),
-        ("backup.volumes.date.path=x", "volumes.date.path of app names a volume that it has not"),
-        ("backup.path=etc", "is no absolute path"),
-        ("backup.path=/", "is no absolute path"),
+        ("backup.volumes.data.path=../../etc", "points outside the volume"),
+        ("backup.volumes.date.path=x", "volumes.date.path of app names a volume that the service does not have"),
+        ("backup.path=etc", "is not an absolute path"),
+        ("backup.path=/", "is not an absolute path"),
     ],
 )
 def test_labels_that_cannot_be_obeyed(text: str, said: str) -> None:
     [problem] = plan([one(f"backup=true\n{text}", DATA)]).problems
     assert said in problem
+
+
+@pytest.mark.parametrize(
+    ("services", "said"),
+    [
+        ([one("backup=true")], "backupbot.backup=true of app backs up nothing: it has no volume"),
+        ([one("backup=true\nbackup.volumes.data=false", DATA)], "of app backs up nothing: all its volumes are excluded"),
+        (
+            [one("backup=true\nbackup.volumes.data=false\nbackup.pre-hook=x", DATA)],
+            "backupbot.backup=true of app backs up nothing",
+        ),
+        ([one("backup=true\nbackup.pre-hook=x"), one("backup=true", DATA, name="db")], ""),
+        ([one("backup=true", DATA), one("backup=true", DATA, name="web")], ""),  # the same volume, saved once
+        ([one("backup=true\nbackup.path=/etc/app")], ""),
+    ],
+)
+def test_a_backup_that_saves_nothing_is_a_problem(services: list[Labelled], said: str) -> None:
+    assert " ".join(plan(services).problems).endswith(said) and bool(plan(services).problems) == bool(said)
+
+
+def test_what_no_backup_has_is_named() -> None:
+    found = plan(
+        [one("backup=true", DATA), one("", ROWS, name="db"), one("backup=true\nbackup.volumes.cache=false", CACHE, name="w")]
+    )
+    assert found.unsaved == ["rows"]
+    assert found.wanted == ["app", "w"]
+
+
+def test_labels_that_nobody_obeys_are_named() -> None:
+    text = "backup=true\nbackup.command=x\nrestore=true\nbackup.volumes.data=true\nbackup.pre-hook=y\nrestore.post-hook=z"
+    assert plan([one(text, DATA)]).unknown == ["backupbot.backup.command of app", "backupbot.restore of app"]
+
+
+def test_what_each_new_task_loses_is_named() -> None:
+    mounts = [
+        {"Type": "volume", "Source": "s_data", "Target": "/data"},
+        {"Type": "volume", "Target": "/anonymous"},
+        {"Type": "tmpfs", "Target": "/memory"},
+    ]
+    files = {"Configs": [{"File": {"Name": "/etc/app"}}], "Secrets": [{"File": {"Name": "key"}}]}
+    spec = {"Name": "s_app", "TaskTemplate": {"ContainerSpec": {"Mounts": mounts, **files}}}
+    found = labelled(spec, "s", {}).losing(["/data", "/data/", "/memory", "/var/lib/x", "/etc/app"])
+    assert found.lost == ["/anonymous", "/var/lib/x"]
+    assert plan([found]).lost == ["app:/anonymous", "app:/var/lib/x"]
+    assert sorted(found.beside("/")) == ["/anonymous", "/data", "/etc/app", "/memory", "/run/secrets/key"]
+    assert found.beside("/data") == []
+
+
+def test_a_database_that_nobody_saves_is_named_unless_it_is_dumped() -> None:
+    db = one("backup=true\nbackup.pre-hook=dump\nbackup.path=/tmp/dump.sql", ROWS, name="db")
+    assert plan([one("backup=true", DATA), db]).unsaved == []
+    assert plan([one("backup=true", DATA), one("", ROWS, name="db")]).unsaved == ["rows"]
+    assert (plan([db]).hooked, plan([db]).dumped) == (["db"], [])
+    both = one("backup=true\nbackup.pre-hook=dump\nrestore.post-hook=load", ROWS, name="db")
+    assert plan([both]).dumped == ["db"]
+
+
+def test_the_nearest_volume_holds_a_path() -> None:
+    inner = Mount("sub", "s_sub", "/data/sub")
+    [part] = plan([one("backup=true\nbackup.path=/data/sub/file", DATA, inner)]).parts
+    assert part.volume == "sub"
+
+
+@pytest.mark.parametrize(
+    ("image", "database"),
+    [
+        ("postgres:16", True),
+        ("bitnami/postgresql:15@sha256:0", True),
+        ("registry.example.org:5000/x/postgis-17:1", True),
+        ("mariadb:10.11", True),
+        ("mongo:7", True),
+        ("ghcr.io/x/synapse-postgres:1", True),
+        ("nginx:1", False),
+        ("mongoose/app:1", False),
+        ("postgrest/postgrest:12", False),
+        ("", False),
+    ],
+)
+def test_a_database_is_known_by_its_image(image: str, database: bool) -> None:
+    assert Labelled("x", {}, [], image).database is database
 
 
 def test_labels_of_the_deployment_come_over_those_of_the_container() -> None:
@@ -115,6 +197,8 @@ def test_labels_of_the_deployment_come_over_those_of_the_container() -> None:
         "app",
         {"backupbot.backup": "true", "backupbot.backup.pre-hook": "x"},
         [DATA, Mount("rows", "other", "/other")],
+        covered=["/tmp", "/anonymous"],
+        lost=["/anonymous"],
     )
 
 
@@ -151,11 +235,11 @@ def test_what_goes_wrong_is_named(deployer: Make, tmp_path: Path) -> None:
     )
     assert "not even after its pre-hook" in said
     assert app.read("db", "/var/lib/db/tidied") == b""  # the post-hook cleans up all the same
-    assert "exit code 5" in failing("backup=true\nbackup.volumes.rows=false\nbackup.post-hook=exit 5")
+    assert "exit code 5" in failing("backup=true\nbackup.post-hook=exit 5")
     assert "exit code 4" in failing("backup=true\nrestore.pre-hook=exit 4", "restore_failed")
     assert "exit code 6" in failing("backup=true\nrestore.post-hook=echo no; exit 6", "restore_failed")
     app.write("db", "/var/lib/db/big", b"x" * (2 << 20))
-    assert "bigger than the run's limit of 1 MB" in failing("backup=true", most=1 << 20)
+    assert "larger than the run's limit of 1 MB" in failing("backup=true", most=1 << 20)
 
     # A folder that the hook makes is a dump as well, and one that was there is data.
     hooked = (
@@ -184,5 +268,5 @@ def test_what_goes_wrong_is_named(deployer: Make, tmp_path: Path) -> None:
     work(f"{hooked}out").restore(again)
     assert app.read("db", "/var/lib/db/out/small") == b"x"
     lost = replace(found, path="/var/lib/db/lost/out")
-    with pytest.raises(DeployError, match="/var/lib/db/lost/out of db could not be put back"):
+    with pytest.raises(DeployError, match="/var/lib/db/lost/out of db could not be restored"):
         work(f"{hooked}out").restore(Backup(tmp_path / "again", [lost]))

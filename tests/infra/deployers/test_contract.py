@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 
-from infra.deployers import swarm
-from infra.deployers.base import Backup, BackupPart, Deployer, DeployError, probe
-from infra.deployers.docker_cli import LABEL_KEEP, LABEL_RUN
-from infra.deployers.engine import KINDS, ids, inspect
-from infra.deployers.process import ProcessDeployer
-from infra.deployers.swarm import SwarmDeployer
+from infra.deployers.base import Backup, BackupPart, Deployer
+from infra.deployers.docker.api import KINDS, ids, inspect
+from infra.deployers.docker.cli import LABEL_KEEP, LABEL_RUN
+from infra.deployers.errors import DeployError
+from infra.deployers.probe import probe
+from infra.deployers.process.deployer import ProcessDeployer
+from infra.deployers.swarm import ephemeral
+from infra.deployers.swarm.ephemeral import SwarmDeployer
 from tests.docker import docker, need_swarm
 from tests.infra.deployers.conftest import INSTALLATION, RECIPES
 
@@ -57,7 +59,7 @@ def newer(old: Path, folder: Path) -> Path:
 
 def refused(deployer: Deployer, verb: str, *arguments: Any) -> None:
     """The verb is not for this kind, which says so with its name."""
-    with pytest.raises(DeployError, match=f"The deployer {deployer.name} cannot {verb}") as caught:
+    with pytest.raises(DeployError, match=f"The {deployer.name} deployer cannot {verb}") as caught:
         getattr(deployer, verb if verb != "upgrade" else "deploy")(*arguments)
     assert caught.value.kind == "not_applicable"
     assert caught.value.fix
@@ -104,7 +106,7 @@ def test_the_life_of_a_deployment(kind: type[Deployer], deployer: Make, tmp_path
         _stop_and_start_again(one)
         _drop_a_service(one, tmp_path)
     else:
-        assert (one.secrets, one.mounts(), one.backups(), one.events()) == ((), (), (), ())
+        assert (one.secrets, one.mounts(), one.backups().wanted, one.events()) == ((), (), [], ())
         refused(one, "upgrade", RECIPES / "contract-app")
         refused(one, "undeploy")
         refused(one, "read", "app", "/etc/passwd")
@@ -126,8 +128,8 @@ def _upgrade(one: Any, made_before: list[str], before: str, tmp_path: Path) -> N
     assert one.execute("app", ["sh", "-c", "echo $MAIL"]) == (0, f"noreply@{one.context.domain}\n")  # from the overlay
     assert one.state().fingerprint == before
     assert set(one.state().ports) == {"app:2222/tcp", "app:2525/tcp"}  # of both files, the web port left out
-    assert one.mounts() == [BackupPart("app", "/data", "data"), BackupPart("db", "/var/lib/db", "rows")]
-    assert one.backups() == []
+    assert set(one.mounts()) == {BackupPart("app", "/data", "data"), BackupPart("db", "/var/lib/db", "rows")}
+    assert one.backups().parts == []
     lines = one.events()
     assert any("container app.1 health_status: healthy" in line for line in lines)
     assert any("secret session_key_v1 create" in line for line in lines)
@@ -175,7 +177,8 @@ def _drop_a_service(one: Any, tmp_path: Path) -> None:
     one.deploy(tmp_path / "without")
     state = one.settle()
     assert state.version == "1.2.0+1.36.1"
-    assert {service.name for service in state.services} == {"app", "db"}
+    assert {service.name for service in state.services} == {"app"}
+    assert one.dropped() == ["db"]
     assert state.fingerprint == one.state().fingerprint
 
 
@@ -188,7 +191,7 @@ def test_backup_and_restore(kind: type[Deployer], deployer: Make, tmp_path: Path
     one.deploy()
     one.settle()
     data, dump = BackupPart("app", "/data", "data"), BackupPart("db", "/var/lib/db/backup.sql", "rows", dump=True)
-    assert one.backups() == [data, dump]
+    assert one.backups().parts == [data, dump]
     one.write("app", "/data/marker", b"before")
     one.write("app", "/cache/marker", b"before")
     one.write("db", "/var/lib/db/rows", b"1 one\n")
@@ -229,11 +232,11 @@ def test_a_neighbours_stack_survives_teardown_and_sweep(kind: type[Deployer], de
         *(f"--name={one.stack}_stranger", "--restart-condition=none", "cc-ci-test/busybox:1", "true"),
     )
     try:
-        assert list(swarm.list_ours(INSTALLATION)) == [one.context.run_id]
-        assert swarm.remove_run(INSTALLATION, neighbour.context.run_id) == []
+        assert list(ephemeral.list_ours(INSTALLATION)) == [one.context.run_id]
+        assert ephemeral.remove_run(INSTALLATION, neighbour.context.run_id) == []
         assert one.teardown() == []
-        assert swarm.list_ours(INSTALLATION) == {}
-        assert swarm.sweep(INSTALLATION, lambda run_id: False) == ([], [])
+        assert ephemeral.list_ours(INSTALLATION) == {}
+        assert ephemeral.sweep(INSTALLATION, lambda run_id: False) == ([], [])
         assert ids("service", f"{LABEL_RUN}={neighbour.context.run_id}")
         assert inspect("service", [stranger])
     finally:
@@ -255,7 +258,7 @@ def test_a_sweep_takes_dead_runs_and_neither_living_nor_kept_ones(deployer: Make
         asked.append(run_id)
         return run_id == living.context.run_id
 
-    assert swarm.sweep(INSTALLATION, alive) == ([f"run {dead.context.run_id}"], [])
+    assert ephemeral.sweep(INSTALLATION, alive) == ([f"run {dead.context.run_id}"], [])
     assert sorted(asked) == sorted([dead.context.run_id, living.context.run_id])
     assert there(dead, "network") == []
     assert there(living, "network") == ["x"]

@@ -1,4 +1,4 @@
-"""The bridge by which a run's containers leave: its name, who is on it, and what is left of it afterwards."""
+"""A run's bridge to the outside: its name, who is on it, and what is left of it afterwards."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from infra.deployers import egress, engine
-from infra.deployers.base import DeployError, probe
-from infra.deployers.egress import Allowed
+from infra.deployers.docker import api, egress
+from infra.deployers.docker.egress import Allowed
+from infra.deployers.errors import DeployError
+from infra.deployers.probe import probe
 from tests.docker import IMAGE, docker, need_swarm
 from tests.infra.deployers.conftest import INSTALLATION, left
 
@@ -93,21 +94,21 @@ def test_a_default_network_that_is_internal() -> None:
 
 def test_a_swarm_of_several_machines_goes_on_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     said: dict[str, Any] = {"Swarm": {"LocalNodeState": "active", "ControlAvailable": True, "Nodes": 3}}
-    monkeypatch.setattr(engine, "get", lambda *_: said)
+    monkeypatch.setattr(api, "get", lambda *_: said)
     assert not egress.make("s", {})
 
 
 @pytest.mark.parametrize(
     ("swarm", "words"),
     [
-        ({"LocalNodeState": "inactive", "ControlAvailable": False}, "in no swarm"),
-        ({"LocalNodeState": "active", "ControlAvailable": False}, "no manager"),
+        ({"LocalNodeState": "inactive", "ControlAvailable": False}, "not part of a swarm"),
+        ({"LocalNodeState": "active", "ControlAvailable": False}, "not a manager"),
         ({"LocalNodeState": "active", "ControlAvailable": True, "Error": "no leader"}, "does not answer: no leader."),
-        (None, "in no swarm"),
+        (None, "not part of a swarm"),
     ],
 )
 def test_a_machine_that_left_its_swarm_says_so(swarm: Any, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "get", lambda *_: {"Swarm": swarm})
+    monkeypatch.setattr(api, "get", lambda *_: {"Swarm": swarm})
     with pytest.raises(DeployError, match=words) as error:
         egress.make("s", {})
     assert error.value.kind == "tool_failed"

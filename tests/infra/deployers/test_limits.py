@@ -1,4 +1,4 @@
-"""Limits by cgroup on machines of all kinds: version 1 and 2, with and without what holds the processors."""
+"""Limits by cgroup on all kinds of machines: versions 1 and 2, with and without the CPU controller."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from infra.deployers import limits
+from infra.deployers.isolation import cgroups
 
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(limits, "ROOT", tmp_path)
+    monkeypatch.setattr(cgroups, "ROOT", tmp_path)
     return tmp_path
 
 
@@ -37,10 +37,10 @@ def test_what_can_be_held_is_held_and_the_rest_is_named(
 ) -> None:
     for folder, names in files.items():
         _files(root / folder, *names)
-    assert limits.lacking() == lacking
-    made = limits.create("ccci-x", 64, 16)
+    assert cgroups.lacking() == lacking
+    made = cgroups.create("ccci-x", 64, 16)
     assert (made.folders if made else ()) == tuple(root / folder / "cc-ci" / "ccci-x" for folder in folders)
-    assert [name for name, _ in limits.existing()] == (["ccci-x"] if folders else [])
+    assert [name for name, _ in cgroups.existing()] == (["ccci-x"] if folders else [])
     weights = [(path.name, path.read_text()) for path in root.rglob("cpu.*")]
     assert weights in ([], [("cpu.shares", "512")], [("cpu.weight", "50")])
     assert bool(weights) == (not lacking)
@@ -49,7 +49,7 @@ def test_what_can_be_held_is_held_and_the_rest_is_named(
 def test_a_kernel_that_keeps_the_processors_does_not_keep_the_rest(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Version 2 with real-time processes: `+cpu` is refused."""
     _files(root, "cgroup.controllers")
-    real = limits._control
+    real = cgroups._control
     written: list[str] = []
 
     def control(folder: Path, controllers: str) -> None:
@@ -58,7 +58,7 @@ def test_a_kernel_that_keeps_the_processors_does_not_keep_the_rest(root: Path, m
         written.append(controllers)
         real(folder, controllers)
 
-    monkeypatch.setattr(limits, "_control", control)
-    assert limits.create("ccci-x", 64, 16) is not None
+    monkeypatch.setattr(cgroups, "_control", control)
+    assert cgroups.create("ccci-x", 64, 16) is not None
     assert written == ["+memory +pids"] * 2
-    assert limits.lacking() == "processors"
+    assert cgroups.lacking() == "processors"

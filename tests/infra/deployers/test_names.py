@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.deployers.engine import inspect
-from infra.deployers.swarm import SwarmDeployer
+from infra.deployers.docker.api import inspect
+from infra.deployers.swarm.ephemeral import SwarmDeployer
 from tests.docker import IMAGE, docker, need_swarm
 from tests.e2e.traefik import traefik
 
@@ -102,7 +102,7 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[
         try:
             for stack in stacks:
                 docker("stack", "deploy", "--resolve-image=never", f"--compose-file={tmp / 'compose.yml'}", stack)
-            until = time.monotonic() + 30
+            until = time.monotonic() + 240
             while not all(len(place(stack).addresses) >= 2 for stack in stacks):
                 assert time.monotonic() < until, "the long-lived stacks did not come up"
                 time.sleep(0.1)
@@ -110,7 +110,7 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[
         finally:
             for stack in stacks:
                 docker("stack", "rm", stack)
-            until = time.monotonic() + 20
+            until = time.monotonic() + 240
             while time.monotonic() < until and (left := [i for stack in stacks for i in place(stack).containers.values()]):
                 docker("rm", "--force", *left, check=False)
                 time.sleep(0.1)

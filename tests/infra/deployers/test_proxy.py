@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
-from infra.deployers import proxy
-from infra.deployers.base import Address, DeployError, probe
 from infra.deployers.compose.routes import lead_over
-from infra.deployers.engine import inspect
+from infra.deployers.docker import proxy
+from infra.deployers.docker.api import inspect
+from infra.deployers.errors import DeployError
+from infra.deployers.probe import Address, probe
 from tests.docker import IMAGE, docker, need_swarm
 from tests.e2e.traefik import traefik
 
@@ -75,7 +76,7 @@ class Stack:
         return self.networks()
 
 
-def until(what: Callable[[], Any], seconds: float = 20) -> Any:
+def until(what: Callable[[], Any], seconds: float = 240) -> Any:
     end = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < end, "it did not come about"
@@ -156,7 +157,7 @@ def test_the_proxy_is_known_by_its_address(url: str, stack: Callable[..., Stack]
     assert proxy.containers("http://127.0.0.1:9") == proxy.containers("") == []
 
 
-def test_the_proxy_joins_and_leaves(url: str, stack: Callable[..., Stack]) -> None:
+def test_the_proxy_joins_and_leaves(url: str, stack: Callable[..., Stack], monkeypatch: pytest.MonkeyPatch) -> None:
     run = stack(lambda name: {"app": {}, "db": {}})
     app, db = run.container("app"), run.container("db")
     [ident] = proxy.join([run.network], url)
@@ -176,9 +177,9 @@ def test_the_proxy_joins_and_leaves(url: str, stack: Callable[..., Stack]) -> No
     # Its own is none that the Swarm gives away: of the last ones, not of the first.
     assert addresses[ident] not in virtual and int(addresses[ident].split(".")[3]) > 230
 
-    started = time.monotonic()
-    assert proxy.join([run.network], url) == [ident]
-    assert time.monotonic() - started < 2
+    with monkeypatch.context() as patch:
+        patch.setattr(proxy, "call", None)  # it is there, so Docker is not asked for it
+        assert proxy.join([run.network], url) == [ident]
     assert attached(run.network) == addresses
 
     proxy.leave([run.network])
@@ -281,7 +282,7 @@ def test_a_network_that_docker_would_not_remove_any_more_is_cleared_away(
     time.sleep(1)
     assert run.network in run.networks()
     proxy.leave([run.network])
-    until(lambda: not run.remove_networks(), 5)
+    until(lambda: not run.remove_networks())
 
 
 def _refused(network: str) -> str:
@@ -319,7 +320,7 @@ def _app(stack: str, name: str, **own: str) -> dict[str, Any]:
 def _answers(run: Stack, url: str, name: str) -> bool:
     """Whether Traefik leads to the service of that name."""
     router = f"{run.name}-{name}"
-    answer = probe(Address(url.removeprefix("http://"), 80, proxied=True), f"{router}.example.com", timeout=1)
+    answer = probe(Address(url.removeprefix("http://"), 80, proxied=True), f"{router}.example.com", timeout=20)
     return bool(answer and answer.body.strip() == router)
 
 

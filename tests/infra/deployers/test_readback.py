@@ -1,4 +1,4 @@
-"""What the Swarm has of a service, beside what was judged: put there by hand, and spec by spec."""
+"""What Swarm has of a service compared with what was admitted: changed manually, and spec by spec."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 
-from infra.deployers import readback
-from infra.deployers.base import DeployError
 from infra.deployers.compose import stackfile
 from infra.deployers.compose.recipe import Recipe
-from infra.deployers.engine import inspect
-from infra.deployers.lasting import LastingDeployer
+from infra.deployers.docker.api import inspect
+from infra.deployers.errors import DeployError
+from infra.deployers.swarm import readback
+from infra.deployers.swarm.persistent import PersistentDeployer
 from tests.docker import IMAGE, docker, need_swarm
 from tests.infra.deployers.compose.reading import STACK, load, write
+
+pytestmark = pytest.mark.slow(0.1)
 
 FULL = """
 services:
@@ -93,7 +95,7 @@ def test_what_was_judged_is_what_is_there(recipe: Recipe) -> None:
 MORE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "bind": (
         lambda s: s["TaskTemplate"]["ContainerSpec"]["Mounts"].append({"Type": "bind", "Source": "/", "Target": "/host"}),
-        "app: a bind mount of / at /host, to be written",
+        "app: a bind mount of / at /host, writable",
     ),
     "other volume": (
         lambda s: s["TaskTemplate"]["ContainerSpec"]["Mounts"][0].update(Source="other_data"),
@@ -101,7 +103,7 @@ MORE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     ),
     "writable": (
         lambda s: s["TaskTemplate"]["ContainerSpec"]["Mounts"][1].pop("ReadOnly"),
-        f"a volume mount of {STACK}_data at /again, to be written",
+        f"a volume mount of {STACK}_data at /again, writable",
     ),
     "volume driver": (
         lambda s: s["TaskTemplate"]["ContainerSpec"]["Mounts"][0].update(
@@ -128,19 +130,19 @@ MORE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     ),
     "privileges": (
         lambda s: s["TaskTemplate"]["ContainerSpec"].update(Privileges={"SELinuxContext": {"Disable": True}}),
-        "privileges of its own",
+        "its own privileges",
     ),
     "seccomp": (
         lambda s: s["TaskTemplate"]["ContainerSpec"].update(Privileges={"Seccomp": {"Mode": "unconfined"}}),
-        "privileges of its own",
+        "its own privileges",
     ),
     "sysctl": (lambda s: s["TaskTemplate"]["ContainerSpec"].update(Sysctls={"kernel.msgmax": "1"}), "the sysctl kernel.msgmax=1"),
     "group": (lambda s: s["TaskTemplate"]["ContainerSpec"].update(Groups=["docker"]), "the group docker"),
-    "priority": (lambda s: s["TaskTemplate"]["ContainerSpec"].update(OomScoreAdj=-1000), "the priority -1000"),
+    "priority": (lambda s: s["TaskTemplate"]["ContainerSpec"].update(OomScoreAdj=-1000), "the OOM score adjustment -1000"),
     "image": (lambda s: s["TaskTemplate"]["ContainerSpec"].update(Image="evil"), "the image evil"),
     "another service": (lambda s: s.update(Name=f"{STACK}_other"), "other: a volume mount of"),
-    "runtime": (lambda s: s["TaskTemplate"].update(Runtime="plugin"), "what is not known here: Runtime"),
-    "new key": (lambda s: s["TaskTemplate"]["ContainerSpec"].update(Devices=["/dev/kvm"]), "what is not known here: Devices"),
+    "runtime": (lambda s: s["TaskTemplate"].update(Runtime="plugin"), "an unknown setting: Runtime"),
+    "new key": (lambda s: s["TaskTemplate"]["ContainerSpec"].update(Devices=["/dev/kvm"]), "an unknown setting: Devices"),
 }
 
 
@@ -159,7 +161,7 @@ def test_whatever_is_there_beyond_it_is_named(what: str, recipe: Recipe) -> None
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--mount-add=type=bind,source=/etc,target=/host"], "app: a bind mount of /etc at /host, to be written"),
+        (["--mount-add=type=bind,source=/etc,target=/host"], "app: a bind mount of /etc at /host, writable"),
         (["--publish-add=published=39123,target=1,mode=host"], "app: the port 39123 for 1/tcp (host)"),
         (["--cap-add=CAP_NET_ADMIN"], "app: the capability NET_ADMIN"),
     ],
@@ -185,7 +187,7 @@ def test_a_port_of_an_app_is_the_one_that_was_written(deployer: Any, tmp_path: P
     """`50:50` without quotes is the number 3050 to a reader of YAML 1.1, and was deployed as that."""
     need_swarm()
     text = f"services: {{app: {{image: '{IMAGE}', command: [sleep, '1000'], ports: [50:50], stop_grace_period: 0s}}}}"
-    app = deployer(write(tmp_path / "recipe", text), LastingDeployer, app="x", mark="1", ephemeral=False)
+    app = deployer(write(tmp_path / "recipe", text), PersistentDeployer, app="x", mark="1", ephemeral=False)
     app.context.app_stack = f"test-{app.context.run_id[:12]}"
     app.deploy()
     [service] = inspect("service", [f"{app.stack}_app"])

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from infra.deployers.base import DeployError, Service
-from infra.deployers.settling import MOST_FAILURES, MOST_HOMELESS, Look, Settler, Spec, Task
-from infra.deployers.settling import _service as seen_service
+from infra.deployers.context import Service
+from infra.deployers.docker.addresses import Use
+from infra.deployers.errors import DeployError
+from infra.deployers.swarm.convergence import MOST_FAILURES, MOST_HOMELESS, MOST_NEW, MOST_PREPARING, Poll, Settler, Spec, Task
+from infra.deployers.swarm.convergence import _service as seen_service
+from infra.deployers.swarm.patience import PATIENCE
 
 NAME = "ccci-0_app"
 
 
-def look(*tasks: Task, running: int = 1, mark: str = "1", update: Any = None, template: str = "a", health: Any = "") -> Look:
+def poll(*tasks: Task, running: int = 1, mark: str = "1", update: Any = None, template: str = "a", health: Any = "") -> Poll:
     update = update or {}
-    return Look(
+    return Poll(
         services=[Service("app", wanted=1, running=running, health=health)],
         specs={NAME: Spec(template, str(update.get("StartedAt", "")))},
         marks={NAME: mark},
         updates={NAME: update},
         tasks=list(tasks),
         version="",
+        stack="ccci-0",
     )
 
 
-def task(number: int, state: str = "Failed", error: str = "non-zero exit (1)", desired: str = "Shutdown") -> Task:
-    return Task(f"t{number}", NAME, desired, state, error)
+def task(
+    number: int, state: str = "Failed", error: str = "non-zero exit (1)", desired: str = "Shutdown", current: bool = True
+) -> Task:
+    return Task(f"t{number}", NAME, desired, state, error, current)
 
 
 def settler(mark: str = "1", before: dict[str, Spec] | None = None) -> Settler:
@@ -34,81 +41,125 @@ def settler(mark: str = "1", before: dict[str, Spec] | None = None) -> Settler:
 
 
 RUNNING = task(0, "Running", "", "Running")
+OLD = task(0, "Running", "", "Running", current=False)
 
 
 def test_settled_is_running_as_wanted_and_healthy() -> None:
-    assert settler().judge(look(RUNNING))
-    assert not settler().judge(look(RUNNING, running=0))
-    assert not settler().judge(look(RUNNING, health="starting"))
-    assert settler().judge(look(RUNNING, health="healthy"))
+    assert settler().judge(poll(RUNNING))
+    assert not settler().judge(poll(RUNNING, running=0))
+    assert not settler().judge(poll(RUNNING, health="starting"))
+    assert settler().judge(poll(RUNNING, health="healthy"))
 
 
 def test_an_update_has_to_end_before_its_number_of_tasks_counts() -> None:
     judge = settler("2", {NAME: Spec("a", "")}).judge
-    assert not judge(look(RUNNING, mark="2", template="b"))  # not yet begun: the old task is the one that runs
-    assert not judge(look(RUNNING, mark="2", template="b", update={"State": "updating", "StartedAt": "1"}))
-    assert judge(look(RUNNING, mark="2", template="b", update={"State": "completed", "StartedAt": "1"}))
+    assert not judge(poll(OLD, mark="2", template="b"))  # not yet begun
+    assert not judge(poll(RUNNING, mark="2", template="b", update={"State": "updating", "StartedAt": "1"}))
+    assert not judge(poll(RUNNING, OLD, mark="2", template="b", update={"State": "completed", "StartedAt": "1"}))
+    assert judge(poll(RUNNING, mark="2", template="b", update={"State": "completed", "StartedAt": "1"}))
 
 
 def test_an_earlier_updates_end_is_not_this_ones() -> None:
     judge = settler("3", {NAME: Spec("a", "1")}).judge
-    assert not judge(look(RUNNING, mark="3", template="b", update={"State": "completed", "StartedAt": "1"}))
+    assert not judge(poll(OLD, mark="3", template="b", update={"State": "completed", "StartedAt": "1"}))
 
 
 def test_an_unchanged_service_needs_no_update() -> None:
-    assert settler("2", {NAME: Spec("a", "")}).judge(look(RUNNING, mark="2"))
+    assert settler("2", {NAME: Spec("a", "")}).judge(poll(RUNNING, mark="2"))
 
 
 def test_a_silent_rollback_is_seen_by_the_mark_alone() -> None:
     with pytest.raises(DeployError) as caught:
-        settler("2", {NAME: Spec("a", "")}).judge(look(RUNNING, mark="1"))
+        settler("2", {NAME: Spec("a", "")}).judge(poll(RUNNING, mark="1"))
     assert caught.value.kind == "rolled_back"
-    assert "What answers is the old one" in caught.value.message
+    assert "The old version is what answers" in caught.value.message
 
 
 def test_a_rollback_under_way_is_waited_for() -> None:
     judge = settler("2", {NAME: Spec("a", "")}).judge
     update = {"State": "rollback_started", "StartedAt": "1"}
-    assert not judge(look(RUNNING, mark="1", update=update, running=0))
+    assert not judge(poll(RUNNING, mark="1", update=update, running=0))
 
 
-def test_a_paused_update_never_ends() -> None:
-    with pytest.raises(DeployError, match="paused the update of app: too many failures"):
-        update = {"State": "paused", "StartedAt": "1", "Message": "too many failures"}
-        settler("2", {NAME: Spec("a", "")}).judge(look(RUNNING, mark="2", template="b", update=update))
+PAUSED = {"State": "paused", "StartedAt": "1", "Message": "too many failures"}
 
 
-def test_failures_are_counted_over_what_swarm_forgets() -> None:
-    judge = settler().judge
-    for number in range(1, MOST_FAILURES):
-        assert not judge(look(task(number), task(99, "Ready", "", "Running"), running=0))
+@pytest.mark.parametrize("tasks", [(task(1), OLD), (task(1),), (task(1, "Shutdown", ""),)])
+def test_a_paused_update_that_nothing_goes_on_with_is_told_with_the_services_words(tasks: tuple[Task, ...]) -> None:
+    with pytest.raises(DeployError, match=r"paused the update of app: too many failures.* words of app"):
+        settler("2", {NAME: Spec("a", "")}).judge(poll(*tasks, mark="2", template="b", update=PAUSED, running=0))
+
+
+def test_a_paused_update_is_over_when_all_that_was_asked_for_is_there() -> None:
+    assert settler("2", {NAME: Spec("a", "")}).judge(poll(RUNNING, mark="2", template="b", update=PAUSED))
+
+
+def test_the_new_task_of_a_paused_update_is_started_again_as_long_as_any_other() -> None:
+    judge = settler("2", {NAME: Spec("a", "")}).judge
+    assert not judge(poll(task(1), task(2, "Ready", "", "Ready"), mark="2", template="b", update=PAUSED, running=0))
+
+
+def test_a_service_without_replicas_needs_no_update() -> None:
+    seen = poll(mark="2", template="b", running=0)
+    seen.services = [Service("app", wanted=0, running=0)]
+    assert settler("2", {NAME: Spec("a", "")}).judge(seen)
+    seen.tasks = [OLD]  # it is stopped yet
+    assert not settler("2", {NAME: Spec("a", "")}).judge(seen)
+
+
+def test_the_stacks_name_may_hold_what_stands_before_a_services() -> None:
+    seen = poll(task(1), running=0)
+    seen.stack, name = "my_app", "my_app_web"
+    seen.tasks = [replace(seen.tasks[0], service=name)]
+    seen.services = [Service("web", wanted=1, running=0)]
+    seen.specs, seen.marks, seen.updates = {name: Spec("a", "")}, {name: "1"}, {name: {}}
+    with pytest.raises(DeployError, match=r"The service web keeps failing.* words of web"):
+        settler().judge(seen)
+
+
+def test_what_swarm_forgets_is_counted_until_nothing_speaks_for_it() -> None:
+    now = 0.0
+    judge = Settler("1", {}, lambda service: f" words of {service}", clock=lambda: now).judge
+    for number in range(1, MOST_FAILURES + 1):
+        assert not judge(poll(task(number), task(99, "Ready", "", "Running"), running=0))
+    now += PATIENCE["none"] + 1
     with pytest.raises(DeployError) as caught:
-        judge(look(task(MOST_FAILURES), task(99, "Ready", "", "Running"), running=0))
+        judge(poll(task(MOST_FAILURES), task(99, "Ready", "", "Running"), running=0))
     assert caught.value.kind == "exits"
-    assert caught.value.message == "The service app fails again and again: non-zero exit (1). words of app"
+    assert caught.value.message == "The service app keeps failing: non-zero exit (1). words of app"
+
+
+def test_a_service_that_ends_well_again_and_again_is_no_better() -> None:
+    now = 0.0
+    judge = Settler("1", {}, str, clock=lambda: now).judge
+    for number in range(MOST_FAILURES):
+        assert not judge(poll(task(number, "Complete", ""), task(99, "Ready", "", "Running"), running=0))
+    now += PATIENCE["none"] + 1
+    with pytest.raises(DeployError, match="it exited with code 0, but should keep running"):
+        judge(poll(task(99, "Ready", "", "Running"), running=0))
 
 
 def test_a_service_that_is_not_started_again_fails_at_once() -> None:
-    with pytest.raises(DeployError, match="fails again and again"):
-        settler().judge(look(task(1), running=0))
+    with pytest.raises(DeployError, match="keeps failing"):
+        settler().judge(poll(task(1), running=0))
 
 
 def test_failures_before_this_deployment_do_not_count() -> None:
     judge = settler("2", {NAME: Spec("a", "")}).judge
     old = [task(number) for number in range(9)]
-    assert judge(look(*old, RUNNING, mark="2"))
+    assert judge(poll(*old, RUNNING, mark="2"))
 
 
 def test_unhealthy_twice_is_never_healthy() -> None:
     red = [task(number, error="unhealthy container") for number in (1, 2)]
     with pytest.raises(DeployError) as caught:
-        settler().judge(look(*red, task(3, "Starting", "", "Running"), running=0))
+        settler().judge(poll(*red, task(3, "Starting", "", "Running"), running=0))
     assert caught.value.kind == "never_healthy"
 
 
 def test_a_missing_image_is_named_at_once() -> None:
     with pytest.raises(DeployError) as caught:
-        settler().judge(look(task(1, "Rejected", "No such image: x:1"), task(2, "Ready", "", "Running"), running=0))
+        settler().judge(poll(task(1, "Rejected", "No such image: x:1"), task(2, "Ready", "", "Running"), running=0))
     assert caught.value.kind == "image_missing"
     assert "No such image: x:1" in caught.value.message
 
@@ -116,12 +167,12 @@ def test_a_missing_image_is_named_at_once() -> None:
 def test_no_node_is_ours_and_believed_after_a_while() -> None:
     now = 0.0
     judge = Settler("1", {}, str, clock=lambda: now).judge
-    homeless = look(task(1, "Pending", "no suitable node (insufficient resources on 1 node)", "Running"), running=0)
+    homeless = poll(task(1, "Pending", "no suitable node (insufficient resources on 1 node)", "Running"), running=0)
     assert not judge(homeless)
     now = MOST_HOMELESS
     assert not judge(homeless)
     now += 0.1
-    with pytest.raises(DeployError, match="has free what app reserves") as caught:
+    with pytest.raises(DeployError, match="has the free resources that app reserves") as caught:
         judge(homeless)
     assert caught.value.kind == "no_node"
     assert not caught.value.recipes_fault
@@ -130,36 +181,65 @@ def test_no_node_is_ours_and_believed_after_a_while() -> None:
 def test_a_task_that_finds_a_node_in_the_end_was_never_homeless() -> None:
     now = 0.0
     judge = Settler("1", {}, str, clock=lambda: now).judge
-    homeless = look(task(1, "Pending", "no suitable node (host-mode port already in use on 1 node)", "Running"), running=0)
+    homeless = poll(task(1, "Pending", "no suitable node (host-mode port already in use on 1 node)", "Running"), running=0)
     for _ in range(3):
         assert not judge(homeless)
         now += MOST_HOMELESS
-        assert not judge(look(task(1, "Preparing", "", "Running"), running=0))
+        assert not judge(poll(task(1, "Preparing", "", "Running"), running=0))
         now += MOST_HOMELESS
+
+
+@pytest.mark.parametrize(
+    ("state", "use", "most", "kind"),
+    [
+        ("New", Use("proxy", "10.0.1.0/29", 5, 5), MOST_NEW, "no_address"),
+        ("New", Use("proxy", "10.0.1.0/24", 253, 5), MOST_NEW, "no_address"),
+        ("Preparing", Use("proxy", "10.0.1.0/29", 5, 5), MOST_PREPARING, "no_address"),
+        ("Preparing", Use("proxy", "10.0.1.0/24", 253, 5), MOST_PREPARING, ""),  # a node that pulls
+        ("Starting", Use("proxy", "10.0.1.0/29", 5, 5), MOST_PREPARING, ""),
+    ],
+)
+def test_a_task_that_waits_for_an_address_is_asked_about_after_a_while(state: str, use: Use, most: float, kind: str) -> None:
+    now = 0.0
+    asked: list[str] = []
+    judge = Settler("1", {}, str, networks=lambda name: asked.append(name) or [use], clock=lambda: now).judge  # type: ignore[func-returns-value]
+    waits = poll(task(1, state, "", "Running"), running=0)
+    assert not judge(waits)
+    now = most
+    assert not judge(waits)
+    assert not asked
+    now += 0.1
+    if not kind:
+        assert not judge(waits)
+        return
+    with pytest.raises(DeployError, match=r"proxy \(10\.0\.1\.0") as caught:
+        judge(waits)
+    assert caught.value.kind == kind and not caught.value.recipes_fault
+    assert asked == [NAME]
 
 
 def test_137_is_out_of_memory_where_memory_is_limited() -> None:
     killed = [task(number, error="task: non-zero exit (137)") for number in (1, 2)]
-    seen = look(*killed, task(3, "Ready", "", "Running"), running=0)
+    seen = poll(*killed, task(3, "Ready", "", "Running"), running=0)
     seen.inspected[NAME] = {"TaskTemplate": {"Resources": {"Limits": {"MemoryBytes": 64 << 20}}}}
-    with pytest.raises(DeployError, match="it wanted more than its limit of 64 MB") as caught:
+    with pytest.raises(DeployError, match="it needed more than its limit of 64 MB") as caught:
         settler().judge(seen)
     assert caught.value.kind == "out_of_memory"
     assert caught.value.recipes_fault
 
 
 def test_137_without_a_limit_is_asked_of_the_containers() -> None:
-    killed = look(task(1), task(2), task(3, "Ready", "", "Running"), running=0)
+    killed = poll(task(1), task(2), task(3, "Ready", "", "Running"), running=0)
     assert not settler().judge(killed)
-    with pytest.raises(DeployError, match="more memory than there is"):
+    with pytest.raises(DeployError, match="more memory than is available"):
         Settler("1", {}, str, out_of_memory=lambda service: service == "app").judge(killed)
 
 
 def test_the_version_has_to_be_the_one_that_was_deployed() -> None:
-    seen = look(RUNNING)
+    seen = poll(RUNNING)
     seen.version = "1.0.0+1"
     assert Settler("1", {}, str, version="1.0.0+1").judge(seen)
-    with pytest.raises(DeployError, match=r"What runs is version 1\.0\.0\+1, and not 1\.1\.0\+1") as caught:
+    with pytest.raises(DeployError, match=r"The running version is 1\.0\.0\+1, not 1\.1\.0\+1") as caught:
         Settler("1", {}, str, version="1.1.0+1").judge(seen)
     assert caught.value.kind == "rolled_back"
 
@@ -168,30 +248,50 @@ def test_each_failure_is_told_once() -> None:
     said: list[str] = []
     judge = Settler("1", {}, str, tell=said.append).judge
     for _ in range(2):
-        judge(look(task(1), task(2, "Ready", "", "Running"), running=0))
+        judge(poll(task(1), task(2, "Ready", "", "Running"), running=0))
     assert said == ["task of app failed: non-zero exit (1)"]
 
 
 def test_a_service_may_fail_and_start_again_after_its_delay() -> None:
     again = task(2, "Ready", "", "Ready")
     judge = settler()
-    assert not judge.judge(look(task(1), again, running=0))
-    with pytest.raises(DeployError, match="fails again and again"):
-        judge.judge(look(task(1), running=0))  # and nothing comes after it
+    assert not judge.judge(poll(task(1), again, running=0))
+    with pytest.raises(DeployError, match="keeps failing"):
+        judge.judge(poll(task(1), running=0))  # and nothing comes after it
+
+
+def job(number: int, state: str, desired: str = "Complete", current: bool = True) -> Task:
+    return Task(f"t{number}", NAME, desired, state, "", current)
+
+
+_JOB = {"ReplicatedJob": {"MaxConcurrent": 1, "TotalCompletions": 2}}
+_ONCE = {"ReplicatedJob": {"MaxConcurrent": 1, "TotalCompletions": 1}}
+_ONE: dict[str, Any] = {"Replicated": {"Replicas": 1}}
 
 
 @pytest.mark.parametrize(
-    ("mode", "states", "settled"),
+    ("mode", "condition", "tasks", "settled"),
     [
-        ({"ReplicatedJob": {"MaxConcurrent": 1, "TotalCompletions": 1}}, ["Complete"], True),
-        ({"ReplicatedJob": {"MaxConcurrent": 1, "TotalCompletions": 2}}, ["Complete"], False),
-        ({"ReplicatedJob": {"MaxConcurrent": 1, "TotalCompletions": 2}}, ["Complete", "Complete"], True),
-        ({"GlobalJob": {}}, ["Complete"], True),
-        ({"GlobalJob": {}}, ["Failed"], False),
-        ({"Replicated": {"Replicas": 1}}, ["Complete"], False),  # which Swarm starts again
+        (_ONCE, "any", [job(1, "Complete")], True),
+        (_JOB, "any", [job(1, "Complete")], False),
+        (_JOB, "any", [job(1, "Complete"), job(2, "Complete")], True),
+        (_ONCE, "any", [job(1, "Complete", current=False), job(2, "Running")], False),  # of the deployment before
+        (_ONCE, "on-failure", [job(1, "Failed", "Shutdown"), job(2, "Complete")], True),
+        (_ONCE, "on-failure", [job(1, "Failed", "Shutdown"), job(2, "Running")], False),
+        ({"GlobalJob": {}}, "any", [job(1, "Complete")], True),
+        ({"GlobalJob": {}}, "any", [job(1, "Complete"), job(2, "Running")], False),  # on the other node
+        ({"GlobalJob": {}}, "any", [job(1, "Failed", "Shutdown"), job(2, "Ready", "Ready")], False),
+        (_ONE, "any", [job(1, "Complete", "Shutdown"), job(2, "Ready", "Ready")], False),  # which Swarm starts again
+        (_ONE, "on-failure", [job(1, "Failed", "Shutdown"), job(2, "Complete", "Shutdown")], True),
+        (_ONE, "none", [job(1, "Complete", "Shutdown")], True),
+        (_ONE, "none", [job(1, "Complete", "Shutdown", current=False)], False),
+        ({"Replicated": {"Replicas": 0}}, "none", [job(1, "Complete", "Shutdown", current=False)], True),
     ],
 )
-def test_a_job_is_through_when_its_tasks_are(mode: dict[str, Any], states: list[str], settled: bool) -> None:
-    tasks = [Task(f"t{n}", NAME, "Complete", state, "") for n, state in enumerate(states)]
-    found = seen_service("app", {"Spec": {"Name": NAME, "Mode": mode, "TaskTemplate": {}}}, tasks, {})
+def test_a_job_is_through_when_its_tasks_are(mode: dict[str, Any], condition: str, tasks: list[Task], settled: bool) -> None:
+    spec = {"Name": NAME, "Mode": mode, "TaskTemplate": {"RestartPolicy": {"Condition": condition}}}
+    found = seen_service("app", {"Spec": spec}, tasks, {})
     assert (found.running == found.wanted) is settled
+    seen = poll(*tasks)
+    seen.services, seen.inspected = [found], {NAME: spec}
+    assert settler().judge(seen) is settled

@@ -16,11 +16,15 @@ from typing import Any
 
 import pytest
 
-from infra.deployers import engine, lasting, settling, specs
-from infra.deployers.base import Address, DeployError, probe
-from infra.deployers.docker_cli import LABEL_DEPLOYMENT, away
-from infra.deployers.engine import inspect
-from infra.deployers.lasting import LastingDeployer
+from infra.deployers.docker import api, service_specs
+from infra.deployers.docker.api import inspect
+from infra.deployers.docker.cli import LABEL_DEPLOYMENT, away
+from infra.deployers.errors import DeployError
+from infra.deployers.probe import Address, probe
+from infra.deployers.swarm import convergence, persistent
+from infra.deployers.swarm.persistent import PersistentDeployer
+
+pytestmark = pytest.mark.slow(0.2)
 
 SPEC: dict[str, Any] = {
     "Name": "s_app",
@@ -38,12 +42,12 @@ SPEC: dict[str, Any] = {
     "Mode": {"Replicated": {"Replicas": 1}},
 }
 THEN = {"old-net": "s_default", "proxy-id": "proxy"}
-NOW = specs.Ids({"s_default": "new-net", "proxy": "proxy-id"}, {"s_conf_v1": "new-config"}, {"s_key_v1": "new-secret"})
+NOW = service_specs.Ids({"s_default": "new-net", "proxy": "proxy-id"}, {"s_conf_v1": "new-config"}, {"s_key_v1": "new-secret"})
 
 
 def test_names_stay_and_ids_are_those_of_now() -> None:
     given = copy.deepcopy(SPEC)
-    found = specs.of_now(given, THEN, NOW, "u2-old")
+    found = service_specs.of_now(given, THEN, NOW, "u2-old")
     assert given == SPEC, "what was recorded is left as it is"
     assert [network["Target"] for network in found["TaskTemplate"]["Networks"]] == ["new-net", "proxy-id"]
     assert found["TaskTemplate"]["Networks"][0]["Aliases"] == ["app"]
@@ -51,26 +55,26 @@ def test_names_stay_and_ids_are_those_of_now() -> None:
     assert (container["Configs"][0]["ConfigID"], container["Secrets"][0]["SecretID"]) == ("new-config", "new-secret")
     assert container["Env"] == ["HAND=1"]
     assert found["Labels"] == {"com.docker.stack.namespace": "s", LABEL_DEPLOYMENT: "u2-old"}
-    assert LABEL_DEPLOYMENT not in specs.of_now(SPEC, THEN, NOW, "")["Labels"]
+    assert LABEL_DEPLOYMENT not in service_specs.of_now(SPEC, THEN, NOW, "")["Labels"]
 
 
 def test_the_fingerprint_is_the_one_of_then() -> None:
-    found = specs.of_now(SPEC, THEN, NOW, "u2-old")
+    found = service_specs.of_now(SPEC, THEN, NOW, "u2-old")
     names = {"new-net": "s_default", "proxy-id": "proxy"}
-    assert settling.fingerprint([{"Spec": found}], names) == settling.fingerprint([{"Spec": SPEC}], THEN)
-    other = specs.of_now({**SPEC, "Mode": {"Replicated": {"Replicas": 2}}}, THEN, NOW, "")
-    assert settling.fingerprint([{"Spec": other}], names) != settling.fingerprint([{"Spec": SPEC}], THEN)
+    assert convergence.fingerprint([{"Spec": found}], names) == convergence.fingerprint([{"Spec": SPEC}], THEN)
+    other = service_specs.of_now({**SPEC, "Mode": {"Replicated": {"Replicas": 2}}}, THEN, NOW, "")
+    assert convergence.fingerprint([{"Spec": other}], names) != convergence.fingerprint([{"Spec": SPEC}], THEN)
 
 
 def test_what_is_gone_is_named() -> None:
-    assert specs.missing(SPEC, THEN, NOW) == []
-    assert specs.missing(SPEC, THEN, specs.Ids()) == [
+    assert service_specs.missing(SPEC, THEN, NOW) == []
+    assert service_specs.missing(SPEC, THEN, service_specs.Ids()) == [
         "network proxy",
         "network s_default",
         "config s_conf_v1",
         "secret s_key_v1",
     ]
-    assert specs.missing({"Name": "bare"}, {}, specs.Ids()) == []
+    assert service_specs.missing({"Name": "bare"}, {}, service_specs.Ids()) == []
 
 
 def test_a_network_is_made_again_as_it_was_but_for_its_number() -> None:
@@ -83,10 +87,10 @@ def test_a_network_is_made_again_as_it_was_but_for_its_number() -> None:
         "Labels": {"com.docker.stack.namespace": "s"},
         "IPAM": {"Driver": "default", "Config": [{"Subnet": "10.0.7.0/24", "Gateway": "10.0.7.1"}]},
     }
-    found = specs.network(inspected)
+    found = service_specs.network(inspected)
     assert found["Options"] == {"encrypted": ""} and found["Attachable"] and not found["Internal"]
     assert found["IPAM"]["Config"] == [{"Subnet": "10.0.7.0/24", "Gateway": "10.0.7.1"}]
-    assert specs.network({"Name": "n", "Options": None, "Labels": None, "IPAM": None})["IPAM"] == {
+    assert service_specs.network({"Name": "n", "Options": None, "Labels": None, "IPAM": None})["IPAM"] == {
         "Driver": "default",
         "Config": [],
     }
@@ -148,22 +152,22 @@ def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_a_request_goes_over_the_socket(daemon: Path) -> None:
-    assert engine.post("/services/x/update", {"Name": "a"}, version="12 3") == {"ID": "new"}
+    assert api.post("/services/x/update", {"Name": "a"}, version="12 3") == {"ID": "new"}
     assert Daemon.asked == [("/services/x/update?version=12%203", {"Name": "a"})]
     with pytest.raises(DeployError, match="500: update out of sequence") as refused:
-        engine.post("/services/create", {"Name": "refused"})
+        api.post("/services/create", {"Name": "refused"})
     assert refused.value.kind == "tool_failed"
 
 
 def test_a_socket_that_nobody_listens_on_says_so(daemon: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{daemon}-gone")
     with pytest.raises(DeployError, match=r"Docker's socket .*gone") as error:
-        engine.post("/services/create", {})
+        api.post("/services/create", {})
     assert error.value.kind == "tool_failed" and away(str(error.value))
     monkeypatch.setenv("DOCKER_HOST", "ssh://host")
-    assert engine.socket_path() == ""
-    with pytest.raises(DeployError, match="no unix socket"):
-        engine.post("/services/create", {})
+    assert api.socket_path() == ""
+    with pytest.raises(DeployError, match="not reached through a unix socket"):
+        api.post("/services/create", {})
 
 
 @pytest.fixture
@@ -176,11 +180,11 @@ def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
             stream.recv(65536)
             stream.sendall(at_once)
             for byte in dripping:
-                over.wait(0.02)
+                over.wait(0.2)
                 stream.sendall(bytes([byte]))
             if not holds:
                 stream.shutdown(socket.SHUT_WR)
-            over.wait(30)
+            over.wait(100)
 
     def start(at_once: bytes, dripping: bytes = b"", holds: bool = True) -> None:
         listener = socket.socket(socket.AF_UNIX)
@@ -212,25 +216,25 @@ def test_a_daemon_that_drips_or_is_silent_is_not_waited_for(
     at_once: bytes, dripping: bytes, answering: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answering(at_once, dripping)
-    monkeypatch.setattr(engine, "_SECONDS", 0.3)
+    monkeypatch.setattr(api, "_SECONDS", 0.3)
     began = time.monotonic()
     with pytest.raises(DeployError, match=r"Docker's socket .* did not answer /services within 0\.3 s\.") as error:
-        engine.listed("service")
+        api.listed("service")
     assert error.value.kind == "tool_failed" and away(str(error.value))
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize("said", [b"[" * 500_000, b'{"a":' * 500_000, b"busy", b""])
 def test_an_answer_that_is_no_json_is_a_failure_of_the_tool(said: bytes, answering: Callable[..., None]) -> None:
     answering(BEGUN + b"Content-Length: %d\r\n\r\n" % len(said) + said)
-    with pytest.raises(DeployError, match="no JSON that can be read") as error:
-        engine.listed("service")
+    with pytest.raises(DeployError, match="not valid JSON") as error:
+        api.listed("service")
     assert error.value.kind == "tool_failed"
 
 
 def test_tasks_of_a_service_that_has_gone_are_none(answering: Callable[..., None]) -> None:
     answering(b'HTTP/1.1 404 Not Found\r\nContent-Length: 21\r\n\r\n{"message": "no such"}')
-    assert engine.listed("task", service=["gone"]) == []
+    assert api.listed("task", service=["gone"]) == []
 
 
 def test_an_app_that_drips_is_not_waited_for() -> None:
@@ -240,19 +244,19 @@ def test_an_app_that_drips_is_not_waited_for() -> None:
             with suppress(OSError), listener.accept()[0] as stream:
                 stream.sendall(BEGUN + b"Connection: close\r\nContent-Length: 500\r\n\r\n")
                 for _ in range(500):
-                    time.sleep(0.02)
+                    time.sleep(0.2)
                     stream.sendall(b"x")
 
         threading.Thread(target=drip, daemon=True).start()
         began = time.monotonic()
         assert probe(Address(*listener.getsockname()), timeout=0.3)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 60
 
 
 def test_half_an_answer_is_none(answering: Callable[..., None]) -> None:
     answering(BEGUN + b'Content-Length: 500\r\n\r\n{"ID":', holds=False)
-    with pytest.raises(DeployError, match="broke off its answer to /services/create"):
-        engine.post("/services/create", {})
+    with pytest.raises(DeployError, match="closed the connection before the end of its answer to /services/create"):
+        api.post("/services/create", {})
 
 
 @pytest.mark.parametrize("kind", ["service", "volume", "image", "container"])
@@ -279,9 +283,9 @@ def written(monkeypatch: pytest.MonkeyPatch, now: dict[str, Any], refusals: int)
         if len(tried) <= refusals:
             raise DeployError("tool_failed", "Docker refused: rpc error: update out of sequence")
 
-    monkeypatch.setattr(engine, "post", post)
-    monkeypatch.setattr(lasting, "inspect", lambda kind, names: [{**now, "Version": {"Index": 7 + len(tried)}}])
-    LastingDeployer._write(None, {"Name": "s_app"}, {"ID": "x", "Spec": SPEC, "Version": {"Index": 7}})  # type: ignore[arg-type]
+    monkeypatch.setattr(api, "post", post)
+    monkeypatch.setattr(persistent, "inspect", lambda kind, names: [{**now, "Version": {"Index": 7 + len(tried)}}])
+    PersistentDeployer._write(None, {"Name": "s_app"}, {"ID": "x", "Spec": SPEC, "Version": {"Index": 7}})  # type: ignore[arg-type]
     return tried
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.deployers import trees
+from infra.deployers.isolation import trees
 
 
 def make_deep(folder: Path, levels: int) -> None:

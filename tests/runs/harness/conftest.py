@@ -13,10 +13,57 @@ from typing import Any
 
 import pytest
 
-from infra.deployers import limits, sandbox
-from infra.deployers.base import stack_name
+from infra.deployers.context import stack_name
+from infra.deployers.isolation import bubblewrap, cgroups
 from runs.harness.engine import Engine
 from runs.harness.protocol import Limits, Request, Results, RunFolder, Source
+
+#: An app that insists on https, as its proxy says: files of a recipe for the deployer process.
+INSISTS = {
+    "compose.yml": """
+version: "3.8"
+services:
+  app:
+    image: cc-ci-test/busybox:1
+    x-cc-ci-process: python server.py ${PORT}
+""",
+    "server.py": """
+import http.server, sys
+
+FORM = b"<title>Sign in</title><form method=post><label>Name <input name=who></label><button>Sign in</button></form>PAGE"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        host, own = self.headers["Host"], f"https://{self.headers['X-Forwarded-Host']}"
+        signed = "who=" in self.headers.get("Cookie", "")
+        if self.headers.get("X-Forwarded-Proto") != "https":
+            return self.say(301, b"", Location=f"https://{host}{self.path}")
+        if self.command == "POST":
+            if self.headers.get("Origin") != own:
+                return self.say(403, b"Another origin")
+            self.rfile.read(int(self.headers["Content-Length"]))
+            return self.say(303, b"", Location=own + "/", **{"Set-Cookie": "who=ada; Secure; HttpOnly; Path=/"})
+        if self.path == "/" and not signed:
+            return self.say(302, b"", Location=f"https://{host}/login")
+        self.say(200, b"<title>Welcome</title>" if signed else FORM)
+
+    do_POST = do_GET
+
+    def say(self, status, body, **headers):
+        self.send_response(status)
+        for name, value in {**headers, "Content-Type": "text/html", "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+""",
+}
 
 ROOT = Path(__file__).resolve().parents[3]
 RECIPES = ROOT / "tests" / "data" / "recipes"
@@ -24,7 +71,7 @@ RECIPES = ROOT / "tests" / "data" / "recipes"
 
 @pytest.fixture(autouse=True)
 def _bubblewrap() -> None:
-    if not (here := sandbox.available()).ok:
+    if not (here := bubblewrap.available()).ok:
         if os.environ.get("CI") == "true":
             pytest.fail(f"{here.reason} {here.fix}")
         pytest.skip(here.reason)
@@ -56,7 +103,7 @@ def make_folder(tmp_path: Path) -> Iterator[Callable[..., RunFolder]]:
             "source": Source(url=str(recipe)),
             "stages": ["install", "custom"],
             "deployer": "process",
-            "limits": Limits(run_seconds=60, stage_seconds=30, settle_seconds=10),
+            "limits": Limits(run_seconds=600, stage_seconds=300, settle_seconds=100),
             "picture": False,
             **changes,
         }
@@ -66,7 +113,7 @@ def make_folder(tmp_path: Path) -> Iterator[Callable[..., RunFolder]]:
 
     yield make
     for run_id in made:  # a test that failed half-way leaves nothing to the next
-        for _, group in limits.existing(f"{stack_name(run_id)}-"):
+        for _, group in cgroups.existing(f"{stack_name(run_id)}-"):
             group.remove()
 
 

@@ -1,4 +1,4 @@
-"""Recipes that are bombs: small to fetch, and endless for whoever reads them. Each ends in words, and leaves no process."""
+"""Recipes that are bombs: small to fetch, endless to read. Each ends with a message, and leaves no process."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ import pytest
 
 from infra.deployers.compose.environment import EnvironmentProblem, Filling
 from infra.deployers.compose.plain import load
-from runs.harness import checkout, dumps, extras, lint, settings
+from infra.git.runner import GitError
+from runs.harness import checkout, dump_checks, extra_tests, lint, recipe_config
 from runs.harness.checkout import Checkout, resolve
-from runs.harness.git import CheckoutError
 from runs.harness.protocol import ExtraTest, FolderState, Limits, Source, Verdict
 from tests.runs.harness.conftest import RECIPES, ROOT, git
+
+pytestmark = pytest.mark.slow(0.6)
 
 
 def _raw(folder: Path, *arguments: str, given: bytes = b"") -> str:
@@ -46,7 +48,7 @@ def tree_bomb(folder: Path, files: bool = False, width: int = 16, depth: int = 1
     return commit
 
 
-def _until(happened: Callable[[], Any], seconds: float = 30) -> Any:
+def _until(happened: Callable[[], Any], seconds: float = 240) -> Any:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if value := happened():
@@ -73,7 +75,7 @@ def _working(folder: Path) -> list[psutil.Process]:
 @pytest.mark.parametrize("files", [True, False])
 def test_a_tree_bomb_is_too_big(files: bool, tmp_path: Path) -> None:
     commit = tree_bomb(tmp_path / "bomb", files)
-    with pytest.raises(CheckoutError, match="The recipe is too big: more than 50000 files and folders") as caught:
+    with pytest.raises(GitError, match="The recipe is too big: more than 50000 files and folders") as caught:
         Checkout(Source(url=f"file://{tmp_path}/bomb", sha=commit), tmp_path / "checkout").make()
     assert caught.value.recipes_fault
 
@@ -82,7 +84,7 @@ def test_a_run_of_a_tree_bomb_fails_in_words(tmp_path: Path, run: Any) -> None:
     commit = tree_bomb(tmp_path / "bomb")
     results = run(tmp_path / "bomb", source=Source(url=f"file://{tmp_path}/bomb", sha=commit), trusted=False)
     assert results.verdict is Verdict.FAILED
-    assert results.reason.startswith("No checkout: The recipe is too big")
+    assert results.reason.startswith("Checkout failed: The recipe is too big")
 
 
 @pytest.fixture
@@ -111,7 +113,7 @@ def test_a_git_without_an_end_has_one_at_the_runs(
     recipe = make_recipe()
     folder = make_folder(recipe, source=_commit(recipe), limits=Limits(run_seconds=4))
     process = harness("run", folder.path, env=endless_git)
-    assert process.wait(60) == 2
+    assert process.wait(240) == 2
     assert folder.results().reason == "The run took longer than 4 s."
     assert not _working(tmp_path / "spin")
 
@@ -162,7 +164,7 @@ def test_a_command_that_is_killed_leaves_nothing(
     finally:
         process.kill()
         process.wait()
-    _, alive = psutil.wait_procs(family, timeout=30)
+    _, alive = psutil.wait_procs(family, timeout=240)
     assert not alive
     assert not _working(tmp_path / "spin")
     [log] = tmp_path.glob("data/local-runs/*/1/log.txt")
@@ -220,18 +222,18 @@ def test_a_forge_that_says_nothing_is_not_waited_for(
 ) -> None:
     url = forge(_Silent)
     monkeypatch.setattr(checkout, "_TIP_SECONDS", 1.0)
-    with pytest.raises(CheckoutError, match="git ls-remote: it did not end within 1 s"):
+    with pytest.raises(GitError, match=r"git ls-remote: (the forge did not answer within 1 s|.*Retried for 1 s)"):
         resolve(url)
     folder = make_folder("recipe", source=Source(url=url, sha="a" * 40), limits=Limits(run_seconds=3))
-    assert harness("run", folder.path, env={"PATH": os.environ["PATH"]}).wait(30) == 2
+    assert harness("run", folder.path, env={"PATH": os.environ["PATH"]}).wait(240) == 2
     assert folder.results().reason == "The run took longer than 3 s."
 
 
 def test_a_forge_that_does_not_stop_talking_is_not_listened_to(forge: Any) -> None:
     began = time.monotonic()
-    with pytest.raises(CheckoutError, match="git ls-remote"):
+    with pytest.raises(GitError, match="git ls-remote"):
         resolve(forge(_Endless))
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 250
 
 
 @pytest.mark.parametrize("place", ["core.fsmonitor", "clean", "process", "hook", "submodule"])
@@ -288,7 +290,7 @@ def test_a_folder_that_is_too_big_is_not_copied(repository: bool, make_recipe: A
     recipe = make_recipe(files={"big": "0" * (3 << 20)})
     if repository:
         _commit(recipe)
-    with pytest.raises(CheckoutError, match="The folder is too big: more than 50000 files or 2 MB"):
+    with pytest.raises(GitError, match="The folder is too big: more than 50000 files or 2 MB"):
         Checkout(Source(url=str(recipe)), tmp_path / "checkout", disk_mb=2).make()
 
 
@@ -298,7 +300,7 @@ def test_a_huge_index_is_not_walked_through_for_ever(make_recipe: Any, tmp_path:
     blob = git(recipe, "hash-object", "-w", "compose.yml")
     lines = "".join(f"100644 {blob}\t{'f' * 100}/{number}\n" for number in range(300_000))
     _raw(recipe, "update-index", "--index-info", given=lines.encode())
-    with pytest.raises(CheckoutError, match=r"too big|more than") as caught:
+    with pytest.raises(GitError, match=r"too big|more than") as caught:
         Checkout(Source(url=str(recipe)), tmp_path / "checkout").make()
     assert caught.value.recipes_fault
 
@@ -306,11 +308,11 @@ def test_a_huge_index_is_not_walked_through_for_ever(make_recipe: Any, tmp_path:
 # --- the harness's own bounds
 
 
-def _in_harness(body: str, seconds: float = 60) -> subprocess.CompletedProcess[str]:
+def _in_harness(body: str, seconds: float = 240) -> subprocess.CompletedProcess[str]:
     """Run Python in a process that is bound as the harness is, with a run of one second."""
     program = (
-        "import pathlib, re, sys, time\nfrom runs.harness import bounds, detach\nfrom runs.harness.watch import Watch\n"
-        "watch = Watch(pathlib.Path('/nonexistent'), 1)\ndetach.begin(watch, 1)\n" + body
+        "import pathlib, re, sys, time\nfrom runs.harness import daemonize\nfrom runs.harness.deadlines import Deadlines\n"
+        "deadlines = Deadlines(pathlib.Path('/nonexistent'), 1)\ndaemonize.begin(deadlines, 1)\n" + body
     )
     return subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=seconds)
 
@@ -320,13 +322,13 @@ def _in_harness(body: str, seconds: float = 60) -> subprocess.CompletedProcess[s
     ["re.match('(a+)+$', 'a' * 50 + 'b')", "time.sleep(100)", "while True: pass"],
 )
 def test_what_looks_at_no_clock_is_interrupted_all_the_same(endless: str) -> None:
-    done = _in_harness(f"try:\n  with watch.insisting():\n    {endless}\nexcept Exception as error:\n  print(error)\n")
+    done = _in_harness(f"try:\n  with deadlines.insisting():\n    {endless}\nexcept Exception as error:\n  print(error)\n")
     assert done.stdout == "The run took longer than 1 s.\n", done.stderr
 
 
 def test_a_child_that_is_read_from_is_interrupted_too() -> None:
     body = (
-        "import os, subprocess\nfrom infra.deployers import children\ntry:\n  with watch.insisting():\n"
+        "import os, subprocess\nfrom infra.deployers.isolation import children\ntry:\n  with deadlines.insisting():\n"
         "    with children.running(['sleep', '300'], env=dict(os.environ), stdout=subprocess.PIPE) as child:\n"
         "      child.stdout.read()\nexcept Exception as error:\n  print(error, child.poll())\n"
     )
@@ -339,7 +341,7 @@ def test_a_teardown_is_not_interrupted() -> None:
 
 def test_memory_is_bound_and_that_of_children_is_not_bound_by_it() -> None:
     body = (
-        "import os\nfrom infra.deployers import children\n"
+        "import os\nfrom infra.deployers.isolation import children\n"
         "try:\n  bytearray(2 << 30)\nexcept MemoryError:\n  print('MemoryError')\n"
         "print(children.run(['sh', '-c', 'ulimit -d; ulimit -t'], env=dict(os.environ), seconds=30, memory_mb=0).out.decode())\n"
     )
@@ -356,7 +358,7 @@ def test_a_recipe_that_takes_more_memory_than_there_is_ends_in_words(make_folder
     monkeypatch.setattr(prepare, "read", hungry)
     results = Engine(make_folder(RECIPES / "process-web")).run()
     assert results.verdict is Verdict.ERRORED
-    assert results.reason == "What the recipe holds takes more than the 1536 MB that the harness has to read it."
+    assert results.reason == "Reading the recipe takes more than the 1536 MB of memory that the harness has for it."
     assert results.teardown.clean
 
 
@@ -379,8 +381,8 @@ def _is_linear(work: Callable[[int], object], size: int, times: int = 6) -> None
 
 
 def _toml(size: int) -> None:
-    with pytest.raises(settings.SettingsError, match=r"cc-ci\.toml cannot be read: a key has more than 100 parts"):
-        settings.parse(("a." * (size // 2) + "a = 1\n").encode())
+    with pytest.raises(recipe_config.RecipeConfigError, match=r"Cannot read cc-ci\.toml: a key has more than 100 parts"):
+        recipe_config.parse(("a." * (size // 2) + "a = 1\n").encode())
 
 
 def test_keys_of_many_parts_are_refused_before_they_are_read() -> None:
@@ -392,8 +394,8 @@ def test_keys_of_many_parts_are_refused_before_they_are_read() -> None:
     ["a = " + "9" * 60_000, "a = " + "[" * 60_000, "a = 1." + "1" * 60_000, "[[a]]\n" * 10_000, "a = '''" + "x" * 70_000],
 )
 def test_other_bombs_of_toml_are_the_recipes_own(text: str) -> None:
-    with pytest.raises(settings.SettingsError):
-        settings.parse(text.encode())
+    with pytest.raises(recipe_config.RecipeConfigError):
+        recipe_config.parse(text.encode())
 
 
 def test_variables_are_filled_in_at_the_price_of_the_text() -> None:
@@ -439,7 +441,7 @@ def test_a_compose_file_is_named_fifty_times_at_most(context: Any, tmp_path: Pat
 
 @pytest.fixture
 def context(tmp_path: Path) -> Callable[[Path], Any]:
-    from infra.deployers.base import Context
+    from infra.deployers.context import Context
 
     def make(checkout: Path) -> Context:
         return Context(
@@ -464,8 +466,8 @@ def test_a_dump_that_wants_a_huge_dictionary_is_damaged() -> None:
     def hungry(_file: object) -> Any:
         raise MemoryError
 
-    with pytest.raises(dumps._Incomplete, match="takes more memory to unpack than there is"):
-        dumps._unpacked(lzma.compress(b"x"), "xz", hungry)
+    with pytest.raises(dump_checks._Incomplete, match="needs too much memory to unpack"):
+        dump_checks._unpacked(lzma.compress(b"x"), "xz", hungry)
 
 
 def test_covers_are_compared_before_the_teardown_and_not_after(make_folder: Any) -> None:
@@ -475,4 +477,4 @@ def test_covers_are_compared_before_the_teardown_and_not_after(make_folder: Any)
     tests = [ExtraTest(file="extra/test_x.py", name="test_x", covers=["compose.yml"])]
     ready = prepare.Prepared(context=None, sha="", tests=tests, changed=["compose.yml"])  # type: ignore[arg-type]
     assert prepare.extras_of(ready, ran=False).suggested == []
-    assert extras.suggested(tests, ["compose.yml"]) == tests
+    assert extra_tests.suggested(tests, ["compose.yml"]) == tests

@@ -10,7 +10,6 @@ import os
 import sqlite3
 import subprocess
 import tarfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,8 +17,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runs.harness import dumps
+from runs.harness import dump_checks
 from tests.postgres import NoPostgres, binaries, postgres
+
+pytestmark = pytest.mark.slow(0.1)
 
 NOW = 1_750_000_000.0
 PG = (
@@ -37,7 +38,7 @@ SQLITE_TEXT = b"PRAGMA foreign_keys=OFF;\nBEGIN TRANSACTION;\n" + b"INSERT INTO 
 
 
 def problem(name: str, data: bytes) -> str:
-    return dumps.problem(f"/var/backups/{name}", data, NOW, NOW + 5)
+    return dump_checks.problem(f"/var/backups/{name}", data, NOW, NOW + 5)
 
 
 def tar() -> bytes:
@@ -78,17 +79,17 @@ WHOLE: dict[str, Callable[[Path], bytes]] = {
 def test_a_whole_dump_is_complete_and_one_cut_short_is_not(name: str, tmp_path: Path) -> None:
     data = WHOLE[name](tmp_path)
     assert problem(name, data) == ""
-    assert "not known" not in dumps.evidence(name, data)
+    assert "an unknown format" not in dump_checks.evidence(name, data)
     for cut in (data[: len(data) // 2], data[: len(data) * 2 // 3]):
         said = problem(name, cut)
         assert said.startswith(f"{name} is ") and said.endswith("."), len(cut)
 
 
 def test_older_than_the_run_or_empty() -> None:
-    assert "older than the run" in dumps.problem("/x/pg.sql", PG, NOW, NOW - 1)
-    assert dumps.problem("pg.sql", PG, NOW + 0.9, NOW) == ""  # a tar file knows whole seconds only
+    assert "older than the run" in dump_checks.problem("/x/pg.sql", PG, NOW, NOW - 1)
+    assert dump_checks.problem("pg.sql", PG, NOW + 0.9, NOW) == ""  # a tar file knows whole seconds only
     assert problem("x", b"") == "x is empty."
-    assert problem("x.gz", gzip.compress(b"")) == "x.gz holds nothing."
+    assert problem("x.gz", gzip.compress(b"")) == "x.gz contains nothing."
 
 
 def test_what_is_inside_a_packed_file_counts_too() -> None:
@@ -98,27 +99,26 @@ def test_what_is_inside_a_packed_file_counts_too() -> None:
 
 @pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz"])
 def test_a_name_that_promises_more(ending: str) -> None:
-    assert "though it is named like one" in problem(f"pg{ending}", PG)
+    assert "although its name says so" in problem(f"pg{ending}", PG)
 
 
 def test_damage_in_the_middle_is_seen() -> None:
     packed = bytearray(gzip.compress(os.urandom(5000)))
     packed[2500] ^= 0xFF
-    assert "cut short or damaged" in problem("x.gz", bytes(packed))
-    assert "cut short or damaged" in problem("x.gz", gzip.compress(PG) + b"garbage")
+    assert "truncated or damaged" in problem("x.gz", bytes(packed))
+    assert "truncated or damaged" in problem("x.gz", gzip.compress(PG) + b"garbage")
 
 
 def test_a_format_that_is_not_known_says_so() -> None:
     assert problem("dump.rdb", b"REDIS0011...") == ""
-    assert "not known" in dumps.evidence("dump.rdb", b"REDIS0011...")
+    assert "an unknown format" in dump_checks.evidence("dump.rdb", b"REDIS0011...")
 
 
 def test_a_bomb_is_not_unfolded_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dumps, "BIGGEST", 4 << 20)
+    monkeypatch.setattr(dump_checks, "BIGGEST", 4 << 20)
     bomb = gzip.compress(bytes(64 << 20), 1)
-    started = time.monotonic()
-    assert "unfolds to more than 4 MB" in problem("x.gz", bomb)
-    assert time.monotonic() - started < 1
+    assert "unpacks to more than 4 MB" in problem("x.gz", bomb)
+    assert "unpacks to more than 4 MB" in problem("x.gz", bomb[:-8]), "its end would have been damaged"
 
 
 _starts = [b"\x1f\x8b\x08\0", b"BZh9", b"\xfd7zXZ\0", b"SQLite format 3\0", bytes(257) + b"ustar", b"-- MySQL dump", b""]
@@ -127,7 +127,7 @@ _starts = [b"\x1f\x8b\x08\0", b"BZh9", b"\xfd7zXZ\0", b"SQLite format 3\0", byte
 @given(st.sampled_from(_starts), st.binary(max_size=600), st.text(max_size=10))
 def test_any_bytes_are_judged_without_an_error(start: bytes, rest: bytes, name: str) -> None:
     assert isinstance(problem(name, start + rest), str)
-    assert isinstance(dumps.evidence(name, start + rest), str)
+    assert isinstance(dump_checks.evidence(name, start + rest), str)
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +137,8 @@ def dump() -> Iterator[Callable[..., bytes]]:
         tool = binaries() / "pg_dump"
         with postgres() as url:
             fill = "CREATE TABLE x AS SELECT n, md5(n::text) AS word FROM generate_series(1, 5000) n"
-            subprocess.run([binaries() / "psql", url, "-qc", fill], check=True, timeout=30)
-            yield lambda *options: subprocess.run([tool, *options, url], check=True, capture_output=True, timeout=30).stdout
+            subprocess.run([binaries() / "psql", url, "-qc", fill], check=True, timeout=240)
+            yield lambda *options: subprocess.run([tool, *options, url], check=True, capture_output=True, timeout=240).stdout
     except NoPostgres as missing:
         if os.environ.get("CI") == "true":
             pytest.fail(str(missing))
@@ -149,12 +149,12 @@ def dump() -> Iterator[Callable[..., bytes]]:
 def test_the_real_pg_dump_in_each_format(dump: Callable[..., bytes]) -> None:
     for name, options, words in (
         ("x.sql", ["-Fp"], "a dump of pg_dump with its last line"),
-        ("x.dump", ["-Fc"], "read through by pg_restore"),
-        ("x.tar", ["-Ft"], "a tar file of"),
+        ("x.dump", ["-Fc"], "read completely by pg_restore"),
+        ("x.tar", ["-Ft"], "a complete tar file of"),
     ):
         data = dump(*options)
         assert problem(name, data) == ""
-        assert words in dumps.evidence(name, data)
+        assert words in dump_checks.evidence(name, data)
         assert problem(name, data[: len(data) // 2]).startswith(f"{name} is ")
     custom = dump("-Fc")
     assert problem("x.dump.gz", gzip.compress(custom)) == ""
@@ -167,6 +167,6 @@ def test_without_pg_restore_it_is_said_what_was_not_looked_at(
     dump: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = dump("-Fc")
-    monkeypatch.setattr(dumps, "_pg_restore", lambda: "")
+    monkeypatch.setattr(dump_checks, "_pg_restore", lambda: "")
     assert problem("x.dump", data) == ""
-    assert "only the beginning was looked at" in dumps.evidence("x.dump", data)
+    assert "only the beginning was checked" in dump_checks.evidence("x.dump", data)

@@ -7,17 +7,24 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from infra.deployers import images, limits, sandbox
-from infra.deployers.base import Address, stack_name
-from infra.deployers.process import ProcessDeployer
+from infra.deployers.context import stack_name
+from infra.deployers.docker import images
+from infra.deployers.isolation import bubblewrap, cgroups
+from infra.deployers.probe import Address
+from infra.deployers.process import deployer
+from infra.deployers.process.deployer import ProcessDeployer
 from runs.harness import artefacts, stages
 from runs.harness.engine import Engine
+from runs.harness.events import Journal
 from runs.harness.protocol import Limits, Results, RunFolder, Verdict
 from tests.runs.harness.conftest import RECIPES
+
+pytestmark = pytest.mark.slow(0.7)
 
 Run = Callable[..., Results]
 
@@ -31,7 +38,7 @@ def test_a_good_recipe_passes_every_stage_that_there_is(make_folder: Callable[..
         ("upgrade", "not_applicable"),
         ("custom", "passed"),
     ]
-    assert results.stages[1].reason == "The deployer process cannot do it."
+    assert results.stages[1].reason == "The deployer process does not support it."
     assert [case.name for case in results.stages[0].cases] == ["the app answers", "test_answers_under_its_own_name"]
     assert len(results.stages[2].cases) == 3
     assert results.deployments == 1
@@ -39,7 +46,7 @@ def test_a_good_recipe_passes_every_stage_that_there_is(make_folder: Callable[..
     assert results.teardown.clean
     assert folder.results() == results
     assert not (folder.path / "work").exists()
-    assert not list(limits.existing(stack_name(results.run_id)))
+    assert not list(cgroups.existing(stack_name(results.run_id)))
 
 
 def test_events_tell_the_story_in_order(make_folder: Callable[..., RunFolder]) -> None:
@@ -93,6 +100,28 @@ def test_a_syntax_error_is_the_recipes_fault(make_recipe: Any, run: Run) -> None
     assert "could not be collected: tests.test_bad" in results.reason
 
 
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"tests/conftest.py": "import nothing_here\n"}, "ModuleNotFoundError: No module named 'nothing_here'"),
+        ({"tests/conftest.py": "def broken(:\n"}, "SyntaxError: invalid syntax"),
+        ({"pytest.ini": "[pytest]\naddopts = --no-such-option\n"}, "unrecognized arguments: --no-such-option"),
+        ({"pytest.ini": "[pytest]\nminversion = 99\n"}, "'minversion' requires pytest-99"),
+        (
+            {"tests/conftest.py": "def pytest_collection_modifyitems(items):\n    raise ValueError('no such fruit')\n"},
+            "ValueError: no such fruit",
+        ),
+    ],
+)
+def test_what_keeps_pytest_from_running_is_told_in_its_own_words(
+    files: dict[str, str], words: str, make_recipe: Any, run: Run
+) -> None:
+    results = run(make_recipe({"test_x": "def test_yes():\n    pass\n"}, files), stages=["custom"])
+    assert results.verdict is Verdict.FAILED
+    assert words in results.reason, results.reason
+    assert results.reason.count(words) == 1 and len(results.reason) < 1000
+
+
 def test_a_broken_conftest_is_the_recipes_fault(make_recipe: Any, run: Run) -> None:
     results = run(make_recipe({"test_x": "def test_yes():\n    pass\n"}, {"tests/conftest.py": "import nothing_here\n"}))
     assert results.verdict is Verdict.FAILED
@@ -120,11 +149,40 @@ def test_a_recipe_without_a_web_port_has_to_stay_up(run: Run, monkeypatch: pytes
     assert [case.name for case in results.stages[0].cases] == ["the services stay up"]
 
 
-def test_a_service_that_ends_fails_at_once_with_its_last_words(run: Run) -> None:
-    results = run(RECIPES / "exits-at-once")
+@pytest.mark.parametrize("seconds", [0, 1])
+def test_a_service_that_ends_fails_with_its_last_words_while_it_is_deployed_and_later(
+    seconds: int, make_recipe: Any, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "QUIET_SECONDS", 240)  # it ends when the service does
+    script = f"sleep {seconds}; echo no configuration found; exit 7"
+    results = run(make_recipe({}, {"compose.yml": f"services:\n  app:\n    x-cc-ci-process: sh -c '{script}'\n"}))
     assert results.verdict is Verdict.FAILED
     assert "ended with exit code 7" in results.reason
     assert "no configuration found" in results.reason
+
+
+def test_what_a_service_printed_is_read_before_its_end_is_known(
+    make_recipe: Any, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Journal, "log", lambda *_: time.sleep(0.5))  # a slow disk
+    monkeypatch.setattr(stages, "QUIET_SECONDS", 240)
+    compose = "services:\n  app:\n    x-cc-ci-process: sh -c 'echo one; echo two; exit 7'\n"
+    assert "app | one\napp | two" in run(make_recipe({}, {"compose.yml": compose})).reason
+
+
+def test_services_have_to_stay_up_from_when_they_have_been_started(
+    make_recipe: Any, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = ProcessDeployer._read_log
+
+    def late(self: ProcessDeployer, box: Any) -> None:
+        time.sleep(3)
+        read(self, box)
+
+    monkeypatch.setattr(ProcessDeployer, "_read_log", late)
+    monkeypatch.setattr(stages, "QUIET_SECONDS", 0.5)
+    compose = "services:\n  app:\n    x-cc-ci-process: sh -c 'exit 7'\n"
+    assert "ended with exit code 7" in run(make_recipe({}, {"compose.yml": compose})).reason
 
 
 def test_an_app_that_never_answers_fails_after_its_time(make_recipe: Any, run: Run) -> None:
@@ -134,15 +192,58 @@ def test_an_app_that_never_answers_fails_after_its_time(make_recipe: Any, run: R
     assert results.reason.startswith("The app did not answer within 1 s: nothing answered.")
 
 
-def test_an_app_that_answers_500_is_not_installed(make_recipe: Any, run: Run) -> None:
+_SLOW = """
+services:
+  app:
+    x-cc-ci-process: sh -c 'sleep 3; exec busybox httpd -f -p 127.0.0.1:${PORT}'
+    deploy:
+      labels: ["coop-cloud.${STACK_NAME}.timeout=LABEL"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("label", "settings", "limits", "verdict", "said"),
+    [
+        ("60", "", {}, Verdict.PASSED, ""),
+        ("", "[limits]\nsettle_seconds = 60\n", {}, Verdict.PASSED, ""),
+        ("60", "[limits]\nsettle_seconds = 1\n", {}, Verdict.FAILED, "The app did not answer within 1 s"),
+        ("60", "", {"start_seconds": 2}, Verdict.FAILED, "The app did not answer within 2 s"),
+        ("", "", {}, Verdict.FAILED, "The app did not answer within 1 s"),
+    ],
+)
+def test_coming_up_has_a_time_of_its_own_as_the_recipe_asks_for(
+    label: str, settings: str, limits: dict[str, int], verdict: Verdict, said: str, make_recipe: Any, run: Run
+) -> None:
+    recipe = make_recipe({}, {"compose.yml": _SLOW.replace("LABEL", label), "cc-ci.toml": settings})
+    most = {"settle_seconds": 1, "stage_seconds": 2, "run_seconds": 3, **limits}  # longer than they, it takes to come up
+    results = run(recipe, limits=Limits.model_validate(most), stages=["install"])
+    assert (results.verdict, results.reason[: len(said)]) == (verdict, said)
+
+
+def test_an_app_that_answers_500_is_not_installed(make_recipe: Any, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     server = "import http.server\nclass H(http.server.BaseHTTPRequestHandler):\n"
     server += "    def do_GET(self):\n        self.send_error(500)\n"
     server += "import sys\nhttp.server.HTTPServer(('127.0.0.1', int(sys.argv[1])), H).serve_forever()\n"
     compose = "services:\n  app:\n    x-cc-ci-process: python server.py ${PORT}\n"
     recipe = make_recipe({}, {"compose.yml": compose, "server.py": server})
-    results = run(recipe, limits=Limits(settle_seconds=1))
+    until_it_answers(monkeypatch)
+    results = run(recipe, limits=Limits(settle_seconds=100))
     assert results.verdict is Verdict.FAILED
     assert "its last answer was 500" in results.reason
+
+
+def until_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An app has all its time to come up until it has given an answer, and none more after it."""
+    answers: list[Any] = []
+
+    def probe(*args: Any, **more: Any) -> Any:
+        answers.append(deployer_probe(*args, **more))
+        return answers[-1]
+
+    deployer_probe = deployer.probe
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + (1000 if any(answers) else 0), sleep=time.sleep)
+    monkeypatch.setattr(deployer, "probe", probe)
+    monkeypatch.setattr(deployer, "time", clock)
 
 
 def test_services_reach_each_other_and_nothing_else(make_recipe: Any, run: Run) -> None:
@@ -246,13 +347,15 @@ def test_no_mistake_keeps_the_teardown_or_the_results_from_coming(
     results = Engine(folder).run()
     assert (results.verdict, torn == [True]) == (verdict, name != "teardown"), results.reason
     assert folder.results() == results
-    assert verdict is Verdict.PASSED or "did not reach: OverflowError: a mistake of ours" in results.reason
+    assert verdict is Verdict.PASSED or "crashed: OverflowError: a mistake of ours" in results.reason
 
 
 def test_keeping_it_that_fails_is_told(make_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ProcessDeployer, "keep", lambda self: [self.teardown(), _mistake()])
     results = Engine(make_folder(RECIPES / "process-web", keep=True)).run()
-    assert results.reason.startswith("The teardown left something behind: whatever keeping it did not reach: OverflowError")
+    assert results.reason.startswith(
+        "The teardown left something behind: unknown leftovers: keeping the deployment crashed: OverflowError"
+    )
 
 
 def test_what_a_teardown_leaves_is_no_pass(make_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,9 +379,9 @@ def test_an_answer_that_does_not_stop_with_the_app_is_no_pass(make_folder: Any, 
 @pytest.fixture
 def _no_bubblewrap(path_without_bubblewrap: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("PATH", path_without_bubblewrap)
-    sandbox.available.cache_clear()
+    bubblewrap.available.cache_clear()
     yield
-    sandbox.available.cache_clear()
+    bubblewrap.available.cache_clear()
 
 
 @pytest.mark.usefixtures("_no_bubblewrap")
@@ -287,7 +390,7 @@ def test_without_bubblewrap_strangers_are_refused_in_words(run: Run) -> None:
     assert results.verdict is Verdict.ERRORED
     assert results.sandbox == "none"
     assert results.reason == (
-        "A stranger's code may only run in a sandbox. There is no bubblewrap (bwrap) on this machine. "
+        "A stranger's code may only run in a sandbox. bubblewrap (bwrap) is not installed. "
         "Install bubblewrap 0.5 or newer (apt-get install bubblewrap util-linux)."
     )
     assert results.deployments == 0
@@ -301,7 +404,7 @@ def test_without_bubblewrap_friends_run_with_a_warning(make_recipe: Any, run: Ru
     assert results.verdict is Verdict.PASSED, (results.reason, results.stages)
     assert results.sandbox == "none"
     assert results.warnings == [
-        "The recipe's code runs without a sandbox. There is no bubblewrap (bwrap) on this machine. "
+        "The recipe's code runs without a sandbox. bubblewrap (bwrap) is not installed. "
         "Install bubblewrap 0.5 or newer (apt-get install bubblewrap util-linux)."
     ]
 
@@ -338,7 +441,7 @@ def test_a_symlink_out_of_the_recipe_reads_nothing(make_recipe: Any, run: Run, t
     (recipe / "compose.yml").symlink_to(os.path.relpath(secret, recipe))
     results = run(recipe)
     assert results.verdict is Verdict.FAILED
-    assert "compose.yml points out of the recipe" in results.reason
+    assert "compose.yml points outside the recipe" in results.reason
 
 
 def test_an_app_that_takes_more_than_it_may_ends_the_run_and_fails_it(

@@ -11,6 +11,8 @@ from runs.harness.history import History
 from runs.harness.protocol import Source
 from tests.runs.harness.conftest import git
 
+pytestmark = pytest.mark.slow(0.2)
+
 
 def commit(folder: Path, name: str, text: str = "") -> str:
     (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ import pytest
 
 from runs.harness.protocol import Limits, Results, RunFolder, Verdict
 from tests.runs.harness.conftest import RECIPES, ROOT, git
+
+pytestmark = pytest.mark.slow(1.3)
 
 PLANTER = Path(__file__).with_name("planter.py")
 KINDS = ["environment", "proc", "file", "git_config", "database", "dotenv", "socket", "keyring", "shared_memory", "descriptor"]
@@ -71,7 +73,7 @@ def _serve(stack: ExitStack, secret: str, path: str, abstract: str) -> int:
                 stream, _ = listener.accept()
             except OSError:
                 return
-            with stream:
+            with stream, suppress(OSError):
                 stream.sendall(secret.encode())
 
     port = 0
@@ -80,7 +82,11 @@ def _serve(stack: ExitStack, secret: str, path: str, abstract: str) -> int:
         listener.bind(address)
         listener.listen()
         port = listener.getsockname()[1] if kind == socket.AF_INET else port
-        threading.Thread(target=tell, args=(listener,), daemon=True).start()
+        thread = threading.Thread(target=tell, args=(listener,), daemon=True)
+        thread.start()
+        # In this order: one that was only closed would go on waiting, at a number that is another socket's by then.
+        stack.callback(thread.join)
+        stack.callback(listener.shutdown, socket.SHUT_RDWR)
     return port
 
 
@@ -109,7 +115,7 @@ def _process(secret: str) -> Any:
 
 def _planter(secrets: dict[str, str], *command: str) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, str(PLANTER), json.dumps(secrets), sys.executable, *command]
-    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=240, stdin=subprocess.DEVNULL)
 
 
 def test_ten_planted_secrets_are_found_without_a_sandbox_and_none_within(
@@ -149,7 +155,7 @@ def test_bomb():
     try:
         for _ in range(1000):
             if os.fork() == 0:
-                time.sleep(60)
+                time.sleep(1000)
                 os._exit(0)
             children += 1
     except OSError:
@@ -158,7 +164,7 @@ def test_bomb():
 """
     results = _hungry(make_recipe, run, test)
     assert results.verdict is Verdict.PASSED, results.reason
-    assert (results.finished - results.started).total_seconds() < 50  # the bomb's children do not outlive it
+    assert (results.finished - results.started).total_seconds() < 500  # the bomb's children do not outlive it
 
 
 def test_a_memory_hog_is_ended(make_recipe: Any, run: Any) -> None:
@@ -206,7 +212,7 @@ def test_endless_output_is_cut(make_recipe: Any, make_folder: Any, monkeypatch: 
     folder = make_folder(recipe)
     assert Engine(folder).run().verdict is Verdict.FAILED
     assert folder.log.stat().st_size < 110_000
-    assert "The log is cut here" in folder.log.read_text()
+    assert "The log was cut here" in folder.log.read_text()
 
 
 def test_nothing_privileged_is_left_in_the_sandbox(make_recipe: Any, run: Any) -> None:

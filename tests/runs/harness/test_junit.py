@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from runs.harness import junit
-from runs.harness.owntests import judge
+from runs.harness.recipe_tests import judge
 
 
 def xml(*cases: str) -> bytes:
@@ -65,10 +65,10 @@ def test_numbers_that_are_none_and_endless_texts() -> None:
         (4, b"", "failed", "could not load"),
         (5, xml(), "not_applicable", "no tests"),
         (5, b"", "not_applicable", "no tests"),
-        (5, xml(GOOD), "failed", "exit code 5"),
+        (5, xml(GOOD), "failed", "exited with code 5"),
         (137, b"", "failed", "signal 9"),
         (-9, b"", "failed", "signal 9"),
-        (0, b"<!DOCTYPE x><x/>", "failed", "unusable"),
+        (0, b"<!DOCTYPE x><x/>", "failed", "invalid results"),
     ],
 )
 def test_passed_needs_exit_code_and_results_to_agree(code: int, data: bytes, status: str, words: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,12 +12,14 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.deployers import safeyaml
 from infra.deployers.compose import recipe as recipes
+from infra.deployers.compose import safeyaml
 from runs.harness import lint
 from runs.harness.lint import RULES
 from runs.harness.protocol import LintFinding
 from tests.infra.deployers.compose.reading import context, need_reader
+
+pytestmark = pytest.mark.slow(0.1)
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -113,7 +114,7 @@ def test_a_recipe_with_nothing_wrong(nice: Callable[..., Path]) -> None:
 
 def test_the_sandbox_forges_recipes_have_nothing_wrong() -> None:
     for recipe in ("hello-web", "broken-web"):
-        assert [f for f in lint.lint(ROOT / "enrollment" / "sandbox" / "recipes" / recipe) if f.level == "error"] == []
+        assert [f for f in lint.lint(ROOT / "enrollment" / "fakeforge" / "recipes" / recipe) if f.level == "error"] == []
 
 
 def linted(folder: Path) -> list[LintFinding]:
@@ -128,10 +129,10 @@ WRONG = {
     "C001-boolean": ("compose.smtp.yml", ("[MAIL=yes]", "{MAIL: true}"), "services.app.environment.MAIL must be a string"),
     "C001-nested": ("compose.yml", ("nginx:1.27.3", "nginx:1${A:+y}"), "invalid interpolation format"),
     "C001-overlay": ("compose.smtp.yml", "- a list", "Docker refuses compose.smtp.yml: top-level object must be a mapping"),
-    "C001-none": ("compose.yml", None, "There is no compose.yml."),
-    "C002-old": ("compose.yml", ('"3.8"', '"3.7"'), "says version '3.7'"),
-    "C002-number": ("compose.yml", ('"3.8"', "3.8"), "says version 3.8;"),
-    "C002-none": ("compose.smtp.yml", ("version: '3.8'\n", ""), "compose.smtp.yml has no version"),
+    "C001-none": ("compose.yml", None, "compose.yml is missing."),
+    "C002-old": ("compose.yml", ('"3.8"', '"3.7"'), "declares version '3.7'"),
+    "C002-number": ("compose.yml", ('"3.8"', "3.8"), "declares version 3.8;"),
+    "C002-none": ("compose.smtp.yml", ("version: '3.8'\n", ""), "compose.smtp.yml declares no version"),
     "C003-top": ("compose.yml", ("\nsecrets:", "\nsecretz:"), "property secretz is not allowed. Did you mean secrets?"),
     "C003-service": (
         "compose.yml",
@@ -145,42 +146,44 @@ WRONG = {
     ),
     "C003-health": ("compose.yml", ("      test:", "      intervall: 1s\n      test:"), "Did you mean interval?"),
     "C001-list": ("compose.smtp.yml", "version: '3.8'\nnetworks: [proxy]\n", "networks must be a mapping"),
-    "C004": ("compose.yml", ("  app:", "  web:"), "There is no service app."),
-    "C005-none": ("compose.yml", ("coop-cloud.${STACK_NAME}.version", "coop.${STACK_NAME}.version"), "has no label"),
-    "C005-form": ("compose.yml", ("=1.2.0+1.27.3", "=v1.2.0"), "'v1.2.0' is no version"),
+    "C004": ("compose.yml", ("  app:", "  web:"), "There is no service named app."),
+    "C005-none": ("compose.yml", ("coop-cloud.${STACK_NAME}.version", "coop.${STACK_NAME}.version"), "lacks the label"),
+    "C005-form": ("compose.yml", ("=1.2.0+1.27.3", "=v1.2.0"), "Invalid version 'v1.2.0'"),
     "C005-map": (
         "compose.yml",
         ('- "coop-cloud.${STACK_NAME}.version=1.2.0+1.27.3"', 'coop-cloud.${STACK_NAME}.version: "1.2.0+1.27.3"'),
-        "has no label",
+        "lacks the label",
     ),
     "C016": (
         "compose.yml",
         ('- "coop-cloud.${STACK_NAME}.version=1.2.0+1.27.3"', 'coop-cloud.${STACK_NAME}.version: "1.2.0+1.27.3"'),
-        "The label coop-cloud.${STACK_NAME}.version of app keeps its dollar: write the labels as a list",
+        "The variable in the label coop-cloud.${STACK_NAME}.version of app is not substituted: write the labels as a list",
     ),
-    "C017": ("compose.yml", ("nginx:1.27.3", "nginx:${TAG:-1${MINOR}}"), "${TAG:-1${…}} is a default with a variable in it"),
+    "C017": ("compose.yml", ("nginx:1.27.3", "nginx:${TAG:-1${MINOR}}"), "${TAG:-1${…}} is a default that contains a variable"),
     "C014-quote": (".env.sample", ("TYPE=nice", 'TYPE="nice'), ".env.sample:1: unclosed double quote"),
-    "C008-name": ("compose.yml", ("_conf_${CONF_VERSION}", "_conf"), "it should be ${STACK_NAME}_conf_${CONF_VERSION}"),
+    "C008-name": ("compose.yml", ("_conf_${CONF_VERSION}", "_conf"), "expected ${STACK_NAME}_conf_${CONF_VERSION}"),
     "C008-none": ("compose.yml", ("    name: ${STACK_NAME}_conf_${CONF_VERSION}\n", ""), "The config conf has no name"),
     "C009": ("abra.sh", "CONF_VERSION=v3\n", "abra.sh does not export CONF_VERSION"),
     "C009-none": ("abra.sh", None, "abra.sh does not export CONF_VERSION"),
-    "C010-name": ("compose.yml", ("_${SECRET_PASSWORD_VERSION}", "_v1"), "it should be ${STACK_NAME}_password_${SECRET_"),
+    "C010-name": ("compose.yml", ("_${SECRET_PASSWORD_VERSION}", "_v1"), "expected ${STACK_NAME}_password_${SECRET_"),
     "C010-none": (".env.sample", ("SECRET_PASSWORD_VERSION=v1", ""), "does not declare SECRET_PASSWORD_VERSION"),
     "C010-comment": (".env.sample", ("SECRET_PASSWORD", "#SECRET_PASSWORD"), "does not declare SECRET_PASSWORD_VERSION"),
     "C010-overlay": (".env.sample", ("#SECRET_SMTP_VERSION=v1", ""), "does not declare SECRET_SMTP_VERSION"),
     "C011-none": ("compose.yml", ('    healthcheck:\n      test: [CMD, "true"]\n', ""), "app has no health check"),
+    "C011-none-of-docker": ("compose.yml", ('test: [CMD, "true"]', 'test: ["NONE"]'), "app has no health check"),
     "C011-off": ("compose.yml", ('test: [CMD, "true"]', "disable: true"), "app has no health check"),
     "C012-none": ("compose.yml", ("nginx:1.27.3", "nginx"), "nginx of app is not pinned"),
     "C012-port": ("compose.yml", ("nginx:1.27.3", "registry:5000/nginx"), "is not pinned"),
-    "C012-latest": ("compose.yml", ("nginx:1.27.3", "nginx:latest"), "latest moves"),
-    "C012-variable": ("compose.yml", ("nginx:1.27.3", "nginx:${TAG:-latest}"), "latest moves"),
-    "C013-none": ("README.md", None, "There is no README.md."),
+    "C012-latest": ("compose.yml", ("nginx:1.27.3", "nginx:latest"), "latest is a moving tag"),
+    "C012-variable": ("compose.yml", ("nginx:1.27.3", "nginx:${TAG:-latest}"), "latest is a moving tag"),
+    "C018": ("compose.yml", ("nginx:1.27.3", "nginx:1.27"), "The tag 1.27 of the image of app is a moving tag"),
+    "C013-none": ("README.md", None, "README.md is missing."),
     "C013-markers": ("README.md", ("<!-- metadata -->", ""), "has no <!-- metadata -->"),
-    "C013-end": ("README.md", ("<!-- endmetadata -->", ""), "no <!-- endmetadata --> behind"),
-    "C013-fields": ("README.md", ("* **Tests**: 2\n* **SSO**: No", "* **Tests**:"), "says nothing of Tests, SSO"),
+    "C013-end": ("README.md", ("<!-- endmetadata -->", ""), "no <!-- endmetadata --> after"),
+    "C013-fields": ("README.md", ("* **Tests**: 2\n* **SSO**: No", "* **Tests**:"), "lacks Tests, SSO"),
     "C014-none": (".env.sample", ("DOMAIN=", "#DOMAIN="), "does not set DOMAIN"),
     "C014-empty": (".env.sample", ("TYPE=nice", "TYPE="), "does not set TYPE"),
-    "C015": ("release/1.2.0+1.27.3", None, "no notes release/1.2.0+1.27.3"),
+    "C015": ("release/1.2.0+1.27.3", None, "The release notes release/1.2.0+1.27.3 are missing"),
 }
 
 
@@ -197,12 +200,32 @@ def test_each_thing_that_can_be_wrong_is_found(what: str, nice: Callable[..., Pa
         assert {f.rule for f in found} - {rule} <= {"C015"} | also.get(rule, set())
 
 
+@pytest.mark.parametrize(
+    ("tag", "moves"),
+    [
+        *((tag, True) for tag in ("1", "0.4", "stable", "1.27-alpine", "v2", "16.4", "edge", "main", "lts")),
+        *(
+            (tag, False)
+            for tag in ("1.27.3", "v1.27.3-alpine", "2024.10.1", "2024-10-01", "20241001", "RELEASE.2024-10-01T00-00-00Z")
+        ),
+        *((tag, False) for tag in ("sha-0a1b2c3", "1@sha256:" + "0" * 64)),
+    ],
+)
+def test_a_tag_that_moves_is_warned_of(tag: str, moves: bool, nice: Callable[..., Path]) -> None:
+    found = [f for f in linted(nice({"compose.yml": ("nginx:1.27.3", f"nginx:{tag}")})) if f.rule == "C018"]
+    assert [(f.level, tag in f.text, f.line) for f in found] == ([("warning", True, 5)] if moves else [])
+
+
+def test_an_image_without_a_name_is_docker_s_to_refuse(nice: Callable[..., Path]) -> None:
+    assert not [f for f in linted(nice({"compose.yml": ("nginx:1.27.3", "''")})) if f.rule == "C012"]
+
+
 def test_tag_and_label(nice: Callable[..., Path]) -> None:
     folder = nice()
     [finding] = lint.lint(folder, "1.3.0+1.27.3", True)
-    assert (finding.rule, finding.text) == ("C006", "The version label says 1.2.0+1.27.3, and the tag 1.3.0+1.27.3.")
+    assert (finding.rule, finding.text) == ("C006", "The version label is 1.2.0+1.27.3, but the tag is 1.3.0+1.27.3.")
     [finding] = lint.lint(folder, "1.2.0+1.27.3", False)
-    assert (finding.rule, finding.text) == ("C007", "The tag 1.2.0+1.27.3 is lightweight.")
+    assert (finding.rule, finding.text) == ("C007", "The tag 1.2.0+1.27.3 is lightweight, not annotated.")
     assert lint.lint(folder, "", False) == []
 
 
@@ -273,7 +296,7 @@ def test_files_that_lead_elsewhere_are_not_read(tmp_path: Path) -> None:
     found = linted(checkout)
     assert "SECRET" not in str(found)
     assert {f.file for f in found if f.rule == "C001"} >= {f"compose.{name}.yml" for name in ("dir", "loop", "pipe")}
-    assert {f.rule for f in found if "points out of the recipe" in f.text} == {"C001", "C009", "C013", "C014"}
+    assert {f.rule for f in found if "points outside the recipe" in f.text} == {"C001", "C009", "C013", "C014"}
 
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
@@ -303,19 +326,17 @@ def test_any_document_gives_findings_and_no_error(tmp_path_factory: pytest.TempP
 
 
 @pytest.mark.parametrize("start", ["%YAML 1.3\n---\n", "a: |\n  \tb\n", "a: >\n \tb\n", "a: |2\n  \tb\n"])
-def test_what_libyaml_does_not_take_is_not_given_to_what_is_slower(start: str) -> None:
-    began = time.process_time()
+def test_what_libyaml_does_not_take_is_not_given_to_what_is_slower(start: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(yaml, "SafeLoader", None)
     with pytest.raises(yaml.YAMLError):
         safeyaml.load(f"{start}z: [{'a,' * 520_000}]\n")
-    assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize("number", ["1" + ":10" * 80_000, "1" + ":10" * 80_000 + ".5", "!!int '0x" + "f" * 240_000 + "'"])
-def test_a_number_takes_no_longer_than_a_text(number: str) -> None:
-    began = time.process_time()
+def test_a_number_takes_no_longer_than_a_text(number: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(yaml.SafeLoader, "construct_document", None)  # where the square of its length is taken
     with pytest.raises(safeyaml.TooMuch, match="a number of more than 1000 characters"):
         safeyaml.load(f"a: {number}\n")
-    assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize("text", [_BOMB, _ALIASES, "a: &a [*a]", "&a {x: {<<: *a}}"])

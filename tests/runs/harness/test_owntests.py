@@ -13,15 +13,19 @@ from typing import Any
 
 import pytest
 
-from infra.deployers.base import Context, Deployment, Service
+from infra.deployers.base import Deployment
 from infra.deployers.compose import files
-from infra.deployers.process import ProcessDeployer
-from runs.harness import extras, junit, owntests, prepare
+from infra.deployers.context import Context, Service
+from infra.deployers.process.deployer import ProcessDeployer
+from runs.harness import extra_tests, junit, prepare, recipe_tests
+from runs.harness.deadlines import Deadlines, TimedOut
 from runs.harness.events import Journal
-from runs.harness.owntests import HookResult, Outcome
-from runs.harness.protocol import STAGES, RunFolder
-from runs.harness.watch import TimedOut, Watch
+from runs.harness.protocol import RunFolder
+from runs.harness.recipe_tests import HookResult, Outcome
+from runs.harness.stage_table import STAGES
 from tests.runs.harness.conftest import RECIPES
+
+pytestmark = pytest.mark.slow(0.5)
 
 EVERY_KIND = RECIPES / "own-tests-every-kind"
 
@@ -47,15 +51,15 @@ class Place:
             uuid.uuid4().hex, "test", recipe.name, folder / "checkout", folder, domain="app.localhost", settle_seconds=10
         )
         self.journal = Journal(RunFolder(folder))
-        self.watch = Watch(folder / "cancel", 60)
+        self.deadlines = Deadlines(folder / "cancel", 60)
         self.deployer = deployer or _Nowhere()
 
     def run(self, stage: str) -> Outcome:
-        files = owntests.find(self.context.checkout, stage)
-        return owntests.run(stage, files, self.context, self.deployer, self.journal, self.watch, self.folder)
+        files = recipe_tests.find(self.context.checkout, stage)
+        return recipe_tests.run(stage, files, self.context, self.deployer, self.journal, self.deadlines, self.folder)
 
     def hook(self, name: str, value: str = "") -> HookResult:
-        return owntests.hook(name, self.context, self.deployer, self.journal, self.watch, self.folder, value)
+        return recipe_tests.hook(name, self.context, self.deployer, self.journal, self.deadlines, self.folder, value)
 
 
 @pytest.fixture
@@ -79,7 +83,7 @@ def with_tests(tmp_path: Path, tests: dict[str, str]) -> Path:
 
 
 def test_files_are_given_to_their_stage() -> None:
-    given = {stage: owntests.find(EVERY_KIND, stage) for stage in STAGES}
+    given = {stage: recipe_tests.find(EVERY_KIND, stage) for stage in STAGES}
     assert given == {
         "install": ["tests/test_install.py"],
         "upgrade": ["tests/test_upgrade.py"],
@@ -115,17 +119,17 @@ def test_each_test_is_collected_in_exactly_one_stage(tmp_path: Path) -> None:
     assert set(counted.values()) == {1}
     assert len(counted) == _collected_without_a_run(place.context.checkout)
     # What is found by reading alone is what pytest finds.
-    read = {(test.file, test.name.rpartition("::")[2]) for test in extras.find(EVERY_KIND)}
+    read = {(test.file, test.name.rpartition("::")[2]) for test in extra_tests.find(EVERY_KIND)}
     assert {(file, name.partition("[")[0]) for file, name in names["extra"]} == read
 
 
 def _collected_without_a_run(recipe: Path) -> int:
     """How many tests there are for a plain pytest."""
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "--rootdir", "."]
-    command += ["-c", "/dev/null", "-p", "runs.harness.inside.cc_ci_plugin", "--import-mode=importlib", "--strict-markers"]
+    command += ["-c", "/dev/null", "-p", "runs.harness.guest.cc_ci_plugin", "--import-mode=importlib", "--strict-markers"]
     path = f"{Path(__file__).parents[3]}:{recipe / 'tests' / 'extra'}"
     env = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": path, "PATH": "/usr/bin:/bin"}
-    done = subprocess.run([*command, "tests", "extra"], cwd=recipe, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*command, "tests", "extra"], cwd=recipe, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     return sum("::" in line for line in done.stdout.splitlines())
 
@@ -144,7 +148,7 @@ def test_a_mark_made_in_a_conftest_is_no_way_out_of_every_stage(tmp_path: Path) 
         "tests/test_a.py": "def test_slow_a():\n    pass\ndef test_quick():\n    pass\n",
     }
     place = Place(with_tests(tmp_path, tests), tmp_path / "place")
-    assert owntests.find(place.context.checkout, "extra") == ["tests/test_a.py"]
+    assert recipe_tests.find(place.context.checkout, "extra") == ["tests/test_a.py"]
     assert [case.name for case in place.run("custom").cases] == ["test_quick"]
     assert [case.name for case in place.run("extra").cases] == ["test_slow_a"]
 
@@ -153,7 +157,7 @@ def test_what_is_kept_of_a_stage_or_hook_holds_no_secret(tmp_path: Path) -> None
     secret = "made-for-this-run-9"
     tests = {
         "tests/test_a.py": f"def test_it():\n    assert {secret!r} == 'other', 'was {secret}'\n",
-        owntests.HOOKS_FILE: f"def before_custom(app):\n    raise ValueError({secret!r})\n",
+        recipe_tests.HOOKS_FILE: f"def before_custom(app):\n    raise ValueError({secret!r})\n",
     }
     place = Place(with_tests(tmp_path, tests), tmp_path / "place")
     place.journal.hide([secret])
@@ -172,26 +176,26 @@ def test_links_out_of_the_recipe_are_not_followed(tmp_path: Path) -> None:
     recipe = with_tests(tmp_path, {"tests/test_a.py": ""})
     (recipe / "tests" / "test_link.py").symlink_to(outside / "test_secret.py")
     (recipe / "extra").symlink_to(outside)
-    assert owntests.find(recipe, "extra") == []
-    assert extras.find(recipe) == []
+    assert recipe_tests.find(recipe, "extra") == []
+    assert extra_tests.find(recipe) == []
     (recipe / "tests" / "cc_ci_hooks.py").symlink_to(outside / "test_secret.py")
-    assert owntests.hooks(recipe) == set()
+    assert recipe_tests.hooks(recipe) == set()
 
 
 def test_hooks_are_found_without_running_them(tmp_path: Path) -> None:
-    assert owntests.hooks(RECIPES / "own-tests-hooks") == {"before_install", "before_custom", "write_marker", "read_marker"}
-    assert owntests.hooks(EVERY_KIND) == set()
+    assert recipe_tests.hooks(RECIPES / "own-tests-hooks") == {"before_install", "before_custom", "write_marker", "read_marker"}
+    assert recipe_tests.hooks(EVERY_KIND) == set()
     touch = f"open({str(tmp_path / 'touched')!r}, 'w')\ndef before_extra(app): pass\nclass X:\n    def before_backup(app): pass\n"
-    recipe = with_tests(tmp_path, {owntests.HOOKS_FILE: touch})
-    assert owntests.hooks(recipe) == {"before_extra"}
+    recipe = with_tests(tmp_path, {recipe_tests.HOOKS_FILE: touch})
+    assert recipe_tests.hooks(recipe) == {"before_extra"}
     assert not (tmp_path / "touched").exists()
     for broken in ("def before_extra(app:", "\0", "(" * 5000, "#" * 300_000):
-        (recipe / owntests.HOOKS_FILE).write_text(broken)
-        assert owntests.hooks(recipe) == set()
+        (recipe / recipe_tests.HOOKS_FILE).write_text(broken)
+        assert recipe_tests.hooks(recipe) == set()
 
 
 def test_hooks_seed_the_app_and_carry_a_marker(deployed: Place) -> None:
-    value = owntests.marker(deployed.context)
+    value = recipe_tests.marker(deployed.context)
     assert deployed.hook("before_install") == HookResult(ran=True, ok=True)
     assert deployed.hook("before_custom", value) == HookResult(ran=True, ok=True)
     assert deployed.hook("write_marker", value).ok
@@ -203,7 +207,7 @@ def test_hooks_seed_the_app_and_carry_a_marker(deployed: Place) -> None:
 
 def test_the_marker_is_the_runs_own() -> None:
     def of(run_id: str) -> str:
-        return owntests.marker(Context(run_id, "test", "web", Path("/"), Path("/")))
+        return recipe_tests.marker(Context(run_id, "test", "web", Path("/"), Path("/")))
 
     assert of("a" * 32) == of("a" * 32) != of("b" * 32)
 
@@ -237,7 +241,7 @@ def write_marker(app, value):
 
 
 def test_a_hook_that_raises_is_the_recipes_failure_with_its_last_lines(tmp_path: Path) -> None:
-    place = Place(with_tests(tmp_path, {owntests.HOOKS_FILE: HOOKS}), tmp_path / "place")
+    place = Place(with_tests(tmp_path, {recipe_tests.HOOKS_FILE: HOOKS}), tmp_path / "place")
     done = place.hook("before_upgrade")
     assert (done.ran, done.ok) == (True, False)
     assert done.reason.startswith("The hook before_upgrade of tests/cc_ci_hooks.py failed: Traceback")
@@ -247,15 +251,15 @@ def test_a_hook_that_raises_is_the_recipes_failure_with_its_last_lines(tmp_path:
     for name, said in (
         ("before_backup", "no room for the seed"),
         ("before_restore", "SystemExit: enough"),
-        ("read_marker", "read_marker gave None"),
-        ("write_marker", "ended with exit code 0 and left no result"),
+        ("read_marker", "read_marker returned None"),
+        ("write_marker", "exited with code 0 and left no result"),
     ):
         done = place.hook(name)
         assert (done.ran, done.ok, done.value) == (True, False, "")
         assert said in done.reason
     assert place.hook("before_extra") == HookResult(ran=True, ok=True)
 
-    place.watch.stage("custom", 1)
+    place.deadlines.stage("custom", 1)
     with pytest.raises(TimedOut):
         place.hook("before_custom")
 
@@ -273,18 +277,18 @@ def test_a_hook_that_raises_is_the_recipes_failure_with_its_last_lines(tmp_path:
     ],
 )
 def test_a_hooks_result_is_not_believed_blindly(code: int, data: bytes, said: str) -> None:
-    done = owntests.judge_hook("read_marker", code, data)
+    done = recipe_tests.judge_hook("read_marker", code, data)
     assert (done.ran, done.ok, done.value) == (True, False, "")
     assert said in done.reason
 
 
 @pytest.mark.parametrize("target", ["a" * 300, "a/" * 2000, "itself"])
 def test_a_symlink_that_leads_nowhere_is_no_file(target: str, tmp_path: Path) -> None:
-    for name in ("cc-ci.toml", ".env", "conftest.py", "itself", owntests.HOOKS_FILE, "tests/test_x.py"):
+    for name in ("cc-ci.toml", ".env", "conftest.py", "itself", recipe_tests.HOOKS_FILE, "tests/test_x.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).symlink_to(target)
     assert prepare._own_file(tmp_path) is None
     assert files.text(tmp_path, ".env") == ""
-    assert owntests.hooks(tmp_path) == set()
-    assert extras.find(tmp_path) == []
-    assert Path("conftest.py") not in extras.files(tmp_path)[1]
+    assert recipe_tests.hooks(tmp_path) == set()
+    assert extra_tests.find(tmp_path) == []
+    assert Path("conftest.py") not in extra_tests.files(tmp_path)[1]

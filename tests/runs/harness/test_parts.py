@@ -16,25 +16,18 @@ from typing import Any
 
 import pytest
 
-from infra.deployers.base import Address, DeployError, connect_unix
-from infra.deployers.inside import splice
-from runs.harness import events, owntests, stages
+from infra.deployers.base import Deployment
+from infra.deployers.context import Service
+from infra.deployers.errors import DeployError
+from infra.deployers.isolation.guest import splice
+from infra.deployers.probe import Address, connect_unix
+from runs.harness import events, recipe_tests, stages
+from runs.harness.deadlines import Cancelled, Deadlines, TimedOut
 from runs.harness.events import Journal
-from runs.harness.gate import Gate
 from runs.harness.git import secrets_of
-from runs.harness.protocol import (
-    STAGES,
-    CaseResult,
-    Extras,
-    ExtraTest,
-    LintFinding,
-    Results,
-    RunFolder,
-    StageResult,
-    Teardown,
-    Verdict,
-)
-from runs.harness.watch import Cancelled, TimedOut, Watch
+from runs.harness.protocol import CaseResult, Extras, ExtraTest, LintFinding, Results, RunFolder, StageResult, Teardown, Verdict
+from runs.harness.sandbox_gateway import SandboxGateway
+from runs.harness.stage_table import STAGES
 
 
 def test_every_stage_of_the_protocol_has_its_row() -> None:
@@ -48,12 +41,12 @@ def test_test_files_go_with_their_stage(tmp_path: Path) -> None:
         path = tmp_path / "tests" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    assert owntests.find(tmp_path, "install") == ["tests/test_install.py"]
-    assert owntests.find(tmp_path, "upgrade") == ["tests/test_upgrade.py"]
-    assert owntests.find(tmp_path, "custom") == ["tests/deep/test_mail.py", "tests/test_login.py"]
+    assert recipe_tests.find(tmp_path, "install") == ["tests/test_install.py"]
+    assert recipe_tests.find(tmp_path, "upgrade") == ["tests/test_upgrade.py"]
+    assert recipe_tests.find(tmp_path, "custom") == ["tests/deep/test_mail.py", "tests/test_login.py"]
     extra = ["tests/deep/extra/test_more.py", "tests/extra/deep/test_x.py", "tests/extra/test_load.py"]
-    assert owntests.find(tmp_path, "extra") == extra
-    assert owntests.find(tmp_path / "nothing", "custom") == []
+    assert recipe_tests.find(tmp_path, "extra") == extra
+    assert recipe_tests.find(tmp_path / "nothing", "custom") == []
 
 
 def test_the_journal_blackens_credentials_and_terminal_codes(tmp_path: Path) -> None:
@@ -62,8 +55,9 @@ def test_the_journal_blackens_credentials_and_terminal_codes(tmp_path: Path) -> 
     journal = Journal(folder, secrets_of(credential))
     journal.step("token s3cret")
     journal.log(f"\x1b[31mred\x1b[0m {secrets_of(credential)[1]} \x00\udcff")
-    journal.warn("twice")
-    journal.warn("twice")
+    journal.warn("twice \x1b[31ms3cret")
+    journal.warn("twice \x1b[31ms3cret")
+    assert journal.warnings == ["twice [secret]"]
     journal.close()
     journal.log("after the end")
     text = folder.log.read_text() + folder.events_file.read_text()
@@ -103,16 +97,48 @@ def test_a_recipe_cannot_write_endless_events(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_watch_names_the_limit_that_was_met(tmp_path: Path) -> None:
-    watch = Watch(tmp_path / "cancel", run_seconds=100)
-    watch.check()
-    watch.stage("custom", -1)
+    deadlines = Deadlines(tmp_path / "cancel", run_seconds=100)
+    deadlines.check()
+    deadlines.stage("custom", -1)
     with pytest.raises(TimedOut, match="The stage custom took longer than -1 s"):
-        watch.check()
+        deadlines.check()
     with pytest.raises(TimedOut, match="The run took longer than -1 s"):
-        Watch(tmp_path / "cancel", run_seconds=-1).check()
+        Deadlines(tmp_path / "cancel", run_seconds=-1).check()
     (tmp_path / "cancel").touch()
     with pytest.raises(Cancelled):
-        Watch(tmp_path / "cancel", run_seconds=100).check()
+        Deadlines(tmp_path / "cancel", run_seconds=100).check()
+
+
+def test_what_has_a_clock_of_its_own_counts_neither_for_the_stage_nor_for_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("runs.harness.deadlines.time.monotonic", lambda: now)
+    deadlines = Deadlines(tmp_path / "cancel", run_seconds=100)
+    deadlines.stage("install", 10)
+    now += 8
+    folder = RunFolder(tmp_path)
+    assert folder.apart() == 0
+    with deadlines.apart(5000), deadlines.apart(7):
+        assert folder.apart() == 5000
+        now += 1000
+        deadlines.check()
+        (tmp_path / "cancel").touch()
+        now += 1
+        with pytest.raises(Cancelled):
+            deadlines.check()
+    (tmp_path / "cancel").unlink()
+    deadlines.cancelled = False
+    assert folder.apart() == 1001
+    now += 1
+    deadlines.check()
+    now += 2
+    with pytest.raises(TimedOut, match="The stage install took longer than 10 s"):
+        deadlines.check()
+    deadlines.stage("custom", 1000)
+    now += 90
+    with pytest.raises(TimedOut, match="The run took longer than 100 s"):
+        deadlines.check()
 
 
 class _Deployer:
@@ -130,8 +156,24 @@ class _Deployer:
         return f"{lines} lines of {service}"
 
 
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_reason_holds_the_end_of_a_log_and_needs_none(readable: bool) -> None:
+    """A line may be of any length, and Docker may not answer: neither changes that the services are down."""
+
+    def logs(service: str, lines: int) -> str:
+        if not readable:
+            raise DeployError("tool_failed", "docker service did not finish within 30 s.")
+        return "x" * 100_000 + "the end"
+
+    run: Any = SimpleNamespace(deployer=SimpleNamespace(logs=logs))
+    down = [Service(f"s{number}", wanted=1, running=0, problem="exited (1)") for number in range(20)]
+    reason = stages._not_settled(run, Deployment(down))
+    assert "s19: exited (1)." in reason and len(reason) < 20_000
+    assert reason.endswith("the end") is readable
+
+
 def _ask(path: Path, line: bytes) -> Any:
-    with connect_unix(str(path), 5) as stream:
+    with connect_unix(str(path), 240) as stream:
         stream.sendall(line + b"\n")
         stream.shutdown(socket.SHUT_WR)
         answer = stream.makefile().readline()
@@ -142,12 +184,12 @@ def test_the_gate_does_what_it_may_and_survives_nonsense(tmp_path: Path) -> None
     path = tmp_path / ("a" * 90) / "gate.sock"  # longer than an address may be
     path.parent.mkdir()
     deployer: Any = _Deployer()
-    with Gate(path, deployer, "example.com"):
+    with SandboxGateway(path, deployer, "example.com"):
         done = _ask(path, b'{"do": "exec", "command": ["ls", "-l"], "timeout": 1e9}')
         assert done == {"code": 3, "output": "['ls', '-l'] 600"}
         assert _ask(path, b'{"do": "exec", "command": ["ls"], "service": "x"}')["error"].startswith("No container of x")
         assert _ask(path, b'{"do": "logs", "lines": 7}') == {"output": "7 lines of app"}
-        assert _ask(path, b'{"do": "rm -rf"}') == {"error": "not understood"}
+        assert _ask(path, b'{"do": "rm -rf"}') == {"error": "invalid request"}
         assert "error" in _ask(path, b'{"do": "exec"}')
         assert "error" in _ask(path, b"[]")
         assert _ask(path, b"not json") is None
@@ -164,17 +206,17 @@ def test_the_gate_holds_nothing_after_its_end(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as app, ExitStack() as held:
         deployer: Any = _Deployer()
         deployer.address = lambda: Address("127.0.0.1", app.getsockname()[1])
-        with Gate(path, deployer, "example.com"):
+        with SandboxGateway(path, deployer, "example.com"):
             for _ in range(20):
-                stream = held.enter_context(connect_unix(str(path), 5))
+                stream = held.enter_context(connect_unix(str(path), 240))
                 stream.sendall(b'{"to": "app"}\n')
                 there = held.enter_context(app.accept()[0])
                 there.sendall(b"x")
                 assert stream.recv(1) == b"x"
-            waiting = held.enter_context(connect_unix(str(path), 5))  # asks for nothing
+            waiting = held.enter_context(connect_unix(str(path), 240))  # asks for nothing
             waiting.sendall(b"{")
         assert stream.recv(1) == there.recv(1) == b""
-        until = time.monotonic() + 5
+        until = time.monotonic() + 240
         while threading.active_count() > threads and time.monotonic() < until:
             time.sleep(0.01)
         assert threading.active_count() == threads
@@ -201,7 +243,7 @@ def test_whoever_accepts_outlives_a_want_of_descriptors() -> None:
     listener: Any = Listener()
     with here:
         splice.serve(listener, lambda _: seen.set())
-        assert seen.wait(5) and closed.wait(5)
+        assert seen.wait(240) and closed.wait(240)
 
 
 class _Session:
@@ -220,7 +262,7 @@ class _Session:
 
 
 def _app(*answers: Any) -> Any:
-    from runs.harness.inside.cc_ci_plugin import App
+    from runs.harness.guest.cc_ci_plugin import App
 
     app = App("http://127.0.0.1:5", "web.example.com", "", wait=0.5)
     app._session = _Session(*answers)  # type: ignore[assignment]

@@ -10,7 +10,7 @@ import struct
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.deployers import limits
-from infra.deployers.base import Context
-from infra.deployers.process import ProcessDeployer
-from runs.harness import picture
-from runs.harness.picture import HEIGHT, WIDTH, NoPicture, png
+from infra.deployers.context import Context
+from infra.deployers.isolation import cgroups
+from infra.deployers.process.deployer import ProcessDeployer
+from runs.harness import screenshot
+from runs.harness.screenshot import HEIGHT, WIDTH, NoScreenshot, png
+from tests.runs.harness.conftest import INSISTS
 
 RECIPE = Path(__file__).resolve().parents[2] / "data" / "recipes" / "process-web"
 SECRET = "kq7vXw2mTz"
@@ -33,25 +34,29 @@ real = pytest.mark.browser
 @pytest.fixture
 def shoot(tmp_path: Path) -> Iterator[Callable[..., str]]:
     """Deploys process-web with this page, and takes the picture: the reason why there is none."""
-    if not picture.chromium():
+    if not screenshot.chromium():
         if os.environ.get("CI") == "true":
             pytest.fail("There is no Chromium here.")
         pytest.skip("There is no Chromium here.")
     up: list[ProcessDeployer] = []
 
-    def shoot(page: str | None = None, secrets: tuple[str, ...] = (SECRET,), **given: Any) -> str:
+    def shoot(
+        page: str | None = None, secrets: tuple[str, ...] = (SECRET,), files: Mapping[str, str] | None = None, **given: Any
+    ) -> str:
         checkout, work = tmp_path / "recipe", tmp_path / "work"
         shutil.copytree(RECIPE, checkout)
         work.mkdir()
         if page is not None:
             (checkout / "www" / "index.html").write_text(f"<!doctype html><meta charset=utf-8>{page}")
+        for name, text in (files or {}).items():
+            (checkout / name).write_text(text)
         run_id = uuid.uuid4().hex
         context = Context(run_id, "test", "web", checkout, work, domain=f"ccci-{run_id[:12]}.localhost", settle_seconds=20)
         up.append(ProcessDeployer(context))
         up[-1].deploy()
         up[-1].settle()
-        reason = picture.take(context, up[-1], tmp_path, secrets, **given)
-        assert list(limits.existing(f"{context.stack}-picture")) == []
+        reason = screenshot.take(context, up[-1], tmp_path, secrets, **given)
+        assert list(cgroups.existing(f"{context.stack}-picture")) == []
         assert not list(work.glob("picture*"))
         return reason
 
@@ -65,8 +70,14 @@ def test_a_picture_of_the_app(shoot: Callable[..., str], tmp_path: Path) -> None
     assert shoot() == ""
     data = (tmp_path / "picture.png").read_bytes()
     assert png(data) == data
-    assert 1000 < len(data) < picture.BIGGEST
+    assert 1000 < len(data) < screenshot.BIGGEST
     assert data[16:24] == struct.pack(">II", WIDTH, HEIGHT)
+
+
+@real
+def test_the_picture_is_of_the_page_behind_a_redirection_to_https(shoot: Callable[..., str]) -> None:
+    behind = {name: text.replace("PAGE", f"<p>{SECRET}</p>") for name, text in INSISTS.items()}
+    assert shoot(files=behind) == "The page contains a secret of the run."
 
 
 SHOWN = {
@@ -81,14 +92,14 @@ SHOWN = {
 @real
 @pytest.mark.parametrize("how", SHOWN)
 def test_a_page_with_a_secret_gives_none(how: str, shoot: Callable[..., str], tmp_path: Path) -> None:
-    assert shoot(SHOWN[how]) == "No picture: a secret of the run stands on the page."
+    assert shoot(SHOWN[how]) == "The page contains a secret of the run."
     assert not (tmp_path / "picture.png").exists()
 
 
 @real
 def test_a_filled_password_field_gives_none(shoot: Callable[..., str], tmp_path: Path) -> None:
     page = "<input type=password id=i><script>i.value = 'whatever'</script>"
-    assert shoot(page) == "No picture: there is a filled password field on the page."
+    assert shoot(page) == "The page has a filled password field."
     assert not (tmp_path / "picture.png").exists()
 
 
@@ -100,11 +111,11 @@ def test_an_empty_login_form_a_dialog_and_a_short_secret_are_no_reason(shoot: Ca
 
 @real
 def test_a_page_that_never_rests_ends_in_time(shoot: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picture, "SECONDS", 3.0)
+    monkeypatch.setattr(screenshot, "SECONDS", 3.0)
     started = time.monotonic()
     reason = shoot("<script>for (;;) ;</script>")
-    assert reason == "The page gave no picture within 3 s."
-    assert time.monotonic() - started < 8
+    assert reason == "The page could not be captured within 3 s."
+    assert time.monotonic() - started < 200  # it would go on for ever
     assert not (tmp_path / "picture.png").exists()
 
 
@@ -122,13 +133,13 @@ def test_it_stops_with_the_run(shoot: Callable[..., str]) -> None:
 
 @real
 def test_a_page_that_is_not_there_says_why(shoot: Callable[..., str]) -> None:
-    assert "could not be loaded" in shoot("<script>1</script>", path=":1/")
+    assert "could not load the page" in shoot("<script>1</script>", path=":1/")
 
 
 def test_no_browser_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC_CI_CHROMIUM", str(tmp_path / "none"))
     context = Context("0" * 32, "test", "web", tmp_path, tmp_path)
-    reason = picture.take(context, ProcessDeployer(context), tmp_path, ())
+    reason = screenshot.take(context, ProcessDeployer(context), tmp_path, ())
     assert reason == "There is no Chromium on this machine."
 
 
@@ -164,13 +175,13 @@ def test_what_is_no_picture_is_left_out_of_it() -> None:
     ],
 )
 def test_a_damaged_or_hostile_picture_is_none(data: bytes) -> None:
-    with pytest.raises(NoPicture, match="damaged"):
+    with pytest.raises(NoScreenshot, match="damaged"):
         png(data)
 
 
 def test_one_that_is_too_big_is_none() -> None:
     noise = zlib.compress(os.urandom(HEIGHT * (1 + 3 * WIDTH)))
-    with pytest.raises(NoPicture, match="more than 2 MB"):
+    with pytest.raises(NoScreenshot, match="larger than 2 MB"):
         png(MAGIC + HEADER + chunk(b"IDAT", noise) + END)
 
 
@@ -180,33 +191,36 @@ _RESULT = {"picture": base64.b64encode(GOOD).decode(), "snapshots": [_SNAPSHOT, 
 
 
 def test_a_result_is_believed_when_all_of_it_is_there() -> None:
-    assert picture._checked(json.dumps(_RESULT).encode(), [SECRET]) == GOOD
+    assert screenshot._checked(json.dumps(_RESULT).encode(), [SECRET]) == GOOD
     for key in _RESULT:
-        with pytest.raises(NoPicture):
-            picture._checked(json.dumps({**_RESULT, key: None}).encode(), [SECRET])
+        with pytest.raises(NoScreenshot):
+            screenshot._checked(json.dumps({**_RESULT, key: None}).encode(), [SECRET])
     shown = {**_SNAPSHOT, "strings": ["href", f"/?key={SECRET}"]}
     for snapshots in ([shown, _SNAPSHOT], [_SNAPSHOT, shown]):
-        with pytest.raises(NoPicture, match="a secret of the run"):
-            picture._checked(json.dumps({**_RESULT, "snapshots": snapshots}).encode(), [SECRET])
-    with pytest.raises(NoPicture, match="cannot be read"):
-        picture._checked(json.dumps({**_RESULT, "snapshots": [_SNAPSHOT]}).encode(), [SECRET])
+        with pytest.raises(NoScreenshot, match="a secret of the run"):
+            screenshot._checked(json.dumps({**_RESULT, "snapshots": snapshots}).encode(), [SECRET])
+    with pytest.raises(NoScreenshot, match="result is invalid"):
+        screenshot._checked(json.dumps({**_RESULT, "snapshots": [_SNAPSHOT]}).encode(), [SECRET])
 
 
 def test_texts_that_many_nodes_share_are_not_added_up() -> None:
     nodes = {**_NODES, "nodeType": [3] * 17, "nodeValue": [0] * 17}
     snapshot = {"strings": ["a" * (1 << 20)], "documents": [{"nodes": nodes}]}
-    with pytest.raises(NoPicture, match="too big to be looked through"):
-        picture._checked(json.dumps({**_RESULT, "snapshots": [_SNAPSHOT, snapshot]}).encode(), [SECRET])
+    with pytest.raises(NoScreenshot, match="too big to be checked for secrets"):
+        screenshot._checked(json.dumps({**_RESULT, "snapshots": [_SNAPSHOT, snapshot]}).encode(), [SECRET])
 
 
 def test_attributes_that_many_nodes_share_are_looked_at_in_time() -> None:
-    many = 20_000
-    fields = {"index": [0] * many, "value": [-1] * many}
-    nodes = {**_NODES, "attributes": [[0, 0] * many], "inputValue": fields}
-    snapshot = {"strings": ["a" * (1 << 20)], "documents": [{"nodes": nodes}]}
-    started = time.monotonic()
-    assert picture._checked(json.dumps({**_RESULT, "snapshots": [snapshot, snapshot]}).encode(), [SECRET]) == GOOD
-    assert time.monotonic() - started < 2
+    def seconds(many: int) -> float:
+        fields = {"index": [0] * many, "value": [-1] * many}
+        nodes = {**_NODES, "attributes": [[0, 0] * many], "inputValue": fields}
+        snapshot = {"strings": ["a" * (1 << 20)], "documents": [{"nodes": nodes}]}
+        given = json.dumps({**_RESULT, "snapshots": [snapshot, snapshot]}).encode()
+        started = time.process_time()
+        assert screenshot._checked(given, [SECRET]) == GOOD
+        return time.process_time() - started
+
+    assert seconds(20_000) < 100 * seconds(20)
 
 
 @pytest.mark.parametrize(("words", "filled"), [("type password", True), ("TYPE  Password", True), ("type text", False)])
@@ -216,13 +230,13 @@ def test_a_filled_password_field_is_known_by_its_type(words: str, filled: bool) 
     snapshot = {"strings": [name, kind, "whatever"], "documents": [{"nodes": nodes}]}
     data = json.dumps({**_RESULT, "snapshots": [snapshot, snapshot]}).encode()
     if not filled:
-        assert picture._checked(data, [SECRET]) == GOOD
+        assert screenshot._checked(data, [SECRET]) == GOOD
         return
-    with pytest.raises(NoPicture, match="filled password field"):
-        picture._checked(data, [SECRET])
+    with pytest.raises(NoScreenshot, match="filled password field"):
+        screenshot._checked(data, [SECRET])
 
 
 @given(st.one_of(st.binary(max_size=50), st.recursive(st.none() | st.text(max_size=5) | st.integers(), st.lists).map(json.dumps)))
 def test_any_result_gives_a_reason(data: bytes | str) -> None:
-    with pytest.raises(NoPicture):
-        picture._checked(data if isinstance(data, bytes) else data.encode(), [SECRET])
+    with pytest.raises(NoScreenshot):
+        screenshot._checked(data if isinstance(data, bytes) else data.encode(), [SECRET])

@@ -15,20 +15,20 @@ from typing import Any
 import psutil
 import pytest
 
-from infra.deployers import limits, trees
-from infra.deployers.base import stack_name
-from infra.deployers.process import sweep
+from infra.deployers.context import stack_name
+from infra.deployers.isolation import cgroups, trees
+from infra.deployers.process.deployer import sweep
 from runs.harness.protocol import FolderState, RunFolder, Verdict
 from runs.harness.sweep import sweep as sweep_all
 from tests.infra.deployers.test_trees import make_deep
 from tests.runs.harness.conftest import RECIPES, ROOT
 
-pytestmark = pytest.mark.crash
+pytestmark = [pytest.mark.crash, pytest.mark.xdist_group("processes")]
 
 SLOW = "import time\ndef test_slow(app):\n    print('now', flush=True)\n    time.sleep(30)\n"
 
 
-def _until(happened: Callable[[], Any], seconds: float = 30) -> Any:
+def _until(happened: Callable[[], Any], seconds: float = 240) -> Any:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if value := happened():
@@ -43,24 +43,23 @@ def _started(folder: RunFolder, stage: str) -> bool:
 
 def _processes_of(run_id: str) -> list[psutil.Process]:
     """Every process in a sandbox of this run."""
-    pids = {pid for _, group in limits.existing(f"{stack_name(run_id)}-") for pid in group.pids()}
+    pids = {pid for _, group in cgroups.existing(f"{stack_name(run_id)}-") for pid in group.pids()}
     return [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
 
 
-def _start(folder: RunFolder, given: str = "") -> float:
-    began = time.monotonic()
+def _start(folder: RunFolder, given: str = "") -> None:
     command = [sys.executable, "-m", "runs.harness", "start", str(folder.path)]
-    done = subprocess.run(command, cwd=ROOT, input=given, capture_output=True, text=True, timeout=20)
+    done = subprocess.run(command, cwd=ROOT, input=given, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert (done.stdout, done.stderr) == ("", "")
-    return time.monotonic() - began
 
 
 def test_start_returns_at_once_and_the_harness_outlives_it(make_folder: Any) -> None:
     folder = make_folder(RECIPES / "process-web")
     assert folder.state() is FolderState.NOT_STARTED
-    assert _start(folder, '{"git_username": "bot", "git_token": "s3cret-token"}') < 1.0
-    assert folder.state() in (FolderState.RUNNING, FolderState.FINISHED)
+    _start(folder, '{"git_username": "bot", "git_token": "s3cret-token"}')
+    assert folder.results() is None, "it waited for the run, which starts a dozen processes"
+    assert folder.state() is FolderState.RUNNING
     _until(lambda: folder.state() is FolderState.FINISHED)
     assert folder.results().verdict is Verdict.PASSED
     assert "s3cret-token" not in "".join(path.read_text() for path in folder.path.iterdir() if path.is_file())
@@ -70,7 +69,7 @@ def test_two_starts_are_one_harness(make_folder: Any) -> None:
     folder = make_folder(RECIPES / "process-web")
     command = [sys.executable, "-m", "runs.harness", "start", str(folder.path)]
     starts = [subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL) for _ in range(4)]
-    assert [start.wait(20) for start in starts] == [0, 0, 0, 0]
+    assert [start.wait(240) for start in starts] == [0, 0, 0, 0]
     _until(lambda: folder.state() is FolderState.FINISHED)
     assert [event.kind for event in folder.events()].count("begun") == 1
     results = folder.results_file.read_bytes()
@@ -86,7 +85,7 @@ def test_somebody_who_only_asks_is_not_mistaken_for_a_harness(make_folder: Any, 
     process = harness("run", folder.path)
     time.sleep(0.5)
     os.close(handle)
-    assert process.wait(20) == 0
+    assert process.wait(240) == 0
     assert folder.results().verdict is Verdict.PASSED
 
 
@@ -101,7 +100,7 @@ def test_a_cancelled_run_is_torn_down_and_says_so(how: str, make_folder: Any, ma
         folder.cancel.touch()
     else:
         process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 2, "it did not wait for the test, which takes longer"
+    assert process.wait(240) == 2, "it did not wait for the test, which takes longer"
     assert folder.results().verdict is Verdict.CANCELLED
     assert folder.results().teardown.clean
     assert not _processes_of(run_id)
@@ -121,15 +120,15 @@ def test_a_killed_harness_is_lost_and_leaves_no_process(
     assert bubblewrap == ("bwrap" in {child.name() for child in mine})
     process.kill()
     process.wait()
-    _, alive = psutil.wait_procs(mine, timeout=5)
+    _, alive = psutil.wait_procs(mine, timeout=240)
     assert not alive
     assert folder.state() is FolderState.LOST
-    assert harness("run", folder.path).wait(10) == 3  # a lost run is not begun again in its folder
+    assert harness("run", folder.path).wait(240) == 3  # a lost run is not begun again in its folder
     assert folder.state() is FolderState.LOST
 
     def swept() -> bool:
         sweep(older_than=0, prefix=stack_name(run_id))  # a process that has just ended holds its cgroup for another moment
-        return not list(limits.existing(stack_name(run_id)))
+        return not list(cgroups.existing(stack_name(run_id)))
 
     _until(swept)
 
@@ -142,11 +141,11 @@ def test_a_sweep_removes_the_work_of_lost_runs_only(make_folder: Any, make_recip
     processes[0].kill()
     processes[0].wait()
     swept = harness("sweep", "--installation", lost.request().installation_id, "--runs-dir", lost.path.parent.parent)
-    assert swept.wait(30) == 0
+    assert swept.wait(240) == 0
     assert not (lost.path / "work").exists()
     assert (living.path / "work").exists()
     living.cancel.touch()
-    assert processes[1].wait(10) == 2
+    assert processes[1].wait(240) == 2
     assert living.results().verdict is Verdict.CANCELLED
 
 
@@ -164,31 +163,31 @@ def test_a_sweep_removes_the_deep_folders_of_a_lost_run(tmp_path: Path) -> None:
 def test_a_request_of_another_version_is_answered(make_folder: Any, harness: Any) -> None:
     folder = make_folder(RECIPES / "process-web")
     folder.request_file.write_text('{"schema_version": 99}')
-    assert harness("run", folder.path).wait(10) == 2
+    assert harness("run", folder.path).wait(240) == 2
     assert folder.results().verdict is Verdict.ERRORED
-    assert folder.results().reason.startswith("The request cannot be read")
+    assert folder.results().reason.startswith("Cannot read the request")
 
 
 def test_the_start_imports_nothing_heavy() -> None:
-    code = "import sys, runs.harness.__main__, runs.harness.detach; print(*sys.modules)"
+    code = "import sys, runs.harness.__main__, runs.harness.daemonize; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not {"pydantic", "yaml", "requests", "django", "subprocess"} & set(done.stdout.split())
 
 
 def test_misuse_is_64(harness: Any, tmp_path: Path) -> None:
     process = harness("strat", tmp_path)
-    assert process.wait(10) == 64
+    assert process.wait(240) == 64
     assert "usage" in process.stdout.read()
 
 
 def test_a_sweep_removes_an_empty_cgroup_and_no_young_one() -> None:
     name = "ccci-test-of-the-sweep"
-    if limits.create(name, 64, 16) is None:
+    if cgroups.create(name, 64, 16) is None:
         pytest.skip("no cgroup can be made here")
     assert name not in sweep(older_than=60, prefix=name)
-    assert list(limits.existing(name))
+    assert list(cgroups.existing(name))
     assert name in sweep(older_than=0, prefix=name)
-    assert not list(limits.existing(name))
+    assert not list(cgroups.existing(name))
 
 
 def test_settings_of_pytest_above_the_run_do_not_count(
@@ -199,4 +198,4 @@ def test_settings_of_pytest_above_the_run_do_not_count(
     above = '[tool.pytest.ini_options]\naddopts = "--strict-config"\nno_such_option = 1\n'
     (folder.path / "pyproject.toml").write_text(above)
     process = harness("run", folder.path, env={"PATH": path_without_bubblewrap})
-    assert process.wait(60) == 0, folder.log.read_text()
+    assert process.wait(240) == 0, folder.log.read_text()

@@ -16,6 +16,8 @@ from runs.harness.protocol import Images, Oidc, Results, RunFolder, Source, Verd
 from tests.runs.harness.conftest import RECIPES, ROOT, git
 from tests.runs.harness.keycloak import Keycloak, keycloak
 
+pytestmark = pytest.mark.slow(0.6)
+
 Run = Callable[..., Results]
 OIDC_TEST = """
 import requests
@@ -51,7 +53,7 @@ def cases(results: Results, stage: str) -> dict[str, str]:
 def test_a_wrong_setting_fails_the_run_with_the_nearest_right_one(run: Run, make_recipe: Callable[..., Path]) -> None:
     results = run(make_recipe({}, {"cc-ci.toml": "[app]\npth = '/'\n"}))
     assert results.verdict is Verdict.FAILED
-    assert results.reason == "cc-ci.toml: there is no setting app.pth; did you mean app.path?"
+    assert results.reason == "cc-ci.toml: unknown setting app.pth; did you mean app.path?"
     assert results.deployments == 0
 
 
@@ -59,7 +61,7 @@ def test_settings_behind_a_link_out_of_the_recipe_are_refused(run: Run, make_rec
     recipe = make_recipe({})
     (recipe / "cc-ci.toml").symlink_to("/etc/passwd")
     results = run(recipe)
-    assert results.verdict is Verdict.FAILED and "points out of the recipe" in results.reason
+    assert results.verdict is Verdict.FAILED and "points outside the recipe" in results.reason
 
 
 @pytest.mark.parametrize(
@@ -67,7 +69,7 @@ def test_settings_behind_a_link_out_of_the_recipe_are_refused(run: Run, make_rec
     [
         ("[app]\nstatus = [404]\npath = '/nothing'", "passed", ""),
         ("[app]\nstatus = [200]\npath = '/nothing'", "failed", "within"),
-        ("[stages]\ninstall = 'not now'", "not_applicable", "As cc-ci.toml says: not now"),
+        ("[stages]\ninstall = 'not now'", "not_applicable", "Declared in cc-ci.toml: not now"),
     ],
 )
 def test_what_is_asked_and_what_counts(
@@ -96,7 +98,7 @@ def test_data_is_seeded_before_install(run: Run, make_recipe: Callable[..., Path
     hooks = "def before_install(app):\n    assert app.get('/').status_code == 200\n    raise RuntimeError('no seed')\n"
     results = run(make_recipe({"cc_ci_hooks": hooks}))
     assert results.verdict is Verdict.FAILED
-    assert "The hook before_install failed" in results.reason and "no seed" in results.reason
+    assert "Hook before_install failed" in results.reason and "no seed" in results.reason
 
 
 # --- a pull request onto a base
@@ -125,7 +127,7 @@ def test_what_a_pull_request_changes_decides_what_is_suggested(run: Run, pull: t
     results = run("recipe", source=source, base=base)
     assert results.verdict is Verdict.PASSED, results.reason
     assert results.changed == ["cc-ci.toml", "www/more.html"]
-    assert results.loosened == ["cc-ci.toml changes app.status from [200] to [200, 404]: that counts once it is merged."]
+    assert results.loosened == ["cc-ci.toml changes app.status from [200] to [200, 404]: this counts once it is merged."]
     assert results.extras.not_run == 1
     assert [(test.file, test.name) for test in results.extras.suggested] == [("tests/test_page.py", "test_long")]
     assert cases(results, "custom") == {"test_short": "passed"}
@@ -169,7 +171,7 @@ def test_a_provider_that_refuses_is_told_without_the_password(run: Run, oidc_rec
             oidc_recipe, oidc=Oidc(url=provider.url, user=provider.user), credential={"oidc_password": "wr0ng-passw0rd"}
         )
     assert results.verdict is Verdict.PASSED
-    assert any("does not let admin in" in text for text in results.warnings)
+    assert any("rejected the login of admin" in text for text in results.warnings)
     assert "wr0ng-passw0rd" not in results.model_dump_json()
 
 
@@ -178,7 +180,7 @@ def test_the_realms_of_dead_runs_are_swept(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "runs.harness", "sweep", "--installation", "here", "--runs-dir", str(tmp_path)]
         command += ["--oidc-url", provider.url, "--oidc-user", provider.user]
         given = json.dumps({"oidc_password": provider.password})
-        done = subprocess.run(command, cwd=ROOT, input=given, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, cwd=ROOT, input=given, capture_output=True, text=True, timeout=240, check=False)
         assert done.returncode == 0, done.stdout
         return done.stdout
 
@@ -209,4 +211,4 @@ def test_old_images_go_after_the_run_but_those_that_are_kept(
     folder = make_folder(RECIPES / "process-web", images=Images(most_gb=2, ledger="/tmp/ledger.json", keep=["kept:1"]))
     Engine(folder).run()
     assert asked == [(Path("/tmp/ledger.json"), 2, ["kept:1"])]
-    assert "Removed images that were not used for long: old:1" in folder.log.read_text()
+    assert "Removed images not used for a long time: old:1" in folder.log.read_text()

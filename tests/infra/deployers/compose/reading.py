@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from infra.deployers.base import Context
 from infra.deployers.compose import recipe
 from infra.deployers.compose.recipe import Recipe
-from infra.deployers.docker_cli import reader_problem
+from infra.deployers.context import Context
+from infra.deployers.docker.cli import reader_problem
 
 RUN = "0123456789abcdef0123456789abcdef"
 STACK = "ccci-0123456789ab"

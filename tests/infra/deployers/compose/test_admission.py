@@ -1,4 +1,4 @@
-"""What a recipe may not ask of the machine, each thing by itself; and what it may."""
+"""What a recipe may not ask of the machine, one by one, and what it may."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from infra.deployers.base import DeployError
 from infra.deployers.compose import admission, recipe
 from infra.deployers.compose.recipe import Recipe
+from infra.deployers.errors import DeployError
 from tests.infra.deployers.compose.reading import context, load, need_reader, write
+
+pytestmark = pytest.mark.slow(0.2)
 
 TEMPLATE = "a template with more than env, secret, config, if, else, end, eq, ne, and, or, not and fields such as .Service.Name"
 #: What may stand in a service, and the words that refuse it.
@@ -36,7 +38,7 @@ SERVICES = {
     "volumes: ['ä:x/../../../../../../../../../../../../../..:/host']": "a bind mount of /",
     "volumes: ['./data:/data']": "a bind mount of ./data",
     "volumes: ['.:/data']": "a bind mount of .",
-    "volumes: ['a/b:/data']": "a mount of a/b, which is no volume of the recipe",
+    "volumes: ['a/b:/data']": "a mount of a/b, which is not a volume of the recipe",
     "volumes: ['~/.ssh:/ssh']": "a bind mount of /home/x/.ssh",
     "volumes: ['C:\\x:/data']": "a bind mount of C:\\x",
     "volumes: ['é:/x:/data']": "a bind mount of ./é:/x",
@@ -48,7 +50,7 @@ SERVICES = {
     "volumes: [{type: cluster, source: x, target: /x}]": "a mount of type cluster",
     "volumes: [{type: image, source: x, target: /x}]": "a mount of type image",
     "volumes: [{type: volume, source: a, target: /x, volume: {subpath: ..}}]": "volumes.volume.subpath ..",
-    "volumes: ['other:/x']": "a mount of other, which is no volume of the recipe",
+    "volumes: ['other:/x']": "a mount of other, which is not a volume of the recipe",
     "logging: {driver: syslog}": "the log driver syslog",
     "logging: {options: {syslog-address: 'tcp://10.0.0.1:514'}}": "the log option syslog-address",
     "logging: {driver: local, options: {max-buffer-size: 100g}}": "the log option max-buffer-size",
@@ -67,17 +69,17 @@ SERVICES = {
 #: The same of its labels, whose own path comes before the words.
 SAMPLE = "EVIL=/etc\nMANY=900\nHOME=/home/x\nDOUBLED='{{$a := print 1}}{{$a}}'\n"
 LABELS = {
-    "labels: {cc-ci.keep: 'true'}": "labels: cc-ci.keep: such labels",
-    "deploy: {labels: ['cc-ci.installation=other']}": "deploy.labels: cc-ci.installation: such labels",
-    "labels: ['com.docker.stack.namespace=other']": "labels: com.docker.stack.namespace: such labels",
-    "labels: {' CC-CI.run': x}": "labels:  CC-CI.run: such labels",
-    "deploy: {labels: {traefik.http.routers.o.rule: x}}": "deploy.labels: traefik.http.routers.o.rule: o is not the stack's own",
-    "deploy: {labels: {'traefik.http.routers.${STACK_NAME}.rule': x}}": "a key of a mapping is not filled in",
+    "labels: {cc-ci.keep: 'true'}": "labels: cc-ci.keep: labels with this prefix",
+    "deploy: {labels: ['cc-ci.installation=other']}": "deploy.labels: cc-ci.installation: labels with this prefix",
+    "labels: ['com.docker.stack.namespace=other']": "labels: com.docker.stack.namespace: labels with this prefix",
+    "labels: {' CC-CI.run': x}": "labels:  CC-CI.run: labels with this prefix",
+    "deploy: {labels: {traefik.http.routers.o.rule: x}}": "deploy.labels: traefik.http.routers.o.rule: o is not a name",
+    "deploy: {labels: {'traefik.http.routers.${STACK_NAME}.rule': x}}": "variables in the keys of a mapping are not expanded",
 }
 #: The same of a file with variables: what stands in it, once Docker has read it.
 ENV_FILES = {
-    "/etc/passwd": "/etc/passwd points out of the recipe",
-    "/proc/self/environ": "/proc/self/environ points out of the recipe",
+    "/etc/passwd": "/etc/passwd points outside the recipe",
+    "/proc/self/environ": "/proc/self/environ points outside the recipe",
 }
 #: What may stand under networks, volumes, configs or secrets.
 REST = [
@@ -100,15 +102,15 @@ REST = [
     ("volumes", "g: {labels: {cc-ci.keep: 'true'}}", "labels: cc-ci.keep"),
     ("volumes", "i: {labels: {a: '{{range}}'}}", f"labels a={{{{range}}}}, {TEMPLATE}"),
     ("volumes", "h: {x-cluster-spec: {access_mode: {scope: multi}}}", "a cluster volume"),
-    ("configs", "a: {file: ../../etc/passwd}", "points out of the recipe"),
-    ("configs", "b: {file: link}", "points out of the recipe"),
-    ("configs", "c: {file: .git/config}", "points out of the recipe"),
+    ("configs", "a: {file: ../../etc/passwd}", "points outside the recipe"),
+    ("configs", "b: {file: link}", "points outside the recipe"),
+    ("configs", "c: {file: .git/config}", "points outside the recipe"),
     ("configs", "d: {file: missing}", "The recipe has no file missing"),
     ("configs", "e: {external: true}", "the external config e"),
     ("configs", "f: {file: compose.yml, name: other_conf}", "the name other_conf, which is not the stack's own"),
     ("configs", "h: {file: doubled.tmpl, template_driver: golang}", f"the template doubled.tmpl with {TEMPLATE[16:]}"),
     ("configs", "g: {file: plain, template_driver: x}", "template_driver x"),
-    ("secrets", "a: {file: /etc/shadow}", "points out of the recipe"),
+    ("secrets", "a: {file: /etc/shadow}", "points outside the recipe"),
     ("secrets", "b: {external: true, name: other_password}", "the name other_password, which is not the stack's own"),
     ("secrets", "c: {external: true}", "the name c, which is not the stack's own"),
     ("secrets", "d: {driver: vault}", "the driver vault"),
@@ -144,7 +146,7 @@ def by_path(read: Recipe) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for problem in admission.problems(read):
         rest = ".".join(problem.path[2:])
-        found.setdefault(".".join(problem.path[:2]), []).append(f"{rest}: {problem.words}" if rest else problem.words)
+        found.setdefault(".".join(problem.path[:2]), []).append(f"{rest}: {problem.message}" if rest else problem.message)
     return found
 
 
@@ -188,7 +190,7 @@ def test_a_compose_file_outside(files: str, tmp_path: Path) -> None:
     (tmp_path / "outside.yml").write_text("services: {}")
     folder = write(tmp_path / "r", "services: {}", **{".env.sample": f"COMPOSE_FILE={files}", ".git/c.yml": "services: {}"})
     (folder / "link").symlink_to(tmp_path / "outside.yml")
-    with pytest.raises(DeployError, match="points out of the recipe") as caught:
+    with pytest.raises(DeployError, match="points outside the recipe") as caught:
         load(folder)
     assert caught.value.kind == "forbidden"
 

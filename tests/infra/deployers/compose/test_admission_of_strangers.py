@@ -1,4 +1,4 @@
-"""What the enrolment allows to trusted commits alone: a stranger's is refused, and the refusal says so."""
+"""Allowances for trusted commits only: a stranger's commit is refused, and the message says so."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from infra.deployers.base import DeployError
 from infra.deployers.compose import admission
 from infra.deployers.compose.recipe import Recipe
+from infra.deployers.errors import DeployError
 from tests.infra.deployers.compose.reading import load, write
 
 SOCKET = "services.app: a bind mount of /var/run/docker.sock (the docker socket)"
@@ -31,10 +31,10 @@ def refused(checkout: Path, allow: list[str], withheld: list[str], *, trusted: b
 def test_what_is_withheld_is_refused_and_named(tmp_path: Path) -> None:
     said = refused(write(tmp_path, HUNGRY), [], [SOCKET, "services.app: privileged"], trusted=False)
     assert "docker.sock" in said and "NET_ADMIN" in said
-    assert f"The enrolment allows `{SOCKET}`, but not to a stranger's commit, which this is." in said
+    assert f"The enrolment allows `{SOCKET}`, but not for a stranger's commit such as this one." in said
     assert "privileged" not in said, "that would not have helped"
     # What nothing allows yet is offered, and that it takes one more thing is said.
-    assert "one a line: `services.app: cap_add NET_ADMIN`. That counts for a stranger's commit, which this is, only where" in said
+    assert "one per line: `services.app: cap_add NET_ADMIN`. This is a stranger's commit, so the enrolment must also" in said
 
 
 def test_a_trusted_commit_hears_nothing_of_strangers(tmp_path: Path) -> None:
@@ -69,6 +69,6 @@ def test_no_more_is_gathered_than_anybody_reads(what: str, tmp_path: Path) -> No
 def test_what_begins_like_a_thing_that_is_allowed_is_not(tmp_path: Path) -> None:
     read = Recipe(tmp_path, {}, {"services": {"app": {"image": "x", "cap_add": ["A" * 600]}}})
     [problem] = admission.problems(read)
-    assert len(problem.words) == 500 and not problem.allowable
+    assert len(problem.message) == 500 and not problem.allowable
     with pytest.raises(DeployError, match="cap_add AAA"):
         admission.check(read, [str(problem), f"services.app: cap_add {'A' * 600}"])

@@ -1,4 +1,4 @@
-"""Whatever Docker's reader, or a stranger in its place, makes of a recipe: what is admitted is on a list of this file's own.
+"""Whatever Docker's reader, or a stranger in its place, outputs: only what is on this file's own list is admitted.
 
 The list is written down once more, plainly and without the code that is tested, and held to what is deployed in the end.
 """
@@ -17,11 +17,14 @@ import yaml
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from infra.deployers.base import Bounds, DeployError
 from infra.deployers.compose import admission, ports, render, stackfile
 from infra.deployers.compose.recipe import Recipe
 from infra.deployers.compose.render import PLACE
+from infra.deployers.context import Bounds
+from infra.deployers.errors import DeployError
 from tests.infra.deployers.compose.reading import DOMAIN, STACK, write
+
+pytestmark = pytest.mark.slow(1.4)
 
 #: A document with everything that is admitted, as Docker prints it.
 GOOD: dict[str, Any] = yaml.safe_load(f"""

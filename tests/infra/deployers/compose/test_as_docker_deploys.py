@@ -18,14 +18,17 @@ from typing import Any
 
 import pytest
 
-from infra.deployers.base import Bounds, DeployError
 from infra.deployers.compose import admission, ports, render, stackfile
 from infra.deployers.compose.recipe import Recipe, compose_files, read_environment
-from infra.deployers.engine import socket_path
+from infra.deployers.context import Bounds
+from infra.deployers.docker.api import socket_path
+from infra.deployers.errors import DeployError
 from tests.docker import docker, need_swarm
 from tests.infra.deployers import recorder
 from tests.infra.deployers.compose import reading
 from tests.infra.deployers.recorder import Bodies, Recorded, deployed
+
+pytestmark = pytest.mark.slow(0.1)
 
 ROOT = Path(__file__).resolve().parents[4]
 FILES = ROOT / "tests" / "data" / "compose"
@@ -93,7 +96,7 @@ def _drop_labels(bodies: Mapping[str, Bodies], pattern: str) -> None:
 
 
 def entries_once(bodies: Mapping[str, Bodies]) -> None:
-    """Where a list has an entry twice (a port, a DNS server, a host, an alias), the Swarm gets it once."""
+    """A duplicate entry in a list (a port, a DNS server, a host, an alias) is passed on once."""
     for service, container in _services(bodies):
         holders = [(service["EndpointSpec"], "Ports"), (container, "Hosts")]
         holders += [(container.get("DNSConfig", {}), key) for key in ("Nameservers", "Search")]
@@ -104,7 +107,7 @@ def entries_once(bodies: Mapping[str, Bodies]) -> None:
 
 
 def empty_lists(bodies: Mapping[str, Bodies]) -> None:
-    """An empty `dns`, an empty `dns_search` and empty `driver_opts` of a volume are the same as none."""
+    """An empty `dns` or `dns_search`, and a volume's empty `driver_opts`, count as absent."""
     for _, container in _services(bodies):
         if not container.get("DNSConfig", True):
             del container["DNSConfig"]
@@ -115,7 +118,7 @@ def empty_lists(bodies: Mapping[str, Bodies]) -> None:
 
 
 def line_breaks_before_blanks(bodies: Mapping[str, Bodies]) -> None:
-    """A text of several lines that begins with an empty line and then with a blank loses the empty line."""
+    """A multi-line text that begins with an empty line and then a space loses the empty line."""
     for _, container in _services(bodies):
         container["Env"] = [re.sub("^([^=]*=)\n(?= .*\n)", r"\1", item) for item in container.get("Env", ())]
         for holder, key in ((container, "Args"), (container, "Command"), (container.get("Healthcheck", {}), "Test")):
@@ -127,13 +130,13 @@ def line_breaks_before_blanks(bodies: Mapping[str, Bodies]) -> None:
 
 
 def odd_hosts(bodies: Mapping[str, Bodies]) -> None:
-    """A name with an equals sign in `extra_hosts`, which no host has, is cut there."""
+    """A name in `extra_hosts` is cut at an equals sign, which no host name contains."""
     for _, container in _services(bodies):
         container["Hosts"] = [host for host in container.get("Hosts", ()) if "=" not in host]
 
 
 def plain_ports(bodies: Mapping[str, Bodies]) -> None:
-    """A port without a protocol or a mode is given those that the Swarm gives it: tcp and ingress."""
+    """A port without a protocol or a mode gets Swarm's defaults: tcp and ingress."""
     for service, _ in _services(bodies):
         for port in service["EndpointSpec"].get("Ports", ()):
             port.setdefault("Protocol", "tcp")
@@ -141,7 +144,7 @@ def plain_ports(bodies: Mapping[str, Bodies]) -> None:
 
 
 def variables_of_app(bodies: Mapping[str, Bodies]) -> None:
-    """The service `app` has every variable of the environment that it does not set itself, as abra has it."""
+    """The service `app` gets every variable of the environment that it does not set itself, as with abra."""
     for service, container in _services(bodies):
         if service["Name"] == f"{STACK}_app":
             container.pop("Env", None)
@@ -151,12 +154,12 @@ DIFFERENCES: list[Change] = [variables_of_app, plain_ports, entries_once, empty_
 
 
 def our_labels(bodies: Mapping[str, Bodies]) -> None:
-    """Everything carries the labels by which cc-ci knows it again, and the services a number of the deployment."""
+    """Everything carries the labels by which cc-ci recognises it, and each service a deployment number."""
     _drop_labels(bodies, r"cc-ci\.")
 
 
 def published_numbers(bodies: Mapping[str, Bodies]) -> None:
-    """Published ports lose their number, and the Swarm gives them free ones in the same mode"""
+    """Published ports lose their number, and Swarm assigns free ones in the same mode"""
     for service, _ in _services(bodies):
         for port in service["EndpointSpec"].get("Ports", ()):
             port.pop("PublishedPort", None)
@@ -165,7 +168,7 @@ def published_numbers(bodies: Mapping[str, Bodies]) -> None:
 
 
 def network_of_the_proxy(bodies: Mapping[str, Bodies]) -> None:
-    """The external network `proxy` becomes a network of the run's own"""
+    """The external network `proxy` is replaced by the run's own network"""
     bodies["networks"].pop(f"{STACK}_proxy", None)
     for service, _ in _services(bodies):
         for network in service["TaskTemplate"]["Networks"]:
@@ -175,8 +178,8 @@ def network_of_the_proxy(bodies: Mapping[str, Bodies]) -> None:
 
 
 def network_of_the_routes(bodies: Mapping[str, Bodies]) -> None:
-    """A service that was on it and has routes is on one network more, `cc-ci-front`, which the proxy's container joins for as
-    long as the run lives: the label `traefik.docker.network` names that one, and a hostname that is not the run's is dropped."""
+    """A service that was on it and has routes also joins the network `cc-ci-front`, which the proxy's container joins for the
+    lifetime of the run: the label `traefik.docker.network` names that one, and a hostname that is not the run's is dropped."""
     bodies["networks"].pop(f"{STACK}_cc-ci-front", None)
     _drop_labels(bodies, r"traefik\.(?:docker|swarm)\.")
     for service, container in _services(bodies):
@@ -186,7 +189,7 @@ def network_of_the_routes(bodies: Mapping[str, Bodies]) -> None:
 
 
 def routers_of_tcp_and_udp(bodies: Mapping[str, Bodies]) -> None:
-    """Routers of TCP and UDP are left out"""
+    """TCP and UDP routers are dropped"""
     _drop_labels(bodies, r"traefik\.(?:tcp|udp)\.")
 
 
@@ -196,7 +199,7 @@ def certificates(bodies: Mapping[str, Bodies]) -> None:
 
 
 def limits_of_the_machine(bodies: Mapping[str, Bodies]) -> None:
-    """No service has more of the machine than a run may have: memory, processors, processes, log, a health check each second."""
+    """No service gets more than a run may have: memory, processors, processes, log size, one health check per second."""
     for service, container in _services(bodies):
         container["CapabilityDrop"] = sorted({*(container.get("CapabilityDrop") or []), "CAP_NET_RAW"})
         task = service["TaskTemplate"]
@@ -377,7 +380,7 @@ def test_what_docker_refuses_is_refused_in_its_words(case: Case, tmp_path: Path)
         ours = handed_over(read(case), tmp_path)
     except DeployError as error:
         # What is wrong with a file of the checkout is said in our words.
-        ours_to_say = re.search("The recipe has no file|out of the recipe", error.message) and str(case.folder) in expected
+        ours_to_say = re.search("The recipe has no file|outside the recipe", error.message) and str(case.folder) in expected
         assert ours_to_say or error.message.replace(render.PLACE, str(case.folder)) == expected
         return
     assert ours.code
@@ -387,7 +390,7 @@ def test_what_docker_refuses_is_refused_in_its_words(case: Case, tmp_path: Path)
 
 def test_each_difference_is_written_down() -> None:
     text = " ".join((ROOT / "docs" / "deployers.md").read_text().split())
-    _, _, section = text.partition("## What differs from what `docker stack deploy` makes ")
+    _, _, section = text.partition("## Differences from `docker stack deploy` ")
     section = section.partition(" ## ")[0]
     sentences = [" ".join((change.__doc__ or "").split()) for change in (*DIFFERENCES, *DIFFERENCES_OF_A_RUN)]
     assert [sentence for sentence in (*sentences, *WE_REFUSE.values()) if sentence not in section] == []

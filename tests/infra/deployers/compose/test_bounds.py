@@ -1,4 +1,4 @@
-"""How much of the machine a run's services may have, decided on paper."""
+"""How much of the machine a run's services may have, decided from the files alone."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from infra.deployers.base import Bounds
 from infra.deployers.compose.bounds import _bytes, _seconds, keep_within, too_many
-from infra.deployers.usage import size
+from infra.deployers.context import Bounds
+from infra.deployers.docker.disk_usage import size
 from tests.infra.deployers.compose.reading import load, write
 
 SMALL = Bounds(memory_mb=64, cpus=0.5, processes=32, log_mb=4)
@@ -100,9 +100,7 @@ def test_how_many_things_a_run_may_have(tmp_path: Path) -> None:
     text = "services:\n" + "".join(f"  s{number}: {{image: x, deploy: {{replicas: 2}}}}\n" for number in range(11))
     text += "networks:\n" + "".join(f"  n{number}: \n" for number in range(3))
     recipe = load(write(tmp_path, text))
-    assert list(too_many(recipe, Bounds())) == [
-        "22 tasks, more than the 20 that one run may have on this server (CC_CI_MOST_TASKS)"
-    ]
+    assert list(too_many(recipe, Bounds())) == ["22 tasks, more than the 20 allowed per run on this server (CC_CI_MOST_TASKS)"]
     said = list(too_many(recipe, Bounds(services=10, networks=2, tasks=22)))
     assert [words.split(" (")[0].split(",")[0] for words in said] == ["11 services", "3 networks"]
 

@@ -1,4 +1,4 @@
-"""Each way that a compose file knows out of its container: tests/data/hostile-compose, one file a way.
+"""Every way out of a container that a compose file offers: tests/data/hostile-compose, one file each.
 
 `# refused:` says what is refused of it, line by line, before anything runs; `# env:` is a line of its .env.sample; NAME.over.yml
 lies over NAME.yml.
@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from infra.deployers.base import DeployError
 from infra.deployers.compose import admission
+from infra.deployers.errors import DeployError
 from tests.infra.deployers.compose.reading import load, write
+
+pytestmark = pytest.mark.slow(0.1)
 
 FOLDER = Path(__file__).resolve().parents[3] / "data" / "hostile-compose"
 FILES = sorted(path for path in FOLDER.glob("*.yml") if not path.name.endswith(".over.yml"))
@@ -38,7 +40,7 @@ def test_refused_before_anything_runs(path: Path, tmp_path: Path) -> None:
     assert len(found) == len(refused)
     for said, words in zip(found, sorted(refused), strict=True):
         assert said.startswith(words)
-    with pytest.raises(DeployError, match="The recipe asks for what a run may not have"):
+    with pytest.raises(DeployError, match="The recipe asks for what is not allowed in a run"):
         admission.check(read)
 
 

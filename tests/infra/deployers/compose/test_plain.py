@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from infra.deployers.base import DeployError
 from infra.deployers.compose import plain
 from infra.deployers.compose.recipe import Recipe
+from infra.deployers.errors import DeployError
+from infra.deployers.swarm import backups
 from tests.infra.deployers.compose.reading import context, write
 
 
@@ -53,10 +54,10 @@ services:
     ("text", "words"),
     [
         ("services: [", "compose.yml cannot be read"),
-        ("- a list", "is no compose file"),
+        ("- a list", "is not a compose file"),
         ("version: '3.8'", "has no services"),
         ("services: {app: {x: !!python/object/apply:os.system [id]}}", "cannot be read"),
-        ("services: {app: {image: x}}\n#" + "x" * (1 << 20), "bigger than a megabyte"),
+        ("services: {app: {image: x}}\n#" + "x" * (1 << 20), "larger than 1 MB"),
         (
             "a: &a [x,x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b]\n"
             "d: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c,*c]\nservices: {app: {x: [*d,*d,*d,*d,*d,*d,*d,*d,*d,*d]}}",
@@ -79,7 +80,7 @@ def test_files_are_read_from_inside_only(name: str, tmp_path: Path) -> None:
     (tmp_path / "outside.yml").write_text("services: {app: {}}")
     (folder / "link.yml").symlink_to("../outside.yml")
     write(folder, "services: {app: {}}", **{".env.sample": f"COMPOSE_FILE=compose.yml:{name}\n"})
-    with pytest.raises(DeployError, match="points out of the recipe") as caught:
+    with pytest.raises(DeployError, match="points outside the recipe") as caught:
         load(folder)
     assert caught.value.kind == "forbidden"
 
@@ -87,3 +88,11 @@ def test_files_are_read_from_inside_only(name: str, tmp_path: Path) -> None:
 def test_a_missing_overlay_is_named(tmp_path: Path) -> None:
     with pytest.raises(DeployError, match=r"no file compose\.smtp\.yml"):
         load(write(tmp_path, "services: {app: {}}", **{".env.sample": "COMPOSE_FILE=compose.yml:compose.smtp.yml\n"}))
+
+
+def test_what_a_process_does_not_have_is_left_out(tmp_path: Path) -> None:
+    """Short forms are Docker's to read: whoever reads the recipe afterwards takes mounts for mappings."""
+    kept = "x-cc-ci-process: run, deploy: {labels: [backupbot.backup=true]}"
+    read = load(write(tmp_path, f"services: {{app: {{{kept}, volumes: ['data:/data'], ports: ['80:80'], configs: [c]}}}}"))
+    assert read.services["app"].keys() == {"x-cc-ci-process", "environment", "deploy"}
+    assert [service.wanted for service in backups.of_recipe(read)] == [True]

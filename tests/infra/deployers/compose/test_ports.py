@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from infra.deployers import swarm
-from infra.deployers.base import Context, DeployError
 from infra.deployers.compose import ports
 from infra.deployers.compose.ports import Leases, Port
+from infra.deployers.context import Context
+from infra.deployers.errors import DeployError
+from infra.deployers.swarm import ephemeral
 from tests.docker import need_swarm
 from tests.infra.deployers.compose.reading import load, write
 
@@ -73,7 +74,7 @@ def test_a_leased_port_is_waited_for_and_that_is_said_once(tmp_path: Path) -> No
 
     second = Leases(context(tmp_path, report=said.append, check=check))
     second.take([25])
-    assert said == ["Waiting for port 25, which another run has"]
+    assert said == ["Waiting for port 25, which another run is using"]
     second.take([25])  # one's own is no other's
     second.release()
     first.take([25])
@@ -104,7 +105,7 @@ def test_without_a_folder_for_locks_nothing_is_leased(tmp_path: Path) -> None:
 @pytest.fixture
 def numbers(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     """Two ports that are free now, for the recipe to ask for. Its service stays up: nobody has to watch it for long."""
-    monkeypatch.setattr(swarm, "_QUIET_SECONDS", 0.2)
+    monkeypatch.setattr(ephemeral, "_QUIET_SECONDS", 0.2)
     with socket.socket() as one, socket.socket() as two:
         one.bind(("", 0))
         two.bind(("", 0))
@@ -121,7 +122,7 @@ def test_two_runs_of_a_recipe_get_ports_of_their_own(deployer: Make, numbers: di
     states = [run.settle() for run in runs]
     for state in states:
         assert set(state.ports) == {"app:22/tcp", "app:2222/tcp"}
-        with urllib.request.urlopen(f"http://127.0.0.1:{state.ports['app:2222/tcp']}/hostname", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{state.ports['app:2222/tcp']}/hostname", timeout=240) as answer:
             assert answer.status == 200
     given = [port for state in states for port in state.ports.values()]
     assert len(set(given)) == 4
@@ -144,13 +145,13 @@ def test_runs_that_need_one_port_for_themselves_run_one_after_the_other(
     assert sorted(first.settle().ports.values()) == sorted(wanted)
     behind = threading.Thread(target=second.deploy)
     behind.start()
-    until = time.monotonic() + 10
+    until = time.monotonic() + 240
     while not said and time.monotonic() < until:
         time.sleep(0.02)
-    assert said == [f"Waiting for port {min(wanted)}, which another run has"]
+    assert said == [f"Waiting for port {min(wanted)}, which another run is using"]
     assert behind.is_alive()
     assert first.teardown() == []
-    behind.join(20)
+    behind.join(240)
     assert sorted(second.settle().ports.values()) == sorted(wanted)
 
 
@@ -163,7 +164,7 @@ def test_a_port_that_something_else_has_is_named(deployer: Make, numbers: dict[s
         taken.listen()
         run = deployer("ports-ssh", env=numbers, exclusive_ports=[int(numbers["GIT_PORT"])])
         run.deploy()
-        with pytest.raises(DeployError, match="A port of app is taken on this machine") as caught:
+        with pytest.raises(DeployError, match="A port of app is already in use on this host") as caught:
             run.settle()
     assert caught.value.kind == "port_taken"
     assert numbers["GIT_PORT"] in caught.value.message
@@ -176,6 +177,6 @@ def test_an_ingress_port_that_another_service_has_is_named(deployer: Make, numbe
     wanted = [int(numbers["SSH_PORT"])]
     first, second = (deployer("ports-ssh", env=numbers, exclusive_ports=wanted) for _ in range(2))
     first.deploy()
-    with pytest.raises(DeployError, match=f"A published port is taken: .*{wanted[0]}") as caught:
+    with pytest.raises(DeployError, match=f"A published port is already in use: .*{wanted[0]}") as caught:
         second.deploy()
     assert caught.value.kind == "port_taken"

@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 
-from infra.deployers import settling
-from infra.deployers.base import Bounds, DeployError, Secret, random_secret
 from infra.deployers.compose import admission, ports, stackfile
 from infra.deployers.compose.recipe import Recipe, read_environment
+from infra.deployers.context import Bounds, Secret, random_secret
+from infra.deployers.errors import DeployError
+from infra.deployers.swarm import convergence
 from tests.infra.deployers.compose.reading import STACK, context, load, write
+
+pytestmark = pytest.mark.slow(0.1)
 
 RECIPES = Path(__file__).resolve().parents[3] / "data" / "recipes"
 APP = "services: {app: {image: x}}"
@@ -120,8 +123,8 @@ def test_the_variable_in_a_secrets_name_decides_its_modifiers(tmp_path: Path) ->
     [
         (SAMPLE.replace("charset=hex", "charset=klingon"), "unknown charset"),
         (SAMPLE.replace("length=64", "length=0"), "invalid length"),
-        (SAMPLE.replace("SECRET_PLAIN_VERSION=v1", ""), "is named ccci-0123456789ab_plain_, without a version"),
-        (SAMPLE.replace("SECRET_PLAIN_VERSION=v1", "SECRET_PLAIN_VERSION=" + "v" * 50), "has 74 characters, and Docker takes 64"),
+        (SAMPLE.replace("SECRET_PLAIN_VERSION=v1", ""), "plain has no version: ccci-0123456789ab_plain_"),
+        (SAMPLE.replace("SECRET_PLAIN_VERSION=v1", "SECRET_PLAIN_VERSION=" + "v" * 50), "has 74 characters; Docker allows 64"),
     ],
 )
 def test_secrets_that_cannot_be_made_say_why(sample: str, words: str, tmp_path: Path) -> None:
@@ -135,7 +138,7 @@ def test_files_are_read_from_inside_only(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "recipe"
     write(folder, APP, **{".env.sample": f"COMPOSE_FILE=compose.yml:{name}\n", ".git/config": APP, "../outside.yml": APP})
     (folder / "link.yml").symlink_to("../outside.yml")
-    with pytest.raises(DeployError, match="points out of the recipe") as caught:
+    with pytest.raises(DeployError, match="points outside the recipe") as caught:
         load(folder)
     assert caught.value.kind == "forbidden"
 
@@ -237,9 +240,9 @@ def test_the_version_is_that_of_app_also_when_it_is_empty_as_it_is_read_back(
         label = "" if value is None else f"coop-cloud.${{STACK_NAME}}.version={value}"
         text += f"  {name}: {{image: x, deploy: {{labels: ['{label or 'other=x'}']}}}}\n"
     read = load(write(tmp_path, text))
-    monkeypatch.setattr(settling, "listed", lambda *_, **__: [])
+    monkeypatch.setattr(convergence, "listed", lambda *_, **__: [])
     there = [{"ID": name, "Spec": {"Name": f"{STACK}_{name}", "Labels": read.labels(name)}} for name in read.services]
-    assert read.version() == settling.look(STACK, there).version == version
+    assert read.version() == convergence.poll(STACK, there).version == version
 
 
 def test_routers_of_tcp_and_udp_and_certificates_are_left_out_for_runs_alone(tmp_path: Path) -> None:
@@ -302,5 +305,5 @@ def test_the_web_port_of_several_is_the_stacks_own(tmp_path: Path) -> None:
 
 def test_a_config_whose_name_docker_does_not_take_is_named(tmp_path: Path) -> None:
     text = f"{APP}\nconfigs: {{conf: {{file: conf, name: '${{STACK_NAME}}_{'x' * 60}'}}}}"
-    with pytest.raises(DeployError, match="The name of the config conf has 78 characters, and Docker takes 64"):
+    with pytest.raises(DeployError, match="The name of the config conf has 78 characters; Docker allows 64"):
         load(write(tmp_path, text, conf="x"))

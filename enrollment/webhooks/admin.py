@@ -1,0 +1,167 @@
+"""Webhooks and their deliveries in the admin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import admin, messages
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.template.loader import render_to_string
+from django.utils.html import format_html
+from unfold.decorators import action, display
+
+from controlplane.adminsite import ReadOnlyAdmin
+from enrollment.models import Delivery, Forge, Repository, WebhookConfig
+from enrollment.webhooks.plan import WRITES
+from enrollment.webhooks.process import replay_all
+from enrollment.webhooks.reconcile import reconcile
+from enrollment.webhooks.registration import rotate
+from enrollment.webhooks.views import steps
+
+STATES = {
+    "verified": "success",
+    "registered": "info",
+    "rotating": "info",
+    "absent": "info",
+    "unhealthy": "danger",
+    "drifted": "danger",
+    "disabled": "warning",
+    "refused": "warning",
+}
+OUTCOMES = {
+    "a comment": "success",
+    "a known comment": "success",
+    "the pull request was polled": "success",
+    "to be processed": "info",
+    "nothing": "info",
+    "not needed": "info",
+    "outside the hook's scope": "warning",
+    "unreadable": "danger",
+    "failed": "danger",
+}
+
+
+def webhook_of(row: Repository) -> str:
+    """For a repository's page: the state of its hook, the manual steps, and where to get the secret."""
+    return render_to_string("enrollment/_webhook.html", steps(row))
+
+
+def reconcile_soon(forge: Forge, repository: Repository | None = None) -> None:
+    """The desired state changed: let the next pass check these hooks, whenever they were last checked."""
+    hooks = WebhookConfig.objects.filter(forge=forge)
+    if repository is not None:
+        hooks = hooks.filter(owner_id=repository.owner_id)
+    hooks.update(next_check_at=None)
+
+
+@admin.register(WebhookConfig)
+class WebhookConfigAdmin(ReadOnlyAdmin):
+    list_display = ("where", "forge", "standing", "short_reason", "state_at", "checked_at", "by_hand")
+    list_filter = ("state", "by_hand", "forge")
+    search_fields = ("owner", "repository__name", "reason", "key")
+    list_select_related = ("repository", "forge")
+    fields = (
+        "forge",
+        "repository",
+        "owner",
+        "standing",
+        "reason",
+        "state_at",
+        "url",
+        "remote_id",
+        "by_hand",
+        "ends_at",
+        "checked_at",
+        "next_check_at",
+        "created_at",
+    )
+    readonly_fields = fields
+    actions = ["put_in_order", "new_secret"]
+
+    @display(description="place")
+    def where(self, hook: WebhookConfig) -> str:
+        return hook.place
+
+    @display(description="state", label=STATES)
+    def standing(self, hook: WebhookConfig) -> str:
+        return hook.state
+
+    @display(description="reason")
+    def short_reason(self, hook: WebhookConfig) -> str:
+        return hook.reason[:120]
+
+    @action(description="Reconcile their forges' webhooks now", permissions=["act"])
+    def put_in_order(self, request: HttpRequest, queryset: QuerySet[WebhookConfig]) -> None:
+        for forge in Forge.objects.filter(enabled=True, hooks__in=queryset).distinct():
+            result = reconcile(forge, apply=True, seconds=30)
+            lines = [action.text() for action in result.actions if action.do in WRITES] + result.problems
+            self.message_user(
+                request, "; ".join([result.text(), *lines[:20]]), messages.WARNING if result.problems else messages.SUCCESS
+            )
+
+    @action(description="Rotate their secrets", permissions=["act"])
+    def new_secret(self, request: HttpRequest, queryset: QuerySet[WebhookConfig]) -> None:
+        begun, left = rotate(list(queryset.exclude(state=WebhookConfig.State.ROTATING)))
+        for forge in Forge.objects.filter(hooks__in=[hook.pk for hook in begun]).distinct():
+            result = reconcile(forge, apply=True, due_only=True, seconds=30)
+            left += result.problems
+        text = f"{len(begun)} secrets rotated; the previous ones stay valid for a while."
+        self.message_user(request, " ".join([text, *left]), messages.WARNING if left else messages.SUCCESS)
+
+
+@admin.register(Delivery)
+class DeliveryAdmin(ReadOnlyAdmin):
+    list_display = ("received_at", "forge", "event", "action", "about", "status", "result", "short_reason", "run")
+    list_filter = ("outcome", "status", "forge", ("received_at", admin.DateFieldListFilter))
+    search_fields = ("delivery_id", "reason", "repository__owner", "repository__name", "forge_comment_id")
+    list_select_related = ("forge", "repository", "comment")
+    date_hierarchy = "received_at"
+    fields = (
+        "forge",
+        "delivery_id",
+        "received_at",
+        "hook",
+        "event",
+        "action",
+        "about",
+        "forge_comment_id",
+        "status",
+        "result",
+        "reason",
+        "comment",
+        "run",
+        "handled_at",
+        "tries",
+        "body",
+    )
+    readonly_fields = fields
+    actions = ["take_again"]
+
+    @display(description="about")
+    def about(self, delivery: Delivery) -> str:
+        name = delivery.repository.full_name if delivery.repository else ""
+        return f"{name}#{delivery.number}" if delivery.number else name
+
+    @display(description="outcome", label=OUTCOMES)
+    def result(self, delivery: Delivery) -> str:
+        return Delivery.Outcome(delivery.outcome).label
+
+    @display(description="reason")
+    def short_reason(self, delivery: Delivery) -> str:
+        return delivery.reason[:120]
+
+    @display(description="run")
+    def run(self, delivery: Delivery) -> Any:
+        # Packages above attach rows to the comment; this one does not import them.
+        run = getattr(delivery.comment, "run", None)
+        return format_html('<a href="{}">{}</a>', run.get_absolute_url(), run) if run is not None else ""
+
+    @action(description="Replay (a comment never counts twice)", permissions=["act"])
+    def take_again(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> None:
+        taken, left = replay_all(queryset)
+        self.message_user(request, f"{taken} queued for replay.")
+        for line in left[:20]:
+            self.message_user(request, line, messages.WARNING)
+        if len(left) > 20:
+            self.message_user(request, f"And {len(left) - 20} more whose content was not kept.", messages.WARNING)

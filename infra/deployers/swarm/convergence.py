@@ -1,0 +1,386 @@
+"""Whether a stack has converged, and if not, whether it ever will."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from infra.deployers import messages
+from infra.deployers.context import Service
+from infra.deployers.docker.addresses import Use
+from infra.deployers.docker.api import listed
+from infra.deployers.docker.cli import LABEL_DEPLOYMENT
+from infra.deployers.errors import DeployError
+from infra.deployers.swarm import patience
+
+#: So often may a service's tasks end before it can be given up; when it is, `patience` says.
+MOST_FAILURES = 3
+#: The same where Swarm killed them since their health check stayed red. Once may be a slow start.
+MOST_UNHEALTHY = 2
+#: So long may a task stay without a node before we believe it, in seconds.
+MOST_HOMELESS = 5.0
+#: So long may it stay where it waits for an address before we ask, in seconds: where it needs nothing else, and while a node
+#: prepares it, which takes its time for other reasons too.
+MOST_NEW = 10.0
+MOST_PREPARING = 20.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task, with states as in `docker stack ps`."""
+
+    id: str
+    service: str
+    desired: str
+    state: str
+    error: str
+    current: bool = True  #: whether it was made of what its service asks for now
+
+    @property
+    def failed(self) -> bool:
+        return self.state in ("Failed", "Rejected")
+
+    @property
+    def over(self) -> bool:
+        """Whether the task has no future. (The desired state of a job's task is `Complete` from the start.)
+
+        A task that is `Ready` is started when the restart delay is over.
+        """
+        return self.desired not in ("Running", "Ready", "Complete") or self.desired == self.state == "Complete"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a service was asked to be, to tell later whether a deployment changed it."""
+
+    template: str
+    update: str  #: when its last update began; empty without one
+
+
+@dataclass
+class Poll:
+    """A stack's state at one moment."""
+
+    services: list[Service]
+    specs: dict[str, Spec]
+    marks: dict[str, str]  #: which deployment each service's spec is from
+    updates: dict[str, Mapping[str, Any]]
+    tasks: list[Task]
+    version: str
+    inspected: dict[str, Mapping[str, Any]] = field(default_factory=dict)  #: what docker says of each service
+    stack: str = ""
+
+    def short(self, name: str) -> str:
+        """A service's name in the recipe."""
+        return name.removeprefix(f"{self.stack}_")
+
+    def through(self, name: str) -> bool:
+        """Whether as many of the service's tasks run, or have completed, as requested."""
+        service = next((one for one in self.services if one.name == self.short(name)), None)
+        return service is not None and service.running >= service.wanted
+
+    def update(self, name: str) -> str:
+        """The state of a service's update. A paused one counts as completed once all requested tasks are there."""
+        state = str(self.updates[name].get("State", ""))
+        return "completed" if state == "paused" and self.through(name) and not self.left_behind(name) else state
+
+    def left_behind(self, name: str) -> bool:
+        """Whether tasks of an earlier spec are still supposed to run."""
+        return any(task.service == name and task.desired == "Running" and not task.current for task in self.tasks)
+
+    def runs_on(self, name: str) -> bool:
+        """Whether Swarm still starts tasks of the service, or lets them finish."""
+        return any(task.service == name and not task.over for task in self.tasks)
+
+
+def specs(services: list[dict[str, Any]]) -> dict[str, Spec]:
+    """The specs of inspected services, by service name in the swarm."""
+    return {service["Spec"]["Name"]: _spec(service) for service in services}
+
+
+def _spec(service: dict[str, Any]) -> Spec:
+    template = json.dumps(service["Spec"].get("TaskTemplate"), sort_keys=True)
+    return Spec(template, str((service.get("UpdateStatus") or {}).get("StartedAt", "")))
+
+
+def fingerprint(services: list[dict[str, Any]], networks: Mapping[str, str]) -> str:
+    """A hash over the specs of the inspected services, without our own deployment number.
+
+    `networks`: names of networks by id; ids change when a stack is recreated, names do not.
+    """
+    parts = []
+    for service in sorted(services, key=lambda service: str(service["Spec"]["Name"])):
+        spec = json.loads(json.dumps(service["Spec"]))
+        (spec.get("Labels") or {}).pop(LABEL_DEPLOYMENT, None)
+        template = spec.get("TaskTemplate") or {}
+        template.pop("ForceUpdate", None)
+        for network in template.get("Networks") or []:
+            network["Target"] = networks.get(network.get("Target", ""), network.get("Target", ""))
+        container = template.get("ContainerSpec") or {}
+        for kind in ("Config", "Secret"):
+            for file in container.get(f"{kind}s") or []:
+                file.pop(f"{kind}ID", None)
+        parts.append(spec)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest() if parts else ""
+
+
+def poll(stack: str, services: list[dict[str, Any]]) -> Poll:
+    """Ask docker about the tasks and containers of these inspected services."""
+    short = {service["Spec"]["Name"]: service["Spec"]["Name"].removeprefix(f"{stack}_") for service in services}
+    tasks, health = _tasks(services), _health(stack)
+    seen = [_service(short[service["Spec"]["Name"]], service, tasks, health) for service in services]
+    label = f"coop-cloud.{stack}.version"
+    labels = {service["Spec"]["Name"]: service["Spec"].get("Labels") or {} for service in services}
+    app_first = sorted(labels, key=lambda name: (short[name] != "app", name))
+    return Poll(
+        services=seen,
+        specs=specs(services),
+        marks={name: str(own.get(LABEL_DEPLOYMENT, "")) for name, own in labels.items()},
+        updates={s["Spec"]["Name"]: s.get("UpdateStatus") or {} for s in services},
+        tasks=tasks,
+        version=next((labels[name][label] for name in app_first if label in labels[name]), ""),
+        inspected={service["Spec"]["Name"]: service["Spec"] for service in services},
+        stack=stack,
+    )
+
+
+def _tasks(services: list[dict[str, Any]]) -> list[Task]:
+    """All tasks of the inspected services, newest first."""
+    if not services:
+        return []
+    by_id = {str(service["ID"]): service for service in services}
+    return [
+        Task(
+            str(task["ID"]),
+            str(by_id[task["ServiceID"]]["Spec"]["Name"]),
+            str(task["DesiredState"]).capitalize(),
+            str(task["Status"]["State"]).capitalize(),
+            str(task["Status"].get("Err") or ""),
+            _current(task, by_id[task["ServiceID"]]),
+        )
+        for task in sorted(listed("task", service=list(by_id)), key=lambda task: str(task["CreatedAt"]), reverse=True)
+        if task["ServiceID"] in by_id
+    ]
+
+
+def _current(task: Mapping[str, Any], service: Mapping[str, Any]) -> bool:
+    """Whether a task was created from its service's current spec. Swarm compares specs in the same way: a change
+    of placement alone does not count. Each update of a job starts its tasks again, in another iteration.
+    """
+    if (task.get("JobIteration") or {}).get("Index") != ((service.get("JobStatus") or {}).get("JobIteration") or {}).get("Index"):
+        return False
+    template = service["Spec"].get("TaskTemplate") or {}
+    return all(template.get(key) == value for key, value in (task.get("Spec") or {}).items() if key != "Placement")
+
+
+def _health(stack: str) -> dict[str, str]:
+    """The health of each running task by id, from Docker's status line."""
+    health = {}
+    for one in listed("container", label=[f"com.docker.stack.namespace={stack}"], status=["running"]):
+        task, status = str((one.get("Labels") or {}).get("com.docker.swarm.task.id", "")), str(one["Status"])
+        for word, meaning in (("(healthy)", "healthy"), ("(unhealthy)", "unhealthy"), ("(health: starting)", "starting")):
+            if word in status:
+                health[task] = meaning
+    return health
+
+
+def _service(name: str, service: dict[str, Any], tasks: list[Task], health: dict[str, str]) -> Service:
+    spec = service["Spec"]
+    own = [task for task in tasks if task.service == spec["Name"]]
+    now = [task for task in own if task.current]
+    wanted_tasks = [task for task in now if task.desired == "Running"]
+    mode = spec.get("Mode") or {}
+    wanted = max(len([task for task in now if task.desired in ("Running", "Complete")]), 1)  # global: as many as Swarm started
+    if "Replicated" in mode:
+        wanted = int((mode["Replicated"] or {}).get("Replicas", 1))
+    elif "ReplicatedJob" in mode:
+        wanted = int((mode["ReplicatedJob"] or {}).get("TotalCompletions") or 1)
+    running = sum(task.state == "Running" for task in wanted_tasks)
+    if not restarts(spec):  # has done its work
+        running = min(wanted, running + sum(task.state == "Complete" for task in now))
+    problem = next((task.error.removeprefix("task: ") for task in own if task.error), "")
+    return Service(
+        name,
+        wanted=wanted,
+        running=running,
+        restarts=sum(task.failed for task in own),
+        health=_worst([health[task.id] for task in wanted_tasks if task.id in health]),
+        image=str(((spec.get("TaskTemplate") or {}).get("ContainerSpec") or {}).get("Image", "")),
+        problem=problem,
+    )
+
+
+def restarts(spec: Mapping[str, Any]) -> bool:
+    """Whether Swarm restarts a task of the service that exited with 0. It never restarts completed jobs."""
+    mode = spec.get("Mode") or {}
+    policy = (spec.get("TaskTemplate") or {}).get("RestartPolicy") or {}
+    return not ("ReplicatedJob" in mode or "GlobalJob" in mode) and policy.get("Condition", "any") == "any"
+
+
+def _worst(found: list[str]) -> Literal["", "starting", "healthy", "unhealthy"]:
+    if "unhealthy" in found:
+        return "unhealthy"
+    if "starting" in found:
+        return "starting"
+    return "healthy" if found else ""
+
+
+@dataclass
+class Settler:
+    """Judges successive polls, and remembers failures that Swarm forgets.
+
+    `mark`: this deployment's number; `before`: the specs before it; `last_lines`: returns a service's last output;
+    `out_of_memory`: whether the kernel killed a service's container for lack of memory; `version`: the version to be read back;
+    `asked`: the seconds that the recipe asks for to come up; `tell`: called with each failure; `networks`: how full a service's
+    networks are.
+    """
+
+    mark: str
+    before: Mapping[str, Spec]
+    last_lines: Callable[[str], str]
+    out_of_memory: Callable[[str], bool] = lambda service: False
+    version: str = ""
+    asked: float = 0.0
+    tell: Callable[[str], None] = lambda text: None
+    networks: Callable[[str], Sequence[Use]] = lambda service: ()
+    clock: Callable[[], float] = time.monotonic
+    _failed: dict[str, dict[str, Task]] = field(default_factory=dict)
+    _homeless: dict[str, float] = field(default_factory=dict)
+    _waiting: dict[str, float] = field(default_factory=dict)
+    _old: set[str] | None = None
+
+    def __post_init__(self) -> None:
+        self._courses = patience.Courses(lambda: self.clock())
+
+    def judge(self, poll: Poll) -> bool:
+        """True when everything is as requested. Raises DeployError if it never will be."""
+        if self._old is None:  # failures of an earlier deployment are not this one's
+            self._old = {task.id for task in poll.tasks if task.failed or task.state == "Complete"} if self.before else set()
+        rolled_back = self._rolled_back(poll)
+        self._give_up(poll)
+        if rolled_back:
+            raise rolled_back
+        if not poll.services:
+            return False
+        updated = all(self._updated(name, poll) for name in poll.specs)
+        settled = updated and all(s.running == s.wanted and s.health in ("", "healthy") for s in poll.services)
+        if settled and self.version and poll.version != self.version:
+            raise DeployError(
+                "rolled_back",
+                f"The running version is {poll.version or 'unknown'}, not {self.version}, which was deployed.",
+                "Check that every service finished its update.",
+            )
+        return settled
+
+    def _updated(self, name: str, poll: Poll) -> bool:
+        """Whether a service has finished its update: the right number of tasks may still be old ones.
+
+        Swarm reports *paused* if a new task ended at once, as a job's does, and nothing if there was no task to replace, or
+        for a job. So only the tasks count: `Poll.services` counts those created from the current spec.
+        """
+        return poll.update(name) not in ("updating", "rollback_started") and not poll.left_behind(name)
+
+    def _rolled_back(self, poll: Poll) -> DeployError | None:
+        """The error for a rollback: Swarm restores the former spec and labels while the old task passes its health checks."""
+        for name, mark in poll.marks.items():
+            status = str(poll.updates[name].get("State", ""))
+            moved = poll.specs[name].update != (self.before[name].update if name in self.before else "")
+            if mark != self.mark or (moved and status.startswith("rollback")):
+                service = poll.short(name)
+                if status == "rollback_started":  # let it end, or its teardown meets half of each version
+                    return None
+                problem = next((s.problem for s in poll.services if s.name == service and s.problem), "")
+                return DeployError(
+                    "rolled_back",
+                    f"Swarm rolled {service} back by itself (silent rollback){': ' + problem if problem else ''}. "
+                    f"The old version is what answers.{self.last_lines(service)}",
+                    "Check why the new version's tasks fail.",
+                )
+            # A single new task is started again and again all the same: that is for `patience`.
+            if moved and poll.update(name) == "paused" and (poll.left_behind(name) or not poll.runs_on(name)):
+                return self._paused(name, poll)
+        return None
+
+    def _paused(self, name: str, poll: Poll) -> DeployError:
+        service, message = poll.short(name), str(poll.updates[name].get("Message", ""))
+        problem = next((s.problem for s in poll.services if s.name == service and s.problem), "")
+        return DeployError(
+            "never_healthy",
+            f"Swarm paused the update of {service}: {message}{f' ({problem})' if problem else ''}.{self.last_lines(service)}",
+            "Check why the new version's tasks fail.",
+        )
+
+    def _give_up(self, poll: Poll) -> None:
+        for task in poll.tasks:
+            service = poll.short(task.service)
+            spec = poll.inspected.get(task.service, {})
+            ended = task.failed or (task.current and task.state == "Complete" and restarts(spec))
+            if ended and task.id not in (self._old or ()) and task.id not in self._failed.get(service, {}):
+                self._failed.setdefault(service, {})[task.id] = task
+                self._courses.ended(service, task.id, _error(task))
+                self.tell(f"task of {service} {'failed' if task.failed else 'ended'}: {_error(task)}")
+            self._without_address(task, poll)
+            trouble = messages.pending(service, task.error, spec)
+            if task.state != "Pending" or not trouble:
+                self._homeless.pop(task.id, None)
+                continue
+            if self.clock() - self._homeless.setdefault(task.id, self.clock()) > MOST_HOMELESS:
+                raise trouble.error()
+        for name in poll.specs:
+            running = [t.id for t in poll.tasks if t.service == name and t.current and t.state == "Running" and not t.over]
+            self._courses.ran(poll.short(name), running)
+        for name in poll.specs:
+            if failed := self._failed.get(poll.short(name)):
+                self._judge_failures(name, [_error(task) for task in failed.values()], poll)
+
+    def _without_address(self, task: Task, poll: Poll) -> None:
+        """Raises DeployError for a task that gets no address: it stays new, or its node waits for one."""
+        most = {"New": MOST_NEW, "Assigned": MOST_PREPARING, "Accepted": MOST_PREPARING, "Preparing": MOST_PREPARING}
+        if task.over or task.state not in most:
+            self._waiting.pop(task.id, None)
+            return
+        if self.clock() - self._waiting.setdefault(task.id, self.clock()) <= most[task.state]:
+            return
+        networks = self.networks(task.service)
+        if task.state == "New" or any(one.full for one in networks):
+            raise messages.unallocated(poll.short(task.service), poll.stack, networks)
+        self._waiting[task.id] = self.clock()  # to be asked again after as long a time
+
+    def _judge_failures(self, name: str, errors: list[str], poll: Poll) -> None:
+        service, spec = poll.short(name), poll.inspected.get(name, {})
+        if not restarts(spec) and poll.through(name):  # a job that failed before it was through
+            return
+        state = str(poll.updates[name].get("State", ""))
+        moving = state == "updating" or state.startswith("rollback")
+        # In the middle of an update Swarm has not had its last word yet.
+        gone = not moving and not poll.runs_on(name)
+        known = [messages.failure(service, error, spec) for error in errors]
+        understood = next((trouble for trouble in known if trouble), None)
+        if not understood and (len(errors) > 1 or gone) and self.out_of_memory(service):
+            known = [messages.failure(service, error, spec, out_of_memory=True) for error in errors]
+            understood = known[0]
+        if understood and (gone or sum(one is not None and one.kind == understood.kind for one in known) >= understood.times):
+            raise understood.error(self.last_lines(service) if understood.kind in ("out_of_memory", "exits") else "")
+        done = [poll.short(one) for one, its in poll.inspected.items() if not restarts(its) and poll.through(one)]
+        unhealthy = sum("unhealthy" in error for error in errors) >= MOST_UNHEALTHY
+        standing = replace(self._courses.standing(service, poll.services, done, self.asked), unhealthy=unhealthy)
+        if not gone and not patience.hopeless(standing, MOST_UNHEALTHY if unhealthy else MOST_FAILURES):
+            return
+        if unhealthy:
+            raise DeployError(
+                "never_healthy",
+                f"The health check of {service} never passes: Swarm killed {len(errors)} tasks because of "
+                f"it.{self.last_lines(service)}",
+                "Try the health check's command inside the container.",
+            )
+        raise DeployError(
+            "exits", f"The service {service} keeps failing: {errors[-1]}.{self.last_lines(service)}", "See its log."
+        )
+
+
+def _error(task: Task) -> str:
+    return task.error.removeprefix("task: ") or "it exited with code 0, but should keep running"

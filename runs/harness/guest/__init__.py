@@ -1,0 +1,1 @@
+"""What a recipe's own tests see: loaded into their pytest, inside the sandbox."""

@@ -1,1 +1,0 @@
-"""What the recipe's own tests see: loaded into their pytest, inside the sandbox."""

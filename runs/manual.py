@@ -1,0 +1,54 @@
+"""Runs that a person starts from the admin, without a comment."""
+
+from __future__ import annotations
+
+from django.db import transaction
+
+from enrollment.forge_access.clients import client_for
+from enrollment.models import Repository
+from runs import approval, lifecycle, outcomes
+from runs.harness.stage_table import DEFAULT_STAGES, in_order
+from runs.models import TestRun
+
+
+class NotRepeated(Exception):
+    """The run cannot be repeated; the message says why, and what to do."""
+
+
+def stages_of(extra: bool, base: tuple[str, ...] = DEFAULT_STAGES) -> tuple[str, ...]:
+    return in_order((*base, "extra") if extra else base)
+
+
+def run_repository(row: Repository, who: str, *, extra: bool = False) -> TestRun:
+    """Create a run of the default branch's newest commit. Raises ForgeError."""
+    sha = client_for(row.forge).branch_head(row.owner, row.name, row.default_branch)
+    ref = f"refs/heads/{row.default_branch}"
+    text = f"requested in the admin by {who}"
+    return outcomes.create_run(row, sha=sha, ref=ref, stages=stages_of(extra), requested_by=who, trusted=True, text=text)
+
+
+def run_again(run: TestRun, who: str, *, extra: bool = False) -> TestRun:
+    """Create a run of the same commit with all stages, and with extra tests if asked for or if the earlier run had them.
+
+    A stranger's run keeps its approval, which is checked again before the start. Raises NotRepeated for a run that was never
+    approved or may no longer start; ForgeError if that could not be checked.
+    """
+    if refusal := approval.refuses_again(run):
+        raise NotRepeated(refusal)
+    let_go = approval.approval_of(run)
+    with transaction.atomic():
+        new = outcomes.create_run(
+            run.repository,
+            sha=run.sha,
+            ref=run.ref,
+            stages=stages_of(extra or "extra" in run.stages),
+            upgrade_from=run.upgrade_from,
+            requested_by=who,
+            trusted=run.trusted,
+            pull_request=run.pull_request,
+            retry_of=run,
+            text=f"repeats {run}, requested in the admin by {who}",
+        )
+        if let_go:
+            lifecycle.note(new, approval.APPROVED, let_go.text, **let_go.data)
+    return new

@@ -1,0 +1,18 @@
+# One request and its answer.
+read -r method path version
+scheme=http host=
+while read -r name value && [ "${name%:}" != "$name" ]; do
+    value=${value%"$(printf '\r')"}
+    case $name in
+        [Hh]ost:) host=$value ;;
+        [Xx]-[Ff]orwarded-[Pp]roto:) scheme=$value ;;
+    esac
+done
+answer() { printf 'HTTP/1.1 %s\r\n%s\r\nContent-Length: %s\r\nConnection: close\r\n\r\n%s' "$1" "$2" "${#3}" "$3"; }
+if [ "$scheme" != https ]; then
+    answer "301 Moved" "Location: https://$host$path" ""
+elif [ "$path" = /login ]; then
+    answer "200 OK" "Content-Type: text/html" "<title>Sign in</title>"
+else
+    answer "302 Found" "Location: https://$host/login" ""
+fi

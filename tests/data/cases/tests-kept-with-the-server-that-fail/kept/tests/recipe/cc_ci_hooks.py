@@ -1,0 +1,2 @@
+def before_upgrade(app):
+    assert app.exec("echo kept > /data/kept").code == 0

@@ -1,0 +1,2 @@
+def test_own(app):
+    assert app.exec("true").code == 0

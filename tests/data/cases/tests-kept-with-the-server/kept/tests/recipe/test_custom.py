@@ -1,0 +1,2 @@
+def test_kept(app):
+    assert app.exec("echo $BOTH").output.strip() == "yes"

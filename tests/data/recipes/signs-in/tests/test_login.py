@@ -1,0 +1,13 @@
+def test_somebody_signs_in(browser, app, oidc):
+    page = browser.new_page()
+    page.goto("/")
+    assert page.url.startswith(f"{oidc.issuer}/protocol/openid-connect/auth?")
+    page.get_by_label("Username").fill(oidc.user)
+    page.get_by_label("Password").fill("wrong")
+    page.get_by_role("button", name="Sign In").click()
+    assert page.get_by_text("Invalid username or password.").is_visible()
+    page.get_by_label("Username").fill(oidc.user)
+    page.get_by_label("Password").fill(oidc.password)
+    page.get_by_role("button", name="Sign In").click()
+    page.wait_for_url(f"https://{app.domain}/")
+    assert page.get_by_role("heading", name=f"Welcome, {oidc.user}").is_visible()
