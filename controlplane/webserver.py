@@ -12,6 +12,7 @@ import logging
 import resource
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
@@ -87,6 +88,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
+        self.requests_lock = threading.RLock()  # see `received`
         self.at: tuple[str, object] = ("head", None)
         self.since = time.monotonic()
 
@@ -94,12 +96,13 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         """Close connections that send the next request before this one is answered: each would take extra files and memory, and
         escape its deadline. No browser or proxy does that. (What follows a refused request is ignored.)
         """
-        taken = bool(super().received(data))
-        requests, begun = list(self.requests), self.request
-        more = begun is not None and (begun.headers_finished or begun.header_plus.strip())  # an empty line is not a request
-        if requests and (len(requests) > 1 or more) and not requests[0].error:
-            self.drop()
-        return taken
+        with self.requests_lock:  # no worker thread starts on the second request before this is decided
+            taken = bool(super().received(data))
+            begun = self.request
+            more = begun is not None and (begun.headers_finished or begun.header_plus.strip())  # an empty line is not a request
+            if self.requests and (len(self.requests) > 1 or more) and not self.requests[0].error:
+                self.drop()
+            return taken
 
     def _doing(self) -> tuple[str, object]:
         """Its state, and of which request: the next request's time starts over."""

@@ -34,8 +34,11 @@ START = """
 from controlplane import children, webserver
 webserver.SECONDS.update({seconds!r})
 webserver.CONNECTIONS, webserver.GRACE = {connections}, 300
+{also}
 children.main()
 """
+#: Between its decision and its deed, this server gives other threads time.
+DROPS_SLOWLY = "import time; drop = webserver.Channel.drop; webserver.Channel.drop = lambda one: (time.sleep(0.5), drop(one))"
 HOOK = """
 from tests.factories import RepositoryFactory, WebhookConfigFactory
 row = RepositoryFactory(forge_repo_id=3, owner="recipes", name="keycloak")
@@ -53,10 +56,10 @@ class Web:
         self.address = self.listener.getsockname()
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, connections: int = webserver.CONNECTIONS, **seconds: float) -> None:
+    def start(self, connections: int = webserver.CONNECTIONS, also: str = "", **seconds: float) -> None:
         reports, writing = os.pipe()
         words = ["web", str(os.getpid()), str(writing), str(self.listener.fileno())]
-        program = START.format(seconds=seconds, connections=connections)
+        program = START.format(seconds=seconds, connections=connections, also=also)
         self.process = subprocess.Popen(
             [sys.executable, "-c", program, *words],
             cwd=BASE_DIR,
@@ -295,7 +298,7 @@ def test_a_body_in_chunks_is_read(web: Web) -> None:
 
 def test_who_asks_on_before_the_answer_is_dropped(own: Web) -> None:
     """Each request that waits behind another one would hold a file or memory, for as long as nobody reads the answers."""
-    own.start()
+    own.start(also=DROPS_SLOWLY)
     assert own.process
     files = Path(f"/proc/{own.process.pid}/fd")
     before = len(list(files.iterdir()))

@@ -74,7 +74,7 @@ def remove(
     """Remove objects of these kinds, and wait until they are gone. Returns what is left after `seconds`.
 
     Containers of `ephemeral` deployments are killed at once, without a grace period (1 s instead of 16); others get their
-    service's grace period. `check` is called in every round.
+    service's grace period, and are removed when they have ended. `check` is called in every round.
     """
     until = time.monotonic() + seconds
     rounds, removed = 0, False
@@ -90,19 +90,22 @@ def remove(
         if "network" in left:
             proxy.leave(left["network"])
         for kind, names in left.items():
+            query = {"force": "1", "v": "1"} if kind == "container" and ephemeral else {}
             if kind == "container" and not ephemeral:
-                continue  # the Swarm stops them, their service being gone
-            if kind == "network" and not (names := egress.removable(names)):
-                continue
-            with ThreadPoolExecutor(len(names) if kind == "container" else 1) as together:  # each takes a while to be killed
-                list(together.map(partial(_remove, kind), names))
+                # Swarm stops them, their service being gone, but removes them seconds later; if Docker was restarted, never.
+                ended = () if "service" in left else listed(kind, label=owned.labels, status=["exited", "created", "dead"])
+                names = [str(one["Id"]) for one in ended]
+            elif kind == "network":
+                names = egress.removable(names)
+            with ThreadPoolExecutor(min(len(names) or 1, 16) if kind == "container" else 1) as together:  # each takes a while
+                list(together.map(partial(_remove, kind, query), names))
         rounds += 1
         time.sleep(0.1 if rounds < 20 else 0.5)
 
 
-def _remove(kind: str, name: str) -> None:
+def _remove(kind: str, query: Mapping[str, str], name: str) -> None:
     with suppress(DeployError):  # a network or volume in use says no; the next round asks again
-        api.remove(kind, name, **({"force": "1", "v": "1"} if kind == "container" else {}))
+        api.remove(kind, name, **query)
 
 
 def remove_run(installation: str, run_id: str, seconds: float = SECONDS) -> list[str]:

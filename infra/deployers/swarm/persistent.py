@@ -15,7 +15,7 @@ from infra.deployers.compose import ports, stackfile
 from infra.deployers.compose.recipe import Recipe
 from infra.deployers.docker import api, images, service_specs, stacks, volumes
 from infra.deployers.docker.api import began, inspect, listed
-from infra.deployers.docker.cli import LABEL_DEPLOYMENT, call, docker
+from infra.deployers.docker.cli import LABEL_DEPLOYMENT, docker
 from infra.deployers.docker.stacks import LABEL_STACK, Owned
 from infra.deployers.docker.volumes import Volume, Volumes
 from infra.deployers.errors import DeployError
@@ -267,21 +267,10 @@ class PersistentDeployer(SwarmDeployer):
             for service in self.owned.services()
         ]
         seconds = _STOP_SECONDS + max(grace, default=0)
-        if left := stacks.remove(self.owned, stacks.RUNNING, ephemeral=False, seconds=seconds, check=self._clear):
+        if left := stacks.remove(self.owned, stacks.RUNNING, ephemeral=False, seconds=seconds, check=self.context.check):
             raise DeployError(
                 "tool_failed", f"The stack {self.stack} did not stop: {', '.join(left)}.", "Check the Docker daemon's log."
             )
-
-    def _clear(self) -> None:
-        """Remove stopped containers once their service is gone: Swarm takes seconds for that, while the app is down.
-
-        If Docker was restarted in between, Swarm has forgotten them and never would.
-        """
-        self.context.check()
-        if self.owned.ids("service"):
-            return
-        if ended := listed("container", label=self.owned.labels, status=["exited", "created", "dead"]):
-            call("rm", *(str(one["Id"]) for one in ended))
 
     def copier(self, images: Sequence[str]) -> Volumes:
         """The copier of the app's volumes, using the first of these images that is on this host. Raises DeployError."""
