@@ -45,7 +45,7 @@ _said: dict[UUID, str] = {}
 
 
 def dispatch() -> list[TestRun]:
-    """Give this machine's free slots to the oldest queued runs, and start them."""
+    """Give this machine's free slots to the oldest queued runs, scheduled ones last, and start them."""
     claimed = _claim([*approval.ask_again(), *_let_go_of_closed()])
     for run in claimed:
         _start(run)
@@ -90,7 +90,8 @@ def _claim(held_back: Collection[TestRun] = ()) -> list[TestRun]:
         Host.objects.get_or_create(name=host)
         Host.objects.select_for_update().get(name=host)
         free = settings.CC_CI.slots - TestRun.objects.filter(state__in=HOLDING, host=host).count()
-        for run in TestRun.objects.filter(state=State.QUEUED).select_related("repository__forge").order_by("created_at"):
+        queued = TestRun.objects.filter(state=State.QUEUED).order_by("scheduled", "created_at")  # people first
+        for run in queued.select_related("repository__forge"):
             if free <= 0:
                 break
             if run in held_back:

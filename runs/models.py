@@ -32,6 +32,8 @@ HOLDING = (State.STARTING, State.RUNNING)
 #: Not ended yet.
 ACTIVE = (State.AWAITING_APPROVAL, State.QUEUED, *HOLDING)
 FINAL = (State.PASSED, State.FAILED, State.ERRORED, State.CANCELLED, State.SUPERSEDED, State.TIMED_OUT)
+#: Ended with a judgement of the recipe; all other ends are ours or somebody's wish.
+JUDGED = (State.PASSED, State.FAILED, State.TIMED_OUT)
 
 
 class RemoteExecutor(models.Model):
@@ -109,6 +111,7 @@ class TestRun(models.Model):
         max_length=200, blank=True, help_text="The published version to upgrade from; empty: the newest one."
     )
     trusted = models.BooleanField(default=False, help_text="False: a stranger's code, run in a full sandbox or not at all.")
+    scheduled = models.BooleanField(default=False, help_text="Nobody waits for it: it starts when no other run is queued.")
 
     state = models.CharField(max_length=20, choices=State.choices, default=State.QUEUED, db_index=True)
     stop_wanted = models.CharField(max_length=20, blank=True, help_text="cancelled or superseded, once asked for.")
@@ -173,6 +176,43 @@ class TestRun(models.Model):
         if self.started_at and self.finished_at:
             return (self.finished_at - self.started_at).total_seconds()
         return None
+
+
+class ScheduledRun(models.Model):
+    """That a repository's turn came: one row per night and kind, unique, so that no night has two. `runs.scheduled` writes it.
+
+    Rows of `cc-ci run-all` have no night. A row without a run says in `note` why there was nothing to run.
+    """
+
+    class Kind(models.TextChoices):
+        BRANCH = "branch", "default branch"
+        VERSION = "version", "newest published version"
+
+    repository = models.ForeignKey(Repository, on_delete=models.CASCADE, related_name="scheduled_runs")
+    kind = models.CharField(max_length=10, choices=Kind.choices)
+    night = models.DateField(null=True, blank=True, help_text="The night, or the Monday of the week, whose turn it is.")
+    extra = models.BooleanField(default=False, help_text="Whether extra tests are run.")
+    version = models.CharField(max_length=200, blank=True, help_text="The published version.")
+    run = models.ForeignKey(TestRun, null=True, blank=True, on_delete=models.CASCADE, related_name="scheduled_rows")
+    note = models.CharField(max_length=200, blank=True)
+    settled_at = models.DateTimeField(null=True, blank=True, help_text="When its verdict was compared with the one before.")
+    change = models.CharField(max_length=10, blank=True, help_text="worse or better than the run before; empty: neither.")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["-id"]
+        constraints = [models.UniqueConstraint(fields=["repository", "kind", "night"], name="one_scheduled_run_a_night")]
+        indexes = [
+            models.Index(fields=["created_at"], condition=models.Q(settled_at=None), name="scheduled_runs_to_settle"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.repository}: {self.what}"
+
+    @property
+    def what(self) -> str:
+        """What was tested, for people."""
+        return f"version {self.version}" if self.kind == self.Kind.VERSION else "default branch"
 
 
 class StageResult(models.Model):
@@ -279,6 +319,7 @@ class Report(models.Model):
         REPLY = "reply", "reply"
         RUN = "run", "comment on a run"
         STATUS = "status", "commit status"
+        ISSUE = "issue", "issue about scheduled runs"
 
     key = models.CharField(max_length=100, unique=True, help_text="Unique: the kind, and what it is about.")
     kind = models.CharField(max_length=10, choices=Kind.choices)

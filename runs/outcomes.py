@@ -79,6 +79,7 @@ def create_run(
     text: str = "",
     state: State = State.QUEUED,
     upgrade_from: str = "",
+    scheduled: bool = False,
 ) -> TestRun:
     """Create a run that is queued or awaits approval, with its first event and its reports, in one transaction."""
     with transaction.atomic():
@@ -94,6 +95,7 @@ def create_run(
             upgrade_from=upgrade_from,
             requested_by=requested_by[:255],
             trusted=trusted,
+            scheduled=scheduled,
             state=state,
         )
         lifecycle.note(run, state, text)

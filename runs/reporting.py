@@ -93,7 +93,8 @@ def enqueue_run(run: TestRun) -> None:
         links = {"run": run, "pull_request": run.pull_request, "repository": run.repository}
         _want(f"run:{run.pull_request_id}", Report.Kind.RUN, {"body": body, "phase": phase}, marker, **links)
     # Anybody can create a waiting run for any commit: it must not affect the commit's status before it is approved.
-    of_commit = TestRun.objects.filter(repository=run.repository_id, sha=run.sha, events__kind=State.QUEUED)
+    # Nobody asked for a scheduled run: the status remains that of the run that somebody did ask for.
+    of_commit = TestRun.objects.filter(repository=run.repository_id, sha=run.sha, scheduled=False, events__kind=State.QUEUED)
     if of_commit.filter(pk=run.pk).exists() and not of_commit.filter(created_at__gt=run.created_at).exists():
         state = STATUS.get(State(run.state), "pending")
         wanted = {"sha": run.sha, "state": state, "description": render.description(run), "target_url": run.url}
@@ -107,8 +108,10 @@ def on_run_moved(sender: object, run: TestRun, **kwargs: object) -> None:
 
 
 def ahead_of(run: TestRun) -> int:
-    """The number of runs queued before this one."""
-    return TestRun.objects.filter(state=State.QUEUED, created_at__lt=run.created_at).count()
+    """The number of runs that start before this one: the older ones, and for a scheduled run all that people asked for."""
+    queued = TestRun.objects.filter(state=State.QUEUED)
+    before = queued.filter(created_at__lt=run.created_at, scheduled=run.scheduled)
+    return before.count() + (queued.filter(scheduled=False).count() if run.scheduled else 0)
 
 
 def _want(key: str, kind: Report.Kind, wanted: dict[str, Any], marker: str, **links: Any) -> None:

@@ -13,8 +13,8 @@ from django.utils import timezone
 
 from enrollment.fakeforge.faults import Fault
 from enrollment.models import Forge
-from runs import dispatcher, lifecycle, manual
-from runs.models import RunEvent, State, TestRun
+from runs import dispatcher, lifecycle, manual, outcomes, reporting
+from runs.models import Report, RunEvent, State, TestRun
 from tests.factories import TestRunFactory
 from tests.world import World
 
@@ -200,3 +200,18 @@ def test_looking_at_runs_is_no_right_to_repeat_one(world: World, admin_client: C
     assert TestRun.objects.count() == 1
     viewer.user_permissions.add(Permission.objects.get(codename="add_testrun"))
     repeat(client, run)
+
+
+def test_scheduled_runs_start_when_nobody_else_waits_and_leave_the_commits_status_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings.CC_CI, "slots", 1)
+    monkeypatch.setattr(dispatcher, "_start", lambda run: None)
+    asked = TestRunFactory(state=State.PASSED)
+    nightly = outcomes.create_run(
+        asked.repository, sha=asked.sha, ref="refs/heads/main", stages=("install",), requested_by="", trusted=True, scheduled=True
+    )
+    person = TestRunFactory()
+    assert reporting.ahead_of(nightly) == 1 and reporting.ahead_of(person) == 0
+    assert not Report.objects.filter(kind=Report.Kind.STATUS).exists()
+    assert dispatcher.dispatch() == [person]
+    lifecycle.move(person, "pass")
+    assert dispatcher.dispatch() == [nightly]
