@@ -77,8 +77,8 @@ class RemoteExecutorForm(AddressForm):
 @admin.register(RemoteExecutor)
 class RemoteExecutorAdmin(ModelAdmin):
     form = RemoteExecutorForm
-    list_display = ("name", "kind", "url", "repository", "failures", "last_error")
-    readonly_fields = ("failures", "open_until", "last_error")
+    list_display = ("name", "kind", "version", "url", "repository", "failures", "last_error")
+    readonly_fields = ("version", "capabilities", "failures", "open_until", "last_error")
     actions = ["check_now"]
 
     def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:

@@ -41,10 +41,11 @@ class RemoteExecutor(models.Model):
 
     class Kind(models.TextChoices):
         DRONE = "drone", "Drone"
+        WOODPECKER = "woodpecker", "Woodpecker"
 
     name = models.CharField(max_length=100, unique=True)
     kind = models.CharField(max_length=20, choices=Kind.choices, default=Kind.DRONE)
-    url = models.CharField(max_length=200, help_text="Such as https://drone.example.org, without /api.")
+    url = models.CharField("URL", max_length=200, help_text="Such as https://drone.example.org, without /api.")
     token = EncryptedTextField(blank=True, default="")
     repository = models.CharField(max_length=255, help_text="OWNER/REPO of the runner repository, which holds the pipeline.")
     branch = models.CharField(max_length=255, default="main", help_text="The branch whose pipeline is used.")
@@ -58,6 +59,8 @@ class RemoteExecutor(models.Model):
     failures = models.PositiveIntegerField(default=0, editable=False, help_text="Failed requests in a row.")
     open_until = models.DateTimeField(null=True, blank=True, editable=False, help_text="No requests until then.")
     last_error = models.CharField(max_length=500, blank=True, editable=False)
+    version = models.CharField(max_length=50, blank=True, editable=False, help_text="The server's, when it was last checked.")
+    capabilities = models.JSONField(default=list, editable=False, help_text="What it can do, when it was last checked.")
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:

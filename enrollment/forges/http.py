@@ -6,20 +6,25 @@ client for three requests opens no connection of its own. A child process starts
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
+import socket
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from http.client import HTTPResponse
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from enrollment.forges.base import (
     Ask,
@@ -36,6 +41,9 @@ from enrollment.forges.base import (
 )
 
 MAX_BODY = 32 * 1024 * 1024
+#: The most values in a JSON response: they may take some 200 MB of memory.
+MAX_VALUES = 1_000_000
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 DAY = 24 * 3600
 #: The response of Go's library for a missing route: from an older forge, or the proxy of one that is down.
 NO_ROUTE = "404 page not found"
@@ -45,7 +53,7 @@ KEPT = 8
 
 class Http:
     """Requests to the API at one address, for one client. `api` is its path, `ask_of` returns the kind of a request by method
-    and path.
+    and path, `message_of` what an error's response says, None if it is not the server's own.
     """
 
     def __init__(
@@ -56,9 +64,10 @@ class Http:
         timeout: float,
         gate: Gate | None,
         ask_of: Callable[[str, str], Ask],
+        message_of: Callable[[requests.Response], str | None] | None = None,
     ) -> None:
         self.address, self.api, self.headers, self.timeout, self.gate = url + api, api, headers, timeout, gate
-        self.ask_of = ask_of
+        self.ask_of, self.message_of = ask_of, message_of or _message
         self.server_time: datetime | None = None
 
     def once(
@@ -98,15 +107,15 @@ class Http:
                 allow_redirects=method == "GET",
             )
             with response:
-                response._content = _body(response, time.monotonic() + self.timeout)
-        except requests.Timeout:
-            raise Unavailable(f"{where}: no response within {self.timeout:g} s") from None
+                response._content = _body(response)
+        except (requests.Timeout, TimeoutError):
+            raise Unavailable(f"{where}: no whole response within {self.timeout:g} s") from None
         except (requests.RequestException, OSError) as error:
             raise Unavailable(f"{where}: {_reason(error)}") from None
         except ValueError as error:  # such as an address in a redirection that is none
             raise Garbage(f"{where}: the answer cannot be read: {error}") from None
         self._note_time(response)
-        refusal = _error(where, response, self.api)
+        refusal = _error(where, response, self.api, self.message_of(response) if response.status_code >= 300 else None)
         if refusal:
             raise refusal
         return response
@@ -119,6 +128,57 @@ class Http:
 
 
 # --- connections
+
+
+class _Until(io.RawIOBase):
+    """What comes through a socket, until a response's time is over: the socket's own limit is for each read only."""
+
+    def __init__(self, raw: io.RawIOBase, sock: socket.socket, until: float) -> None:
+        self._raw, self._sock, self._until = raw, sock, until
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the whole response took too long")
+        self._sock.settimeout(left)
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Response(HTTPResponse):
+    """Head and body have to come within the read timeout together, from when the request was sent."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **more: Any) -> None:
+        super().__init__(sock, *args, **more)
+        if seconds := sock.gettimeout():
+            until = time.monotonic() + seconds
+            self.fp = io.BufferedReader(_Until(self.fp.detach(), sock, until))
+
+
+class _HttpPool(HTTPConnectionPool):
+    ConnectionCls = type("Connection", (HTTPConnectionPool.ConnectionCls,), {"response_class": _Response})
+
+
+class _HttpsPool(HTTPSConnectionPool):
+    ConnectionCls = type("Connection", (HTTPSConnectionPool.ConnectionCls,), {"response_class": _Response})
+
+
+class _Adapter(HTTPAdapter):
+    def init_poolmanager(self, *args: Any, **more: Any) -> None:
+        super().init_poolmanager(*args, **more)
+        self.poolmanager.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
+
+    def proxy_manager_for(self, *args: Any, **more: Any) -> Any:
+        manager = super().proxy_manager_for(*args, **more)
+        manager.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
+        return manager
+
 
 _kept = threading.local()
 
@@ -147,7 +207,7 @@ def session_for(address: str) -> requests.Session:
     if session is None:
         session = _Session()
         for scheme in ("http://", "https://"):
-            session.mount(scheme, HTTPAdapter(pool_connections=2, pool_maxsize=2))
+            session.mount(scheme, _Adapter(pool_connections=2, pool_maxsize=2))
         while len(sessions) >= KEPT:
             sessions.popitem(last=False)[1].close()
     sessions[address] = session
@@ -157,24 +217,21 @@ def session_for(address: str) -> requests.Session:
 # --- responses
 
 
-def _body(response: requests.Response, deadline: float) -> bytes:
-    """The body, limited in size and total time: a forge may be slow byte by byte."""
+def _body(response: requests.Response) -> bytes:
+    """The body, limited in size."""
     parts, size = [], 0
     for part in response.iter_content(64 * 1024):
         size += len(part)
         if size > MAX_BODY:
             raise Garbage("a response of more than 32 MB")
-        if time.monotonic() > deadline:
-            raise requests.Timeout
         parts.append(part)
     return b"".join(parts)
 
 
-def _error(where: str, response: requests.Response, api: str) -> ForgeError | None:
+def _error(where: str, response: requests.Response, api: str, said: str | None) -> ForgeError | None:
     status = response.status_code
     if status < 300:
         return None
-    said = _message(response)
     text = f"{where}: {status}{f' ({said})' if said else ''}"
     if status < 400:
         if f"{api}/" not in response.headers.get("Location", ""):
@@ -230,19 +287,27 @@ def storable(value: Any) -> Any:
 
 def json_of(response: requests.Response) -> Any:
     """The decoded JSON of a response. Raises Garbage."""
+    if len(response.content) > MAX_VALUES and _values(response.content) > MAX_VALUES:
+        raise Garbage(f"{urlsplit(response.url).path}: the response has more than {MAX_VALUES} values")
     try:
         return storable(json.loads(response.content))
     except (ValueError, RecursionError):
         raise Garbage(f"{urlsplit(response.url).path}: the response is not valid JSON") from None
 
 
+def _values(content: bytes) -> int:
+    """At least as many as the JSON has values. Each takes memory, 50 times what `{}` takes here."""
+    rest = _STRING.sub(b"", content)
+    return 1 + sum(map(rest.count, (b",", b"[", b"{")))
+
+
 def _message(response: requests.Response) -> str | None:
     """The forge's error message; None if the response is not in a forge's format, JSON with a `message`."""
     try:
-        message = response.json()["message"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        message = json_of(response)["message"]
+    except (Garbage, KeyError, TypeError):
         return None
-    return str(storable(message))[:200] if isinstance(message, str) else None
+    return message[:200] if isinstance(message, str) else None
 
 
 def _reason(error: BaseException) -> str:

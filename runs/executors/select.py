@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from enrollment.models import Repository
 from runs.executors.base import Executor, ExecutorError
-from runs.executors.drone import DroneExecutor
+from runs.executors.builds import BuildExecutor
+from runs.executors.drone import Drone
+from runs.executors.engine import Engine
 from runs.executors.local import LocalExecutor
+from runs.executors.woodpecker import Woodpecker
 from runs.models import ExecutorChoice, RemoteExecutor, TestRun
 
-KINDS = {RemoteExecutor.Kind.DRONE: DroneExecutor}
+#: What each kind of executor is.
+ENGINES: dict[str, type[Engine]] = {RemoteExecutor.Kind.DRONE: Drone, RemoteExecutor.Kind.WOODPECKER: Woodpecker}
 
 
 def choose(repository: Repository) -> RemoteExecutor | None:
@@ -25,4 +29,4 @@ def executor_for(run: TestRun) -> Executor:
         return LocalExecutor()
     if run.executor is None:
         raise ExecutorError(f"the executor {run.executor_name} was removed while it had this run: ask for a new run")
-    return KINDS[RemoteExecutor.Kind(run.executor.kind)](run.executor)
+    return BuildExecutor(run.executor, ENGINES[run.executor.kind])

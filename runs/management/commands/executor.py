@@ -72,7 +72,9 @@ class Command(BaseCommand):
             used = [f"all of {forge}" for forge in row.forges.all()]
             used += [choice.repository.full_name for choice in row.choices.select_related("repository")]
             state = row.last_error if row.failures else "healthy"
-            self.stdout.write(f"{row.name}\t{row.kind}\t{row.url}\t{row.repository}\t{', '.join(used) or 'not used'}\t{state}")
+            able = ", ".join(row.capabilities) or "not checked"
+            line = (row.name, row.kind, row.url, row.repository, ", ".join(used) or "not used", state, row.version, able)
+            self.stdout.write("\t".join(line))
         here = ExecutorChoice.objects.filter(executor=None).select_related("repository")
         names = ", ".join(choice.repository.full_name for choice in here)
         self.stdout.write(f"{LOCAL}\tthis machine\t{names or 'everything else'}{', and everything else' if names else ''}")

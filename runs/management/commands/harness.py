@@ -1,4 +1,4 @@
-"""`cc-ci harness`: a whole run in the foreground of a build of Drone, described by the environment; without a database."""
+"""`cc-ci harness`: a whole run in the foreground of a build on a CI server, described by its environment; without a database."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ REQUEST_BYTES = 1 << 20
 #: Lengths of texts and lists for results that are too long, to be tried in turn.
 SHORTER = ((4000, 1 << 30), (1000, 1 << 30), (200, 1 << 30), (200, 1000), (200, 100), (100, 10))
 CUT = "== This is too long for the log of a build, and is cut here."
-_USAGE = "Set CC_CI_RECIPE to the recipe's clone URL, or let cc-ci start the build (docs/executors/drone.md)."
+_USAGE = "Set CC_CI_RECIPE to the recipe's clone URL, or let cc-ci start the build (docs/executors/)."
 
 
 class Command(BaseCommand):
     help = "Test a recipe as a build's step: what to run is in the environment."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.epilog = "Environment and pipeline: docs/executors/drone.md."
+        parser.epilog = "Environment and pipeline: docs/executors/drone.md and docs/executors/woodpecker.md."
 
     def handle(self, *args: Any, **options: Any) -> None:
         environ = os.environ
@@ -64,7 +64,7 @@ class Command(BaseCommand):
         try:
             if _works(folder):
                 raise CommandError(
-                    "Another build of this run still works on this machine: cancel it on Drone's page, or wait for its end.",
+                    "Another build of this run still works on this machine: cancel it on its page, or wait for its end.",
                     returncode=MISUSE,
                 )
             lock = hold(_lock(folder))
@@ -103,7 +103,7 @@ class Report:
     def show(self, folder: RunFolder) -> None:
         """Print what is new."""
         if os.getppid() != self._parent:
-            # Drone's runner killed the shell that started us: stop, and tear down.
+            # The runner killed the shell that started us: stop, and tear down.
             self._cancel()
         self._show_log()
         for event in folder.events(self._seen):
@@ -196,19 +196,23 @@ def _shortened(value: Any, longest: int, most: int) -> Any:
 
 
 def _settings_problem(environ: Mapping[str, str]) -> str:
-    """What Drone's variables show to be unsafe about the runner; empty if nothing."""
-    event, repository = environ.get("DRONE_BUILD_EVENT") or "custom", environ.get("DRONE_REPO") or "OWNER/REPO"
-    if event != "custom":
+    """What the server's variables show to be unsafe about the runner; empty if nothing."""
+    if environ.get("CI") == "woodpecker":
+        event, usual = environ.get("CI_PIPELINE_EVENT"), "manual"
+        limit = "Let the pipeline run `when: event: manual` only, and switch off Allow Pull Requests in Woodpecker."
+        private = environ.get("CI_REPO_PRIVATE") == "true"
+        hide = "Make it private at the forge, and set its visibility to Private in Woodpecker."
+    else:
+        event, usual = environ.get("DRONE_BUILD_EVENT") or "custom", "custom"
+        limit = "Set in the runner's environment:\n  DRONE_LIMIT_EVENTS=custom"
+        private = (environ.get("DRONE_REPO_VISIBILITY") or "private") == "private"
+        hide = f"Type:\n  drone repo update --visibility private {environ.get('DRONE_REPO') or 'OWNER/REPO'}"
+    if event != usual:
         return (
-            f"This is a build for the event {event!r}, and cc-ci starts only custom ones. Whoever can cause others gets a shell "
-            "on this machine. Set in the runner's environment:\n  DRONE_LIMIT_EVENTS=custom"
+            f"This is a build for the event {event!r}, and cc-ci starts only {usual} ones. Whoever can cause others gets a shell "
+            f"on this machine. {limit}"
         )
-    if (environ.get("DRONE_REPO_VISIBILITY") or "private") != "private":
-        return (
-            "Drone shows the builds of the runner repository to others, with the keys that sign reports. Type:\n"
-            f"  drone repo update --visibility private {repository}"
-        )
-    return ""
+    return "" if private else f"Others see the builds of the runner repository, with the keys that sign reports. {hide}"
 
 
 def request_from(environ: Mapping[str, str]) -> Request:
@@ -254,7 +258,7 @@ def _unpack(packed: str) -> dict[str, Any]:
 
 
 def _by_hand(environ: Mapping[str, str]) -> dict[str, Any]:
-    """A request for what a person typed on Drone's page."""
+    """A request for what a person typed on the server's page."""
     url, ref, sha = (environ.get(name, "").strip() for name in ("CC_CI_RECIPE", "CC_CI_REF", "CC_CI_SHA"))
     if "://" not in url:
         raise CommandError(f"Nothing to test. {_USAGE}", returncode=MISUSE)
@@ -275,7 +279,7 @@ def _by_hand(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def credential(environ: Mapping[str, str], request: Request) -> dict[str, str]:
-    """The secrets that the harness gets: those of this machine's settings, and those of Drone."""
+    """The secrets that the harness gets: those of this machine's settings, and those of the server."""
     urls = [source.url for source in (request.source, request.base, request.tests) if source]
     found = shared_credential() | _git_credential(environ, urls)
     if logins := environ.get("CC_CI_REGISTRY_LOGINS", ""):
@@ -286,13 +290,19 @@ def credential(environ: Mapping[str, str], request: Request) -> dict[str, str]:
 def _git_credential(environ: Mapping[str, str], urls: Sequence[str]) -> dict[str, str]:
     """The login for the forge, for repositories there only: whoever may start builds chooses the addresses.
 
-    The forge is that of the runner repository: Drone sets its address, and no parameter can.
+    The forge is that of the runner repository, whose address the server sets (Drone), or the pipeline (Woodpecker); of both
+    variables no parameter can be the only one.
     """
-    token, forge = environ.get("CC_CI_GIT_TOKEN", ""), urlsplit(environ.get("DRONE_GIT_HTTP_URL", ""))
-    places = {(urlsplit(url).scheme, urlsplit(url).netloc) for url in urls}
-    if not token or not forge.netloc or places != {(forge.scheme, forge.netloc)}:
+    token = environ.get("CC_CI_GIT_TOKEN", "")
+    forges = {_place(environ[name]) for name in ("DRONE_GIT_HTTP_URL", "CI_REPO_CLONE_URL") if environ.get(name)}
+    if not token or len(forges) != 1 or forges != set(map(_place, urls)) or "" in next(iter(forges)):
         return {}
     return {"git_username": environ.get("CC_CI_GIT_USERNAME", "") or "cc-ci", "git_token": token}
+
+
+def _place(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc
 
 
 def builds() -> Path:
@@ -306,7 +316,7 @@ def _lock(folder: RunFolder) -> Path:
 
 
 def _works(folder: RunFolder) -> bool:
-    """Whether a build is at work there: its harness, or we for it. After a Restart on Drone's page, the folder is the same."""
+    """Whether a build is at work there: its harness, or we for it. After a restart by hand, the folder is the same."""
     try:
         os.close(hold(_lock(folder)))
     except AlreadyRunning:

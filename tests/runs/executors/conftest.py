@@ -1,4 +1,4 @@
-"""A fake Drone, and cc-ci's row for it."""
+"""Fake CI servers, and cc-ci's rows for them."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ from pathlib import Path
 
 import pytest
 
-from runs.executors import drone
+from runs.executors import builds
 from runs.models import RemoteExecutor
-from tests.runs.executors.fake_drone import FakeDrone
+from tests.runs.executors.fakes import FakeDrone, FakeServer, FakeWoodpecker
+
+FAKES = {"drone": FakeDrone, "woodpecker": FakeWoodpecker}
 
 
 @pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDrone]:
+def fake(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
+    """A Drone, or of the kind that the test asks for."""
     for name, seconds in (("SOONEST", 0.0), ("LATEST", 0.0), ("LIVE", 0.1)):
-        monkeypatch.setattr(drone, name, seconds)
+        monkeypatch.setattr(builds, name, seconds)
     monkeypatch.setattr(os, "fsync", lambda handle: None)  # nobody cuts the power here
-    server = FakeDrone(tmp_path / "drone")
+    server = FAKES[getattr(request, "param", "drone")](tmp_path / "server")
     yield server
     server.close()
 
 
-def row_for(server: FakeDrone, **more: object) -> RemoteExecutor:
-    fields = {"name": "drone", "url": server.url, "token": server.token, "repository": server.repository, "branch": "main"}
-    return RemoteExecutor.objects.create(**{**fields, **more})
+def row_for(server: FakeServer, **more: object) -> RemoteExecutor:
+    fields = {"name": server.kind, "kind": server.kind, "url": server.url, "token": server.token}
+    return RemoteExecutor.objects.create(**{**fields, "repository": server.repository, "branch": "main", **more})

@@ -13,7 +13,7 @@ from runs.executors.marked_lines import Writer
 from runs.harness.protocol import Event, Results, StageResult, Verdict
 from runs.models import RemoteExecutor, State, TestRun
 from tests.factories import RunEventFactory, TestRunFactory
-from tests.runs.executors.fake_drone import Build, FakeDrone, Script
+from tests.runs.executors.fakes import Build, FakeServer, Script
 
 
 def claimed(row: RemoteExecutor, **more: Any) -> TestRun:
@@ -44,22 +44,22 @@ def report_of(
     return [f"{line}\n" for line in lines]
 
 
-def run_to_end(drone: FakeDrone, build: Build, lines: list[str], status: str = "success") -> None:
+def run_to_end(server: FakeServer, build: Build, lines: list[str], status: str = "success") -> None:
     build.status = build.step.status = "running"
     build.started = 1
     build.step.lines += lines
-    drone.end(build, status)
+    server.end(build, status)
 
 
 def reports(verdict: Verdict = Verdict.PASSED, **more: Any) -> Script:
     """A build that reports this verdict at once."""
 
-    def script(drone: FakeDrone, build: Build) -> None:
+    def script(server: FakeServer, build: Build) -> None:
         status = "success" if verdict is Verdict.PASSED else "failure"
-        run_to_end(drone, build, ["hello\n", *report_of(build, verdict, **more)], status)
+        run_to_end(server, build, ["hello\n", *report_of(build, verdict, **more)], status)
 
     return script
 
 
-def does_nothing(drone: FakeDrone, build: Build) -> None:
+def does_nothing(server: FakeServer, build: Build) -> None:
     """A build that waits for a runner."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from io import StringIO
 from pathlib import Path
 
@@ -15,16 +16,21 @@ from controlplane.cli import Exit
 from enrollment.models import Repository
 from runs.executors import check
 from runs.executors.check import pipeline_problem
-from runs.executors.select import choose
+from runs.executors.drone import Drone
+from runs.executors.engine import CAPABILITIES
+from runs.executors.select import ENGINES, choose
+from runs.executors.woodpecker import Woodpecker
 from runs.models import ExecutorChoice, RemoteExecutor, State, TestRun
 from tests.factories import RepositoryFactory
 from tests.runs.executors.conftest import row_for
-from tests.runs.executors.fake_drone import FakeDrone
+from tests.runs.executors.fakes import FakeServer
 from tests.runs.executors.scripts import claimed
+from tests.runs.executors.test_builds import BOTH
 from tests.world import World
 
 pytestmark = [pytest.mark.django_db, pytest.mark.slow(0.3)]
 
+DOCS = Path(check.__file__).parents[2] / "docs" / "executors"
 PIPELINE = "kind: pipeline\ntype: exec\nname: t\ntrigger:\n  event: [custom]\nsteps:\n- name: t\n  commands: [cc-ci harness]\n"
 BOMB = "l0: &l0 [x]\n" + "".join(f"l{n + 1}: &l{n + 1} [{', '.join([f'*l{n}'] * 10)}]\n" for n in range(9))
 
@@ -36,7 +42,7 @@ def typed(*words: str) -> str:
 
 
 @pytest.fixture
-def row(fake: FakeDrone, data_dir: Path) -> RemoteExecutor:
+def row(fake: FakeServer, data_dir: Path) -> RemoteExecutor:
     return row_for(fake)
 
 
@@ -52,11 +58,12 @@ def test_the_repositorys_choice_precedes_its_forges_and_this_machine_is_the_defa
     assert choose(repository) == row
 
 
-def test_an_executor_is_added_used_and_left_by_command(fake: FakeDrone, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@BOTH
+def test_an_executor_is_added_used_and_left_by_command(fake: FakeServer, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     repository: Repository = RepositoryFactory()
     monkeypatch.setenv("DRONE", fake.token)
-    text = typed("add", "ours", "--url", fake.url, "--repository", fake.repository, "--token-env", "DRONE")
-    assert "Added ours." in text and "ok: executor ours: Drone at" in text
+    text = typed("add", "ours", "--kind", fake.kind, "--url", fake.url, "--repository", fake.repository, "--token-env", "DRONE")
+    assert "Added ours." in text and f"ok: executor ours: {ENGINES[fake.kind].label}" in text
     row = RemoteExecutor.objects.get()
     assert row.reveal_token() == fake.token
     assert fake.token not in text + repr(row.token)
@@ -64,7 +71,7 @@ def test_an_executor_is_added_used_and_left_by_command(fake: FakeDrone, data_dir
     assert choose(repository) == row
     typed("use", "local", "--repository", repository.full_name)
     assert choose(repository) is None
-    assert f"ours\tdrone\t{fake.url}" in typed("list")
+    assert f"ours\t{fake.kind}\t{fake.url}" in typed("list")
     typed("use", "ours", "--repository", repository.full_name, "--inherit")
     assert choose(repository) == row
     typed("use", "local")
@@ -73,22 +80,23 @@ def test_an_executor_is_added_used_and_left_by_command(fake: FakeDrone, data_dir
         typed("use", "our")
 
 
+@BOTH
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
         ("token", "another", "does not accept the token"),
         ("repository", "ci/renamed", "sees no repository ci/runner"),
-        ("active", False, "is disabled in Drone"),
+        ("active", False, "is disabled in"),
         ("write", False, "may not start builds"),
-        ("visibility", "public", "is public in Drone"),
-        ("visibility", "internal", "is internal in Drone"),
-        ("visibility", None, "is public in Drone"),
+        ("visibility", "public", "is public in"),
+        ("visibility", "internal", "is internal in"),
+        ("visibility", None, "is public in"),
         ("closed", False, "pull requests and forks of ci/runner"),
         ("timeout", 15, "ends builds of ci/runner after 15 minutes"),
     ],
 )
 def test_each_trap_is_found_beforehand_with_what_to_do(
-    row: RemoteExecutor, fake: FakeDrone, name: str, value: object, words: str
+    row: RemoteExecutor, fake: FakeServer, name: str, value: object, words: str
 ) -> None:
     setattr(fake, name, value)
     found = [finding for finding in check.check_executors() if finding.level != "ok"]
@@ -105,22 +113,24 @@ def test_a_server_that_is_down_is_found(row: RemoteExecutor) -> None:
     assert (finding.level, "does not answer" in finding.text) == ("error", True)
 
 
-def test_builds_that_no_runner_takes_are_found(row: RemoteExecutor, fake: FakeDrone) -> None:
+def test_builds_that_no_runner_takes_are_found(row: RemoteExecutor, fake: FakeServer) -> None:
     fake.script = lambda fake, build: None
-    fake.create([])
+    fake.create({})
     assert all(finding.level == "ok" for finding in check.check_executors())
     fake.builds[0].created -= 700
     assert "waiting for a runner" in next(iter(check.check_executors())).text
 
 
-def test_the_pipeline_is_read_at_our_forge(world: World, fake: FakeDrone) -> None:
+@BOTH
+def test_the_pipeline_is_read_at_our_forge(world: World, fake: FakeServer) -> None:
     row_for(fake)
     fake.secrets["forge"] = f"{world.server.url}/ci/runner.git"
-    assert "has no .drone.yml" in next(iter(check.check_executors())).text
+    assert f"has no {fake.file}" in next(iter(check.check_executors())).text
+    right = PIPELINE if fake.kind == "drone" else f"when: {{event: manual}}\n{STEP}"
     world.remote.add_org("ci", world.admin)
-    repo = world.remote.add_repo("ci", "runner", files={".drone.yml": PIPELINE.replace("custom", "push")})
-    assert "add `custom`" in next(iter(check.check_executors())).text
-    world.remote.push(repo, "main", {".drone.yml": PIPELINE}, "Fix", world.admin)
+    repo = world.remote.add_repo("ci", "runner", files={fake.file: right.replace(fake.event, "push")})
+    assert f"{fake.event}`" in next(iter(check.check_executors())).text
+    world.remote.push(repo, "main", {fake.file: right}, "Fix", world.admin)
     assert [finding.level for finding in check.check_executors()] == ["ok"]
 
 
@@ -153,18 +163,78 @@ def test_the_pipeline_is_read_at_our_forge(world: World, fake: FakeDrone) -> Non
     ],
 )
 def test_a_pipeline_that_would_not_run_is_found(text: str, words: str) -> None:
-    assert words in pipeline_problem(text, "main")
-    assert bool(words) == bool(pipeline_problem(text, "main"))
+    found = pipeline_problem(Drone, text, "main")
+    assert words in found
+    assert bool(words) == bool(found)
 
 
-def test_the_pipeline_of_the_docs_runs() -> None:
-    text = (Path(check.__file__).parents[2] / "docs" / "executors" / "drone.md").read_text()
+STEP = "steps:\n- name: t\n  commands: [cc-ci harness]\n"
+LOGIN = "  environment: {CC_CI_GIT_TOKEN: {from_secret: x}"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (f"when: {{event: manual}}\n{STEP}", ""),
+        (f"when:\n- event: [push]\n- event: [cron, manual]\n  branch: main\n{STEP}", ""),
+        (STEP, ""),
+        (f"when: 5\n{STEP}", ""),
+        ("when: {event: manual}\nsteps:\n  t: {commands: [cc-ci harness]}\n", ""),
+        (f"when: {{event: [push, pull_request]}}\n{STEP}", "add `event: manual`"),
+        ("when: [7]\nsteps: 7\n# harness", ""),
+        (f"when: []\n{STEP}", ""),
+        (f"when: {{event: manual, branch: other}}\n{STEP}", "of the branch main"),
+        (f"when:\n- event: manual\n  branch: other\n- event: push\n{STEP}", "of the branch main"),
+        (f"{STEP}{LOGIN}}}\n", "could send CC_CI_GIT_TOKEN anywhere"),
+        (f"{STEP}{LOGIN}, CI_REPO_CLONE_URL: x}}\n", "could send CC_CI_GIT_TOKEN anywhere"),
+        (f"{STEP}{LOGIN}, CI_REPO_CLONE_URL: '${{CI_REPO_CLONE_URL}}'}}\n", ""),
+        (f"{STEP}  environment: {{STAGES: x}}\n", "hides the build's parameter STAGES"),
+        ("when: {event: manual}\nsteps: [{name: t, commands: [make]}]\n", "no step calls"),
+        ("kind: pipeline\n", "it has no steps"),
+        ("", "it has no steps"),
+        ("a: [", "invalid YAML"),
+        (f"{STEP}{BOMB}", "invalid YAML"),
+    ],
+)
+def test_a_pipeline_of_woodpecker_that_would_not_run_is_found(text: str, words: str) -> None:
+    found = pipeline_problem(Woodpecker, text, "main")
+    assert words in found
+    assert bool(words) == bool(found)
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+def test_the_pipeline_of_the_docs_runs(kind: str) -> None:
+    text = (DOCS / f"{kind}.md").read_text()
     pipelines = [part.split("```")[0] for part in text.split("```yaml\n")[1:]]
     assert pipelines
-    assert [pipeline_problem(one, "main") for one in pipelines] == [""] * len(pipelines)
+    assert [pipeline_problem(ENGINES[kind], one, "main") for one in pipelines] == [""] * len(pipelines)
 
 
-def test_the_admin_shows_no_token_and_keeps_it(admin_client: Client, row: RemoteExecutor, fake: FakeDrone) -> None:
+@pytest.mark.parametrize("kind", ENGINES)
+def test_the_docs_say_what_a_kind_can_do(kind: str) -> None:
+    rows = re.findall(r"^\| ([a-z]+) \| (yes|no) \|", (DOCS / f"{kind}.md").read_text(), re.MULTILINE)
+    assert rows == [(word, "yes" if word in ENGINES[kind].can else "no") for word in CAPABILITIES]
+    assert set(RemoteExecutor.Kind.values) == set(ENGINES)
+
+
+@BOTH
+def test_what_a_server_is_and_can_is_kept_and_shown(row: RemoteExecutor, fake: FakeServer) -> None:
+    fake.version = f"{ENGINES[fake.kind].major}.9.1"
+    typed("check")
+    row.refresh_from_db()
+    assert (row.version, set(row.capabilities)) == (fake.version, ENGINES[fake.kind].can)
+    assert f"{fake.version}\t" in typed("list") and "cancel, logs" in typed("list")
+    fake.write = False
+    list(check.check_executors())
+    row.refresh_from_db()
+    assert "cancel" not in row.capabilities
+    fake.write, fake.version = True, "1.0.0"
+    assert f"1.0.0, and cc-ci knows {ENGINES[fake.kind].major}.x" in next(iter(check.check_executors())).text
+    fake.version = "next-0123456789"
+    assert {found.level for found in check.check_executors()} == {"ok"}
+
+
+def test_the_admin_shows_no_token_and_keeps_it(admin_client: Client, row: RemoteExecutor, fake: FakeServer) -> None:
     url = reverse("admin:runs_remoteexecutor_change", args=[row.pk])
     assert fake.token not in admin_client.get(url).content.decode()
     fields = {"name": "renamed", "kind": "drone", "url": f"{fake.url}/", "repository": "ci/runner", "branch": "main", "token": ""}
@@ -177,7 +247,7 @@ def test_the_admin_shows_no_token_and_keeps_it(admin_client: Client, row: Remote
     assert "starts builds of ci/runner" in answer.content.decode()
 
 
-def test_another_address_needs_the_token_again(admin_client: Client, row: RemoteExecutor, fake: FakeDrone) -> None:
+def test_another_address_needs_the_token_again(admin_client: Client, row: RemoteExecutor, fake: FakeServer) -> None:
     url = reverse("admin:runs_remoteexecutor_change", args=[row.pk])
     fields = {"name": "drone", "kind": "drone", "url": "https://evil.example.org", "repository": "ci/runner", "branch": "main"}
     assert "enter the token again" in admin_client.post(url, {**fields, "token": ""}).content.decode()

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
@@ -15,16 +16,21 @@ from django.db import connections
 from django.utils import timezone
 
 from runs import dispatcher
-from runs.executors import drone
+from runs.executors import builds
 from runs.executors.base import Executor, Observation
 from runs.executors.select import executor_for
 from runs.harness.protocol import FolderState, Verdict
 from runs.models import State, TestRun
 from tests.runs.executors.conftest import row_for
-from tests.runs.executors.fake_drone import FakeDrone
+from tests.runs.executors.fakes import FakeServer
 from tests.world import WEB, World
 
-pytestmark = [pytest.mark.django_db, pytest.mark.slow(0.3)]
+KINDS = [("local", "drone"), ("drone", "drone"), ("woodpecker", "woodpecker")]
+pytestmark = [
+    pytest.mark.django_db,
+    pytest.mark.slow(0.3),
+    pytest.mark.parametrize(("kind", "fake"), KINDS, indirect=["fake"], ids=[kind for kind, _ in KINDS]),
+]
 
 
 @dataclass
@@ -61,24 +67,22 @@ class Place:
         return seen[-1]
 
 
-@pytest.fixture(params=["local", "drone"])
-def place(
-    request: pytest.FixtureRequest, world: World, fake: FakeDrone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Place:
+@pytest.fixture
+def place(kind: str, world: World, fake: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     monkeypatch.setattr(settings.CC_CI, "deployer", "process")
-    monkeypatch.setattr(drone, "SETTLE", drone.timedelta(seconds=1))
+    monkeypatch.setattr(builds, "SETTLE", timedelta(seconds=1))
     slow = "import time\n\n\ndef test_it(app):\n    app.get('/')\n    print('hello from the test')\n    time.sleep(1.5)\n"
     files: dict[str, str | bytes] = {
         str(path.relative_to(WEB)): path.read_bytes() for path in WEB.rglob("*") if path.is_file() and "tests" not in path.parts
     }
     world.add_recipe("slow-web", files={**files, "tests/test_it.py": slow})
     world.enroll("recipes/slow-web")
-    if request.param == "drone":
+    if kind != "local":
         row_for(fake).forges.add(world.forge)
     world.say("recipes/slow-web")
     world.hear()
     (run,) = dispatcher._claim()
-    assert run.executor_name == ("drone" if request.param == "drone" else "")
+    assert run.executor_name == ("" if kind == "local" else kind)
     return Place(world, run, tmp_path)
 
 
@@ -140,7 +144,7 @@ def test_a_killed_harness_is_lost(place: Place) -> None:
 
 @pytest.mark.slow(8)
 @pytest.mark.django_db(transaction=True)
-def test_two_workers_that_start_one_run_start_one_harness(place: Place, fake: FakeDrone) -> None:
+def test_two_workers_that_start_one_run_start_one_harness(place: Place, fake: FakeServer) -> None:
     def start() -> None:
         place.executor.start(place.fresh())
         connections.close_all()

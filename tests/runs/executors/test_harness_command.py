@@ -20,7 +20,7 @@ from django.core.management.base import CommandError
 from django.utils import timezone
 
 from controlplane.installation import installation_id
-from runs.executors.drone import key_for, params_for
+from runs.executors.builds import key_for, params_for
 from runs.executors.marked_lines import Writer, read, unmarked
 from runs.harness.protocol import (
     Artefact,
@@ -39,7 +39,7 @@ from runs.management.commands.harness import Report, credential, request_from
 from runs.models import State, TestRun
 from tests.factories import TestRunFactory
 from tests.runs.executors.conftest import row_for
-from tests.runs.executors.fake_drone import LOG_BYTES, FakeDrone
+from tests.runs.executors.fakes import LOG_BYTES, FakeServer
 from tests.world import WEB, World
 
 pytestmark = [pytest.mark.django_db, pytest.mark.slow(0.3)]
@@ -68,7 +68,7 @@ def test_it(app):
 
 
 @pytest.mark.slow(8)
-def test_extra_tests_asked_for_in_a_comment_run_as_a_build(world: World, fake: FakeDrone) -> None:
+def test_extra_tests_asked_for_in_a_comment_run_as_a_build(world: World, fake: FakeServer) -> None:
     extra = {"tests/extra/test_load.py": "def test_load(app):\n    assert app.get('/').status_code == 200\n"}
     add_recipe(world, "far", {"tests/test_it.py": HOSTILE, **extra})
     row_for(fake).forges.add(world.forge)
@@ -94,7 +94,7 @@ def test_extra_tests_asked_for_in_a_comment_run_as_a_build(world: World, fake: F
 
 
 @pytest.mark.slow(5)
-def test_a_build_started_by_hand_runs_without_cc_ci(world: World, fake: FakeDrone) -> None:
+def test_a_build_started_by_hand_runs_without_cc_ci(world: World, fake: FakeServer) -> None:
     add_recipe(world, "far", {"tests/test_it.py": "def test_it(app):\n    assert False, 'no teapot'\n"})
     url = f"{world.server.url}/recipes/far.git"
     build = fake.create([("CC_CI_RECIPE", url), ("CC_CI_REF", ""), ("STAGES", "install,custom"), ("EXTRA_TESTS", "")])
@@ -305,7 +305,7 @@ def test_one_other_address_in_a_request_is_enough_to_keep_the_token(data_dir: Pa
 
 @pytest.mark.slow(5)
 def test_a_build_whose_shell_is_killed_tears_down(
-    world: World, fake: FakeDrone, tmp_path: Path, wait_for_harness: Callable[[], list[int]]
+    world: World, fake: FakeServer, tmp_path: Path, wait_for_harness: Callable[[], list[int]]
 ) -> None:
     add_recipe(world, "far", {"tests/test_it.py": "import time\n\n\ndef test_it(app):\n    time.sleep(60)\n"})
     run = TestRunFactory(attempt=1, stages=["install", "custom"])

@@ -14,18 +14,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from runs import dispatcher, lifecycle
-from runs.executors import drone
+from runs.executors import builds
 from runs.harness.protocol import Verdict
 from runs.models import FINAL, RemoteExecutor, State, TestRun
 from tests.killing import Killed, killed_at
 from tests.runs.executors.conftest import row_for
-from tests.runs.executors.fake_drone import Build, FakeDrone, Fault
+from tests.runs.executors.fakes import Build, FakeServer, Fault
 from tests.runs.executors.scripts import claimed, does_nothing, report_of
-from tests.runs.executors.test_drone import STEPS
+from tests.runs.executors.test_builds import BOTH, STEPS
 
 pytestmark = [pytest.mark.django_db, pytest.mark.slow(0.3)]
 
 VERDICT_OF = {State.PASSED: Verdict.PASSED, State.FAILED: Verdict.FAILED}
+OPEN = ["running", "blocked", "created", "waiting_on_dependencies", "novel"]
 ENDS = ["success", "failure", "killed", "error", "skipped"]
 FAULTS = [
     None,
@@ -44,9 +45,9 @@ statuses = st.sampled_from(ENDS)
 
 
 class Life(RuleBasedStateMachine):
-    """One run on a Drone whose builds do what hypothesis says."""
+    """One run on a server whose builds do what hypothesis says."""
 
-    fake: FakeDrone
+    fake: FakeServer
     row: RemoteExecutor
 
     def __init__(self) -> None:
@@ -57,7 +58,7 @@ class Life(RuleBasedStateMachine):
         fake.script, fake.clock = does_nothing, 0.0
         fake.builds.clear()
         fake.late.clear()
-        self.drone_recovers()
+        self.the_server_recovers()
         self.row.failures, self.row.open_until = 0, None
         self.row.save()
         self.run = claimed(self.row)
@@ -78,7 +79,7 @@ class Life(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
-            self.drone_recovers()
+            self.the_server_recovers()
             for _ in range(40):
                 if self.state in FINAL:
                     break
@@ -130,10 +131,10 @@ class Life(RuleBasedStateMachine):
         if not really:
             lifecycle.want_stop(self.fresh(), State.CANCELLED, "enough")
 
-    # --- Drone
+    # --- the server
 
     @rule()
-    def drone_recovers(self) -> None:
+    def the_server_recovers(self) -> None:
         self.fake.faults = lambda method, path: None
         self.fake.active = self.fake.write = self.fake.matches = self.fake.public = True
 
@@ -145,7 +146,7 @@ class Life(RuleBasedStateMachine):
         self.tick()
 
     @rule(fault=st.sampled_from(FAULTS), method=st.sampled_from(["GET", "POST", "DELETE", ""]))
-    def drone_stumbles(self, fault: Fault | None, method: str) -> None:
+    def the_server_stumbles(self, fault: Fault | None, method: str) -> None:
         self.fake.faults = lambda one, path: fault if one.startswith(method) else None
 
     @rule(name=st.sampled_from(["active", "write", "matches", "public"]), value=st.booleans())
@@ -157,7 +158,10 @@ class Life(RuleBasedStateMachine):
         self.fake.clock = seconds
 
     @precondition(lambda self: self.open_builds())
-    @rule(status=st.sampled_from(["running", "blocked", "waiting_on_dependencies", "novel", *ENDS]), pick=st.integers(0, 9))
+    @rule(
+        status=st.sampled_from(["running", "blocked", "created", "waiting_on_dependencies", "novel", *ENDS]),
+        pick=st.integers(0, 9),
+    )
     def a_build_changes_its_state(self, status: str, pick: int) -> None:
         builds = self.open_builds()
         build = builds[pick % len(builds)]
@@ -213,15 +217,16 @@ class Life(RuleBasedStateMachine):
             assert run.stop_wanted
 
 
-@pytest.mark.slow(12)
+@BOTH
+@pytest.mark.slow(6)
 def test_no_order_of_events_makes_two_builds_or_a_verdict_without_evidence(
-    fake: FakeDrone, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+    fake: FakeServer, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(drone, "SETTLE", timedelta(seconds=30))
-    monkeypatch.setattr(drone, "LIVE", 0.02)
+    monkeypatch.setattr(builds, "SETTLE", timedelta(seconds=30))
+    monkeypatch.setattr(builds, "LIVE", 0.02)
     more: dict[str, Any] = {"fake": fake, "row": row_for(fake)}
     profile = settings(
-        max_examples=50,
+        max_examples=25,
         stateful_step_count=18,
         deadline=None,
         suppress_health_check=list(HealthCheck),
