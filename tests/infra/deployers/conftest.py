@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,17 @@ INSTALLATION = f"test-{uuid.uuid4().hex[:8]}"
 @pytest.fixture
 def deployer(tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Makes a deployer for a recipe (a name of tests/data/recipes or a folder); keywords go into its context."""
+    with deployers(tmp_path) as make:
+        yield make
+
+
+@contextmanager
+def deployers(folder: Path) -> Iterator[Callable[..., Any]]:
+    """The same, for as long as it is needed."""
     made: list[Deployer] = []
 
     def make(recipe: str | Path, kind: type[Deployer] = SwarmDeployer, **changes: Any) -> Deployer:
-        work = tmp_path / f"work-{len(made)}"
+        work = folder / f"work-{len(made)}"
         work.mkdir()
         run_id = uuid.uuid4().hex
         given = {"domain": f"{run_id[:12]}.example.com", "settle_seconds": 40, **changes}

@@ -21,6 +21,7 @@ from infra.deployers.probe import probe
 from infra.deployers.swarm.ephemeral import SwarmDeployer
 from tests.docker import IMAGE, docker, need_swarm
 from tests.infra.deployers.compose.reading import write
+from tests.infra.deployers.conftest import deployers
 
 pytestmark = [pytest.mark.docker, pytest.mark.xdist_group("hungry")]
 
@@ -34,21 +35,23 @@ services:
 """
 
 
-@pytest.fixture
-def neighbour(deployer: Callable[..., SwarmDeployer], tmp_path: Path) -> Iterator[Callable[[], bool]]:
-    """Another run's app: says whether it answers."""
+@pytest.fixture(scope="module")
+def neighbour(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], bool]]:
+    """Another run's app, beside all of them: says whether it answers."""
     need_swarm()
-    app = deployer(write(tmp_path / "neighbour", _NEIGHBOUR), health_path="/busybox")
-    app.deploy()
-    app.settle()
-    address = app.address()
-    assert address is not None
+    folder = tmp_path_factory.mktemp("neighbour")
+    with deployers(folder) as deployer:
+        app = deployer(write(folder / "recipe", _NEIGHBOUR), health_path="/busybox")
+        app.deploy()
+        app.settle()
+        address = app.address()
+        assert address is not None
 
-    def answers() -> bool:
-        answer = probe(address, path="/busybox", timeout=20)
-        return answer is not None and answer.status == 200
+        def answers() -> bool:
+            answer = probe(address, path="/busybox", timeout=20)
+            return answer is not None and answer.status == 200
 
-    yield answers
+        yield answers
 
 
 def hungry(deployer: Callable[..., SwarmDeployer], folder: Path, script: str, more: str = "", **changes: Any) -> SwarmDeployer:
