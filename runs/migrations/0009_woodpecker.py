@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('runs', '0007_remote_executors'),
+        ('runs', '0008_scheduled_runs'),
     ]
 
     operations = [
