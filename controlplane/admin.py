@@ -1,4 +1,4 @@
-"""Admin pages of the control plane: recurring tasks, leases, hosts, django-q's history, users and groups."""
+"""Admin pages of the control plane: recurring tasks, leases, hosts, django-q's history, users, groups and API tokens."""
 
 from __future__ import annotations
 
@@ -6,22 +6,25 @@ from datetime import datetime
 from typing import Any
 
 from axes.models import AccessAttempt
+from django import forms
 from django.contrib import admin, messages
 from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.models import Group, User
 from django.db.models import QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
 from django.template.defaultfilters import truncatechars
 from django.utils import timezone
 from django_q.models import Failure, OrmQ, Schedule, Success, Task
 from unfold.admin import ModelAdmin
 from unfold.decorators import action, display
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
+from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldAdminIntegerFieldWidget
 
-from controlplane import logins
+from controlplane import logins, tokens
 from controlplane.adminsite import ReadOnlyAdmin
-from controlplane.models import Host, Lease, RecurringTask
+from controlplane.models import ApiToken, Host, Lease, RecurringTask
 from controlplane.registry import registry
 
 #: The supervisor watches it: without it, a healthy queue looks stalled.
@@ -180,6 +183,62 @@ class WrongLogins(ReadOnlyAdmin):
     def waits(self, row: AccessAttempt) -> str:
         mine = [one.until for one in logins.locked() if one.address == row.ip_address and one.name in ("", row.username)]
         return f"until {max(mine):%H:%M:%S} UTC" if mine else "-"
+
+
+class ApiTokenForm(forms.ModelForm):  # type: ignore[type-arg]
+    scopes = forms.MultipleChoiceField(choices=ApiToken.Scope.choices, widget=UnfoldAdminCheckboxSelectMultipleWidget)
+    days = forms.IntegerField(
+        min_value=1,
+        max_value=tokens.MOST_DAYS,
+        initial=tokens.DEFAULT_DAYS,
+        widget=UnfoldAdminIntegerFieldWidget,
+        label="Days until it expires",
+    )
+
+    class Meta:
+        model = ApiToken
+        fields = ("name",)
+
+
+@admin.register(ApiToken)
+class ApiTokenAdmin(ReadOnlyAdmin):
+    """Each person's own tokens: one for somebody else would act as somebody else. Superusers see and revoke those of all."""
+
+    list_display = ("name", "user", "key", "scopes", "standing", "expires_at", "last_used_at")
+    search_fields = ("name", "key", "user__username")
+    list_select_related = ("user",)
+    exclude = ("digest", "minute_at", "requests")
+    actions = ("revoke",)
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return bool(ModelAdmin.has_add_permission(self, request))
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[ApiToken]:
+        rows: QuerySet[ApiToken] = super().get_queryset(request)
+        return rows if request.user.is_superuser else rows.filter(user=request.user.pk)
+
+    def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
+        return super().get_form(request, obj, change, **kwargs) if obj else ApiTokenForm
+
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        return super().get_fields(request, obj) if obj else ("name", "scopes", "days")
+
+    def save_model(self, request: HttpRequest, obj: ApiToken, form: Any, change: bool) -> None:
+        data = form.cleaned_data
+        row, request.made_token = tokens.make(request.user, data["name"], data["scopes"], data["days"])  # type: ignore[attr-defined]
+        obj.pk, obj.key = row.pk, row.key
+
+    def response_add(self, request: HttpRequest, obj: ApiToken, post_url_continue: str | None = None) -> HttpResponse:
+        """Show the token in this response only: no session, cookie or page keeps it."""
+        return render(request, "controlplane/token.html", {"token": request.made_token, "name": obj.name})  # type: ignore[attr-defined]
+
+    @display(description="status", label={"valid": "success", "expired": "warning", "revoked": "danger", "suspended": "danger"})
+    def standing(self, row: ApiToken) -> str:
+        return tokens.status_of(row)
+
+    @action(description="Revoke", permissions=["act"])
+    def revoke(self, request: HttpRequest, queryset: QuerySet[ApiToken]) -> None:
+        self.message_user(request, f"Revoked {tokens.revoke(queryset)} tokens.")
 
 
 def _seconds(value: float) -> str:

@@ -21,6 +21,7 @@ DONE, NO, OURS, MISUSE = 0, 1, 2, 64
 #: What `cc-ci --help` shows, in the order in which people need it.
 SUBJECTS = {
     "Runs": ["run", "test", "new_tests", "executor", "harness"],
+    "Runs on a server, through its API": ["runs", "show", "start", "cancel"],
     "Forges and repositories": [
         *["forge", "enroll", "unenroll", "list", "permissions", "poll"],
         *["reconcile_webhooks", "rotate_webhook_secret", "deliveries"],
@@ -29,7 +30,7 @@ SUBJECTS = {
     "Deferred tests": ["deferred"],
     "Operations": [
         *["migrate", "createsuperuser", "changepassword", "work", "doctor"],
-        *["configuration", "firewall", "schedules", "rotate_keys"],
+        *["configuration", "firewall", "schedules", "rotate_keys", "token"],
     ],
 }
 #: Earlier names of commands, which go on working.

@@ -27,6 +27,8 @@ PROJECT = (
 ENV_FILE = "CC_CI_ENV_FILE"
 #: Set by `cc-ci work` for its children; not settings.
 MARK = "CC_CI_WORK"
+#: Read by the commands that ask another server; not settings of this one.
+SERVER, TOKEN = "CC_CI_SERVER", "CC_CI_TOKEN"
 
 
 class ConfigurationError(Exception):
@@ -274,6 +276,13 @@ class Config(BaseSettings):
         max_length=100,
         pattern=r"^[A-Za-z0-9._-]+$",
     )
+    api_requests_per_minute: int = Field(
+        120,
+        alias="CC_CI_API_REQUESTS_PER_MINUTE",
+        ge=1,
+        le=100_000,
+        description="Requests per minute to the API with one token, at all hosts together.",
+    )
     keep_days: int = Field(90, alias="CC_CI_KEEP_DAYS", ge=1, description="Days to keep finished runs and their logs.")
 
     @field_validator("alerts", mode="before")
@@ -475,7 +484,7 @@ def unknown_names() -> list[tuple[str, str]]:
     from dotenv import dotenv_values
 
     known = [str(field.alias) for field in Config.model_fields.values()]
-    given = {name for name in os.environ if name.startswith("CC_CI_")} - {ENV_FILE, MARK}
+    given = {name for name in os.environ if name.startswith("CC_CI_")} - {ENV_FILE, MARK, SERVER, TOKEN}
     if path := env_file():
         lines = dotenv_values(path)
         given |= {name for name in lines if name.startswith("CC_CI_") or get_close_matches(name, known, 1, 0.8)}

@@ -88,14 +88,32 @@ def locked() -> list[Locked]:
 
 def locked_out(request: HttpRequest, response: HttpResponse | None = None, credentials: Any = None) -> HttpResponse:
     """The page that shows how long to wait."""
-    address, name = client_address(request), str((credentials or {}).get("username") or "")
-    mine = [one.until for one in locked() if one.address == str(address or "?") and one.name in ("", name)]
-    until = max(mine, default=timezone.now() + settings.AXES_COOLOFF_TIME)
-    seconds = max(1, int((until - timezone.now()).total_seconds()) + 1)
+    until, seconds = _until(request, str((credentials or {}).get("username") or ""))
     context = {"until": until, "minutes": -(-seconds // 60), "most": settings.AXES_FAILURE_LIMIT}
     answer = render(request, "controlplane/locked.html", context, status=429)
     answer["Retry-After"] = str(seconds)
     return answer
+
+
+def _until(request: HttpRequest, name: str) -> tuple[datetime, int]:
+    """Until when this client is locked out, and for how many seconds."""
+    address = client_address(request)
+    mine = [one.until for one in locked() if one.address == str(address or "?") and one.name in ("", name)]
+    until = max(mine, default=timezone.now() + settings.AXES_COOLOFF_TIME)
+    return until, max(1, int((until - timezone.now()).total_seconds()) + 1)
+
+
+def wait(request: HttpRequest, name: str) -> int:
+    """For how many seconds this client is locked out, for logins outside of the form; 0 if it is not."""
+    from axes.handlers.proxy import AxesProxyHandler
+
+    return 0 if AxesProxyHandler.is_allowed(request, {"username": name}) else _until(request, name)[1]
+
+
+def failed(request: HttpRequest, name: str) -> None:
+    """Count a failed login outside of the form."""
+    user_login_failed.send(sender="controlplane.logins", request=request, credentials={"username": name})
+    request.axes_locked_out = False  # type: ignore[attr-defined] # or the answer would become the page for people
 
 
 def watch() -> None:

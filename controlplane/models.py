@@ -1,7 +1,8 @@
-"""Models of the control plane: leases, recurring tasks, heartbeats."""
+"""Models of the control plane: leases, recurring tasks, heartbeats, tokens for the API."""
 
 from __future__ import annotations
 
+from django.conf import settings
 from django.db import models
 
 
@@ -67,3 +68,33 @@ class Installation(models.Model):
 
     def __str__(self) -> str:
         return self.id
+
+
+class ApiToken(models.Model):
+    """A token for the API, which acts as its user within its scopes. `controlplane.tokens` makes and checks them."""
+
+    class Scope(models.TextChoices):
+        READ = "read", "read runs, recipes and deferred tests that are public"
+        PRIVATE = "private", "the same of private repositories"
+        RUN = "run", "start and cancel runs"
+        APPROVE = "approve", "approve strangers' runs"
+        INFRA = "infra", "read the state of the server's own apps"
+
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="api_tokens")
+    name = models.CharField(max_length=100, help_text="What it is for.")
+    key = models.CharField(max_length=12, unique=True, help_text="The part of the token by which it is found; not secret.")
+    digest = models.CharField(max_length=64, help_text="SHA-256 of the secret part, which is stored nowhere.")
+    scopes = models.JSONField(default=list)
+    created_at = models.DateTimeField(auto_now_add=True)
+    expires_at = models.DateTimeField()
+    revoked_at = models.DateTimeField(null=True, blank=True)
+    last_used_at = models.DateTimeField(null=True, blank=True)
+    minute_at = models.DateTimeField(null=True, blank=True, help_text="When the minute began in which requests are counted.")
+    requests = models.PositiveIntegerField(default=0, help_text="Requests in that minute.")
+
+    class Meta:
+        ordering = ["-id"]
+        verbose_name = "API token"
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.key})"

@@ -17,7 +17,7 @@ from django.utils import timezone
 from django.views.decorators.http import require_safe
 from markdown_it import MarkdownIt
 
-from controlplane.models import Host
+from controlplane.models import ApiToken, Host
 from controlplane.registry import call, registry
 
 #: Seconds of silence after which a host's ticker counts as not working.
@@ -30,8 +30,9 @@ def paginate(request: HttpRequest, rows: QuerySet[Any], size: int) -> Page[Any]:
 
 
 def may_see_private(request: HttpRequest) -> bool:
-    """Whether this user may see data of private repositories."""
-    return bool(request.user.is_active and request.user.is_staff)
+    """Whether this user may see data of private repositories, and through the API with this token."""
+    token: ApiToken | None = getattr(request, "auth", None)
+    return bool(request.user.is_active and request.user.is_staff and (token is None or ApiToken.Scope.PRIVATE in token.scopes))
 
 
 @require_safe

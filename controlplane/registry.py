@@ -1,4 +1,4 @@
-"""Where apps register checks for doctor, cards for the start page and recurring tasks.
+"""Where apps register checks for doctor, cards for the start page, recurring tasks and parts of the API.
 
 Filled in each `AppConfig.ready`, so that the control plane imports no other app. The apps register the dotted paths of their
 functions, which are imported when they are called: most commands need none of them.
@@ -62,6 +62,7 @@ class Registry:
     cards: dict[str, Card] = field(default_factory=dict)
     answers: dict[str, Function] = field(default_factory=dict)
     guards: dict[str, Function] = field(default_factory=dict)
+    routers: dict[str, str] = field(default_factory=dict)
 
     def check(self, name: str, function: Function) -> None:
         """Register a check for doctor: a function without arguments that returns findings."""
@@ -81,6 +82,10 @@ class Registry:
         """The registered provider's answer, or `default`."""
         function = self.answers.get(name)
         return default if function is None else call(function, *args)
+
+    def router(self, prefix: str, router: str) -> None:
+        """Register a part of the API: the dotted path of a router, whose operations get this prefix."""
+        self.routers[prefix] = router
 
     def guard(self, prefix: str, function: Function) -> None:
         """Register a guard: it judges requests to paths with this prefix by method and headers, before their bodies are read,

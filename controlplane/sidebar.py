@@ -52,6 +52,7 @@ GROUPS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("Users", "person", "auth.user"),
         ("Groups", "group", "auth.group"),
         ("Failed logins", "lock_person", "axes.accessattempt"),
+        ("API tokens", "vpn_key", "controlplane.apitoken"),
     ),
 }
 

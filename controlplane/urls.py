@@ -3,7 +3,7 @@
 from django.contrib import admin
 from django.urls import include, path
 
-from controlplane import pages
+from controlplane import api, pages
 
 # Here rather than when Django starts: most commands show no page, and start in half the time without it.
 admin.autodiscover()
@@ -11,6 +11,7 @@ urlpatterns = [
     path("", pages.start, name="start"),
     path("healthz", pages.health, name="health"),
     path("glossary/", pages.glossary, name="glossary"),
+    path("api/", include(api.urls())),
     path("runs/", include("runs.urls")),
     path("", include("enrollment.urls")),
     path("deferred/", include("runs.deferred.urls")),

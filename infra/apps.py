@@ -16,6 +16,7 @@ class InfraConfig(AppConfig):
         registry.check("kernel limits", "infra.checks.check_kernel_limits")
         registry.check("firewall", "infra.firewall.check.check_firewall")
         registry.check("infra", "infra.doctor.check_infra")
+        registry.router("/infra", "infra.web.api.router")
         registry.card("infra", Card("infra/_card.html", "infra.web.views.card", 30))
         registry.recur(
             Recurring("infra.tasks.discover", "infra.tasks.discover", 86400, text="Look for releases of this server's own apps.")

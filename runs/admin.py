@@ -256,8 +256,7 @@ class ReportAdmin(ReadOnlyAdmin):
 
 
 def _may_run(request: HttpRequest) -> None:
-    """Permission to view runs does not include permission to ask for them."""
-    if not request.user.has_perm("runs.add_testrun"):
+    if not approval.may_ask(request.user):
         raise PermissionDenied("Asking for runs requires the permission to add test runs.")
 
 

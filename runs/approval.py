@@ -10,6 +10,7 @@ import logging
 from collections.abc import Collection, Iterator
 from dataclasses import fields
 from datetime import timedelta
+from typing import Any
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
@@ -95,8 +96,8 @@ def let_go(run: TestRun, who: str, text: str, *, comment: Comment | None = None)
     return True
 
 
-def let_go_by_hand(run: TestRun, who: str) -> str:
-    """Approve in the admin. Returns why not, or "" on success. Raises ForgeError if the head cannot be determined."""
+def let_go_by_hand(run: TestRun, who: str, where: str = "in the admin") -> str:
+    """Approve in the admin, or through the API. Returns why not, or "" on success. Raises ForgeError if the head is unknown."""
     if run.pull_request is None or run.state != State.AWAITING_APPROVAL:
         return f"{run} is not awaiting approval."
     if refusal := _refused_here(run):
@@ -106,14 +107,19 @@ def let_go_by_hand(run: TestRun, who: str) -> str:
     head = client.pull(row.owner, row.name, run.pull_request.number).head_sha
     if head != run.sha:
         return f"{run}: the pull request has changed since {run.short_sha}; its newest commit {head[:10]} needs its own run."
-    return "" if let_go(run, who, f"approved in the admin by {who}") else f"{run} is no longer awaiting approval."
+    return "" if let_go(run, who, f"approved {where} by {who}") else f"{run} is no longer awaiting approval."
+
+
+def may_ask(user: Any) -> bool:
+    """Whether an admin user may start, cancel and approve runs. The permission to view runs is not enough."""
+    return bool(user.has_perm("runs.add_testrun"))
 
 
 def may_approve(login: str) -> bool:
     """Whether an admin user may approve runs: active, and with the permission to ask for runs."""
     people = get_user_model()
     found = people.objects.filter(**{people.USERNAME_FIELD: login}).first()
-    return found is not None and found.has_perm("runs.add_testrun")
+    return found is not None and may_ask(found)
 
 
 def _approvals(pull: PullRequest) -> QuerySet[RunEvent]:

@@ -21,6 +21,9 @@ class RunsConfig(AppConfig):
         registry.answer("version_evidence", "runs.track_record.version_evidence")
         registry.card("runs", Card("runs/_recent_card.html", "runs.views.recent_card", 10))
         registry.card("repositories", Card("runs/_repositories_card.html", "runs.views.repositories_card", 20))
+        registry.router("/runs", "runs.api.router")
+        registry.router("/recipes", "runs.api.recipes")
+        registry.router("/deferred", "runs.deferred.api.router")
         for name, seconds, per_host, text in (
             ("supervise", 1, True, "Watch the runs on this machine."),
             ("dispatch", 5, True, "Start queued runs on this machine's free slots."),

@@ -1,4 +1,4 @@
-"""Runs that a person starts from the admin, without a comment."""
+"""Runs that a person starts in the admin or through the API, without a comment."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ from runs import approval, lifecycle, outcomes
 from runs.harness.stage_table import DEFAULT_STAGES, in_order
 from runs.models import TestRun
 
+#: Where a person asked, as it is recorded.
+ADMIN = "in the admin"
+
+
+class Moved(Exception):
+    """The branch is at another commit than the person expects; the message names both."""
+
 
 class NotRepeated(Exception):
     """The run cannot be repeated; the message says why, and what to do."""
@@ -19,15 +26,17 @@ def stages_of(extra: bool, base: tuple[str, ...] = DEFAULT_STAGES) -> tuple[str,
     return in_order((*base, "extra") if extra else base)
 
 
-def run_repository(row: Repository, who: str, *, extra: bool = False) -> TestRun:
-    """Create a run of the default branch's newest commit. Raises ForgeError."""
+def run_repository(row: Repository, who: str, *, extra: bool = False, expected: str = "", where: str = ADMIN) -> TestRun:
+    """Create a run of the default branch's newest commit. Raises ForgeError; Moved if it is not the `expected` one."""
     sha = client_for(row.forge).branch_head(row.owner, row.name, row.default_branch)
+    if expected and sha != expected:
+        raise Moved(f"{row.default_branch} of {row.full_name} is at {sha}, not at {expected}.")
     ref = f"refs/heads/{row.default_branch}"
-    text = f"requested in the admin by {who}"
+    text = f"requested {where} by {who}"
     return outcomes.create_run(row, sha=sha, ref=ref, stages=stages_of(extra), requested_by=who, trusted=True, text=text)
 
 
-def run_again(run: TestRun, who: str, *, extra: bool = False) -> TestRun:
+def run_again(run: TestRun, who: str, *, extra: bool = False, where: str = ADMIN) -> TestRun:
     """Create a run of the same commit with all stages, and with extra tests if asked for or if the earlier run had them.
 
     A stranger's run keeps its approval, which is checked again before the start. Raises NotRepeated for a run that was never
@@ -47,7 +56,7 @@ def run_again(run: TestRun, who: str, *, extra: bool = False) -> TestRun:
             trusted=run.trusted,
             pull_request=run.pull_request,
             retry_of=run,
-            text=f"repeats {run}, requested in the admin by {who}",
+            text=f"repeats {run}, requested {where} by {who}",
         )
         if let_go:
             lifecycle.note(new, approval.APPROVED, let_go.text, **let_go.data)

@@ -145,7 +145,11 @@ class TestRun(models.Model):
 
     class Meta:
         ordering = ["-created_at"]
-        indexes = [models.Index(fields=["repository", "-created_at"])]
+        indexes = [
+            models.Index(fields=["repository", "-created_at"]),
+            models.Index(fields=["-created_at", "-id"]),
+            models.Index(fields=["state", "-created_at"]),
+        ]
 
     def __str__(self) -> str:
         return f"run {self.short_id}"

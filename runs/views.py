@@ -15,6 +15,7 @@ from django.views.decorators.http import require_safe
 
 from controlplane.pages import may_see_private, paginate
 from enrollment.models import Repository
+from enrollment.models.core import RepositoryQuerySet
 from runs import commands, reporting
 from runs.models import ACTIVE, FINAL, Artefact, State, TestRun
 from runs.render import HEADLINE, progress
@@ -39,6 +40,11 @@ def visible_runs(request: HttpRequest) -> QuerySet[TestRun]:
     """The runs that this user may see."""
     runs = TestRun.objects.select_related("repository__forge", "pull_request")
     return runs if may_see_private(request) else runs.filter(repository__private=False)
+
+
+def visible_repositories(request: HttpRequest) -> RepositoryQuerySet:
+    """The repositories that this user may see."""
+    return Repository.objects.all() if may_see_private(request) else Repository.objects.filter(private=False)
 
 
 def _run_or_login(request: HttpRequest, run_id: uuid.UUID) -> TestRun | HttpResponse:
@@ -74,9 +80,7 @@ def run_list(request: HttpRequest) -> HttpResponse:
 
 def _names(request: HttpRequest) -> list[str]:
     """The repositories to choose from: those with runs that this user may see."""
-    rows = Repository.objects.filter(runs__isnull=False).distinct()
-    if not may_see_private(request):
-        rows = rows.filter(private=False)
+    rows = visible_repositories(request).filter(runs__isnull=False).distinct()
     return sorted({f"{owner}/{name}" for owner, name in rows.values_list("owner", "name")[:500]})
 
 
@@ -201,9 +205,7 @@ def recent_card(request: HttpRequest) -> dict[str, Any]:
 
 def repositories_card(request: HttpRequest) -> dict[str, Any]:
     """The start page's section on recipes, each with its newest verdict."""
-    rows = Repository.objects.watched().select_related("forge")
-    if not may_see_private(request):
-        rows = rows.filter(private=False)
+    rows = visible_repositories(request).watched().select_related("forge")
     cards = []
     for row in rows[:100]:
         last = row.runs.filter(state__in=FINAL).exclude(state__in=[State.CANCELLED, State.SUPERSEDED]).first()

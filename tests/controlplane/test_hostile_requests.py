@@ -50,10 +50,10 @@ def stranger() -> Client:
 
 
 def public(patterns: list[Any] | None = None, prefix: str = "/") -> Iterator[str]:
-    """Every address that is not the admin's, as `{name}` has it."""
+    """Every address that is neither the admin's nor the API's, as `{name}` has it."""
     for pattern in get_resolver().url_patterns if patterns is None else patterns:
         if isinstance(pattern, URLResolver):
-            if pattern.namespace != "admin":
+            if pattern.namespace != "admin" and str(pattern.pattern) != "api/":  # test_api.py has the API's
                 yield from public(pattern.url_patterns, prefix + str(pattern.pattern))
         elif isinstance(pattern, URLPattern):
             yield prefix + str(pattern.pattern).removeprefix("^").replace("(?P<forge>[^/]+)/?$", "<str:forge>/")
