@@ -7,7 +7,7 @@ class Migration(migrations.Migration):
 
     dependencies = [
         ('enrollment', '0010_plain_english'),
-        ('runs', '0007_remote_executors'),
+        ('runs', '0009_woodpecker'),
     ]
 
     operations = [
