@@ -15,10 +15,10 @@ from typing import Annotated, Any
 
 from django.conf import settings
 from django.core.signing import BadSignature, Signer
-from django.db.models import QuerySet
+from django.db.models import QuerySet, TextChoices
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import render
-from django.urls import URLPattern, path, re_path, reverse
+from django.urls import URLPattern, path, re_path
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_safe
 from ninja import Field, NinjaAPI, Schema
@@ -26,6 +26,7 @@ from ninja.errors import AuthenticationError, HttpError, ValidationError
 from ninja.operation import Operation
 from ninja.pagination import PaginationBase
 from ninja.security import HttpBearer
+from pydantic import WithJsonSchema
 
 from controlplane import tokens
 from controlplane.models import ApiToken
@@ -45,6 +46,11 @@ Number = Annotated[int, Field(ge=1, lt=2**63)]
 Text = Annotated[str, Field(max_length=500, pattern=r"^[^\x00]*$")]
 #: OWNER/REPO, as forges name repositories.
 FullName = Annotated[str, Field(max_length=300, pattern=r"^[A-Za-z0-9_.\-]+/[A-Za-z0-9_.\-]+$", examples=["recipes/hedgedoc"])]
+
+
+def one_of(choices: type[TextChoices]) -> WithJsonSchema:
+    """The description of a choice, in place: by their names django-ninja would take one `State` for another."""
+    return WithJsonSchema({"type": "string", "enum": list(choices.values)})
 
 
 class Problem(Schema):
@@ -83,7 +89,13 @@ class Token(HttpBearer):
 
 
 def _judge(request: HttpRequest) -> None:
-    """Refuse a body that is too large or not JSON, before anything reads it."""
+    """Refuse parameters that do not exist, and a body that is too large or not JSON, before anything reads it."""
+    assert request.resolver_match and request.method
+    place = f"/{request.resolver_match.route}".replace("<", "{").replace(">", "}")
+    parameters = description()["paths"][place][request.method.lower()]["parameters"]
+    known = [one["name"] for one in parameters if one["in"] == "query"]
+    if unknown := [name for name in request.GET if name not in known]:
+        raise Refused(422, f"{unknown[0][:50]!r} is not a parameter. Parameters: {', '.join(known) or 'none'}.")
     if int(request.META.get("CONTENT_LENGTH") or 0) > BODY_BYTES:
         raise Refused(413, f"The request's body is larger than {BODY_BYTES} bytes.")
     if request.content_type not in ("", "application/json"):
@@ -218,7 +230,7 @@ def nowhere(request: HttpRequest) -> HttpResponse:
 @cache
 def description() -> dict[str, Any]:
     """The OpenAPI description."""
-    return dict(api.get_openapi_schema(path_prefix=reverse("api")))
+    return dict(api.get_openapi_schema(path_prefix="/api/"))
 
 
 @require_safe

@@ -8,6 +8,7 @@ Who sees what, and who may do what, is decided by the functions that the pages a
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from typing import Annotated
 from uuid import UUID
 
 from django.db.models import OuterRef, Prefetch, QuerySet, Subquery
@@ -17,7 +18,7 @@ from ninja import Field, Path, Query, Router, Schema
 from ninja.pagination import paginate
 from ninja.responses import Status
 
-from controlplane.api import FullName, Newest, Number, Refused, Scope, Text, answers
+from controlplane.api import FullName, Newest, Number, Refused, Scope, Text, answers, one_of
 from controlplane.secrets import SecretUnreadable
 from enrollment.forges.base import ForgeError, explain
 from enrollment.models import Repository
@@ -27,6 +28,8 @@ from runs.views import visible_repositories, visible_runs
 
 #: As many runs in a page of a recipe's history, since each comes with all its tests.
 HISTORY = 25
+
+RunState = Annotated[State, one_of(State)]
 
 router = Router(tags=["runs"])
 recipes = Router(tags=["recipes"])
@@ -43,7 +46,7 @@ class Run(Schema):
     stages: list[str]
     requested_by: str
     trusted: bool
-    state: State
+    state: RunState
     reason: str = Field(description="What failed, and what to do; empty if nothing.")
     level: int | None = Field(description="How far the recipe got, from 0 to 5.")
     retry_of: UUID | None
@@ -103,7 +106,7 @@ class RunWithResults(Run):
 
 
 class Log(Schema):
-    state: State
+    state: RunState
     log: str = Field(description="Its last part, if it is long.")
 
 
@@ -114,7 +117,7 @@ class Recipe(Schema):
     private: bool
     default_branch: str
     last_run: UUID | None = Field(description="Its newest run with a verdict.")
-    last_state: State | None
+    last_state: RunState | None
 
     @staticmethod
     def resolve_repository(row: Repository) -> str:
@@ -144,7 +147,7 @@ class Tested(Schema):
 
     run: UUID
     sha: str
-    state: State
+    state: RunState
     created_at: datetime
     results: list[StageOfTest]
 
@@ -158,7 +161,7 @@ class Tested(Schema):
 
 
 class Filters(Schema):
-    state: State | None = None
+    state: RunState | None = None
     active: bool = Field(False, description="Only runs that have not ended.")
     repository: FullName | None = None
 

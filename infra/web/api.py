@@ -3,7 +3,7 @@
 # No `from __future__ import annotations`: django-ninja needs those of paginated functions as objects.
 
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
 from django.db.models import QuerySet
 from django.http import HttpRequest
@@ -11,11 +11,14 @@ from django.shortcuts import get_object_or_404
 from ninja import Field, Path, Query, Router, Schema
 from ninja.pagination import paginate
 
-from controlplane.api import Newest, Number, Refused, Scope, Text, answers
+from controlplane.api import Newest, Number, Refused, Scope, Text, answers, one_of
 from infra.models import InfraApp, Upgrade
 from infra.states import UpgradeState
 from infra.web.permissions import may_see
 from infra.web.status import describe
+
+Owner = Annotated[InfraApp.Owner, one_of(InfraApp.Owner)]
+State = Annotated[InfraApp.State, one_of(InfraApp.State)]
 
 router = Router(tags=["infra"])
 
@@ -25,8 +28,8 @@ class App(Schema):
     name: str
     recipe: str
     domain: str
-    owner: InfraApp.Owner
-    state: InfraApp.State
+    owner: Owner
+    state: State
     declared: bool
     pinned: str
     running: str
@@ -52,8 +55,8 @@ class Status(Schema):
     name: str
     recipe: str
     domain: str
-    owner: InfraApp.Owner
-    state: InfraApp.State
+    owner: Owner
+    state: State
     declared: bool
     pinned: str
     running: str
@@ -73,7 +76,7 @@ class UpgradeOut(Schema):
     app: str
     from_version: str
     to_version: str
-    state: UpgradeState
+    state: Annotated[UpgradeState, one_of(UpgradeState)]
     trigger: str
     reason: str
     created_at: datetime

@@ -3,6 +3,7 @@
 # No `from __future__ import annotations`: django-ninja needs those of paginated functions as objects.
 
 from datetime import date, datetime
+from typing import Annotated
 from uuid import UUID
 
 from django.db.models import QuerySet
@@ -10,10 +11,12 @@ from django.http import HttpRequest
 from ninja import Field, Query, Router, Schema
 from ninja.pagination import paginate
 
-from controlplane.api import FullName, Newest, Number, Scope, answers
+from controlplane.api import FullName, Newest, Number, Scope, answers, one_of
 from controlplane.pages import may_see_private
 from runs.deferred import registry
 from runs.models import DeferredItem
+
+State = Annotated[DeferredItem.State, one_of(DeferredItem.State)]
 
 router = Router(tags=["deferred"])
 
@@ -30,7 +33,7 @@ class Deferred(Schema):
     linked: str
     recipe: str | None = Field(description="OWNER/REPO, as far as known.")
     guessed: bool = Field(description="Whether cc-ci guessed the recipe.")
-    state: DeferredItem.State
+    state: State
     closed_at: datetime | None
     closed_commit: str
     closed_test: str
@@ -52,7 +55,7 @@ class Deferred(Schema):
 
 
 class Filters(Schema):
-    state: DeferredItem.State | None = None
+    state: State | None = None
     recipe: FullName | None = None
 
 

@@ -309,6 +309,8 @@ def test_only_our_cursors_of_the_same_listing_are_taken(user: User) -> None:
     for wrong in forged:
         answer = ask(f"/api/runs?cursor={wrong}", token)
         assert answer.status_code == 404 and "no such page" in answer.json()["message"], wrong
+    unknown = ask("/api/runs?stat=passed", token)
+    assert unknown.status_code == 422 and "'stat' is not a parameter. Parameters: state, active" in unknown.json()["message"]
     for limit in ("0", "-1", "101", "9" * 30, "x", "1.5", "NaN"):
         assert ask(f"/api/runs?limit={limit}", token).status_code == 422
 
