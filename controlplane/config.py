@@ -128,7 +128,31 @@ class Config(BaseSettings):
         alias="CC_CI_PROXY_URL",
         description="The server's reverse proxy, such as http://127.0.0.1:80. Empty: use the app's own address.",
     )
-    slots: int = Field(1, alias="CC_CI_SLOTS", ge=1, le=64, description="Concurrent runs on this host.")
+    slots: int = Field(
+        1,
+        alias="CC_CI_SLOTS",
+        ge=1,
+        le=64,
+        description="Concurrent runs on this host. Executors have slots of their own.",
+    )
+    repository_slots: int = Field(
+        0,
+        alias="CC_CI_REPOSITORY_SLOTS",
+        ge=0,
+        le=64,
+        description="Concurrent runs of one repository, which is one recipe, on all hosts and executors together. 0: no limit.",
+    )
+    supersede: Literal["queued", "running"] = Field(
+        "running",
+        alias="CC_CI_SUPERSEDE",
+        description="What a newer request on the same pull request stops. `queued`: a run that waits; "
+        "`running`: also one under way.",
+    )
+    close: Literal["queued", "running"] = Field(
+        "queued",
+        alias="CC_CI_CLOSE",
+        description="What closing or merging a pull request cancels. `queued`: runs that wait; `running`: also one under way.",
+    )
     run_seconds: int = Field(1800, alias="CC_CI_RUN_SECONDS", ge=10, le=86400, description="Time limit of a run, in seconds.")
     stage_seconds: int = Field(
         600, alias="CC_CI_STAGE_SECONDS", ge=5, le=86400, description="Time limit of one stage's tests, in seconds."

@@ -223,7 +223,7 @@ class EnrollForm(ListsForm):
 
 
 #: What a person may change of a repository.
-EDITABLE = ("active", *POLICIES, "allowances", "allowances_for_strangers", "webhooks")
+EDITABLE = ("active", *POLICIES, "allowances", "allowances_for_strangers", "slots", "webhooks")
 
 
 class RepositoryForm(ListsForm):

@@ -32,7 +32,7 @@ from enrollment.forges.base import (
     explain,
 )
 from enrollment.models import Comment, Delivery, Forge, PullRequest, Repository
-from enrollment.repositories import refresh_repository, update_facts
+from enrollment.repositories import note_pull, refresh_repository, update_facts
 from enrollment.signals import comment_received
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ def read_now(pull: PullRequest, client: ForgeClient | None = None) -> PollResult
 
 
 def read_state(pull: PullRequest) -> None:
-    """Ask the forge whether a pull request is open, and store the answer. Raises what concerns the whole forge."""
+    """Ask the forge about a pull request's state and head, and store them. Raises what concerns the whole forge."""
     row = pull.repository
     try:
         found = client_for(row.forge, Purpose.POLLING).pull(row.owner, row.name, pull.number)
@@ -107,7 +107,7 @@ def read_state(pull: PullRequest) -> None:
         log.info("%s: %s", pull, error)  # the next poll shows it
         return
     if found.base.id == row.forge_repo_id:
-        PullRequest.objects.filter(pk=pull.pk).update(state=found.state)
+        note_pull(pull, found)
 
 
 def read_pull_request(pull: PullRequest, client: ForgeClient, result: PollResult) -> None:
@@ -125,6 +125,11 @@ def read_pull_request(pull: PullRequest, client: ForgeClient, result: PollResult
         result.requests_wanted += 1
         for listing, via in ((client.pull_comments, Comment.Via.POLL), (client.pull_reviews, Comment.Via.REVIEW)):
             result.comments += store(row, listing(row.owner, row.name, pull.number, since), via, pull)
+        if pull.head_sha:  # somebody asked for a run of it, which may be about an older commit now
+            result.requests_wanted += 1
+            found = client.pull(row.owner, row.name, pull.number)
+            if found.base.id == row.forge_repo_id:
+                note_pull(pull, found)
     except OverBudget as error:
         # Perhaps only this repository's share: the others are still read.
         later = timezone.now() + timedelta(seconds=error.retry_after or 0)

@@ -13,9 +13,10 @@ from django.utils import timezone
 from enrollment.forge_access import permissions
 from enrollment.forge_access.clients import client_for
 from enrollment.forge_access.clock_skew import server_now
-from enrollment.forges.base import ForgeClient, NotFound, Repo, explain
+from enrollment.forges.base import ForgeClient, NotFound, Pull, Repo, explain
 from enrollment.forges.kinds import KINDS
-from enrollment.models import Forge, Repository
+from enrollment.models import Forge, PullRequest, Repository
+from enrollment.signals import head_moved
 
 #: Hours between two full resyncs of a repository, which find what the search missed.
 RESYNC_HOURS = 6
@@ -111,6 +112,27 @@ def copy_facts(row: Repository, remote: Repo) -> bool:
     for field in changed:
         setattr(row, field, getattr(remote, field))
     return bool(changed)
+
+
+def note_pull(row: PullRequest, pull: Pull) -> None:
+    """Store what was just read about a pull request. A known head that moved is signalled in the same transaction."""
+    facts = {
+        "title": pull.title[:500],
+        "state": pull.state[:20],
+        "head_sha": pull.head_sha,
+        "author_id": pull.author.id,
+        "author_login": pull.author.login[:255],
+        "html_url": pull.html_url[:500],
+        "base_ref": pull.base_ref[:255],
+    }
+    rows = PullRequest.objects.filter(pk=row.pk)
+    with transaction.atomic():
+        moved = rows.exclude(head_sha__in=("", pull.head_sha)).update(head_sha=pull.head_sha)
+        rows.update(**facts)
+        for name, value in facts.items():
+            setattr(row, name, value)
+        if moved:
+            head_moved.send(sender=PullRequest, pull=row)
 
 
 def update_facts(row: Repository, client: ForgeClient) -> bool:

@@ -64,7 +64,7 @@ class RemoteExecutorForm(AddressForm):
 
     class Meta:
         model = RemoteExecutor
-        fields = ("name", "kind", "url", "token", "repository", "branch", "forges")
+        fields = ("name", "kind", "url", "token", "repository", "branch", "slots", "forges")
 
     def clean_forges(self) -> Any:
         for forge in self.cleaned_data["forges"]:

@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import fields
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
-from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.db import transaction
 from django.db.models import QuerySet
@@ -27,9 +27,9 @@ from enrollment.forge_access.rate_limit import Purpose
 from enrollment.forges.base import ForgeClient, ForgeError, Garbage, NotFound, User
 from enrollment.models import Comment, PullRequest
 from enrollment.repositories import update_facts
-from runs import lifecycle, outcomes, render, reporting
+from runs import lifecycle, outcomes, render, reporting, scheduling
 from runs.commands import Command
-from runs.models import ACTIVE, HOLDING, RunEvent, State, TestRun
+from runs.models import ACTIVE, RunEvent, State, TestRun
 
 log = logging.getLogger(__name__)
 
@@ -174,38 +174,30 @@ def refuses_again(run: TestRun) -> str:
 # --- just before the start
 
 
-def ask_again() -> set[TestRun]:
-    """Check again whether the runs that would start now still may: nothing is started for people who have lost the right.
+def ask_again(skip: Collection[UUID] = ()) -> set[UUID]:
+    """Check again which runs may start now, but for those in `skip`: nothing is started for people who have lost the right.
 
-    Local facts are checked every time; the forge is asked about runs that were approved a while ago. Goes through the runs in the
-    order of `dispatcher`. Returns those not to start: cancelled, or impossible to check.
+    Local facts are checked every time; the forge is asked about runs that were approved a while ago. Goes through the queue as
+    the dispatcher does, as far as there are slots. Others are cancelled, or impossible to check.
     """
-    free = settings.CC_CI.slots - TestRun.objects.filter(state__in=HOLDING, host=settings.CC_CI.host).count()
-    if free <= 0:
+    if not TestRun.objects.filter(state=State.QUEUED).exists():
         return set()
-    held_back: set[TestRun] = set()
+    waiting, load = scheduling.read()
+    may: set[UUID] = set()
     silent: set[int] = set()  # forges that did not answer
-    holding = TestRun.objects.filter(state__in=HOLDING, pull_request__isnull=False)
-    busy: set[int | None] = {*holding.values_list("pull_request_id", flat=True)}
-    waiting = TestRun.objects.filter(state=State.QUEUED).order_by("created_at").select_related("comment", "repository__forge")
-    for run in waiting:
-        if free <= 0:
-            break
-        if run.pull_request_id and run.pull_request_id in busy:
-            continue
+    for one in scheduling.in_turn([one for one in waiting if one.run not in skip], load):
+        run = TestRun.objects.select_related("comment", "repository__forge").get(pk=one.run)
         if run.comment is not None or not run.trusted:
             try:
-                may = _may_still(run, silent)
+                if not _may_still(run, silent):
+                    continue
             except (ForgeError, SecretUnreadable) as error:
                 log.warning("%s has to wait: cannot check whether it may still start (%s)", run, error)
                 silent.add(run.repository.forge_id)
-                may = False
-            if not may:
-                held_back.add(run)
                 continue
-        free -= 1
-        busy.add(run.pull_request_id)
-    return held_back
+        may.add(run.pk)
+        load.take(one)
+    return may
 
 
 def _is_old(run: TestRun) -> bool:

@@ -10,12 +10,13 @@ class RunsConfig(AppConfig):
 
     def ready(self) -> None:
         from controlplane.registry import Card, Recurring, registry
-        from enrollment.signals import comment_received
+        from enrollment.signals import comment_received, head_moved
         from runs import receivers
         from runs.lifecycle import run_moved
 
         comment_received.connect(receivers.on_comment, dispatch_uid="runs")
         run_moved.connect(_report, dispatch_uid="runs")
+        head_moved.connect(_head_moved, dispatch_uid="runs")
         registry.check("deployments", "runs.checks.check_judged")
         registry.check("executors", "runs.executors.check.check_executors")
         registry.answer("version_evidence", "runs.track_record.version_evidence")
@@ -26,7 +27,7 @@ class RunsConfig(AppConfig):
         registry.router("/deferred", "runs.deferred.api.router")
         for name, seconds, per_host, text in (
             ("supervise", 1, True, "Watch the runs on this machine."),
-            ("dispatch", 5, True, "Start queued runs on this machine's free slots."),
+            ("dispatch", 5, True, "Start queued runs on free slots."),
             ("send_reports", 2, False, "Post due reports to the forges."),
             ("sweep_comments", 5, False, "Handle comments that were not handled yet."),
             ("sweep_leftovers", 300, True, "Remove what dead runs left behind."),
@@ -39,3 +40,9 @@ def _report(**kwargs: Any) -> None:
     from runs import reporting  # which imports much that most commands do without
 
     reporting.on_run_moved(**kwargs)
+
+
+def _head_moved(**kwargs: Any) -> None:
+    from runs import reporting
+
+    reporting.on_head_moved(**kwargs)

@@ -32,11 +32,13 @@ class Entry:
     text: str
 
 
+RETRY_ALL = "retry all"
 VERBS = {
     "help": Entry("!testme help", "List the commands."),
     "status": Entry("!testme status", "Show the state of this pull request's newest run."),
     "cancel": Entry("!testme cancel", "Stop this pull request's run and tear it down."),
-    "retry": Entry("!testme retry", "Run all stages again on the newest run's commit."),
+    "retry": Entry("!testme retry", "Run what failed in the newest run again, on the same commit."),
+    RETRY_ALL: Entry("!testme retry all", "Run all stages again on that commit."),
     "approve": Entry("!testme approve", "Approve the waiting run of an outsider's commit; append the full commit id."),
 }
 OPTIONS = {
@@ -52,7 +54,7 @@ COMMIT = Entry(
 
 @dataclass(frozen=True)
 class Command:
-    verb: str  #: run, help, status, cancel, retry or approve
+    verb: str  #: run, or one of VERBS
     sha: str = ""
     stages: tuple[str, ...] = DEFAULT_STAGES
     line: str = ""
@@ -130,6 +132,8 @@ def _parse_line(line: str) -> Command | Problem:
     stages: tuple[str, ...] = DEFAULT_STAGES
     if len(words) == 2 and words[0].lower() == "approve" and is_sha(words[1]):
         return Command("approve", words[1].lower(), line=line[:200])
+    if " ".join(words).lower() == RETRY_ALL:
+        return Command(RETRY_ALL, line=line[:200])
     if words and words[0].lower() in VERBS:
         if len(words) > 1:
             return Problem(f"{_quoted(words[0])} takes no options.", VERBS[words[0].lower()].form)

@@ -1,4 +1,4 @@
-"""Moves runs along: claims a slot for the oldest queued run, starts it, watches it, ingests its results.
+"""Moves runs along: claims free slots for queued runs, starts these, watches them, ingests their results.
 
 Every function here may be called twice, by several workers at once, and may die at any line: all progress is in the
 database or the run's folder, and every step can be repeated safely.
@@ -10,28 +10,30 @@ import logging
 import re
 from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from django.conf import settings
 from django.db import transaction
 from django.db.models import Case, F, When
 from django.utils import timezone
+from django_q.tasks import async_task
 
 from controlplane.models import Host
 from controlplane.secrets import SecretUnreadable
 from enrollment.forge_access.clients import client_for
 from enrollment.forge_access.rate_limit import Purpose
 from enrollment.forges.base import ForgeError
-from enrollment.models import PullRequest
-from runs import approval, ingest, lifecycle
+from enrollment.repositories import note_pull
+from runs import approval, ingest, lifecycle, reporting, retry, scheduling
 from runs.executors.base import Executor, ExecutorError, Observation
-from runs.executors.select import choose, executor_for
-from runs.harness.protocol import FolderState
-from runs.models import HOLDING, State, TestRun
+from runs.executors.select import executor_for
+from runs.harness.protocol import FolderState, Results, Verdict
+from runs.models import ACTIVE, HOLDING, RemoteExecutor, State, TestRun
 
 log = logging.getLogger(__name__)
 
-#: A run whose harness was lost (killed, or the machine went down) is retried once, and then ends as our error.
+#: A run that ended by our fault (harness or machine lost, results that say so) is queued once more, and then ends as our error.
 ATTEMPTS = 2
 #: How long a failing start is retried.
 START_PATIENCE = timedelta(minutes=5)
@@ -45,22 +47,23 @@ _said: dict[UUID, str] = {}
 
 
 def dispatch() -> list[TestRun]:
-    """Give this machine's free slots to the oldest queued runs, scheduled ones last, and start them."""
-    claimed = _claim([*approval.ask_again(), *_let_go_of_closed()])
+    """Give free slots to queued runs in turn, and start them."""
+    claimed = _claim(approval.ask_again(_let_go_of_closed()))
     for run in claimed:
         _start(run)
+    reporting.update_places()
     return claimed
 
 
-def _let_go_of_closed() -> list[TestRun]:
-    """Cancel waiting runs that were requested on a pull request that is closed now.
+def _let_go_of_closed() -> set[UUID]:
+    """Cancel runs that were requested on a pull request that is closed now: waiting ones, and with CC_CI_CLOSE=running all.
 
-    Returns runs that must not start because this could not be checked. A run that has started continues: its result also holds
-    for a merged commit.
+    Returns runs that must not start because this could not be checked.
     """
-    waiting = TestRun.objects.filter(state__in=(State.QUEUED, State.AWAITING_APPROVAL), comment__isnull=False)
-    unknown = []
-    for run in waiting.filter(pull_request__state="closed").select_related("pull_request__repository__forge"):
+    states = ACTIVE if settings.CC_CI.close == "running" else (State.QUEUED, State.AWAITING_APPROVAL)
+    asked = TestRun.objects.filter(state__in=states, stop_wanted="", comment__isnull=False, pull_request__state="closed")
+    unknown = set()
+    for run in asked.select_related("pull_request__repository__forge"):
         pull = run.pull_request
         assert pull is not None
         row = pull.repository
@@ -68,44 +71,48 @@ def _let_go_of_closed() -> list[TestRun]:
             found = client_for(row.forge, Purpose.ANSWERS).pull(row.owner, row.name, pull.number)
         except (ForgeError, SecretUnreadable) as error:
             log.info("%s: cannot check whether its pull request is closed: %s", run, error)
-            unknown.append(run)
+            unknown.add(run.pk)
             continue
         if found.base.id != row.forge_repo_id:
-            unknown.append(run)
+            unknown.add(run.pk)
         elif found.state == "closed":
-            how = "merged" if found.merged else "closed"
-            lifecycle.want_stop(run, State.CANCELLED, f"The pull request was {how} before the run started.")
+            how, when = "merged" if found.merged else "closed", "ended" if run.state in HOLDING else "started"
+            lifecycle.want_stop(run, State.CANCELLED, f"The pull request was {how} before the run {when}.")
         else:
-            PullRequest.objects.filter(pk=pull.pk).update(state=found.state)
+            note_pull(pull, found)
     return unknown
 
 
-def _claim(held_back: Collection[TestRun] = ()) -> list[TestRun]:
+def _claim(may: Collection[UUID] | None = None) -> list[TestRun]:
+    """Claim free slots for queued runs, or only for these."""
     host = settings.CC_CI.host
-    if not TestRun.objects.filter(state=State.QUEUED).exists():
+    if may is not None and not may:
         return []
     claimed = []
     with transaction.atomic():
-        # One at a time per machine counts its slots; SQLite's immediate transactions do the same.
+        # One at a time counts the slots, for executors and repositories are shared by all machines; SQLite's immediate
+        # transactions do the same.
         Host.objects.get_or_create(name=host)
-        Host.objects.select_for_update().get(name=host)
-        free = settings.CC_CI.slots - TestRun.objects.filter(state__in=HOLDING, host=host).count()
-        queued = TestRun.objects.filter(state=State.QUEUED).order_by("scheduled", "created_at")  # people first
-        for run in queued.select_related("repository__forge"):
-            if free <= 0:
-                break
-            if run in held_back:
-                continue  # cannot check whether the requester still may
-            if run.pull_request_id and TestRun.objects.filter(pull_request=run.pull_request_id, state__in=HOLDING).exists():
-                continue  # the pull request's older run is being stopped
-            now = timezone.now()
-            remote = choose(run.repository)
+        list(Host.objects.select_for_update().order_by("name"))
+        waiting, load = scheduling.read()
+        executors = RemoteExecutor.objects.in_bulk()
+        for one in scheduling.in_turn(waiting, load):
+            if may is not None and one.run not in may:
+                continue
+            run = TestRun.objects.select_related("repository__forge").get(pk=one.run)
+            remote = executors[one.executor] if one.executor else None
             name = remote.name if remote else ""
             text = f"on {host}, by the executor {name}" if remote else f"on {host}"
-            fields = {"host": host, "attempt": 1, "started_at": now, "executor": remote, "executor_name": name}
-            if lifecycle.move(run, "claim", text, fence=None, **fields):
+            fields = {
+                "host": host,
+                "attempt": run.attempt or 1,
+                "started_at": timezone.now(),
+                "executor": remote,
+                "executor_name": name,
+            }
+            if lifecycle.move(run, "claim", text, fence=run.attempt, **fields):
+                load.take(one)
                 claimed.append(run)
-                free -= 1
     return claimed
 
 
@@ -211,22 +218,43 @@ def _lost(run: TestRun, executor: Executor, seen: Observation) -> None:
     executor.sweep()
     if run.stop_wanted:
         _stopped(run)
-    elif run.attempt < ATTEMPTS:
-        text = f"the harness was lost ({seen.lost}); retrying once"
-        # Events of an earlier attempt stay in the trail; the numbers start over.
-        lifecycle.move(run, "lose", text, fence=run.attempt, attempt=F("attempt") + 1, event_seq=0, log_offset=0)
-    else:
-        _end(
-            run,
-            "error",
-            f"The harness was lost {ATTEMPTS} times ({seen.lost}). This is not the recipe's fault.",
-        )
+        return
+    fault = f"the harness was lost ({seen.lost})"
+    if not _try_again(run, fault):
+        _end(run, "error", f"The harness was lost {ATTEMPTS} times ({seen.lost}). This is not the recipe's fault.")
+
+
+def _try_again(run: TestRun, fault: str, **fields: Any) -> bool:
+    """Queue a run once more after a fault of ours, on whatever machine has a slot. False if it has had all its attempts."""
+    if run.attempt >= ATTEMPTS:
+        return False
+    _said.pop(run.pk, None)
+    # Events of an earlier attempt stay in the trail; the numbers start over.
+    over = {"attempt": F("attempt") + 1, "event_seq": 0, "log_offset": 0, "build_url": ""}
+    if lifecycle.move(run, "try_again", f"{fault}; retrying once", fence=run.attempt, **over, **fields):
+        async_task("runs.tasks.dispatch")
+    return True
 
 
 def _finished(run: TestRun, executor: Executor, seen: Observation) -> None:
-    assert seen.results is not None
-    ingest.conclude(run, seen.results, seen.files)
+    results = seen.results
+    assert results is not None
+    if run.stop_wanted or not _retried(run, results, executor):
+        ingest.conclude(run, results, seen.files)
     dispatch()
+
+
+def _retried(run: TestRun, results: Results, executor: Executor) -> bool:
+    """Whether a run that ended is queued once more: it says that the fault is ours, or what it took over no longer counts."""
+    if results.verdict is Verdict.PASSED and run.taken_over and (why := retry.objection(run, results)):
+        fault = f"{', '.join(run.taken_over)} can no longer be taken over, because {why}; all stages run"
+        return _try_again(run, fault, stages=list(retry.asked(run)), taken_over=[])
+    red = any(stage.status == "failed" for stage in results.stages)
+    # What was left behind would be in the way of the next attempt, too, and a stage that failed is the recipe's fault.
+    if results.verdict is not Verdict.ERRORED or red or not results.teardown.clean:
+        return False
+    executor.sweep()
+    return _try_again(run, f"it could not be completed ({results.reason[:1000]})")
 
 
 def _stopped(run: TestRun) -> None:
@@ -242,14 +270,14 @@ def _end(run: TestRun, event: str, reason: str) -> None:
 
 
 def forsake_dead_hosts() -> list[TestRun]:
-    """End the runs of machines that have not been heard from for a long time, to free their slots and report their end."""
+    """Take their runs away from machines that have not been heard from for a long time: each is queued once more, or ends."""
     dead = Host.objects.filter(ticked_at__lt=timezone.now() - HOST_DEAD).exclude(name=settings.CC_CI.host)
     forsaken = []
     for run in TestRun.objects.filter(state__in=HOLDING, host__in=dead.values("name")):
-        reason = (
-            f"The machine {run.host} has not been heard from for {HOST_DEAD.seconds // 60} minutes. This is not the "
-            "recipe's fault."
-        )
-        if lifecycle.move(run, "error", reason, fence=run.attempt, reason=reason):
-            forsaken.append(run)
+        silence = f"the machine {run.host} has not been heard from for {HOST_DEAD.seconds // 60} minutes"
+        if run.stop_wanted:
+            _stopped(run)
+        elif not _try_again(run, silence):
+            _end(run, "error", f"{silence[0].upper()}{silence[1:]}. This is not the recipe's fault.")
+        forsaken.append(run)
     return forsaken

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from typing import Any
+from uuid import UUID
 
 from django.db import transaction
 
 from enrollment.forges.http import storable
-from runs import lifecycle
+from runs import lifecycle, retry
 from runs.executors.base import Observation
 from runs.executors.local import LOG_BYTES
 from runs.harness.protocol import Event, Results, Verdict
@@ -60,6 +61,9 @@ def _row(run: TestRun, event: Event) -> RunEvent:
 
 def conclude(run: TestRun, results: Results, files: Mapping[str, bytes] | None = None) -> bool:
     """Finish a run: stages, cases, files and the move to its final state in one transaction. Returns whether this call did it."""
+    taken_from: dict[str, UUID] = {}
+    if run.taken_over:
+        results, taken_from = retry.combined(run, results)
     event, reason = EVENT_OF[results.verdict], results.reason
     if results.verdict is Verdict.CANCELLED and run.stop_wanted:
         event = "supersede" if run.stop_wanted == State.SUPERSEDED else "cancel"
@@ -79,6 +83,7 @@ def conclude(run: TestRun, results: Results, files: Mapping[str, bytes] | None =
                 seconds=stage.seconds,
                 started_at=stage.started,
                 finished_at=stage.finished,
+                taken_from=taken_from.get(stage.name),
             )
             CaseResult.objects.bulk_create(
                 CaseResult(
@@ -120,6 +125,7 @@ _DETAILS = {
     "lint",
     "extras",
     "loosened",
+    "settings",
     "kept",
     "secret_leaks",
     "changed",

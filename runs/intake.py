@@ -22,11 +22,11 @@ from enrollment.forge_access.clients import client_for
 from enrollment.forge_access.rate_limit import Purpose
 from enrollment.forges.base import ForgeClient, ForgeError, NotFound, Pull, User
 from enrollment.models import Comment, PullRequest
-from enrollment.repositories import copy_facts, refresh_repository, update_facts
-from runs import approval, commands, lifecycle, render, reporting
+from enrollment.repositories import copy_facts, note_pull, refresh_repository, update_facts
+from runs import approval, commands, lifecycle, render, reporting, retry, scheduling
 from runs.commands import Command, Problem
 from runs.harness.stage_table import DEFAULT_STAGES, in_order
-from runs.models import ACTIVE, State, TestRun
+from runs.models import ACTIVE, HOLDING, State, TestRun
 from runs.outcomes import create_run_for, ignore, reply, settle
 
 log = logging.getLogger(__name__)
@@ -88,8 +88,8 @@ def _answer(comment: Comment, command: Command | Problem, client: ForgeClient) -
         raise NotFound(f"{repository.full_name} has just changed owner; checking permissions again")
     if pull.state != "open":
         return _reply_to(asker, comment, render.reply_closed(), f"the pull request is {pull.state}")
-    if command.verb == "retry":
-        return _retry(comment, asker, pull, client)
+    if command.verb in ("retry", commands.RETRY_ALL):
+        return _retry(comment, command.verb == commands.RETRY_ALL, asker, pull, client)
     if command.verb == "approve":
         return approval.answer(comment, command, asker, pull.html_url)
     approved = approval.approved_commits(comment.pull_request, client)
@@ -142,10 +142,7 @@ def _read_pull(comment: Comment, client: ForgeClient) -> Pull:
 
 def _note_pull(row: PullRequest, pull: Pull) -> None:
     """Store what was just read about the pull request, and whether its repository is still public."""
-    row.title, row.state, row.head_sha = pull.title[:500], pull.state[:20], pull.head_sha
-    row.author_id, row.author_login = pull.author.id, pull.author.login[:255]
-    row.html_url, row.base_ref = pull.html_url[:500], pull.base_ref[:255]
-    row.save(update_fields=["title", "state", "head_sha", "author_id", "author_login", "html_url", "base_ref"])
+    note_pull(row, pull)
     if pull.base.id == row.repository.forge_repo_id and copy_facts(row.repository, pull.base):
         row.repository.save()
 
@@ -177,8 +174,10 @@ def _outsider(comment: Comment, reason: str, facts: authorization.Facts) -> Comm
 
 def _status(comment: Comment) -> Comment.Outcome:
     run = newest_run(comment.pull_request)
-    text = render.reply_status(run, reporting.ahead_of(run)) if run else render.reply_nothing("status")
-    return reply(comment, text, "status")
+    if run is None:
+        return reply(comment, render.reply_nothing("status"), "status")
+    usual = scheduling.usual_seconds(run) if run.active else None
+    return reply(comment, render.reply_status(run, scheduling.place_of(run), usual), "status")
 
 
 def _cancel(comment: Comment) -> Comment.Outcome:
@@ -198,27 +197,37 @@ def _cancel(comment: Comment) -> Comment.Outcome:
     return settle(comment, Comment.Outcome.ACTED, "cancel", follow)
 
 
-def _retry(comment: Comment, asker: authorization.Person, pull: Pull, client: ForgeClient) -> Comment.Outcome:
+def _retry(comment: Comment, everything: bool, asker: authorization.Person, pull: Pull, client: ForgeClient) -> Comment.Outcome:
     # A run that was never approved must not be approved by this.
     let_go = TestRun.objects.filter(pull_request=comment.pull_request, events__kind=State.QUEUED).distinct()
     last = let_go.order_by("created_at").last()
     if last is None:
         return reply(comment, render.reply_nothing("retry"), "nothing to repeat")
+    if last.state == State.PASSED and not everything:
+        return reply(comment, render.reply_passed(last), f"{last} passed: nothing to repeat")
     facts = None
     if last.trusted:
         # Trust may have been lost since. A commit approved for a sandbox stays in one.
         code, author = authorization.code_of(pull, comment.pull_request.repository, client)
         facts = authorization.Facts(asker, author, code, pull.head_sha)
     trusted = facts is not None and facts.trusts(last.sha)
+    taken_over: tuple[str, ...] = ()
+    if everything:
+        stages = _all_and(retry.asked(last))
+    elif last.active and not last.stop_wanted:
+        stages = tuple(last.stages)  # which joins it
+    else:
+        stages, taken_over = retry.plan(last, trusted=trusted)
     return _run(
         comment,
         last.sha,
-        _all_and(last.stages),
+        stages,
         f"repeats {last}",
         trusted=trusted,
         facts=facts,
         retry_of=last,
         upgrade_from=last.upgrade_from,
+        taken_over=taken_over,
     )
 
 
@@ -242,6 +251,7 @@ def _run(
     facts: authorization.Facts | None = None,
     retry_of: TestRun | None = None,
     upgrade_from: str = "",
+    taken_over: tuple[str, ...] = (),
 ) -> Comment.Outcome:
     """Create the run. `asker`: somebody whose commit was approved earlier; their run supersedes no other."""
     pull = comment.pull_request
@@ -260,8 +270,11 @@ def _run(
                 return Comment.Outcome.JOINED
             if asker is not None and not asker.trusted and not waits:
                 return Comment.Outcome.IGNORED
+            if settings.CC_CI.supersede == "queued" and other.state in HOLDING and not doubted:
+                continue  # the new run waits for its end
             lifecycle.want_stop(other, State.SUPERSEDED, f"{comment.author_login} asked for another run")
-        create_run_for(comment, sha, stages, reason, trusted=trusted, retry_of=retry_of, upgrade_from=upgrade_from)
+        more = {"retry_of": retry_of, "upgrade_from": upgrade_from, "taken_over": taken_over}
+        create_run_for(comment, sha, stages, reason, trusted=trusted, **more)
         return None
 
     return settle(comment, Comment.Outcome.RUN, reason, follow, facts)

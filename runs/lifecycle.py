@@ -17,7 +17,7 @@ MOVES: dict[str, tuple[tuple[State, ...], State]] = {
     "approve": ((State.AWAITING_APPROVAL,), State.QUEUED),
     "claim": ((State.QUEUED,), State.STARTING),
     "begin": ((State.STARTING,), State.RUNNING),
-    "lose": ((State.STARTING, State.RUNNING), State.STARTING),
+    "try_again": ((State.STARTING, State.RUNNING), State.QUEUED),
     "pass": ((State.STARTING, State.RUNNING), State.PASSED),
     "fail": ((State.STARTING, State.RUNNING), State.FAILED),
     "error": ((State.QUEUED, State.STARTING, State.RUNNING), State.ERRORED),

@@ -49,6 +49,7 @@ class RemoteExecutor(models.Model):
     token = EncryptedTextField(blank=True, default="")
     repository = models.CharField(max_length=255, help_text="OWNER/REPO of the runner repository, which holds the pipeline.")
     branch = models.CharField(max_length=255, default="main", help_text="The branch whose pipeline is used.")
+    slots = models.PositiveSmallIntegerField(default=1, help_text="Concurrent runs there, whichever machine started them.")
     forges = models.ManyToManyField(
         Forge,
         blank=True,
@@ -110,6 +111,9 @@ class TestRun(models.Model):
     ref = models.CharField(max_length=255, help_text="What is fetched, such as refs/pull/3/head.")
     base_ref = models.CharField(max_length=255, blank=True, help_text="The branch it goes to; empty: the default branch.")
     stages = models.JSONField(default=list)
+    taken_over = models.JSONField(
+        default=list, blank=True, help_text="Stages that do not run: their results are taken over from the run that this repeats."
+    )
     upgrade_from = models.CharField(
         max_length=200, blank=True, help_text="The published version to upgrade from; empty: the newest one."
     )
@@ -149,6 +153,7 @@ class TestRun(models.Model):
             models.Index(fields=["repository", "-created_at"]),
             models.Index(fields=["-created_at", "-id"]),
             models.Index(fields=["state", "-created_at"]),
+            models.Index(fields=["repository", "-started_at"]),
         ]
 
     def __str__(self) -> str:
@@ -232,6 +237,8 @@ class StageResult(models.Model):
     seconds = models.FloatField(default=0)
     started_at = models.DateTimeField(null=True, blank=True)
     finished_at = models.DateTimeField(null=True, blank=True)
+    #: Not a foreign key: what was taken over stays so when that run is deleted.
+    taken_from = models.UUIDField(null=True, blank=True, help_text="The run that ran this stage; empty: this one.")
 
     class Meta:
         ordering = ["run", "order"]
@@ -239,6 +246,11 @@ class StageResult(models.Model):
 
     def __str__(self) -> str:
         return f"{self.name}: {self.status}"
+
+    @property
+    def origin(self) -> TestRun | None:
+        """The run that it was taken over from, of which only the id is known; None for one of the run's own."""
+        return TestRun(id=self.taken_from) if self.taken_from else None
 
 
 class CaseResult(models.Model):

@@ -80,6 +80,7 @@ def create_run(
     state: State = State.QUEUED,
     upgrade_from: str = "",
     scheduled: bool = False,
+    taken_over: tuple[str, ...] = (),
 ) -> TestRun:
     """Create a run that is queued or awaits approval, with its first event and its reports, in one transaction."""
     with transaction.atomic():
@@ -92,6 +93,7 @@ def create_run(
             ref=ref,
             base_ref=pull_request.base_ref if pull_request else "",
             stages=list(stages),
+            taken_over=list(taken_over),
             upgrade_from=upgrade_from,
             requested_by=requested_by[:255],
             trusted=trusted,

@@ -49,6 +49,7 @@ HEADLINE = {
     State.STARTING: "is starting",
     State.RUNNING: "is running",
 }
+OLDER = f"⚠️ This is about an older commit; the pull request has changed since. To test the newest: `{commands.RUN.form}`"
 #: Shown in full in a comment; the rest is on the page.
 FAILURES = 5
 MOST_NAMES = 20
@@ -59,13 +60,23 @@ LONGEST = 60_000
 DESCRIPTION = 255
 
 
-def report(run: TestRun, *, ahead: int = 0, marker: str = "") -> str:
-    """The comment about a run. `ahead`: the number of runs queued before it. `marker`: the hidden id, which comes first."""
+def report(run: TestRun, *, place: int = 0, usual: float | None = None, earlier: TestRun | None = None, marker: str = "") -> str:
+    """The comment about a run. `place`: its place in the queue. `usual`: the seconds that such a run takes. `earlier`: the run
+    before it that was not stopped for it. `marker`: the hidden id, which comes first.
+    """
     state = State(run.state)
     parts = [f"<!-- {marker} -->"] if marker else []
     parts.append(f"### {MARK[state]} The test of {markdown(run.repository.name)} at {_commit(run.sha)} {HEADLINE[state]}")
-    if state == State.QUEUED and ahead:
-        parts.append(f"{ahead} {'run is' if ahead == 1 else 'runs are'} ahead of it.")
+    if outdated(run):
+        parts.append(OLDER)
+    if line := " ".join(expectation(run, place, usual)):
+        parts.append(line)
+    if earlier is not None:
+        parts.append(f"An earlier run, at {_commit(earlier.sha)}, {HEADLINE[State(earlier.state)]}: [details]({earlier.url})")
+    if run.attempt > 1 and (before := again(run)):
+        parts.append(f"This is attempt {run.attempt}. {markdown(before)}")
+    if run.taken_over:
+        parts.append(taken_over(run))
     if state == State.AWAITING_APPROVAL:
         parts.append(approval(run))
     stages = list(run.stage_results.all())
@@ -80,6 +91,36 @@ def report(run: TestRun, *, ahead: int = 0, marker: str = "") -> str:
     parts += warnings(run.warnings)
     parts += findings(run)
     return "\n\n".join([*_that_fit(parts, LONGEST - 1000), footer(run)]) + "\n"
+
+
+def outdated(run: TestRun) -> bool:
+    """Whether the pull request has another head now, as far as is known."""
+    return run.pull_request is not None and run.pull_request.head_sha not in ("", run.sha)
+
+
+def expectation(run: TestRun, place: int, usual: float | None) -> list[str]:
+    """What somebody who waits may expect: the place in the queue, and how long such a run takes. Empty for one that ended."""
+    if not run.active or run.state == State.AWAITING_APPROVAL:
+        return []
+    parts = ["It is next in the queue."] if place == 1 else [f"Its place in the queue is {place}."] if place else []
+    return [*parts, f"Such a run usually takes {seconds(usual)}."] if usual else parts
+
+
+def again(run: TestRun) -> str:
+    """Why this is not the first attempt."""
+    event = run.events.filter(kind=State.QUEUED, attempt=run.attempt).order_by("id").last()
+    return f"{event.text[:1].upper()}{event.text[1:]}." if event else ""
+
+
+def taken_over(run: TestRun) -> str:
+    """Which stages a retry does not run, and whose results stand for them."""
+    names = ", ".join(markdown(name) for name in run.taken_over)
+    before = f"[{run.retry_of}]({run.retry_of.url})" if run.retry_of else "a run that was deleted"
+    if run.active:
+        return f"It runs only what failed in {before}; taken over, if the settings are the same: {names}."
+    if run.stage_results.filter(taken_from__isnull=False).exists():
+        return f"It ran only what failed in {before}; taken over: {names}."
+    return f"It ran only what failed in {before}; not run: {names}."
 
 
 def _that_fit(parts: Sequence[str], room: int) -> list[str]:
@@ -117,6 +158,8 @@ def stage_table(stages: Sequence[StageResult], shown: str = "") -> str:
     rows = ["| stage | result | tests | time |", "|---|---|---|---|"]
     for stage in stages:
         text = f"{STAGE_MARK.get(stage.status, '')} {markdown(stage.status.replace('_', ' '))}"
+        if origin := stage.origin:
+            text += f", taken over from [{origin}]({origin.url})"
         if stage.reason and stage.reason not in shown:
             text += f": {markdown(stage.reason, 200)}"
         rows.append(f"| {markdown(stage.name)} | {text} | {counts(stage.cases.all())} | {seconds(stage.seconds)} |")
@@ -240,7 +283,8 @@ def footer(run: TestRun) -> str:
     if run.active:
         return f"[Follow it live]({run.url}). {who} To stop it: `{commands.VERBS['cancel'].form}`".replace("  ", " ")
     took = f" It took {seconds(run.seconds)}." if run.seconds else ""
-    return f"[Log and details]({run.url}).{took} {who} To run it again: `{commands.VERBS['retry'].form}`".replace("  ", " ")
+    verb = commands.RETRY_ALL if run.state == State.PASSED else "retry"
+    return f"[Log and details]({run.url}).{took} {who} To run it again: `{commands.VERBS[verb].form}`".replace("  ", " ")
 
 
 # --- pieces
@@ -374,9 +418,16 @@ def reply_nothing(verb: str) -> str:
     return f"{text[verb]} Start one with:\n\n```\n{commands.RUN.form}\n```"
 
 
-def reply_status(run: TestRun, ahead: int) -> str:
+def reply_passed(run: TestRun) -> str:
+    return (
+        f"The newest run, at {_commit(run.sha)}, passed, so nothing in it is left to repeat: [details]({run.url}). To run all "
+        f"its stages again:\n\n```\n{commands.VERBS[commands.RETRY_ALL].form}\n```"
+    )
+
+
+def reply_status(run: TestRun, place: int, usual: float | None = None) -> str:
     state = State(run.state)
     text = f"{MARK[state]} The newest run, at {_commit(run.sha)}, {HEADLINE[state]}."
-    if state == State.QUEUED and ahead:
-        text += f" {ahead} {'run is' if ahead == 1 else 'runs are'} ahead of it."
-    return f"{text} [Details]({run.url})"
+    if outdated(run):
+        text += " The pull request has changed since."
+    return " ".join([text, *expectation(run, place, usual), f"[Details]({run.url})"])

@@ -19,6 +19,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.conf import settings
+from django.db import transaction
+from django.db.models import Q
 from django.utils import timezone
 from django_q.tasks import async_task
 
@@ -38,10 +40,10 @@ from enrollment.forges.base import (
     RemoteComment,
     StatusState,
 )
-from enrollment.models import Comment, Repository
+from enrollment.models import Comment, PullRequest, Repository
 from enrollment.repositories import refresh_repository, update_facts
-from runs import render
-from runs.models import Report, State, TestRun
+from runs import render, scheduling
+from runs.models import HOLDING, Report, State, TestRun
 
 log = logging.getLogger(__name__)
 
@@ -81,17 +83,18 @@ def enqueue_reply(comment: Comment, text: str) -> None:
     _want(f"reply:{comment.pk}", Report.Kind.REPLY, {"body": body}, marker, **links)
 
 
-def enqueue_run(run: TestRun) -> None:
-    """Queue the pull request's comment and the commit status for the run's state. Ignores runs that are not the newest."""
-    if (
-        run.pull_request_id
-        and not TestRun.objects.filter(pull_request=run.pull_request_id, created_at__gt=run.created_at).exists()
-    ):
-        phase = "live" if run.active else "verdict"
-        marker = f"{MARKER}run:{run.id}:{phase}"
-        body = render.report(run, ahead=ahead_of(run), marker=marker)
-        links = {"run": run, "pull_request": run.pull_request, "repository": run.repository}
-        _want(f"run:{run.pull_request_id}", Report.Kind.RUN, {"body": body, "phase": phase}, marker, **links)
+def enqueue_run(run: TestRun, place: int | None = None) -> None:
+    """Queue the pull request's comment, which is about its newest run, and the commit status for the run's state.
+
+    `place`: its place in the queue, if that is known.
+    """
+    if run.pull_request_id:
+        newest = TestRun.objects.filter(pull_request=run.pull_request_id).latest("created_at")
+        if newest == run:
+            _enqueue_comment(run, place)
+        elif settings.CC_CI.supersede == "queued" and run.state != State.SUPERSEDED:
+            # The newer one waits for this one, or waited: its comment tells of both.
+            _enqueue_comment(TestRun.objects.select_for_update().get(pk=newest.pk))
     # Anybody can create a waiting run for any commit: it must not affect the commit's status before it is approved.
     # Nobody asked for a scheduled run: the status remains that of the run that somebody did ask for.
     of_commit = TestRun.objects.filter(repository=run.repository_id, sha=run.sha, scheduled=False, events__kind=State.QUEUED)
@@ -107,11 +110,47 @@ def on_run_moved(sender: object, run: TestRun, **kwargs: object) -> None:
     enqueue_run(run)
 
 
-def ahead_of(run: TestRun) -> int:
-    """The number of runs that start before this one: the older ones, and for a scheduled run all that people asked for."""
-    queued = TestRun.objects.filter(state=State.QUEUED)
-    before = queued.filter(created_at__lt=run.created_at, scheduled=run.scheduled)
-    return before.count() + (queued.filter(scheduled=False).count() if run.scheduled else 0)
+def _enqueue_comment(run: TestRun, place: int | None = None) -> None:
+    phase = "live" if run.active else "verdict"
+    marker = f"{MARKER}run:{run.id}:{phase}"
+    place = scheduling.place_of(run) if place is None else place
+    usual = scheduling.usual_seconds(run) if run.active else None
+    body = render.report(run, place=place, usual=usual, earlier=_overtaken(run), marker=marker)
+    links = {"run": run, "pull_request": run.pull_request, "repository": run.repository}
+    wanted = {"body": body, "phase": phase, **({"place": place} if place else {})}
+    _want(f"run:{run.pull_request_id}", Report.Kind.RUN, wanted, marker, **links)
+
+
+def _overtaken(run: TestRun) -> TestRun | None:
+    """The run before this one on its pull request that was under way when this one was asked for, and was not superseded."""
+    if settings.CC_CI.supersede != "queued":
+        return None
+    older = TestRun.objects.filter(pull_request=run.pull_request_id, created_at__lt=run.created_at)
+    under_way = Q(state__in=HOLDING) | Q(finished_at__gt=run.created_at)
+    return older.filter(under_way).exclude(state=State.SUPERSEDED).order_by("-created_at").first()
+
+
+def on_head_moved(sender: object, pull: PullRequest, **kwargs: object) -> None:
+    """Receiver of `enrollment.signals.head_moved`, inside its transaction: the comment says that it is about an older commit."""
+    newest = TestRun.objects.select_for_update().filter(pull_request=pull).order_by("-created_at").first()
+    if newest is not None:
+        enqueue_run(newest)
+
+
+def update_places() -> None:
+    """Edit the comments of queued runs whose place in the queue has changed materially (`scheduling.moved_up`)."""
+    reports = Report.objects.filter(kind=Report.Kind.RUN, run__state=State.QUEUED)
+    shown = {run: place for run, place in reports.values_list("run", "wanted__place") if isinstance(place, int)}
+    if not shown:
+        return
+    places = scheduling.places()
+    for key, place in shown.items():
+        if scheduling.moved_up(place, places.get(key, 0)):
+            with transaction.atomic():
+                # Whoever starts it meanwhile comes after us, or we see it.
+                run = TestRun.objects.select_for_update().filter(pk=key, state=State.QUEUED).first()
+                if run is not None:
+                    enqueue_run(run, places[key])
 
 
 def _want(key: str, kind: Report.Kind, wanted: dict[str, Any], marker: str, **links: Any) -> None:

@@ -19,7 +19,7 @@ def handle_comment(comment_id: int) -> None:
 
 
 def dispatch() -> str:
-    """Start queued runs on this machine's free slots."""
+    """Start queued runs on free slots."""
     return f"{len(dispatcher.dispatch())} started"
 
 
@@ -42,10 +42,10 @@ def sweep_comments() -> str:
 
 
 def sweep_leftovers() -> str:
-    """Remove what runs left behind, and end the runs of dead machines."""
+    """Remove what runs left behind, and take their runs away from dead machines."""
     forsaken = dispatcher.forsake_dead_hosts()
     local.sweep()
-    return f"ended {len(forsaken)} runs of dead machines" if forsaken else "sweeping"
+    return f"took {len(forsaken)} runs away from dead machines" if forsaken else "sweeping"
 
 
 def drop_old_runs() -> str:

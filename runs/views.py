@@ -16,9 +16,9 @@ from django.views.decorators.http import require_safe
 from controlplane.pages import may_see_private, paginate
 from enrollment.models import Repository
 from enrollment.models.core import RepositoryQuerySet
-from runs import commands, reporting
+from runs import commands, scheduling
 from runs.models import ACTIVE, FINAL, Artefact, State, TestRun
-from runs.render import HEADLINE, progress
+from runs.render import HEADLINE, again, expectation, outdated, progress
 from runs.templatetags.run_pages import commit_url
 
 #: Lines of the log in one answer of the live page; the whole log is a file of its own.
@@ -109,7 +109,9 @@ def run_context(row: TestRun) -> dict[str, Any]:
         "since": final and state != State.PASSED,
         "last_pass": _last_pass(row) if final and state != State.PASSED else None,
         "elapsed": int((timezone.now() - row.started_at).total_seconds()) if row.started_at and not final else None,
-        "ahead": reporting.ahead_of(row) if row.state == State.QUEUED else 0,
+        "expectation": expectation(row, scheduling.place_of(row), scheduling.usual_seconds(row)) if row.active else [],
+        "outdated": outdated(row),
+        "attempt": again(row) if row.attempt > 1 else "",
         "stages": stages,
         "progress": _progress(row) if not stages else [],
         "failing": failing,
@@ -118,7 +120,7 @@ def run_context(row: TestRun) -> dict[str, Any]:
         "log_mark": f"{row.attempt}-{row.log_offset}-{len(row.log)}",
         "cut": len(row.log) > LIVE_CHARS,
         "again": commands.RUN.form,
-        "retry": commands.VERBS["retry"].form,
+        "retry": commands.VERBS[commands.RETRY_ALL if state == State.PASSED else "retry"].form,
         "cancel": commands.VERBS["cancel"].form,
         "with_extra": commands.OPTIONS["--extra-tests"].form,
         "details": row.details,

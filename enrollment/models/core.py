@@ -151,6 +151,11 @@ class Repository(models.Model):
         help_text="Whether strangers' commits get the allowances, too. With the Docker socket allowed, anybody who can "
         "open a pull request and have it run is root on this server.",
     )
+    slots = models.PositiveSmallIntegerField(
+        null=True,
+        blank=True,
+        help_text="Concurrent runs of this recipe anywhere. 0: no limit. Empty: as CC_CI_REPOSITORY_SLOTS says.",
+    )
     webhooks = models.CharField(
         max_length=3,
         choices=Webhooks.choices,

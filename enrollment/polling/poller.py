@@ -51,6 +51,7 @@ from enrollment.repositories import (
     RESYNC_HOURS,
     copy_facts,
     enroll_by_topic,
+    note_pull,
     refresh_identity,
     refresh_repository,
 )
@@ -325,7 +326,7 @@ def list_repository(row: Repository, client: ForgeClient, result: PollResult) ->
         # Repositories have no list of reviews: those of changed pull requests are read one by one.
         for changed in client.repository_pulls(row.owner, row.name, since):
             pull, _ = PullRequest.objects.get_or_create(repository=row, number=changed.number)
-            PullRequest.objects.filter(pk=pull.pk).update(state=changed.state, title=changed.title[:500])
+            note_pull(pull, changed)
             try:
                 reviews = client.pull_reviews(row.owner, row.name, changed.number, since)
                 result.comments += comments.store(row, reviews, Comment.Via.REVIEW, pull)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from enrollment.models import Repository
 from runs.executors.base import Executor, ExecutorError
 from runs.executors.builds import BuildExecutor
@@ -17,10 +19,18 @@ ENGINES: dict[str, type[Engine]] = {RemoteExecutor.Kind.DRONE: Drone, RemoteExec
 
 def choose(repository: Repository) -> RemoteExecutor | None:
     """The executor for a repository's next run; None is this machine."""
-    own = ExecutorChoice.objects.filter(repository=repository).select_related("executor").first()
-    if own:
-        return own.executor
-    return RemoteExecutor.objects.filter(forges=repository.forge_id).first()
+    return choose_all({repository.pk: repository.forge_id})[repository.pk]
+
+
+def choose_all(forges: Mapping[int, int]) -> dict[int, RemoteExecutor | None]:
+    """The executors for the next runs of several repositories, of which the keys are given with their forges' keys."""
+    own = ExecutorChoice.objects.filter(repository__in=forges).select_related("executor")
+    of_repository = {choice.repository_id: choice.executor for choice in own}
+    of_forge: dict[int, RemoteExecutor] = {}
+    for row in RemoteExecutor.objects.prefetch_related("forges"):
+        for forge in row.forges.all():
+            of_forge.setdefault(forge.pk, row)
+    return {key: of_repository[key] if key in of_repository else of_forge.get(forge) for key, forge in forges.items()}
 
 
 def executor_for(run: TestRun) -> Executor:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 from infra.deployers.base import Deployer
@@ -486,6 +489,7 @@ class Engine:
             lint=lint.known_health(ready.lint, self._checked) if ready else [],
             extras=prepare.extras_of(ready, ran="extra" in self._results) if ready else Extras(),
             loosened=ready.loosened if ready else [],
+            settings=self._settings(ready) if ready else "",
             kept=ready.kept.commit if ready and ready.kept else "",
             changed=ready.changed if ready else [],
         )
@@ -494,6 +498,13 @@ class Engine:
         if not self._request.app_url:
             results.level = level.assess(self._results, results.lint if ready else None, verdict, results.secret_leaks)
         return results
+
+    def _settings(self, ready: Prepared) -> str:
+        """A digest of what decides how this commit is tested, besides the recipe itself and what the results name."""
+        request = self._request.model_dump(mode="json", include={"upgrade_from", "trusted", "limits", "allow", "deployer"})
+        config = ready.config.model_dump(mode="json")
+        text = json.dumps([version("cc-ci"), request, config, self._realm is not None], sort_keys=True)
+        return hashlib.sha256(text.encode(errors="replace")).hexdigest()
 
 
 def _images(ready: Prepared) -> list[ImageResult]:

@@ -241,6 +241,8 @@ class Results(_Model):
     extras: Extras = Field(default_factory=Extras)
     #: Changes of `cc-ci.toml` that loosen a check and only count once merged; one sentence each.
     loosened: list[str] = Field(default_factory=list)
+    #: A digest of what else decides how a commit is tested: cc-ci's version, limits, allowances, `cc-ci.toml`.
+    settings: str = ""
     kept: str = ""  #: the commit of the added tests kept on the server; empty if there are none
     secret_leaks: list[str] = Field(default_factory=list)  #: artefacts that contained a secret of the run (redacted)
     artefacts: list[Artefact] = Field(default_factory=list)

@@ -35,6 +35,7 @@ from runs.harness.stage_table import DEFAULT_STAGES, STAGES
         ("!testme help", Command("help", line="!testme help")),
         ("!testme cancel", Command("cancel", line="!testme cancel")),
         ("!testme retry", Command("retry", line="!testme retry")),
+        ("!testme Retry  ALL.", Command("retry all", line="!testme Retry  ALL.")),
         ("!testme status", Command("status", line="!testme status")),
         ("!testme\n---\nmy signature", Command("run", line="!testme")),
         ("see `code`\n!testme", Command("run", line="!testme")),
@@ -277,6 +278,8 @@ def test_a_command_counts_where_a_reader_sees_it_and_nowhere_else(comment: tuple
         ("!testme halp", VERBS["help"].form),
         ("!testme cancle", VERBS["cancel"].form),
         ("!testme help me", VERBS["help"].form),
+        ("!testme retry al", VERBS["retry"].form),
+        ("!testme retry all please", VERBS["retry"].form),
         ("!testme abc123", COMMIT.form),
         ("!testme 1234567 89abcde", "!testme"),
         ("!testme please", "!testme"),
@@ -291,7 +294,7 @@ def test_a_problem_names_the_nearest_valid_form(body: str, nearest: str) -> None
 
 
 def test_every_form_in_the_table_is_understood() -> None:
-    assert len(table()) == 10
+    assert len(table()) == 11
     for entry in table():
         assert isinstance(parse(entry.form), Command), entry.form
 

@@ -437,12 +437,12 @@ def test_the_version_to_upgrade_from_makes_another_run(world: World) -> None:
     assert TestRun.objects.exclude(pk=first.pk).get().upgrade_from == "0.9.0+1"
 
 
-def test_retry_takes_the_same_commit_and_all_stages(world: World) -> None:
+def test_retry_all_takes_the_same_commit_and_all_stages(world: World) -> None:
     world.say("recipes/web", "!testme --stages install")
     world.hear()
     TestRun.objects.update(state=State.FAILED)
     world.remote.push("recipes/web", "change", {"more.txt": "later"}, "Later", world.alice)
-    world.say("recipes/web", "!testme retry")
+    world.say("recipes/web", "!testme retry all")
     world.hear()
     old, new = TestRun.objects.order_by("created_at")
     assert new.sha == old.sha != world.remote.pull("recipes/web", 1).head_sha

@@ -78,9 +78,9 @@ NOT_REACHED = {
 @pytest.mark.parametrize("state", State.values)
 def test_every_state_has_its_words(db: None, state: str) -> None:
     run = TestRunFactory(state=state)
-    text = render.report(run, ahead=2)
+    text = render.report(run, place=3)
     assert render.HEADLINE[State(state)] in text
-    assert ("2 runs are ahead" in text) == (state == State.QUEUED)
+    assert ("Its place in the queue is 3" in text) == (state == State.QUEUED)
 
 
 def test_ours_and_theirs_are_told_apart(db: None) -> None:

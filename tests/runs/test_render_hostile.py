@@ -77,7 +77,7 @@ def fill(run: TestRun, text: str, state: State) -> str:
         for case in stage.cases.all():
             case.name = case.file = case.message = text
             case.output = text if number else ""
-    return render.report(run, ahead=1, marker="cc-ci:run:x")
+    return render.report(run, place=2, marker="cc-ci:run:x")
 
 
 def names(text: str) -> list[str]:

@@ -63,7 +63,7 @@ def test_one_comment_edited_on_the_way_and_posted_anew_at_the_verdict(world: Wor
     assert verdict.id != live.id, "only a new comment notifies people"
     assert "passed" in verdict.body
     assert run.url in verdict.body
-    assert "`!testme retry`" in verdict.body
+    assert "`!testme retry all`" in verdict.body
 
 
 def test_a_silent_verdict_where_that_is_wished(world: World, run: TestRun, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +77,7 @@ def test_a_silent_verdict_where_that_is_wished(world: World, run: TestRun, monke
 
 def test_a_second_run_of_the_pull_request_still_leaves_one_comment(world: World, run: TestRun) -> None:
     finish(world, run)
-    world.say("recipes/web", "!testme retry")
+    world.say("recipes/web", "!testme retry all")
     world.hear()
     second = TestRun.objects.latest("created_at")
     assert "is queued" in world.own_comments("recipes/web")[0]

@@ -291,13 +291,13 @@ def test_results_that_cannot_be_read_are_our_error(data_dir: Path) -> None:
     assert fresh(run).state == State.ERRORED
 
 
-def test_a_dead_machines_runs_are_given_up(data_dir: Path) -> None:
+def test_a_dead_machines_runs_are_taken_away_from_it(data_dir: Path) -> None:
     Host.objects.create(name="gone", ticked_at=timezone.now() - dispatcher.HOST_DEAD - timedelta(seconds=1))
     Host.objects.create(name="alive", ticked_at=timezone.now())
     lost = TestRunFactory(running=True, host="gone")
     kept = TestRunFactory(running=True, host="alive")
     assert dispatcher.forsake_dead_hosts() == [lost]
-    assert fresh(lost).state == State.ERRORED
+    assert (fresh(lost).state, fresh(lost).attempt) == (State.QUEUED, 2)
     assert fresh(kept).state == State.RUNNING
 
 

@@ -209,9 +209,10 @@ def test_nothing_waits_in_a_run_that_ended_without_results(client: Client) -> No
     assert "waiting" not in text
 
 
-def test_a_queued_run_says_how_many_are_ahead(client: Client) -> None:
-    TestRunFactory()
-    assert "1 run is ahead of it." in page(client, TestRunFactory())
+def test_a_queued_run_says_its_place(client: Client) -> None:
+    first = TestRunFactory()
+    assert "Its place in the queue is 2." in page(client, TestRunFactory())
+    assert "It is next in the queue." in page(client, first)
 
 
 def test_a_run_that_is_being_stopped_says_so(client: Client) -> None:

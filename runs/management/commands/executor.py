@@ -28,6 +28,7 @@ class Command(BaseCommand):
         add.add_argument("--url", required=True, help="its URL, such as https://drone.example.org")
         add.add_argument("--repository", required=True, metavar="OWNER/REPO", help="the runner repository, with the pipeline")
         add.add_argument("--branch", default="main", help="the branch with the pipeline (default: main)")
+        add.add_argument("--slots", type=_slots, help="concurrent runs there (default: 1, or what it has)")
         # Never the token itself: arguments are seen by every user of a machine, and kept in the shell's history.
         add.add_argument("--token-env", required=True, metavar="VARIABLE", help="name of the environment variable with the token")
         actions.add_parser("list", help="list the executors, and what runs there")
@@ -59,6 +60,8 @@ class Command(BaseCommand):
         except ValueError as error:
             raise CommandError(str(error)) from error
         fields = {name: options[name] for name in ("kind", "repository", "branch")} | {"url": url, "token": token}
+        if options["slots"]:
+            fields["slots"] = options["slots"]
         row, made = RemoteExecutor.objects.update_or_create(
             name=options["name"], defaults={**fields, "failures": 0, "open_until": None, "last_error": ""}
         )
@@ -73,7 +76,8 @@ class Command(BaseCommand):
             used += [choice.repository.full_name for choice in row.choices.select_related("repository")]
             state = row.last_error if row.failures else "healthy"
             able = ", ".join(row.capabilities) or "not checked"
-            line = (row.name, row.kind, row.url, row.repository, ", ".join(used) or "not used", state, row.version, able)
+            room = f"{row.slots} {'slot' if row.slots == 1 else 'slots'}"
+            line = (row.name, row.kind, row.url, row.repository, ", ".join(used) or "not used", state, row.version, able, room)
             self.stdout.write("\t".join(line))
         here = ExecutorChoice.objects.filter(executor=None).select_related("repository")
         names = ", ".join(choice.repository.full_name for choice in here)
@@ -116,6 +120,13 @@ class Command(BaseCommand):
         self.stdout.write(
             f"{what} now runs on {row.name if row else 'this machine'}. Runs that have started stay where they are."
         )
+
+
+def _slots(text: str) -> int:
+    number = int(text)
+    if not 1 <= number <= 1000:
+        raise ValueError
+    return number
 
 
 def _named(name: str) -> RemoteExecutor:

@@ -67,6 +67,12 @@ def test_an_executor_is_added_used_and_left_by_command(fake: FakeServer, data_di
     row = RemoteExecutor.objects.get()
     assert row.reveal_token() == fake.token
     assert fake.token not in text + repr(row.token)
+    add = ("add", "ours", "--url", fake.url, "--repository", fake.repository, "--token-env", "DRONE")
+    typed(*add, "--slots", "3")
+    typed(*add)  # changes what it names
+    assert RemoteExecutor.objects.get().slots == 3
+    with pytest.raises(CommandError, match="invalid"):
+        typed(*add, "--slots", "0")
     typed("use", "ours")
     assert choose(repository) == row
     typed("use", "local", "--repository", repository.full_name)
@@ -237,10 +243,18 @@ def test_what_a_server_is_and_can_is_kept_and_shown(row: RemoteExecutor, fake: F
 def test_the_admin_shows_no_token_and_keeps_it(admin_client: Client, row: RemoteExecutor, fake: FakeServer) -> None:
     url = reverse("admin:runs_remoteexecutor_change", args=[row.pk])
     assert fake.token not in admin_client.get(url).content.decode()
-    fields = {"name": "renamed", "kind": "drone", "url": f"{fake.url}/", "repository": "ci/runner", "branch": "main", "token": ""}
+    fields = {
+        "name": "renamed",
+        "kind": "drone",
+        "url": f"{fake.url}/",
+        "repository": "ci/runner",
+        "branch": "main",
+        "slots": 2,
+        "token": "",
+    }
     assert admin_client.post(url, fields).status_code == 302
     row.refresh_from_db()
-    assert (row.name, row.url, row.reveal_token()) == ("renamed", fake.url, fake.token)
+    assert (row.name, row.url, row.slots, row.reveal_token()) == ("renamed", fake.url, 2, fake.token)
     answer = admin_client.post(
         reverse("admin:runs_remoteexecutor_changelist"), {"action": "check_now", "_selected_action": [row.pk]}, follow=True
     )
@@ -249,7 +263,14 @@ def test_the_admin_shows_no_token_and_keeps_it(admin_client: Client, row: Remote
 
 def test_another_address_needs_the_token_again(admin_client: Client, row: RemoteExecutor, fake: FakeServer) -> None:
     url = reverse("admin:runs_remoteexecutor_change", args=[row.pk])
-    fields = {"name": "drone", "kind": "drone", "url": "https://evil.example.org", "repository": "ci/runner", "branch": "main"}
+    fields = {
+        "name": "drone",
+        "kind": "drone",
+        "url": "https://evil.example.org",
+        "repository": "ci/runner",
+        "branch": "main",
+        "slots": 2,
+    }
     assert "enter the token again" in admin_client.post(url, {**fields, "token": ""}).content.decode()
     with pytest.raises(CommandError, match="is empty or not set"):
         typed("add", "drone", "--url", "https://evil.example.org", "--repository", "ci/runner", "--token-env", "NOTHING_SET")
