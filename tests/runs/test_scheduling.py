@@ -67,6 +67,12 @@ def test_runs_of_one_pull_request_take_turns() -> None:
     assert order(rows, Load({None: 9})) == [1, 3, 4]
 
 
+def test_scheduled_runs_come_after_those_that_people_asked_for() -> None:
+    rows = [waiting(1, 1, scheduled=True), waiting(2, 2, 1), waiting(3, 2, 2)]
+    load = Load({None: 9}, held=Counter({2: 5}))
+    assert order(rows, load) == [2, 3, 1]
+
+
 def test_a_run_that_may_not_start_takes_no_slot() -> None:
     load, found = Load({None: 1}), []
     for one in in_turn([waiting(1, 1), waiting(2, 2, 1)], load):

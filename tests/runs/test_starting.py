@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from enrollment.fakeforge.faults import Fault
 from enrollment.models import Forge
-from runs import dispatcher, lifecycle, manual, outcomes, reporting
+from runs import dispatcher, lifecycle, manual, outcomes, scheduling
 from runs.models import Report, RunEvent, State, TestRun
 from tests.factories import TestRunFactory
 from tests.world import World
@@ -210,7 +210,7 @@ def test_scheduled_runs_start_when_nobody_else_waits_and_leave_the_commits_statu
         asked.repository, sha=asked.sha, ref="refs/heads/main", stages=("install",), requested_by="", trusted=True, scheduled=True
     )
     person = TestRunFactory()
-    assert reporting.ahead_of(nightly) == 1 and reporting.ahead_of(person) == 0
+    assert scheduling.places() == {person.pk: 1, nightly.pk: 2}
     assert not Report.objects.filter(kind=Report.Kind.STATUS).exists()
     assert dispatcher.dispatch() == [person]
     lifecycle.move(person, "pass")

@@ -67,7 +67,7 @@ def test_an_executor_is_added_used_and_left_by_command(fake: FakeServer, data_di
     row = RemoteExecutor.objects.get()
     assert row.reveal_token() == fake.token
     assert fake.token not in text + repr(row.token)
-    add = ("add", "ours", "--url", fake.url, "--repository", fake.repository, "--token-env", "DRONE")
+    add = ("add", "ours", "--kind", fake.kind, "--url", fake.url, "--repository", fake.repository, "--token-env", "DRONE")
     typed(*add, "--slots", "3")
     typed(*add)  # changes what it names
     assert RemoteExecutor.objects.get().slots == 3
