@@ -20,7 +20,7 @@ from typing import Any
 DONE, NO, OURS, MISUSE = 0, 1, 2, 64
 #: What `cc-ci --help` shows, in the order in which people need it.
 SUBJECTS = {
-    "Runs": ["run", "test", "new_tests", "executor", "harness"],
+    "Runs": ["run", "run_all", "test", "new_tests", "flaky", "executor", "harness"],
     "Runs on a server, through its API": ["runs", "show", "start", "cancel"],
     "Forges and repositories": [
         *["forge", "enroll", "unenroll", "list", "permissions", "poll"],

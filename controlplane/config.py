@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from controlplane.time_window import Window
+
 BASE_DIR = Path(__file__).resolve().parent.parent
 #: Base of `.env` and relative paths: the checkout, or a folder in the user's home if cc-ci was installed without one.
 PROJECT = (
@@ -264,8 +266,8 @@ class Config(BaseSettings):
     alerts: Annotated[list[str], NoDecode] = Field(
         [],
         alias="CC_CI_ALERTS",
-        description="Where to send alerts about this server's own apps: Apprise addresses (Matrix, mail, …), separated "
-        "by spaces.",
+        description="Where to send alerts about this server's own apps and about scheduled runs: Apprise addresses "
+        "(Matrix, mail, …), separated by spaces.",
         repr=False,
     )
     infra_file: Path | None = Field(
@@ -273,6 +275,27 @@ class Config(BaseSettings):
         alias="CC_CI_INFRA_FILE",
         description="Path of the `infra.yml` that declares this server's own apps, until one was applied from "
         "elsewhere. A relative path starts at the project. Empty: `infra.yml` in the data folder.",
+    )
+    schedule: Literal["never", "nightly", "weekly"] = Field(
+        "never",
+        alias="CC_CI_SCHEDULE",
+        description="How often each watched recipe's default branch and newest published version are tested without being "
+        "asked for.",
+    )
+    schedule_window: str = Field(
+        "01:00-05:00",
+        alias="CC_CI_SCHEDULE_WINDOW",
+        description="When scheduled runs start, spread evenly: `[DAYS ]HH:MM-HH:MM[ ZONE]`, such as `Mon-Fri 22:00-04:00 "
+        "Europe/Berlin`. Without a zone in UTC.",
+    )
+    schedule_extra_tests: bool = Field(
+        False, alias="CC_CI_SCHEDULE_EXTRA_TESTS", description="Whether scheduled runs include extra tests."
+    )
+    schedule_issues: bool = Field(
+        False,
+        alias="CC_CI_SCHEDULE_ISSUES",
+        description="When scheduled runs no longer pass: open an issue in the recipe's repository, and close it when they pass "
+        "again. Otherwise an alert is sent.",
     )
     topic: str = Field("cc-ci", alias="CC_CI_TOPIC", description="Repositories of a watched owner with this topic are enrolled.")
     status_context: str = Field("cc-ci", alias="CC_CI_STATUS_CONTEXT", description="Name of the commit status.")
@@ -325,6 +348,12 @@ class Config(BaseSettings):
                 # Keep the address out of the message: it contains secrets.
                 raise ValueError(f"address number {number} is unknown to Apprise; see https://appriseit.com/services/")
         return addresses
+
+    @field_validator("schedule_window")
+    @classmethod
+    def _window(cls, text: str) -> str:
+        Window.parse(text)  # its error is a ValueError
+        return text
 
     @field_validator("proxies")
     @classmethod

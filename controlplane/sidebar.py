@@ -11,6 +11,7 @@ from django.urls import reverse_lazy
 GROUPS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "Runs": (
         ("Runs", "play_circle", "runs.testrun"),
+        ("Scheduled runs", "event_repeat", "runs.scheduledrun"),
         ("Stages", "list_alt", "runs.stageresult"),
         ("Tests", "checklist", "runs.caseresult"),
         ("Files", "draft", "runs.artefact"),

@@ -27,4 +27,6 @@ class InfraConfig(AppConfig):
         registry.recur(
             Recurring("infra.supervise", "infra.tasks.supervise", 15, True, text="Resume orphaned upgrades, and detect drift.")
         )
+        registry.recur(Recurring("infra.retry_alerts", "infra.tasks.retry_alerts", 60, text="Send failed alerts again."))
+        registry.answer("alert", "infra.alerts.from_another_app")
         registry.answer("images_kept", "infra.runtime.inspect.images_kept")

@@ -270,6 +270,7 @@ class AlertSent(models.Model):
     kind = models.CharField(max_length=30)
     app = models.ForeignKey(InfraApp, null=True, blank=True, on_delete=models.SET_NULL, related_name="alerts")
     text = models.TextField()
+    page = models.CharField(max_length=300, blank=True, help_text="URL of a page of ours, if it is not about an app.")
     at = models.DateTimeField()
     delivered = models.BooleanField(default=False, help_text="Delivered to every configured address.")
     problem = models.TextField(blank=True)

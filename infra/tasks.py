@@ -31,6 +31,11 @@ def discover_app(app_id: int) -> str:
     return f"{len(new)} new"
 
 
+def retry_alerts() -> str:
+    """Send alerts again that did not reach every address."""
+    return f"{alerts.retry()} sent"
+
+
 def nightly_step() -> str:
     """Start the next upgrade of the maintenance run, if one is due."""
     return scheduler.step() if inspect.are_here() else "the apps belong to another host"
@@ -52,5 +57,4 @@ def supervise() -> str:
             words.append(f"{app.name}: {error}")
             if error.kind == "tool_failed":  # Docker itself: the other apps would wait just as long
                 break
-    alerts.retry()
     return ", ".join(words) or "no changes"

@@ -32,6 +32,7 @@ from runs.models import (
     RemoteExecutor,
     Report,
     RunEvent,
+    ScheduledRun,
     StageResult,
     State,
     TestRun,
@@ -183,6 +184,14 @@ class TestRunAdmin(ReadOnlyAdmin):
                 trouble = f"{run}: {error}"
             level = messages.ERROR if trouble else messages.SUCCESS
             self.message_user(request, trouble or f"{run} is queued, for {run.short_sha} only.", level)
+
+
+@admin.register(ScheduledRun)
+class ScheduledRunAdmin(ReadOnlyAdmin):
+    list_display = ("repository", "kind", "night", "extra", "version", "run", "change", "note", "created_at")
+    list_filter = ("kind", "change", "repository")
+    search_fields = ("repository__owner", "repository__name", "version")
+    list_select_related = ("repository", "run")
 
 
 @admin.register(StageResult)

@@ -30,6 +30,8 @@ class RunsConfig(AppConfig):
             ("dispatch", 5, True, "Start queued runs on free slots."),
             ("send_reports", 2, False, "Post due reports to the forges."),
             ("sweep_comments", 5, False, "Handle comments that were not handled yet."),
+            ("scheduled_step", 300, False, "Start scheduled runs that are due, and report changes of their verdicts."),
+            ("weekly_digest", 3600, False, "Send the digest of last week's scheduled runs."),
             ("sweep_leftovers", 300, True, "Remove what dead runs left behind."),
             ("drop_old_runs", 3600, False, "Delete runs older than CC_CI_KEEP_DAYS."),
         ):

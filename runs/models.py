@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from django.conf import settings
 from django.db import models
@@ -167,6 +168,12 @@ class TestRun(models.Model):
         return settings.CC_CI.base_url + self.get_absolute_url()
 
     @property
+    def tests_path(self) -> str:
+        """The page with the history of the repository's tests; for a stranger's code with the runs of this commit."""
+        query = "" if self.trusted else f"?commit={quote(self.sha)}"
+        return f"{reverse('test-history', args=[self.repository_id])}{query}"
+
+    @property
     def short_id(self) -> str:
         return self.id.hex[:8]
 
@@ -202,7 +209,7 @@ class ScheduledRun(models.Model):
 
     repository = models.ForeignKey(Repository, on_delete=models.CASCADE, related_name="scheduled_runs")
     kind = models.CharField(max_length=10, choices=Kind.choices)
-    night = models.DateField(null=True, blank=True, help_text="The night, or the Monday of the week, whose turn it is.")
+    night = models.DateField(null=True, blank=True, help_text="The date of its night, or the Monday of its week.")
     extra = models.BooleanField(default=False, help_text="Whether extra tests are run.")
     version = models.CharField(max_length=200, blank=True, help_text="The published version.")
     run = models.ForeignKey(TestRun, null=True, blank=True, on_delete=models.CASCADE, related_name="scheduled_rows")

@@ -7,10 +7,14 @@ Text from outside (logs, test names, messages, names of people and repositories)
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
+
+from django.conf import settings
 
 from controlplane.untrusted import code, code_block, commit, markdown, plain, shorten, web_address
 from runs import commands
+from runs.case_history import FAILING, Case, CaseHistory, case_of
 from runs.deferred import registry
 from runs.harness.protocol import NOT_REACHED, ExtraTest
 from runs.harness.stage_table import STAGES
@@ -60,9 +64,17 @@ LONGEST = 60_000
 DESCRIPTION = 255
 
 
-def report(run: TestRun, *, place: int = 0, usual: float | None = None, earlier: TestRun | None = None, marker: str = "") -> str:
+def report(
+    run: TestRun,
+    *,
+    place: int = 0,
+    usual: float | None = None,
+    earlier: TestRun | None = None,
+    marker: str = "",
+    flaky: Mapping[Case, CaseHistory] = MappingProxyType({}),
+) -> str:
     """The comment about a run. `place`: its place in the queue. `usual`: the seconds that such a run takes. `earlier`: the run
-    before it that was not stopped for it. `marker`: the hidden id, which comes first.
+    before it that was not stopped for it. `marker`: the hidden id, which comes first. `flaky`: the repository's flaky tests.
     """
     state = State(run.state)
     parts = [f"<!-- {marker} -->"] if marker else []
@@ -79,7 +91,7 @@ def report(run: TestRun, *, place: int = 0, usual: float | None = None, earlier:
         parts.append(taken_over(run))
     if state == State.AWAITING_APPROVAL:
         parts.append(approval(run))
-    stages = list(run.stage_results.all())
+    stages = list(run.stage_results.prefetch_related("cases"))
     told = run.reason if state != State.PASSED else ""
     if told:
         parts.append(f"Reason: {markdown(told)}")
@@ -87,7 +99,8 @@ def report(run: TestRun, *, place: int = 0, usual: float | None = None, earlier:
         parts.append(stage_table(stages, told))
     elif running := running_stages(run):
         parts.append(running)
-    parts += failures(stages, told)
+    parts += failures(stages, told, flaky)
+    parts += flaky_tests(run, stages, flaky)
     parts += warnings(run.warnings)
     parts += findings(run)
     return "\n\n".join([*_that_fit(parts, LONGEST - 1000), footer(run)]) + "\n"
@@ -191,18 +204,39 @@ def counts(cases: Iterable[CaseResult]) -> str:
     )
 
 
-def failures(stages: Iterable[StageResult], shown: str = "") -> list[str]:
+def failures(
+    stages: Iterable[StageResult], shown: str = "", flaky: Mapping[Case, CaseHistory] = MappingProxyType({})
+) -> list[str]:
     """The failing tests, each folded with its last lines; omits tests without output whose message is already in `shown`."""
-    bad = [case for stage in stages for case in stage.cases.all() if case.status in ("failed", "errored")]
+    bad = [case for stage in stages for case in stage.cases.all() if case.status in FAILING]
     bad = [case for case in bad if case.output or not case.message or case.message not in shown]
     parts = []
     for case in bad[:FAILURES]:
-        title = code(f"{case.file}::{case.name}" if case.file else case.name, 150)
+        title = code(_test(case.file, case.name), 150) + (" (flaky)" if case_of(case) in flaky else "")
         output = code_block(tail(case.output or case.message))
         parts.append(f"<details><summary>❌ {title}</summary>\n\n{output}\n\n</details>")
     if len(bad) > FAILURES:
         parts.append(f"… and {len(bad) - FAILURES} more on the page.")
     return parts
+
+
+def flaky_tests(run: TestRun, stages: Iterable[StageResult], flaky: Mapping[Case, CaseHistory]) -> list[str]:
+    """The flaky tests among those of this run, failing ones first, each with its rate."""
+    cases = [case for stage in stages for case in stage.cases.all() if case_of(case) in flaky]
+    cases.sort(key=lambda case: case.status not in FAILING)
+    if not cases:
+        return []
+    lines = [
+        f"- {STAGE_MARK.get(case.status, '')} {code(_test(case.file, case.name), 150)}: flaky: {flaky[case_of(case)].rate}"
+        for case in cases[:MOST_NAMES]
+    ]
+    more = [f"- … and {len(cases) - MOST_NAMES} more on the page"] if len(cases) > MOST_NAMES else []
+    head = f"Tests that both passed and failed on one commit ([history]({settings.CC_CI.base_url}{run.tests_path})):"
+    return ["\n".join([head, "", *lines, *more])]
+
+
+def _test(file: str, name: str) -> str:
+    return f"{file}::{name}" if file else name
 
 
 def findings(run: TestRun) -> list[str]:
@@ -285,6 +319,32 @@ def footer(run: TestRun) -> str:
     took = f" It took {seconds(run.seconds)}." if run.seconds else ""
     verb = commands.RETRY_ALL if run.state == State.PASSED else "retry"
     return f"[Log and details]({run.url}).{took} {who} To run it again: `{commands.VERBS[verb].form}`".replace("  ", " ")
+
+
+# --- scheduled runs
+
+
+def issue_title(run: TestRun, what: str) -> str:
+    return plain(f"The scheduled test of the {what} {HEADLINE[State(run.state)]}", 200)
+
+
+def issue(run: TestRun, what: str, flaky: Mapping[Case, CaseHistory]) -> str:
+    """The text of an issue about a scheduled run. `what`: what it tested."""
+    stages = list(run.stage_results.prefetch_related("cases"))
+    parts = [f"The scheduled test of the {markdown(what, 250)} at {_commit(run.sha)} {HEADLINE[State(run.state)]}."]
+    if run.reason:
+        parts.append(f"Reason: {markdown(run.reason)}")
+    if stages:
+        parts.append(stage_table(stages, run.reason))
+    parts += failures(stages, run.reason, flaky)
+    parts += flaky_tests(run, stages, flaky)
+    end = f"[Log and details]({run.url}). cc-ci closes this issue when the scheduled test passes again."
+    return "\n\n".join([*_that_fit(parts, LONGEST - 1000), end]) + "\n"
+
+
+def issue_closing(run: TestRun, what: str) -> str:
+    text = f"The scheduled test of the {markdown(what, 250)} at {_commit(run.sha)} passed again."
+    return f"{text} [Log and details]({run.url}).\n"
 
 
 # --- pieces

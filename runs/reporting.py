@@ -26,6 +26,7 @@ from django_q.tasks import async_task
 
 from controlplane import backoff
 from controlplane.leases import lease
+from controlplane.registry import registry
 from controlplane.secrets import SecretUnreadable
 from controlplane.untrusted import mention
 from enrollment.forge_access.clients import client_for
@@ -42,8 +43,8 @@ from enrollment.forges.base import (
 )
 from enrollment.models import Comment, PullRequest, Repository
 from enrollment.repositories import refresh_repository, update_facts
-from runs import render, scheduling
-from runs.models import HOLDING, Report, State, TestRun
+from runs import case_history, render, scheduling
+from runs.models import HOLDING, Report, ScheduledRun, State, TestRun
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +106,27 @@ def enqueue_run(run: TestRun, place: int | None = None) -> None:
         _want(f"status:{run.repository_id}:{run.sha}", Report.Kind.STATUS, wanted, "", **links)
 
 
+def enqueue_issue(row: ScheduledRun) -> None:
+    """Queue an issue about scheduled runs that no longer pass. `row` is the first of them, and gives the issue its identity."""
+    assert row.run is not None
+    marker = f"{MARKER}issue:{row.pk}"
+    body = f"<!-- {marker} -->\n{render.issue(row.run, row.what, case_history.flaky(row.repository_id))}"
+    wanted = {"title": render.issue_title(row.run, row.what), "body": body, "closing": "", "since": row.created_at.isoformat()}
+    _want(f"issue:{row.pk}", Report.Kind.ISSUE, wanted, marker, repository=row.repository)
+
+
+def has_issue(row: ScheduledRun) -> bool:
+    return Report.objects.filter(key=f"issue:{row.pk}").exists()
+
+
+def enqueue_issue_closed(worse: ScheduledRun, better: ScheduledRun) -> None:
+    """Queue a comment on the issue that `worse` opened, and its closing, because of the run of `better`."""
+    report = Report.objects.get(key=f"issue:{worse.pk}")
+    assert better.run is not None
+    text = f"<!-- {report.marker}:closing -->\n{render.issue_closing(better.run, better.what)}"
+    _want(report.key, Report.Kind.ISSUE, {**report.wanted, "closing": text}, report.marker, repository=report.repository)
+
+
 def on_run_moved(sender: object, run: TestRun, **kwargs: object) -> None:
     """Receiver of `lifecycle.run_moved`, inside the transaction of the move."""
     enqueue_run(run)
@@ -115,7 +137,8 @@ def _enqueue_comment(run: TestRun, place: int | None = None) -> None:
     marker = f"{MARKER}run:{run.id}:{phase}"
     place = scheduling.place_of(run) if place is None else place
     usual = scheduling.usual_seconds(run) if run.active else None
-    body = render.report(run, place=place, usual=usual, earlier=_overtaken(run), marker=marker)
+    flaky = {} if run.active else case_history.flaky(run.repository_id, run.sha)
+    body = render.report(run, place=place, usual=usual, earlier=_overtaken(run), marker=marker, flaky=flaky)
     links = {"run": run, "pull_request": run.pull_request, "repository": run.repository}
     wanted = {"body": body, "phase": phase, **({"place": place} if place else {})}
     _want(f"run:{run.pull_request_id}", Report.Kind.RUN, wanted, marker, **links)
@@ -222,9 +245,13 @@ def _failed(report: Report, error: Exception) -> None:
     settled = not isinstance(error, NotFound) or _has_its_name(report)
     # Nobody waits for a reaction or status that is not allowed: one line in the admin, and no more requests. A comment is
     # what people wait for, and is retried for some days.
-    small = report.kind in (Report.Kind.REACTION, Report.Kind.STATUS)
+    small = report.kind in (Report.Kind.REACTION, Report.Kind.STATUS, Report.Kind.ISSUE)
     over = (small and isinstance(error, Forbidden | NotFound | Rejected) and report.tries >= 1 and settled) or report.tries >= 300
     over = over or (small and isinstance(error, Forbidden))
+    if over and report.kind == Report.Kind.ISSUE:  # before the row says so: whoever dies in between does it again, to no effect
+        what = "closed" if report.wanted["closing"] else "opened"
+        lines = [f"{report.repository.full_name}: {report.wanted['title']}", f"The issue about it could not be {what}: {text}"]
+        registry.ask("alert", "scheduled", lines, f"{report.key}:{what}")
     log.log(logging.DEBUG if small else logging.WARNING, "%s: %s", report, text)
     Report.objects.filter(pk=report.pk).update(
         tries=report.tries + 1,
@@ -377,12 +404,15 @@ def _post(report: Report, client: ForgeClient, since: datetime) -> None:
     Report.objects.filter(pk=report.pk).update(posted_id=posted, posted_marker=report.marker, stale_ids=stale)
 
 
+def _at_forge(client: ForgeClient, at: datetime) -> datetime:
+    """A time that is not later by the forge's clock, which may be far behind ours."""
+    return at - timedelta(minutes=5) - max(timezone.now() - (client.server_time or timezone.now()), timedelta(0))
+
+
 def _own_comments(report: Report, client: ForgeClient, since: datetime) -> list[RemoteComment]:
     assert report.pull_request is not None
     row = report.repository
-    # Allows for the forge's clock being far behind ours.
-    since -= timedelta(minutes=5) + max(timezone.now() - (client.server_time or timezone.now()), timedelta(0))
-    comments = client.pull_comments(row.owner, row.name, report.pull_request.number, since)
+    comments = client.pull_comments(row.owner, row.name, report.pull_request.number, _at_forge(client, since))
     return [comment for comment in comments if comment.author.id == row.forge.bot_id]
 
 
@@ -416,8 +446,33 @@ def _remove_doubles(report: Report, client: ForgeClient, marker: str, since: dat
 def _believe(report: Report, numbers: list[int]) -> None:
     """Raise Garbage if another report has one of these comments: with the wrong id we would edit or delete the other's."""
     others = Report.objects.filter(repository__forge=report.repository.forge_id, posted_id__in=numbers).exclude(pk=report.pk)
-    if numbers and others.exists():
+    if numbers and others.exclude(kind=Report.Kind.ISSUE).exists():
         raise Garbage("the forge returned the same id for two of our comments")
+
+
+def _send_issue(report: Report, client: ForgeClient) -> None:
+    """Open the issue, once; if it is to be closed, comment on it, once, and close it. `posted_id` is its number."""
+    row, wanted = report.repository, report.wanted
+    update_facts(row, client)  # it must not end up in another repository that took this one's old name
+    since = _at_forge(client, datetime.fromisoformat(wanted["since"]))
+    number = report.posted_id
+    if number is None and report.attempted_digest:
+        ours = (issue for issue in client.issues(row.owner, row.name, since) if issue.author.id == row.forge.bot_id)
+        number = next((issue.number for issue in ours if issue.body.startswith(f"<!-- {report.marker} -->")), None)
+    if number is None and wanted["closing"]:
+        _done(report)  # they pass again before anybody was told that they do not
+        return
+    if number is None:
+        _begin(report)
+        number = client.open_issue(row.owner, row.name, title=wanted["title"], body=wanted["body"]).number
+    Report.objects.filter(pk=report.pk).update(posted_id=number)
+    if wanted["closing"]:
+        comments = client.pull_comments(row.owner, row.name, number, since)
+        marker = f"{report.marker}:closing"
+        if not any(comment.author.id == row.forge.bot_id and _carries(comment, marker) for comment in comments):
+            client.post_comment(row.owner, row.name, number, wanted["closing"])
+        client.close_issue(row.owner, row.name, number)
+    _done(report)
 
 
 SENDERS: dict[Report.Kind, Callable[[Report, ForgeClient], None]] = {
@@ -425,4 +480,5 @@ SENDERS: dict[Report.Kind, Callable[[Report, ForgeClient], None]] = {
     Report.Kind.STATUS: _send_status,
     Report.Kind.REPLY: _send_reply,
     Report.Kind.RUN: _send_run,
+    Report.Kind.ISSUE: _send_issue,
 }

@@ -9,9 +9,9 @@ from django.conf import settings
 from django.utils import timezone
 
 from infra.deployers.isolation import trees
-from runs import dispatcher, intake, reporting
+from runs import dispatcher, intake, reporting, scheduled
 from runs.executors import local
-from runs.models import FINAL, TestRun
+from runs.models import FINAL, ScheduledRun, TestRun
 
 
 def handle_comment(comment_id: int) -> None:
@@ -34,6 +34,15 @@ def send_report(report_id: int) -> None:
 
 def send_reports() -> str:
     return reporting.send_due()
+
+
+def scheduled_step() -> str:
+    """Start scheduled runs that are due, and report changes of their verdicts."""
+    return scheduled.step()
+
+
+def weekly_digest() -> str:
+    return scheduled.weekly_digest()
 
 
 def sweep_comments() -> str:
@@ -60,4 +69,6 @@ def drop_old_runs() -> str:
             trees.remove(Path(settings.CC_CI.data_dir) / "runs" / str(run.id))
             run.delete()
             dropped += 1
+    long_ago = timezone.now() - timedelta(days=settings.CC_CI.keep_days)
+    ScheduledRun.objects.filter(run=None, created_at__lt=long_ago).delete()
     return f"{dropped} deleted"

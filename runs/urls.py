@@ -6,6 +6,7 @@ from runs import views
 
 urlpatterns = [
     path("", views.run_list, name="runs"),
+    path("tests/<int:repository_id>/", views.test_history, name="test-history"),
     path("<uuid:run_id>/", views.run, name="run"),
     path("<uuid:run_id>/live/", views.live, name="run-live"),
     path("<uuid:run_id>/log/", views.log, name="run-log"),

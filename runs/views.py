@@ -6,6 +6,7 @@ import uuid
 from typing import Any
 
 from django.contrib.auth.views import redirect_to_login
+from django.core.paginator import Paginator
 from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import get_object_or_404, render
@@ -14,9 +15,10 @@ from django.utils import timezone
 from django.views.decorators.http import require_safe
 
 from controlplane.pages import may_see_private, paginate
+from controlplane.untrusted import commit
 from enrollment.models import Repository
 from enrollment.models.core import RepositoryQuerySet
-from runs import commands, scheduling
+from runs import case_history, commands, scheduling
 from runs.models import ACTIVE, FINAL, Artefact, State, TestRun
 from runs.render import HEADLINE, again, expectation, outdated, progress
 from runs.templatetags.run_pages import commit_url
@@ -97,7 +99,11 @@ def run_context(row: TestRun) -> dict[str, Any]:
     state = State(row.state)
     final = row.state in FINAL
     artefacts = list(row.artefacts.defer("data")) if final else []
-    failing = [case for stage in stages for case in stage.cases.all() if case.status in ("failed", "errored")]
+    cases = [case for stage in stages for case in stage.cases.all()]
+    if cases:
+        flaky = case_history.flaky(row.repository_id, row.sha)
+        for case in cases:
+            case.history = flaky.get(case_history.case_of(case))  # type: ignore[attr-defined]
     return {
         "run": row,
         "headline": HEADLINE[state],
@@ -114,7 +120,7 @@ def run_context(row: TestRun) -> dict[str, Any]:
         "attempt": again(row) if row.attempt > 1 else "",
         "stages": stages,
         "progress": _progress(row) if not stages else [],
-        "failing": failing,
+        "failing": [case for case in cases if case.status in case_history.FAILING],
         "trail": list(row.events.all()[:500]),
         "log": row.log[-LIVE_CHARS:],
         "log_mark": f"{row.attempt}-{row.log_offset}-{len(row.log)}",
@@ -151,6 +157,27 @@ def _newer(row: TestRun) -> TestRun | None:
 def _last_pass(row: TestRun) -> TestRun | None:
     """The newest run of the recipe that passed, at any commit."""
     return row.repository.runs.filter(state=State.PASSED, created_at__lt=row.created_at).first()
+
+
+@require_safe
+def test_history(request: HttpRequest, repository_id: int) -> HttpResponse:
+    """The history of a repository's tests, flaky ones first. `?commit=`: with the runs of a stranger's code at that commit."""
+    repository = get_object_or_404(Repository.objects.select_related("forge"), pk=repository_id)
+    if repository.private and not may_see_private(request):
+        if request.user.is_authenticated:
+            raise Http404
+        return redirect_to_login(request.get_full_path())
+    sha = commit(request.GET.get("commit", ""))
+    found = case_history.sorted_cases(case_history.of_repository(repository.pk, sha))
+    context = {
+        "repository": repository,
+        "sha": sha,
+        "page": Paginator(found, 50).get_page(request.GET.get("page")),
+        "flaky": sum(case.flaky for case in found),
+        "runs": case_history.RUNS,
+        "shown": case_history.SHOWN,
+    }
+    return render(request, "runs/test_history.html", context)
 
 
 @require_safe

@@ -230,6 +230,28 @@ def timeline(call: Call) -> Response:
     return call.page(rows, call.render.timeline)
 
 
+@route("POST", ONE_REPO + "/issues", "issue", signed_in=True)
+def open_issue(call: Call) -> Response:
+    """Open an issue: anybody who may see the repository."""
+    repo = call.repo()
+    issue = call.forge.open_issue(repo, call.signed_in(), call.text("title"), call.body().get("body") or "")
+    return call.answer(call.render.issue(issue), 201)
+
+
+@route("PATCH", ONE_REPO + "/issues/{number}", "issue", signed_in=True)
+def edit_issue(call: Call) -> Response:
+    """Close or reopen an issue: its author, and whoever may write."""
+    issue, user = _issue(call), call.signed_in()
+    if issue.user_id != user.id:
+        call.repo(level=2)
+    state = call.body().get("state")
+    if state == "closed" and issue.state != "closed":
+        call.forge.close_pull(issue, user)
+    elif state == "open" and issue.state == "closed":
+        call.forge.reopen_pull(issue, user)
+    return call.answer(call.render.issue(issue), 201)
+
+
 @route("GET", ONE_REPO + "/issues/{number}", "issue")
 def one_issue(call: Call) -> Response:
     """An issue or, under its other id, a pull request."""

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator
 
+from controlplane.time_window import Window
 from infra import release_notes
-from infra.config.maintenance_window import Window
 from infra.recipe_version import Version
 
 #: As strings, since an operator may configure others.

@@ -9,8 +9,8 @@ from django.db import transaction
 from django.utils import timezone
 
 from controlplane.registry import registry
+from controlplane.time_window import Window
 from infra import lifecycle
-from infra.config.maintenance_window import Window
 from infra.config.schema import Policy
 from infra.models import InfraApp, InfraRelease
 from infra.recipe_version import Unreadable, Version

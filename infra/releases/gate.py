@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from infra.config.maintenance_window import Window
+from controlplane.time_window import Window
 from infra.config.schema import Policy, seconds
 from infra.recipe_version import Version
 from infra.release_notes import Passage, manual_passages

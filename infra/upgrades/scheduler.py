@@ -7,10 +7,10 @@ from datetime import datetime, timedelta
 
 from django.utils import timezone
 
+from controlplane.time_window import Window
 from infra import alerts
 from infra.config.apply import export
 from infra.config.load import Declaration
-from infra.config.maintenance_window import Window
 from infra.config.schema import Policy
 from infra.lifecycle import claim_alert
 from infra.models import AlertSent, InfraApp, InfraRelease, Upgrade

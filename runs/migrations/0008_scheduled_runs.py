@@ -27,7 +27,7 @@ class Migration(migrations.Migration):
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
                 ('kind', models.CharField(choices=[('branch', 'default branch'), ('version', 'newest published version')], max_length=10)),
-                ('night', models.DateField(blank=True, help_text='The night, or the Monday of the week, whose turn it is.', null=True)),
+                ('night', models.DateField(blank=True, help_text='The date of its night, or the Monday of its week.', null=True)),
                 ('extra', models.BooleanField(default=False, help_text='Whether extra tests are run.')),
                 ('version', models.CharField(blank=True, help_text='The published version.', max_length=200)),
                 ('note', models.CharField(blank=True, max_length=200)),

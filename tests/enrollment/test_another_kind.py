@@ -41,6 +41,8 @@ from enrollment.forges.base import (
     Push,
     RemoteComment,
     RemoteFile,
+    RemoteIssue,
+    RemoteTag,
     Repo,
     Sample,
     StatusState,
@@ -134,6 +136,18 @@ class Memory:
 
     def pull_commits(self, owner: str, name: str, number: int) -> list[str]:
         return [self.pulls[number].head_sha]
+
+    def tags(self, owner: str, name: str) -> Iterator[RemoteTag]:
+        return iter(())
+
+    def issues(self, owner: str, name: str, since: datetime) -> Iterator[RemoteIssue]:
+        return iter(())
+
+    def open_issue(self, owner: str, name: str, *, title: str, body: str) -> RemoteIssue:
+        raise NotImplementedError
+
+    def close_issue(self, owner: str, name: str, number: int) -> None:
+        raise NotImplementedError
 
     def pull_comments(self, owner: str, name: str, number: int, since: datetime | None) -> Iterator[RemoteComment]:
         for comment in list(self.comments.values()):

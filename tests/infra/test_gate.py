@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infra.config.maintenance_window import Window
+from controlplane.time_window import Window
 from infra.config.schema import Policy
 from infra.recipe_version import Version
 from infra.releases.gate import RULES, Evidence, GateFacts, Plan, Preflight, Release, Scope, decide, evidence_of

@@ -33,6 +33,8 @@ from enrollment.forges.base import (
     Push,
     RemoteComment,
     RemoteFile,
+    RemoteIssue,
+    RemoteTag,
     Repo,
     Sample,
     StatusState,
@@ -135,6 +137,9 @@ class GiteaClient:
         if found != branch:
             raise Garbage(f"{path}: the response is about another branch")
         return sha
+
+    def tags(self, owner: str, name: str) -> Iterator[RemoteTag]:
+        return _each(_tag, self._pages(f"{_of(owner, name)}/tags", key="name"))
 
     def read_file(self, owner: str, name: str, path: str, branch: str) -> RemoteFile:
         """A file of a branch. Raises NotFound if it does not exist, and Garbage for a folder or a file too large to be
@@ -289,6 +294,17 @@ class GiteaClient:
 
     def delete_comment(self, owner: str, name: str, comment_id: int) -> None:
         self._call("DELETE", f"{_of(owner, name)}/issues/comments/{comment_id}")
+
+    def issues(self, owner: str, name: str, since: datetime) -> Iterator[RemoteIssue]:
+        params = {"type": "issues", "state": "all", "since": _stamp(since)}
+        return _each(_issue, self._pages(f"{_of(owner, name)}/issues", params))
+
+    def open_issue(self, owner: str, name: str, *, title: str, body: str) -> RemoteIssue:
+        return self._write("POST", f"{_of(owner, name)}/issues", {"title": title, "body": body}, _issue)
+
+    def close_issue(self, owner: str, name: str, number: int) -> None:
+        """Close an issue. Its author may, without write access; closing a closed one has no effect."""
+        self._write("PATCH", f"{_of(owner, name)}/issues/{number}", {"state": "closed"}, _issue)
 
     def react(self, owner: str, name: str, comment_id: int, content: str) -> None:
         """Add a reaction. Adding it twice has no further effect."""
@@ -452,6 +468,16 @@ def _key(value: Any) -> int:
     if _id(value) <= 0:
         raise ValueError("missing or invalid id")
     return int(value)
+
+
+def _tag(data: Any) -> RemoteTag:
+    commit = _sha(data["commit"]["sha"])
+    # An annotated tag is an object of its own, a lightweight one only a name for its commit.
+    return RemoteTag(_label(data["name"]), commit, annotated=_sha(data["id"]) != commit)
+
+
+def _issue(data: Any) -> RemoteIssue:
+    return RemoteIssue(_number(data["number"]), _user(data["user"]), _text(data.get("body")), _label(data["state"]))
 
 
 def _number(value: Any) -> int:

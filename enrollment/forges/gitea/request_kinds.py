@@ -11,6 +11,7 @@ KINDS = (
     ("*", r"/hooks", "hooks"),
     ("POST PATCH DELETE", r"/reactions$", "react"),
     ("POST PATCH DELETE", r"/comments", "comment"),
+    ("POST PATCH", r"/issues(/\d+)?$", "issue"),
     ("POST", r"/statuses/", "status"),
     ("POST PUT PATCH DELETE", r"", "push"),
     ("GET", r"^/repos/(issues/)?search$", "search"),

@@ -46,6 +46,8 @@ ISSUE = REPO + "/issues/{index}"
 STATES = frozenset({"sort", "state"}) | PAGED
 TEXT = (("body", str), ("updated_at", str))
 REACTION = (("content", str),)
+NEW_ISSUE = (("title", str), ("body", str), ("ref", str), ("closed", bool), ("assignees", list), ("labels", list))
+EDIT_ISSUE = (("title", str), ("body", str), ("ref", str), ("state", str))
 FILE = (*((name, str) for name in ("branch", "new_branch", "content", "message", "sha", "from_path")), ("signoff", bool))
 PULL = tuple((name, str) for name in ("head", "base", "title", "body", "assignee", "due_date"))
 STATUS = (("state", str), ("target_url", str), ("description", str), ("context", str))
@@ -118,7 +120,9 @@ CALLS = (
     Call("GET", REPO + "/pulls/{index}/commits", PAGED | {"verification", "files"}),
     Call("GET", REPO + "/pulls/{index}/reviews", PAGED | {"verification", "files"}),
     Call("GET", REPO + "/issues", ISSUES | SPAN | PAGED),
+    Call("POST", REPO + "/issues", body=NEW_ISSUE, required=("title",)),
     Call("GET", ISSUE),
+    Call("PATCH", ISSUE, body=EDIT_ISSUE),
     Call("GET", ISSUE + "/comments", SPAN | PAGED),
     Call("POST", ISSUE + "/comments", body=TEXT, required=("body",)),
     Call("GET", ISSUE + "/timeline", SPAN | PAGED),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.config.maintenance_window import BadWindow, Window
+from controlplane.time_window import BadWindow, Window
 
 NIGHT = Window.parse("Mon-Fri 02:00-05:00 Europe/Berlin")
 

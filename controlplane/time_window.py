@@ -1,4 +1,4 @@
-"""When an app may be upgraded: `Mon-Fri 02:00-05:00 Europe/Berlin`. Pure.
+"""When apps may be upgraded and scheduled runs start: `Mon-Fri 02:00-05:00 Europe/Berlin`. Pure.
 
 A window is in local wall-clock time. When the clock skips the hour from two to three, a window in that hour does not open; when
 the hour repeats, it opens twice.
