@@ -52,6 +52,10 @@ class World:
         self.clock = Clock()
         self.remote = SandboxForge(root / "forge", version, self.clock)
         self.server: Server = serve(self.remote)
+        self.settle_in()
+
+    def settle_in(self) -> None:
+        """The people, their organisation, and cc-ci's token."""
         remote = self.remote
         self.admin = remote.add_user("root", admin=True)
         self.alice = remote.add_user("alice")

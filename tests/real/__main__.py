@@ -1,0 +1,78 @@
+"""`make test-real FORGE=http://…`: what tests of the main path find at a real forge, and what the sandbox forge does differently.
+
+The same tests run against the sandbox forge in the real one's version, then against the real one. A test that fails at the real one
+alone shows a difference: it belongs into the sandbox forge. The real one is left as it was, but for numbers that count up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import requests
+
+PROJECT = Path(__file__).resolve().parents[2]
+WHERE = ["tests/enrollment", "tests/runs"]
+_NEEDED = """{name} is not set.
+
+  FORGE        the address of a Gitea or Forgejo that is there for tests alone, which reaches this machine with its webhooks
+  FORGE_ADMIN  its administrator's login, as name:password, in the environment
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make test-real", description=__doc__)
+    parser.add_argument("tests", nargs="*", help="files of tests; all with a forge by default")
+    options = parser.parse_args()
+    url, login = os.environ.get("FORGE", ""), os.environ.get("FORGE_ADMIN", "")
+    if not url or ":" not in login:
+        print("Skipped: " + _NEEDED.format(name="FORGE_ADMIN" if url else "FORGE"), file=sys.stderr)
+        return 0
+    try:
+        answer = requests.get(f"{url}/api/v1/version", timeout=20)
+        version = str(answer.json()["version"])
+    except (requests.RequestException, ValueError, KeyError) as error:
+        print(f"No forge answers at {url}: {error}", file=sys.stderr)
+        return 1
+    tests = options.tests or WHERE
+    print(f"The sandbox forge as {version}:")
+    sandbox = run(tests, SANDBOX_VERSION=version)
+    print(f"\n{url}, which is {version}:")
+    real = run(tests, REAL_FORGE=url, REAL_FORGE_ADMIN=login)
+    return tell(sandbox, real)
+
+
+def run(tests: list[str], **environment: str) -> dict[str, tuple[str, str]]:
+    """The outcome of each test, and why."""
+    with tempfile.TemporaryDirectory() as folder:
+        outcomes = Path(folder, "outcomes")
+        outcomes.touch()
+        command = [sys.executable, "-m", "pytest", "-q", "--no-header", "--tb=short", "-p", "tests.real.only"]
+        command += ["-m", "not long and not docker and not browser", *tests]
+        subprocess.run(command, cwd=PROJECT, env={**os.environ, **environment, "REAL_OUTCOMES": str(outcomes)})
+        rows = [json.loads(line) for line in outcomes.read_text().splitlines()]
+    return {name: (outcome, why) for name, outcome, why in rows}
+
+
+def tell(sandbox: dict[str, tuple[str, str]], real: dict[str, tuple[str, str]]) -> int:
+    """Print what differs. Returns the exit code."""
+    different = [name for name, (outcome, _) in real.items() if outcome == "failed" and sandbox.get(name, ("", ""))[0] == "passed"]
+    both = [name for name, (outcome, _) in real.items() if outcome == "failed" and sandbox.get(name, ("", ""))[0] == "failed"]
+    counts = Counter(outcome for outcome, _ in real.values())
+    print(f"\nAt the real forge: {', '.join(f'{count} {name}' for name, count in sorted(counts.items()))}.")
+    for title, names in (("It does differently from the sandbox forge", different), ("Fails at both, of this version", both)):
+        if names:
+            print(f"\n{title}:")
+            for name in names:
+                print(f"  {name}\n      {real[name][1][:200]}")
+    return 1 if different or not counts["passed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
