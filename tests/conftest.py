@@ -51,12 +51,10 @@ def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def world(db: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """A forge with people, one recipe `recipes/web` with a pull request, and cc-ci enrolled there."""
-    from tests.real.forge import RealWorld
     from tests.world import World
 
     monkeypatch.setattr(settings.CC_CI, "data_dir", tmp_path / "data")
-    url, login, version = (os.environ.get(name, "") for name in ("REAL_FORGE", "REAL_FORGE_ADMIN", "SANDBOX_VERSION"))
-    world = RealWorld(tmp_path, url, login) if url else World(tmp_path, version or "1.15")
+    world = World(tmp_path)
     world.connect()
     world.add_recipe("web")
     world.enroll("recipes/web")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,8 @@ from collections import Counter
 from pathlib import Path
 
 import requests
+
+from enrollment.fakeforge.features import VERSIONS
 
 PROJECT = Path(__file__).resolve().parents[2]
 WHERE = ["tests/enrollment", "tests/runs"]
@@ -41,11 +44,22 @@ def main() -> int:
         print(f"No forge answers at {url}: {error}", file=sys.stderr)
         return 1
     tests = options.tests or WHERE
-    print(f"The sandbox forge as {version}:")
-    sandbox = run(tests, SANDBOX_VERSION=version)
+    near = nearest(version)
+    print(f"The sandbox forge as {near}:")
+    sandbox = run(tests, SANDBOX_VERSION=near)
     print(f"\n{url}, which is {version}:")
-    real = run(tests, REAL_FORGE=url, REAL_FORGE_ADMIN=login)
+    real = run(tests, SANDBOX_VERSION=near, REAL_FORGE=url)
     return tell(sandbox, real)
+
+
+def nearest(version: str) -> str:
+    """The newest version of the sandbox forge that is not newer, of the same kind."""
+    same = [known for known in VERSIONS if ("gitea-" in known) == ("gitea-" in version)]
+    return max((known for known in same if _numbers(known) <= _numbers(version)), key=_numbers, default=same[0])
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", version.partition("+")[0])]
 
 
 def run(tests: list[str], **environment: str) -> dict[str, tuple[str, str]]:
@@ -62,7 +76,9 @@ def run(tests: list[str], **environment: str) -> dict[str, tuple[str, str]]:
 
 def tell(sandbox: dict[str, tuple[str, str]], real: dict[str, tuple[str, str]]) -> int:
     """Print what differs. Returns the exit code."""
-    different = [name for name, (outcome, _) in real.items() if outcome == "failed" and sandbox.get(name, ("", ""))[0] == "passed"]
+    different = [
+        name for name, (outcome, _) in real.items() if outcome == "failed" and sandbox.get(name, ("", ""))[0] == "passed"
+    ]
     both = [name for name, (outcome, _) in real.items() if outcome == "failed" and sandbox.get(name, ("", ""))[0] == "failed"]
     counts = Counter(outcome for outcome, _ in real.values())
     print(f"\nAt the real forge: {', '.join(f'{count} {name}' for name, count in sorted(counts.items()))}.")

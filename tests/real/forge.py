@@ -181,7 +181,9 @@ class RealForge:
         login = f"{quote(user)}:{quote(self._session.auth[1] if user == self.admin else PASSWORD)}"  # type: ignore[index]
         url = f"{parts.scheme}://{login}@{parts.netloc}{parts.path}/{self.repo(repo).full_name}.git"
         command = ["git", "-C", str(self.folder(repo)), *(url if word == "URL" else word for word in words)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env={**os.environ, "GIT_TERMINAL_PROMPT": "0"})
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=SECONDS, env={**os.environ, "GIT_TERMINAL_PROMPT": "0"}
+        )
         if done.returncode:
             raise git.GitError(done.stderr)
         return done.stdout
@@ -312,7 +314,9 @@ class RealForge:
         )
 
     def edit_comment(self, comment: Any, body: str, user: Any = "") -> None:
-        self.call("PATCH", f"{self._of(comment)}/issues/comments/{comment.id}", {"body": body}, sudo=self.login(user) if user else "")
+        self.call(
+            "PATCH", f"{self._of(comment)}/issues/comments/{comment.id}", {"body": body}, sudo=self.login(user) if user else ""
+        )
 
     def delete_comment(self, comment: Any, user: Any = "") -> None:
         self.call("DELETE", f"{self._of(comment)}/issues/comments/{comment.id}", sudo=self.login(user) if user else "")

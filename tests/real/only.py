@@ -8,11 +8,34 @@ from pathlib import Path
 
 import pytest
 
+from enrollment.fakeforge.features import VERSIONS
+
+
+def pytest_sessionstart() -> None:
+    """Every world is at the real forge, or at the sandbox forge of the one version. (Before tests import the class.)"""
+    from tests import world
+    from tests.real.forge import RealWorld
+
+    sandbox = world.World
+
+    def place(root: Path, version: str = "") -> world.World:
+        url, login = os.environ.get("REAL_FORGE", ""), os.environ["FORGE_ADMIN"]
+        return RealWorld(root, url, login) if url else sandbox(root, os.environ["SANDBOX_VERSION"])
+
+    world.World = place  # type: ignore[assignment,misc]
+
+
+def _fits(item: pytest.Item) -> bool:
+    """Whether it has a forge, and is none of its own for another version."""
+    callspec = getattr(item, "callspec", None)
+    named = [value for value in (callspec.params.values() if callspec else ()) if isinstance(value, str) and value in VERSIONS]
+    return "world" in getattr(item, "fixturenames", ()) and all(value == os.environ["SANDBOX_VERSION"] for value in named)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Config) -> None:
-    with_forge = [item for item in items if "world" in getattr(item, "fixturenames", ())]
-    config.hook.pytest_deselected(items=[item for item in items if item not in with_forge])
-    items[:] = with_forge
+    fitting = [item for item in items if _fits(item)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in fitting])
+    items[:] = fitting
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

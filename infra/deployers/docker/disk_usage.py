@@ -10,6 +10,7 @@ import json
 import os
 import re
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -66,6 +67,7 @@ class Meter:
             with suppress(DeployError):  # a Docker that is away says nothing of the run
                 root = root or str(get("/info")["DockerRootDir"])
                 self._full = nearly_full(Path(root))
+                begun = time.monotonic()
                 try:
                     used, walked = measure(self._owned)
                 except Uncountable:
@@ -73,7 +75,8 @@ class Meter:
                         f"The app has written so many files that they cannot be counted within {_DU_SECONDS:g} s per folder."
                     )
                     return
-                pause = _SECONDS if walked else _SECONDS_ASKING
+                # Counting may take its share of the machine, and no more.
+                pause = min(max(_SECONDS, 20 * (time.monotonic() - begun)), 10 * _SECONDS) if walked else _SECONDS_ASKING
                 if used > self._most:
                     most = f"the {self._most >> 20} MB that a run may write on this server (CC_CI_VOLUMES_MB)"
                     self._message = f"The app has written {used >> 20} MB, more than {most}."

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from infra.deployers.docker.api import inspect, nodes
+from infra.deployers.docker.api import inspect, nodes, remove
 from infra.deployers.docker.cli import call, last_line
 from infra.deployers.errors import DeployError
 
@@ -201,8 +201,11 @@ def removable(ids: Sequence[str]) -> list[str]:
         if not template.get("ConfigOnly") or not name.endswith(_KEY + _TEMPLATE):
             continue
         for made in inspect("network", [name.removesuffix(_TEMPLATE)]):
-            ours = (made.get("ConfigFrom") or {}).get("Network") == name
-            if ours and call("network", "rm", str(made["Id"])).returncode:
+            if (made.get("ConfigFrom") or {}).get("Network") != name:
+                continue
+            try:
+                remove("network", str(made["Id"]))
+            except DeployError:
                 found = [ident for ident in found if not str(template["Id"]).startswith(ident)]
     return found
 

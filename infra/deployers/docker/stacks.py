@@ -77,7 +77,7 @@ def remove(
     service's grace period, and are removed when they have ended. `check` is called in every round.
     """
     until = time.monotonic() + seconds
-    rounds, removed = 0, False
+    pause, removed = 0.08, False
     while True:
         check()
         left = {kind: found for kind in kinds if (found := owned.ids(kind))}
@@ -99,8 +99,7 @@ def remove(
                 names = egress.removable(names)
             with ThreadPoolExecutor(min(len(names) or 1, 16) if kind == "container" else 1) as together:  # each takes a while
                 list(together.map(partial(_remove, kind, query), names))
-        rounds += 1
-        time.sleep(0.1 if rounds < 20 else 0.5)
+        time.sleep(pause := min(pause * 1.3, 1.0))
 
 
 def _remove(kind: str, query: Mapping[str, str], name: str) -> None:
