@@ -17,6 +17,7 @@ from django.utils import timezone
 from django.views.decorators.http import require_safe
 from markdown_it import MarkdownIt
 
+from controlplane.config import BASE_DIR
 from controlplane.models import ApiToken, Host
 from controlplane.registry import call, registry
 
@@ -63,8 +64,9 @@ def health(request: HttpRequest) -> HttpResponse:
 
 @cache
 def _glossary() -> str:
-    """docs/glossary.md as HTML. It is linked into the templates, so that it is installed with them."""
-    text = (Path(__file__).parent / "templates/controlplane/glossary.md").read_text()
+    """docs/glossary.md as HTML."""
+    installed = Path(__file__).parent / "docs"  # see packaging.py
+    text = ((installed if installed.is_dir() else BASE_DIR / "docs") / "glossary.md").read_text()
     return str(MarkdownIt().enable("table").render(text))
 
 

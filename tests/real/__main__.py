@@ -1,7 +1,7 @@
 """`make test-real FORGE=http://…`: what tests of the main path find at a real forge, and what the sandbox forge does differently.
 
-The same tests run against the sandbox forge in the real one's version, then against the real one. A test that fails at the real one
-alone shows a difference: it belongs into the sandbox forge. The real one is left as it was, but for numbers that count up.
+The same tests run against the sandbox forge in the real one's version, then against the real one. A test that fails at the real
+one alone shows a difference: it belongs into the sandbox forge. The real one is left as it was, but for numbers that count up.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A running Gitea or Forgejo, driven by its administrator's login, with the methods of the sandbox forge that tests use.
 
-It makes its own people, organisations and repositories, and removes what an earlier test left. What somebody else made under a name
-that a test needs is not touched: the test fails. A test that needs what only the sandbox forge has, such as faults, is skipped.
+It makes its own people, organisations and repositories, and removes what an earlier test left. What somebody else made under a
+name that a test needs is not touched: the test fails. A test that needs what only the sandbox has, such as faults, is skipped.
 """
 
 from __future__ import annotations
