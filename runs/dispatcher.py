@@ -24,6 +24,7 @@ from controlplane.secrets import SecretUnreadable
 from enrollment.forge_access.clients import client_for
 from enrollment.forge_access.rate_limit import Purpose
 from enrollment.forges.base import ForgeError
+from enrollment.forges.http import storable
 from enrollment.repositories import note_pull
 from runs import approval, ingest, lifecycle, reporting, retry, scheduling
 from runs.executors.base import Executor, ExecutorError, Observation
@@ -231,7 +232,9 @@ def _try_again(run: TestRun, fault: str, **fields: Any) -> bool:
     _said.pop(run.pk, None)
     # Events of an earlier attempt stay in the trail; the numbers start over.
     over = {"attempt": F("attempt") + 1, "event_seq": 0, "log_offset": 0, "build_url": ""}
-    if lifecycle.move(run, "try_again", f"{fault}; retrying once", fence=run.attempt, **over, **fields):
+    if lifecycle.move(run, "try_again", storable(f"{fault}; retrying once"), fence=run.attempt, **over, **fields):
+        if run.stop_wanted:  # asked for in this moment
+            lifecycle.want_stop(run, State(run.stop_wanted), run.stop_reason)
         async_task("runs.tasks.dispatch")
     return True
 

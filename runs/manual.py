@@ -6,7 +6,7 @@ from django.db import transaction
 
 from enrollment.forge_access.clients import client_for
 from enrollment.models import Repository
-from runs import approval, lifecycle, outcomes
+from runs import approval, lifecycle, outcomes, retry
 from runs.harness.stage_table import DEFAULT_STAGES, in_order
 from runs.models import TestRun
 
@@ -50,7 +50,7 @@ def run_again(run: TestRun, who: str, *, extra: bool = False, where: str = ADMIN
             run.repository,
             sha=run.sha,
             ref=run.ref,
-            stages=stages_of(extra or "extra" in run.stages),
+            stages=stages_of(extra or "extra" in retry.asked(run)),
             upgrade_from=run.upgrade_from,
             requested_by=who,
             trusted=run.trusted,

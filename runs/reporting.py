@@ -171,7 +171,9 @@ def update_places() -> None:
         if scheduling.moved_up(place, places.get(key, 0)):
             with transaction.atomic():
                 # Whoever starts it meanwhile comes after us, or we see it.
-                run = TestRun.objects.select_for_update().filter(pk=key, state=State.QUEUED).first()
+                queued = TestRun.objects.select_for_update(of=("self",)).filter(pk=key, state=State.QUEUED)
+                # Unless another machine was first.
+                run = queued.filter(reports__kind=Report.Kind.RUN, reports__wanted__place=place).first()
                 if run is not None:
                     enqueue_run(run, places[key])
 

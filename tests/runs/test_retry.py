@@ -316,6 +316,23 @@ def test_a_dead_machines_run_goes_to_another_machine_and_only_once(data_dir: obj
     assert run.state == State.ERRORED and "The machine gone too has not been heard from" in run.reason
 
 
+def test_a_stop_that_is_asked_for_meanwhile_ends_it(db: None) -> None:
+    run = TestRunFactory(running=True)
+    TestRun.objects.update(stop_wanted="cancelled", stop_reason="cancelled by alice")
+    assert dispatcher._try_again(run, "lost")
+    run.refresh_from_db()
+    assert (run.state, run.reason) == (State.CANCELLED, "cancelled by alice")
+
+
+def test_a_reason_that_no_database_stores_is_retried_all_the_same(data_dir: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = TestRunFactory(running=True, host=settings.CC_CI.host)
+    finish(monkeypatch, errored(run, reason="<b>\0\ud800 @everyone"))
+    run.refresh_from_db()
+    text = run.events.get(kind="queued").text
+    assert run.attempt == 2 and "@everyone" in text and "\0" not in text and text.encode()
+    assert "@everyone" not in render.report(run) and "<b>" not in render.report(run)
+
+
 def test_a_late_owner_of_an_attempt_that_is_queued_again_ends_nothing(db: None) -> None:
     run = TestRunFactory(running=True)
     late = TestRun.objects.get(pk=run.pk)

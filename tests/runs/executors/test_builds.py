@@ -338,7 +338,7 @@ def test_a_report_that_contradicts_the_build_is_none(run: TestRun, fake: FakeSer
     run_to_end(fake, fake.builds[0], report_of(fake.builds[0], verdict), status)
     run = watch(run)
     agree = status == ("success" if verdict is Verdict.PASSED else "failure")
-    assert (run.state, run.attempt) == ((verdict, 1) if agree else (State.STARTING, 2))
+    assert (run.state, run.attempt) == ((verdict, 1) if agree else (State.QUEUED, 2))
 
 
 @BOTH
