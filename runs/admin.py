@@ -62,10 +62,16 @@ class EventInline(ReadOnlyInline):
 
 class RemoteExecutorForm(AddressForm):
     token = token_field("Its user needs write access to the runner repository.")
+    hook_secret = token_field("Drone's DRONE_WEBHOOK_SECRET, if it sends webhooks. Without one they are ignored.")
 
     class Meta:
         model = RemoteExecutor
-        fields = ("name", "kind", "url", "token", "repository", "branch", "slots", "forges")
+        fields = ("name", "kind", "url", "token", "repository", "branch", "slots", "hook_secret", "forges")
+
+    def clean_hook_secret(self) -> Any:
+        if not self.cleaned_data["hook_secret"] and "hook_secret" in self.changed_data:
+            self.changed_data.remove("hook_secret")
+        return self.cleaned_data["hook_secret"] or self.instance.hook_secret
 
     def clean_forges(self) -> Any:
         for forge in self.cleaned_data["forges"]:

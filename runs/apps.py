@@ -19,6 +19,7 @@ class RunsConfig(AppConfig):
         head_moved.connect(_head_moved, dispatch_uid="runs")
         registry.check("deployments", "runs.checks.check_judged")
         registry.check("executors", "runs.executors.check.check_executors")
+        registry.guard("/runs/executors/", "runs.executors.hook.guard")
         registry.answer("version_evidence", "runs.track_record.version_evidence")
         registry.card("runs", Card("runs/_recent_card.html", "runs.views.recent_card", 10))
         registry.card("repositories", Card("runs/_repositories_card.html", "runs.views.repositories_card", 20))

@@ -61,6 +61,7 @@ class RemoteExecutor(models.Model):
     failures = models.PositiveIntegerField(default=0, editable=False, help_text="Failed requests in a row.")
     open_until = models.DateTimeField(null=True, blank=True, editable=False, help_text="No requests until then.")
     last_error = models.CharField(max_length=500, blank=True, editable=False)
+    hook_secret = EncryptedTextField(blank=True, default="", help_text="Signs Drone's webhooks. Empty: they are off.")
     version = models.CharField(max_length=50, blank=True, editable=False, help_text="The server's, when it was last checked.")
     capabilities = models.JSONField(default=list, editable=False, help_text="What it can do, when it was last checked.")
     created_at = models.DateTimeField(auto_now_add=True)
@@ -74,6 +75,9 @@ class RemoteExecutor(models.Model):
 
     def reveal_token(self) -> str:
         return reveal(self.token)
+
+    def reveal_hook_secret(self) -> str:
+        return reveal(self.hook_secret)
 
 
 class ExecutorChoice(models.Model):
@@ -146,6 +150,7 @@ class TestRun(models.Model):
 
     created_at = models.DateTimeField(auto_now_add=True)
     started_at = models.DateTimeField(null=True, blank=True)
+    woken_at = models.DateTimeField(null=True, blank=True, help_text="When its executor's server last said that there is news.")
     finished_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:

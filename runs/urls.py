@@ -1,12 +1,13 @@
 """URLs of runs."""
 
-from django.urls import path
+from django.urls import path, re_path
 
 from runs import views
 
 urlpatterns = [
     path("", views.run_list, name="runs"),
     path("tests/<int:repository_id>/", views.test_history, name="test-history"),
+    re_path(r"^executors/(?P<name>[^/]+)/hook/?$", views.executor_hook, name="executor_hook"),
     path("<uuid:run_id>/", views.run, name="run"),
     path("<uuid:run_id>/live/", views.live, name="run-live"),
     path("<uuid:run_id>/log/", views.log, name="run-log"),

@@ -12,13 +12,17 @@ from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import get_object_or_404, render
 from django.templatetags.static import static
 from django.utils import timezone
+from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_safe
 
 from controlplane.pages import may_see_private, paginate
 from controlplane.untrusted import commit
 from enrollment.models import Repository
 from enrollment.models.core import RepositoryQuerySet
+from enrollment.webhooks.receiver import OUTCOMES, Answer, judge_head
+from enrollment.webhooks.views import body_of, respond
 from runs import case_history, commands, scheduling
+from runs.executors import hook
 from runs.models import ACTIVE, FINAL, Artefact, State, TestRun
 from runs.render import HEADLINE, again, expectation, outdated, progress
 from runs.templatetags.run_pages import commit_url
@@ -84,6 +88,24 @@ def _names(request: HttpRequest) -> list[str]:
     """The repositories to choose from: those with runs that this user may see."""
     rows = visible_repositories(request).filter(runs__isnull=False).distinct()
     return sorted({f"{owner}/{name}" for owner, name in rows.values_list("owner", "name")[:500]})
+
+
+@csrf_exempt
+def executor_hook(request: HttpRequest, name: str) -> HttpResponse:
+    """`POST /runs/executors/<name>/hook/`: a CI server says that there is news of a build."""
+    return respond(lambda: _executor_hook(request, name))
+
+
+def _executor_hook(request: HttpRequest, name: str) -> Answer:
+    if wrong := judge_head(request.method or "", request.headers, hook.is_claimed):
+        return Answer(wrong)
+    row, secret = hook.secret_of(name)
+    if row is None or not hook.is_signed(request.headers, secret):
+        return Answer(OUTCOMES["unsigned"])
+    body = body_of(request)
+    if isinstance(body, Answer):
+        return body
+    return hook.take(row, body) if hook.is_digest(request.headers, body) else Answer(OUTCOMES["unsigned"])
 
 
 @require_safe

@@ -15,7 +15,7 @@ import hmac
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -80,7 +80,14 @@ OUTCOMES: dict[str, Outcome] = {
 }
 
 
-def judge_head(method: str, headers: Mapping[str, str]) -> Outcome | None:
+def is_claimed(headers: Mapping[str, str]) -> bool:
+    """Whether there is what may be a signature."""
+    return any(kind.deliveries.signatures(headers) for kind in KINDS.values() if kind.deliveries)
+
+
+def judge_head(
+    method: str, headers: Mapping[str, str], claimed: Callable[[Mapping[str, str]], bool] = is_claimed
+) -> Outcome | None:
     """Check a request before its body is read; returns an outcome if it is rejected. Unsigned bodies are never read."""
     if method != "POST":
         return OUTCOMES["method"]
@@ -89,14 +96,14 @@ def judge_head(method: str, headers: Mapping[str, str]) -> Outcome | None:
     length = headers.get("Content-Length", "")
     if length.isdecimal() and (len(length) > 15 or int(length) > MAX_BODY):
         return OUTCOMES["large"]
-    if not any(kind.deliveries.signatures(headers) for kind in KINDS.values() if kind.deliveries):
-        return OUTCOMES["unsigned"]
-    return None
+    return None if claimed(headers) else OUTCOMES["unsigned"]
 
 
-def guard(method: str, headers: Mapping[str, str]) -> tuple[int, str] | None:
+def guard(
+    method: str, headers: Mapping[str, str], claimed: Callable[[Mapping[str, str]], bool] = is_claimed
+) -> tuple[int, str] | None:
     """`judge_head` for the web server, which has not read the body yet."""
-    wrong = judge_head(method, headers)
+    wrong = judge_head(method, headers, claimed)
     return (wrong.status, f"{wrong.name}\n") if wrong else None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from django.contrib.auth.views import redirect_to_login
 from django.core.exceptions import PermissionDenied, RequestDataTooBig
@@ -32,8 +32,13 @@ log = logging.getLogger(__name__)
 @csrf_exempt
 def receive(request: HttpRequest, forge: str) -> HttpResponse:
     """`POST /hooks/<forge>/`: receive a delivery. Every response is a row of the table of outcomes."""
+    return respond(lambda: _answer(request, forge))
+
+
+def respond(take: Callable[[], Answer]) -> HttpResponse:
+    """The response to a delivery, whatever happens while it is taken in."""
     try:
-        answer = _answer(request, forge)
+        answer = take()
     except DatabaseError as error:
         log.error("Could not store a delivery: %s", error)
         answer = Answer(OUTCOMES["unwell"])
@@ -53,16 +58,22 @@ def _answer(request: HttpRequest, forge: str) -> Answer:
     headers: Mapping[str, str] = request.headers
     if wrong := receiver.judge_head(request.method or "", headers):
         return Answer(wrong)
+    body = body_of(request)
+    if isinstance(body, Answer):
+        return body
+    signed = receiver.signer(forge, key_in("?" + request.META.get("QUERY_STRING", "")), body, headers)
+    return receiver.take_in(*signed, headers, body) if signed else Answer(OUTCOMES["unsigned"])
+
+
+def body_of(request: HttpRequest) -> bytes | Answer:
+    """The body of a delivery, or why it is not read."""
     try:
         body = request.body
     except RequestDataTooBig:
         return Answer(OUTCOMES["large"])
     except UnreadablePostError:
         return Answer(OUTCOMES["unsigned"])  # it disconnected while sending
-    if len(body) > receiver.MAX_BODY:
-        return Answer(OUTCOMES["large"])
-    signed = receiver.signer(forge, key_in("?" + request.META.get("QUERY_STRING", "")), body, headers)
-    return receiver.take_in(*signed, headers, body) if signed else Answer(OUTCOMES["unsigned"])
+    return body if len(body) <= receiver.MAX_BODY else Answer(OUTCOMES["large"])
 
 
 @never_cache

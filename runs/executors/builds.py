@@ -11,6 +11,7 @@ import base64
 import fcntl
 import json
 import logging
+import math
 import os
 import re
 import time
@@ -20,6 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from django.conf import settings
 from django.utils import timezone
@@ -32,7 +34,7 @@ from runs.executors.base import ExecutorError, Observation
 from runs.executors.engine import Build, Engine, Step
 from runs.executors.local import GRACE, in_folder, limits, request_for
 from runs.harness.protocol import Event, FolderState, Results, RunFolder, Verdict, write_atomically
-from runs.models import RemoteExecutor, TestRun
+from runs.models import FINAL, RemoteExecutor, TestRun
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ OLDER, PAGES = timedelta(hours=1), 20
 #: The longest request that travels: the whole URL has to pass proxies.
 LONGEST = 6000
 
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NAME = re.compile(r"(?!build-)\w[\w.-]{0,119}", re.ASCII)
 #: Files of the folder that no artefact may replace.
 _OURS = (
@@ -87,6 +90,7 @@ class Known:
     copied: list[str] = field(default_factory=list)  #: steps whose final log is in the folder
     steps: dict[str, float] = field(default_factory=dict)  #: when steps were first seen to have ended
     next: float = 0.0  #: no request before
+    looked: float = 0.0  #: when it was last asked about
     found: float = 0.0  #: since when its number is known
     running: float = 0.0  #: since when a runner works on it
     stopped: bool = False
@@ -105,6 +109,10 @@ class Known:
     def too_early(self) -> bool:
         """Whether not to ask yet; not if our clock was set back."""
         return 0 < self.next - time.time() <= max(SOONEST, LATEST)
+
+    def is_news(self, woken: datetime | None) -> bool:
+        """Whether the server has said something since it was asked. Each such message makes us ask once, whatever the clocks say."""
+        return woken is not None and self.looked < woken.timestamp() <= time.time()
 
     def save(self, folder: RunFolder) -> None:
         folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -141,8 +149,9 @@ class BuildExecutor:
                 return in_folder(run, FolderState.FINISHED)
             if not known.number:
                 return Observation(self._unknown(run, folder, known))
-            if known.too_early:
+            if known.too_early and not known.is_news(run.woken_at):
                 return in_folder(run, FolderState.RUNNING)
+            known.looked = time.time()
             try:
                 lost = self._copy(run, folder, known)
                 known.denied = 0.0
@@ -230,6 +239,7 @@ class BuildExecutor:
             # The server's clock decides what is older, compared with itself.
             since = engine.server_time - (timezone.now() - _since(run)) - OLDER
             found += [build for build in builds if build.event == engine.event and ours.items() <= build.params.items()]
+            _cancel_leftovers(engine, builds)
             if not builds or any(build.number <= known.above for build in builds):
                 break
             if not known.asked and builds[-1].created < since:
@@ -423,6 +433,17 @@ def _alone(folder: RunFolder) -> Iterator[None]:
         os.close(handle)
 
 
+def _cancel_leftovers(engine: Engine, builds: Collection[Build]) -> None:
+    """Cancel builds whose runs or attempts have ended, such as a late answer to a create that was given up."""
+    waiting = {build.params.get("CC_CI_RUN_ID", ""): build for build in builds if build.event == engine.event and not build.final}
+    for run in TestRun.objects.filter(pk__in=[name for name in waiting if _UUID.fullmatch(name)]):
+        build, attempt = waiting[str(run.pk)], run.attempt
+        run.attempt = int(build.params.get("CC_CI_ATTEMPT", "")[:5]) if build.params.get("CC_CI_ATTEMPT", "").isdecimal() else 0
+        if (run.state in FINAL or run.attempt < attempt) and params_of(run).items() <= build.params.items():
+            with suppress(ForgeError):
+                engine.cancel(build.number)
+
+
 def _since(run: TestRun) -> datetime:
     return run.started_at or run.created_at
 
@@ -449,7 +470,7 @@ def _write_progress(folder: RunFolder, found: marked_lines.Found) -> None:
     events = []
     for text in found.events:
         with suppress(ValueError):
-            events.append(Event.model_validate_json(text))
+            events.append(Event.model_validate(_strict(text)))
     _put(folder.events_file, "".join(f"{json.dumps(event.model_dump(mode='json'))}\n" for event in events))
 
 
@@ -460,7 +481,7 @@ def _conclude(run: TestRun, folder: RunFolder, build: Build, found: marked_lines
     if build.status not in ("success", "failure"):
         return "its report does not count then"
     try:
-        results = Results.model_validate_json(found.results)
+        results = Results.model_validate(_strict(found.results))
     except ValueError as error:
         raise ExecutorError(
             f"the results cannot be read: the cc-ci of the runner is probably of another version than {settings.VERSION}, "
@@ -477,6 +498,20 @@ def _conclude(run: TestRun, folder: RunFolder, build: Build, found: marked_lines
         (folder.path / name).write_bytes(found.files[name])
     folder.write_results(results)
     return ""
+
+
+def _strict(text: str) -> Any:
+    """JSON as the standard has it, in which no number is infinite or none. Raises ValueError."""
+
+    def finite(text: str) -> float:
+        if not math.isfinite(value := float(text)):
+            raise ValueError(f"{text[:20]} is not a number")
+        return value
+
+    try:
+        return json.loads(text, parse_constant=finite, parse_float=finite)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def _put(path: Path, text: str) -> None:

@@ -31,6 +31,12 @@ class Command(BaseCommand):
         add.add_argument("--slots", type=_slots, help="concurrent runs there (default: 1, or what it has)")
         # Never the token itself: arguments are seen by every user of a machine, and kept in the shell's history.
         add.add_argument("--token-env", required=True, metavar="VARIABLE", help="name of the environment variable with the token")
+        add.add_argument(
+            "--hook-secret-env",
+            default="",
+            metavar="VARIABLE",
+            help="name of the environment variable with the secret of Drone's webhooks; an empty one switches them off",
+        )
         actions.add_parser("list", help="list the executors, and what runs there")
         check = actions.add_parser("check", help="find what keeps an executor from working")
         check.add_argument("name", nargs="?", default="", help="name of the executor (default: all)")
@@ -62,6 +68,8 @@ class Command(BaseCommand):
         fields = {name: options[name] for name in ("kind", "repository", "branch")} | {"url": url, "token": token}
         if options["slots"]:
             fields["slots"] = options["slots"]
+        if options["hook_secret_env"]:
+            fields["hook_secret"] = os.environ.get(options["hook_secret_env"], "").strip()
         row, made = RemoteExecutor.objects.update_or_create(
             name=options["name"], defaults={**fields, "failures": 0, "open_until": None, "last_error": ""}
         )

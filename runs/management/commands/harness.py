@@ -34,6 +34,8 @@ from runs.local import chosen, follow, passed_on, recipe_of, summary
 
 #: Drone's runner keeps the last 5 MB of a step's log and drops what came before, so all together stays below that.
 TEXT_BYTES, EVENT_BYTES, FILE_BYTES, RESULT_BYTES, SUMMARY_BYTES = 1_500_000, 700_000, 1_500_000, 1_000_000, 200_000
+#: Servers keep each line of text as an object of its own, which costs some 100 bytes more.
+TEXT_LINES = 50_000
 #: The longest request to unpack.
 REQUEST_BYTES = 1 << 20
 #: Lengths of texts and lists for results that are too long, to be tried in turn.
@@ -90,7 +92,7 @@ class Report:
         self._folder, self._writer = folder, writer
         self.console = Console(file=sys.stdout, no_color=True, width=150)
         self._seen = self._position = self._events = 0
-        self._left = TEXT_BYTES  #: of the text's share
+        self._left, self._lines = TEXT_BYTES, TEXT_LINES  #: of the text's share
         self._rest = b""
         self._parent = os.getppid()
 
@@ -113,7 +115,7 @@ class Report:
 
     def finish(self, results: Results | None, message: str) -> None:
         self.show(self._folder)
-        self._left = SUMMARY_BYTES
+        self._left, self._lines = SUMMARY_BYTES, TEXT_LINES
         if results is None:
             self.say(f"The harness ended without results. {message[-2000:]}".strip())
             return
@@ -136,6 +138,10 @@ class Report:
         data = f"{unmarked(text)}\n".encode(errors="replace")
         if self._left <= 0:
             return
+        if (lines := data.count(b"\n")) > self._lines:
+            data = b"\n".join(data.split(b"\n", self._lines)[: self._lines]) + b"\n"
+            self._left = len(data) - 1  # this is the last that is printed
+        self._lines -= lines
         self._left -= len(data)
         self._print([data[: self._left].decode(errors="ignore"), CUT] if self._left < 0 else [data[:-1].decode()])
 

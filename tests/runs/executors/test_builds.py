@@ -22,6 +22,7 @@ from runs.executors import builds, engine
 from runs.executors.base import ExecutorError
 from runs.executors.builds import Known, key_for, params_for
 from runs.executors.drone import Drone
+from runs.executors.marked_lines import Writer
 from runs.executors.select import ENGINES, executor_for
 from runs.harness.protocol import Event, FolderState, RunFolder, Verdict
 from runs.models import FINAL, RemoteExecutor, State, TestRun
@@ -648,3 +649,55 @@ def test_killed_at_any_step_it_is_one_build_and_one_verdict(row: RemoteExecutor,
     assert {"before Http._once", "after Http._once", "after builds.write_atomically"} <= {
         name.replace("runs.executors.", "") for name in all_steps
     }
+
+
+# --- what is left, and what is no JSON
+
+
+@BOTH
+def test_a_build_that_comes_after_its_runs_end_is_cancelled_by_the_next_search(
+    run: TestRun, fake: FakeServer, row: RemoteExecutor
+) -> None:
+    fake.script = does_nothing
+    params = params_for(run)
+    TestRun.objects.filter(pk=run.pk).update(state=State.CANCELLED)
+    fake.create(params)
+    fake.create({**params, "CC_CI_KEY": "0" * 64})
+    fake.create({**params, "CC_CI_RUN_ID": "x"})
+    fake.create({**params, "CC_CI_ATTEMPT": "one"})
+    watch(claimed(row))
+    assert [build.status for build in fake.builds] == [fake.stopped(fake.builds[0]), *["pending"] * 4]
+
+
+def test_the_build_of_an_attempt_that_works_is_left_alone(run: TestRun, fake: FakeServer, row: RemoteExecutor) -> None:
+    fake.script = does_nothing
+    watch(run)
+    watch(claimed(row))
+    assert [build.status for build in fake.builds] == ["pending", "pending"]
+    TestRun.objects.filter(pk=run.pk).update(attempt=2)
+    watch(claimed(row))
+    assert [build.status for build in fake.builds] == ["killed", "pending", "pending"]
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_results_with_numbers_that_are_none_are_refused(run: TestRun, fake: FakeServer, number: str) -> None:
+    def script(fake: FakeServer, build: Build) -> None:
+        stage = {"name": "install", "status": "passed", "seconds": 17.25}
+        lines = report_of(build, stages=[stage], writer=Odd(build.writer()))  # type: ignore[arg-type]
+        run_to_end(fake, build, lines)
+
+    class Odd:
+        def __init__(self, writer: Writer) -> None:
+            self.writer, self.file, self.end = writer, writer.file, writer.end
+
+        def event(self, text: str) -> list[str]:
+            return self.writer.event(text.replace('"data":{}', f'"data":{{"x":{number}}}'))
+
+        def results(self, text: str) -> list[str]:
+            return self.writer.results(text.replace("17.25", number))
+
+    fake.script = script
+    watch(run)
+    run = watch(run)
+    assert (run.state, "cannot be read" in run.reason) == (State.ERRORED, True)
+    assert not run.events.filter(seq__isnull=False).exists()

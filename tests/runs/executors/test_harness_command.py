@@ -333,3 +333,40 @@ def wait_for_harness(tmp_path: Path) -> Callable[[], list[int]]:
         return [pid for pid, words in rows if "runs.harness" in words and str(tmp_path) in words and "sweep" not in words]
 
     return found
+
+
+def test_very_many_lines_are_cut_as_is_very_much_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report(RunFolder(tmp_path), None)
+    for _ in range(harness.TEXT_LINES // 1000 + 5):
+        report.say("\n" * 999)
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == harness.TEXT_LINES + 2 and printed.endswith(f"{harness.CUT}\n")
+    report.say("more")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("token", "found"), [("t0ken", True), ("", False)])
+def test_the_login_is_for_the_forge_that_woodpeckers_pipeline_names(token: str, found: bool) -> None:
+    request = request_from({"CC_CI_REQUEST": packed(str(uuid.uuid4()))})
+    request.source.url = "https://git.example.org/recipes/web.git"
+    environment = {"CC_CI_GIT_TOKEN": token, "CI_REPO_CLONE_URL": "https://git.example.org/ci/runner.git"}
+    assert ("git_token" in credential(environment, request)) is found
+    for name in ("CI_REPO_CLONE_URL", "DRONE_GIT_HTTP_URL"):
+        for url in ("https://evil.example.org/x.git", "http://git.example.org/x.git", "git.example.org", "//git.example.org"):
+            assert credential({**environment, name: url}, request).get("git_token") is None
+    assert credential({"CC_CI_GIT_TOKEN": token}, request).get("git_token") is None
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"CI_PIPELINE_EVENT": "pull_request"}, "switch off Allow Pull Requests"),
+        ({}, "switch off Allow Pull Requests"),
+        ({"CI_PIPELINE_EVENT": "manual", "CI_REPO_PRIVATE": "false"}, "set its visibility to Private in Woodpecker"),
+        ({"CI_PIPELINE_EVENT": "manual"}, "set its visibility to Private in Woodpecker"),
+        ({"CI_PIPELINE_EVENT": "manual", "CI_REPO_PRIVATE": "true"}, ""),
+    ],
+)
+def test_an_agent_that_others_can_use_is_noticed(more: dict[str, str], words: str) -> None:
+    found = harness._settings_problem({"CI": "woodpecker", **more})
+    assert words in found and bool(words) == bool(found)
