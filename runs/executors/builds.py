@@ -111,7 +111,7 @@ class Known:
         return 0 < self.next - time.time() <= max(SOONEST, LATEST)
 
     def is_news(self, woken: datetime | None) -> bool:
-        """Whether the server has said something since it was asked. Each such message makes us ask once, whatever the clocks say."""
+        """Whether the server has said something since it was asked. Each message makes us ask once, whatever the clocks say."""
         return woken is not None and self.looked < woken.timestamp() <= time.time()
 
     def save(self, folder: RunFolder) -> None:

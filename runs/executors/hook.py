@@ -55,7 +55,7 @@ def is_digest(headers: Mapping[str, str], body: bytes) -> bool:
 
 
 def attempt_in(body: bytes) -> tuple[uuid.UUID, int] | None:
-    """The run and the attempt of the build that a message is about. Raises ValueError and RecursionError for what is no JSON."""
+    """The run and the attempt of the build that a message is about. Raises ValueError and RecursionError for invalid JSON."""
     found = json.loads(body.decode())
     for name in ("build", "params"):
         found = found.get(name) if isinstance(found, dict) else None
