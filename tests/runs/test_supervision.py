@@ -80,6 +80,7 @@ def test_a_recipe_passes_from_the_comment_to_the_answer(recipe: World) -> None:
     ]
     assert run.deployer == "process"
     assert run.teardown["clean"]
+    assert len(run.details["settings"]) == 64
     assert run.started_at and run.finished_at and run.started_at < run.finished_at
     kinds = [event.kind for event in run.events.all()]
     assert kinds.index("queued") < kinds.index("starting") < kinds.index("stage_started") < kinds.index("passed")
