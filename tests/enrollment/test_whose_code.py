@@ -319,7 +319,7 @@ def test_a_run_whose_code_is_still_trusted_starts(world: World) -> None:
     run = asked(world, from_fork(world, "carol", "alice").number)
     assert run and run.trusted
     run.events.update(at=timezone.now() - timedelta(minutes=5))
-    assert approval.ask_again() == set()
+    assert approval.ask_again() == {run.pk}
     run.refresh_from_db()
     assert run.state == "queued"
 
@@ -339,9 +339,9 @@ def test_a_retry_asks_again_whose_the_code_is(world: World) -> None:
     first = asked(world, pull.number)
     assert first and first.trusted
     TestRun.objects.update(state="passed")
-    again = asked(world, pull.number, "!testme retry")
+    again = asked(world, pull.number, "!testme retry all")
     assert again and again != first and again.trusted
     TestRun.objects.update(state="passed")
     world.remote.remove_member(world.org, "carol")
-    last = asked(world, pull.number, "!testme retry")
+    last = asked(world, pull.number, "!testme retry all")
     assert last and last != again and not last.trusted
