@@ -21,7 +21,11 @@ import requests
 from enrollment.fakeforge.features import VERSIONS
 
 PROJECT = Path(__file__).resolve().parents[2]
-WHERE = ["tests/enrollment", "tests/runs"]
+#: The main job, whose code is whose, rights, reviews, renames and transfers, reports, webhooks.
+WHERE = [
+    *(f"tests/enrollment/test_{name}.py" for name in ("trust", "whose_code", "policies", "enrolling", "polling", "webhooks")),
+    *(f"tests/runs/test_{name}.py" for name in ("intake", "approval", "reporting", "allowances", "starting")),
+]
 _NEEDED = """{name} is not set.
 
   FORGE        the address of a Gitea or Forgejo that is there for tests alone, which reaches this machine with its webhooks
