@@ -23,7 +23,10 @@ from enrollment.fakeforge.features import VERSIONS
 PROJECT = Path(__file__).resolve().parents[2]
 #: The main job, whose code is whose, rights, reviews, renames and transfers, reports, webhooks.
 WHERE = [
-    *(f"tests/enrollment/test_{name}.py" for name in ("trust", "whose_code", "policies", "enrolling", "polling", "webhooks", "real_deliveries")),
+    *(
+        f"tests/enrollment/test_{name}.py"
+        for name in ("trust", "whose_code", "policies", "enrolling", "polling", "webhooks", "real_deliveries")
+    ),
     *(f"tests/runs/test_{name}.py" for name in ("intake", "approval", "reporting", "allowances", "starting")),
 ]
 _NEEDED = """{name} is not set.
