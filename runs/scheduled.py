@@ -91,7 +91,7 @@ def start(row: Repository, *, extra: bool, by: str, night: date | None = None) -
     try:
         with transaction.atomic():
             # One at a time for each repository: the second one sees what the first one made.
-            if not Repository.objects.select_for_update(of=("self",)).watched().filter(pk=row.pk).exists():
+            if Repository.objects.select_for_update(of=("self",)).watched().filter(pk=row.pk).first() is None:
                 return []
             for kind in Kind:
                 rows = ScheduledRun.objects.filter(repository=row, kind=kind)

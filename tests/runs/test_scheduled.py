@@ -20,11 +20,12 @@ from infra.models import AlertSent
 from runs import lifecycle, outcomes, reporting, scheduled, tasks, track_record
 from runs.models import Report, ScheduledRun, State, TestRun
 from tests.factories import CaseResultFactory, RepositoryFactory, StageResultFactory, TestRunFactory
-from tests.world import World
+from tests.world import WEB, World
 
 pytestmark = [pytest.mark.django_db, pytest.mark.slow(0.6)]
 
 NIGHT = date(2026, 11, 25)
+VERSION = "1.0.0+1.36.1"
 Kind = ScheduledRun.Kind
 END = {"passed": "pass", "failed": "fail", "errored": "error", "timed_out": "time_out", "cancelled": "cancel"}
 
@@ -91,6 +92,7 @@ def test_a_recipe_without_a_version_is_asked_for_one_once_a_night(world: World) 
     assert ScheduledRun.objects.get(kind=Kind.VERSION).note == "There is no published version."
 
 
+@pytest.mark.both_databases
 def test_never_twice_a_night(world: World, web: Repository) -> None:
     now = timezone.now()
     for _ in range(2):
@@ -188,6 +190,23 @@ def test_a_scheduled_run_of_a_version_is_evidence_for_it(world: World, web: Repo
     run.refresh_from_db()
     end(run, "passed")
     assert track_record.version_evidence("web", "1.1.0+2")["passed"]
+
+
+@pytest.mark.slow(5)
+def test_a_published_version_passes_from_the_schedule_to_the_evidence(world: World, config: Callable[..., None]) -> None:
+    """With a real harness, which fetches the tag."""
+    config(deployer="process")
+    Repository.objects.update(active=False)
+    name = world.add_recipe("process-web", files=WEB)
+    world.enroll(name)
+    world.remote.tag(name, VERSION)
+    assert scheduled.start_due(timezone.now()) == 1
+    world.run_all()
+    assert scheduled.settle() == 2
+    run = TestRun.objects.get()
+    assert run.state == State.PASSED, run.reason
+    assert run.details["version"] == VERSION and track_record.version_evidence("process-web", VERSION)["commit"] == run.sha
+    assert not Report.objects.exists() and not AlertSent.objects.exists()
 
 
 # --- what is reported
