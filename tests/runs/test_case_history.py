@@ -95,6 +95,14 @@ def test_two_results_of_one_run_are_the_worse_one_and_no_change(repository: Repo
     assert (history.runs, history.failed) == (1, 1)
 
 
+def test_a_result_that_a_retry_took_over_counts_once(repository: Repository) -> None:
+    run = ran(repository, "passed", minutes=9)
+    again = ran(repository, "passed")
+    again.stage_results.update(taken_from=run.pk)
+    [history] = case_history.of_repository(repository.pk).values()
+    assert [verdict.run for verdict in history.verdicts] == [run.pk]
+
+
 def test_the_newest_runs_count_and_the_cost_does_not_grow(repository: Repository, django_assert_num_queries: Any) -> None:
     runs = TestRun.objects.bulk_create(
         TestRun(repository=repository, sha=A, ref="x", trusted=True, state=State.PASSED if n else State.FAILED)
