@@ -53,6 +53,7 @@ def test_words_are_split_at_commas_and_spaces(monkeypatch: pytest.MonkeyPatch) -
         ("CC_CI_PROXY_URL", "tcp://proxy", "must look like"),
         ("CC_CI_HOST", "a host", "match pattern"),
         ("CC_CI_REGISTRIES", "docker.io https://ghcr.io", "invalid registry https://ghcr.io"),
+        ("CC_CI_SCHEDULE_WINDOW", "25:00-26:00", "invalid time 25:00"),
         ("CC_CI_SECRET_KEYS", "hunter2", "key number 1 is not a Fernet key"),
         ("DATABASE_URL", "mysql://db/x", "must begin with sqlite:// or postgresql://"),
         ("DATABASE_URL", "postgresql://db:port/x", "the port must be a number"),
