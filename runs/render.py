@@ -115,6 +115,7 @@ def expectation(run: TestRun, place: int, usual: float | None) -> list[str]:
     """What somebody who waits may expect: the place in the queue, and how long such a run takes. Empty for one that ended."""
     if not run.active or run.state == State.AWAITING_APPROVAL:
         return []
+    place = place if run.state == State.QUEUED else 0
     parts = ["It is next in the queue."] if place == 1 else [f"Its place in the queue is {place}."] if place else []
     return [*parts, f"Such a run usually takes {seconds(usual)}."] if usual else parts
 

@@ -95,7 +95,10 @@ def test_the_life_of_a_deployment(kind: type[Deployer], deployer: Make, tmp_path
     assert {(s.name, s.wanted, s.running) for s in first.services} == {("app", 1, 1), ("db", 1, 1)}
     assert one.deployments == 1
     assert "Hello from the contract" in page(one)
-    assert "db | the database is ready" in one.logs("db")
+    until = time.monotonic() + 240
+    while "db | the database is ready" not in one.logs("db"):  # processes are there a moment before they say so
+        assert time.monotonic() < until
+        time.sleep(0.05)
     assert "the database is ready" in one.logs()
     assert one.execute("app", ["sh", "-c", "echo said; exit 3"]) == (3, "said\n")
     with pytest.raises(DeployError):
