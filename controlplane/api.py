@@ -14,6 +14,7 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 from django.conf import settings
+from django.core.exceptions import SuspiciousOperation
 from django.core.signing import BadSignature, Signer
 from django.db.models import QuerySet, TextChoices
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
@@ -91,6 +92,8 @@ class Token(HttpBearer):
 def _judge(request: HttpRequest) -> None:
     """Refuse parameters that do not exist, and a body that is too large or not JSON, before anything reads it."""
     assert request.resolver_match and request.method
+    if "\0" in request.path:  # PostgreSQL could not store it with a failed login, which would then not count
+        raise Http404
     place = f"/{request.resolver_match.route}".replace("<", "{").replace(">", "}")
     parameters = description()["paths"][place][request.method.lower()]["parameters"]
     known = [one["name"] for one in parameters if one["in"] == "query"]
@@ -206,6 +209,11 @@ def _invalid(request: HttpRequest, error: ValidationError) -> HttpResponse:
     places = [(one["loc"][2:] or ("body",)) if one["loc"][0] == "body" else one["loc"][1:] for one in error.errors]
     lines = [f"{'.'.join(map(str, place))}: {one['msg']}" for place, one in zip(places, error.errors, strict=True)]
     return _problem(request, 422, "; ".join(lines)[:2000])
+
+
+@api.exception_handler(SuspiciousOperation)
+def _malformed(request: HttpRequest, error: SuspiciousOperation) -> HttpResponse:
+    return _problem(request, 400, "The request is malformed, or has too many parameters. GET /api/ describes all operations.")
 
 
 @api.exception_handler(Http404)

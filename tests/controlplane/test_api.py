@@ -269,6 +269,13 @@ def test_odd_text_anywhere_is_no_fault_of_ours(user: User, odd: str) -> None:
                 assert ask(one, token, method.upper()).status_code < 500
 
 
+def test_a_guess_at_an_odd_address_counts_and_is_no_fault_of_ours(user: User) -> None:
+    assert ask("/api/runs/%00", WRONG[3]).status_code == 404
+    assert ask(f"/api/runs?{'a&' * 1100}", WRONG[3]).status_code == 400
+    assert not AccessAttempt.objects.exists()  # neither says whether the token is right
+    assert ask("/api/runs/%0A", WRONG[3]).status_code == 401 and AccessAttempt.objects.exists()
+
+
 def test_a_fault_of_ours_tells_nothing(user: User, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr("runs.api.visible_runs", lambda request: 1 / 0)
     answer = browser().get("/api/runs", headers={"authorization": f"Bearer {made(user)}"})
