@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,7 +30,19 @@ _WRONG = (400, 401, 413, 415, 422)
 
 
 class Remote(BaseCommand):
-    """Base of these commands. Each adds its own arguments, asks with `ask` and shows with `show`."""
+    """Base of these commands. Each adds its own arguments, asks with `ask` and shows with `show`.
+
+    The server is not trusted: its answers are filtered for the terminal, and only the address that was named gets the token.
+    """
+
+    def execute(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().execute(*args, **options)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            self.stderr.write(
+                f"These are not the answers of a cc-ci server ({_line(repr(error))}). Check the address of the server."
+            )
+            raise Exit(OURS) from error
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
@@ -44,10 +57,14 @@ class Remote(BaseCommand):
     def connect(self, options: dict[str, Any]) -> None:
         """Raises CommandError if the server or the token is missing."""
         url = (options["server"] or os.environ.get(SERVER, "")).rstrip("/")
-        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            parts = urlsplit("")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
             raise CommandError(f"Name the server, such as --server https://ci.example.org, or set {SERVER}.")
         try:
-            token = Path(options["token_file"]).read_text() if options["token_file"] else os.environ.get(TOKEN, "")
+            token = self._read(Path(options["token_file"])) if options["token_file"] else os.environ.get(TOKEN, "")
         except (OSError, UnicodeDecodeError) as error:
             raise CommandError(f"Cannot read the token: {error}") from error
         token = token.strip()
@@ -56,22 +73,28 @@ class Remote(BaseCommand):
                 f"A token is needed, in {TOKEN} or in the file of --token-file. To create one, on the server: cc-ci token add"
             )
         headers = {"Authorization": f"Bearer {token}", "Accept": "application/json", "User-Agent": f"cc-ci/{settings.VERSION}"}
-        self._http = Http(url, "/api", headers, TIMEOUT, None, lambda method, path: Ask(method))
+        self._http = Http(url, "/api", headers, TIMEOUT, None, lambda method, path: Ask(method), redirects=False)
+
+    def _read(self, path: Path) -> str:
+        with path.open() as file:
+            if os.fstat(file.fileno()).st_mode & stat.S_IROTH:
+                self.stderr.write(f"Warning: every user of this machine can read the token. Run: chmod 600 {path}")
+            return file.read(1000)
 
     def ask(self, method: str, path: str, params: dict[str, Any] | None = None, body: dict[str, Any] | None = None) -> Any:
         """The server's answer. Raises Exit or CommandError with the server's words."""
         given = {name: value for name, value in (params or {}).items() if value}
         try:
             return json_of(self._http.once(method, path, given, body))
-        except (Unauthorized, Forbidden, NotFound, Rejected) as error:
-            if error.status in _WRONG:
-                raise CommandError(str(error)) from error
-            self.stderr.write(str(error))
-            raise Exit(NO) from error
         except ForgeError as error:
+            text, refused = _line(str(error)), isinstance(error, (Unauthorized, Forbidden, NotFound, Rejected))
+            if refused and error.status in _WRONG:
+                raise CommandError(text) from error
+            if error.status in range(300, 400):
+                raise CommandError(f"{text}. No redirect is followed: name the server by its own address, with https.") from error
             again = f" Try again in {error.retry_after:.0f} s." if error.retry_after else ""
-            self.stderr.write(f"{error}{again}")
-            raise Exit(OURS) from error
+            self.stderr.write(f"{text}{again}")
+            raise Exit(NO if refused else OURS) from error
 
     def pages(self, path: str, params: dict[str, Any], most: int) -> Iterator[Any]:
         """The rows of a listing, at most so many."""
@@ -80,7 +103,7 @@ class Remote(BaseCommand):
             answer = self.ask("GET", path, {**params, "limit": min(most, 100), "cursor": cursor})
             yield from answer["items"][:most]
             most, cursor = most - len(answer["items"]), answer["next"]
-            if not cursor:
+            if not cursor or not answer["items"]:
                 return
 
     def show(self, answer: Any, options: dict[str, Any], lines: Callable[[Any], Iterator[str]]) -> None:
@@ -89,7 +112,12 @@ class Remote(BaseCommand):
             self.stdout.write(json.dumps(answer, indent=1))
             return
         for line in lines(answer):
-            self.stdout.write("".join(char if char.isprintable() else " " for char in line))
+            self.stdout.write(_line(line))
+
+
+def _line(text: str) -> str:
+    """Text of a server as one line, without what a terminal would obey."""
+    return "".join(char if char.isprintable() else " " for char in text)
 
 
 def run_id(typed: str) -> str:

@@ -47,13 +47,15 @@ _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 DAY = 24 * 3600
 #: The response of Go's library for a missing route: from an older forge, or the proxy of one that is down.
 NO_ROUTE = "404 page not found"
+#: Redirections that are followed, one after the other: a repository may have been renamed, and a server moved. Each has its time.
+REDIRECTS = 5
 #: Maximum number of addresses to which a thread keeps connections.
 KEPT = 8
 
 
 class Http:
     """Requests to the API at one address, for one client. `api` is its path, `ask_of` returns the kind of a request by method
-    and path, `message_of` what an error's response says, None if it is not the server's own.
+    and path, `message_of` what an error's response says, None if it is not the server's own. Without `redirects` it follows none.
     """
 
     def __init__(
@@ -65,9 +67,10 @@ class Http:
         gate: Gate | None,
         ask_of: Callable[[str, str], Ask],
         message_of: Callable[[requests.Response], str | None] | None = None,
+        redirects: bool = True,
     ) -> None:
         self.address, self.api, self.headers, self.timeout, self.gate = url + api, api, headers, timeout, gate
-        self.ask_of, self.message_of = ask_of, message_of or _message
+        self.ask_of, self.message_of, self.redirects = ask_of, message_of or _message, redirects
         self.server_time: datetime | None = None
 
     def once(
@@ -104,7 +107,7 @@ class Http:
                 timeout=self.timeout,
                 stream=True,
                 # A redirected write would become a read.
-                allow_redirects=method == "GET",
+                allow_redirects=self.redirects and method == "GET",
             )
             with response:
                 response._content = _body(response)
@@ -191,7 +194,14 @@ class _Session(requests.Session):
     def __init__(self) -> None:
         super().__init__()
         self.auth = lambda request: request
+        self.max_redirects = REDIRECTS
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        target: str | None = super().get_redirect_target(resp)
+        if target:
+            resp._content = _body(resp)  # else requests reads it before it goes on, however large it is
+        return target
 
     def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
         if self.should_strip_auth(response.request.url, prepared_request.url):  # type: ignore[no-untyped-call]
