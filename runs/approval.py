@@ -24,7 +24,7 @@ from enrollment.access import authorization
 from enrollment.access.policy import policy_of
 from enrollment.forge_access.clients import client_for
 from enrollment.forge_access.rate_limit import Purpose
-from enrollment.forges.base import ForgeClient, ForgeError, Garbage, NotFound, User
+from enrollment.forges.base import ForgeClient, ForgeError, Garbage, NotFound, RateLimited, Unavailable, User
 from enrollment.models import Comment, PullRequest
 from enrollment.repositories import update_facts
 from runs import lifecycle, outcomes, render, reporting, scheduling
@@ -193,11 +193,17 @@ def ask_again(skip: Collection[UUID] = ()) -> set[UUID]:
                     continue
             except (ForgeError, SecretUnreadable) as error:
                 log.warning("%s has to wait: cannot check whether it may still start (%s)", run, error)
-                silent.add(run.repository.forge_id)
+                # An answer that is no help may be about this repository alone: it holds up no other.
+                if not isinstance(error, ForgeError) or isinstance(error, RateLimited) or _no_answer(error):
+                    silent.add(run.repository.forge_id)
                 continue
         may.add(run.pk)
         load.take(one)
     return may
+
+
+def _no_answer(error: ForgeError) -> bool:
+    return isinstance(error, Unavailable) and error.status is None
 
 
 def _is_old(run: TestRun) -> bool:

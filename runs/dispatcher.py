@@ -30,7 +30,7 @@ from runs import approval, ingest, lifecycle, reporting, retry, scheduling
 from runs.executors.base import Executor, ExecutorError, Observation
 from runs.executors.select import executor_for
 from runs.harness.protocol import FolderState, Results, Verdict
-from runs.models import ACTIVE, HOLDING, RemoteExecutor, State, TestRun
+from runs.models import ACTIVE, FINAL, HOLDING, RemoteExecutor, State, TestRun
 
 log = logging.getLogger(__name__)
 
@@ -161,8 +161,10 @@ def watch(run: TestRun) -> None:
             finally:
                 _end(run, "error", str(error))
             return
+        attempt = run.attempt
         ingest.take_over(run, seen)
-        step[seen.state](run, executor, seen)
+        if run.attempt == attempt:  # another worker may have queued it once more, and what was seen is no news of that attempt
+            step[seen.state](run, executor, seen)
     except BaseException:  # whatever cannot be read there, or takes all of the task's time: it does not go on for ever
         _limit(run, executor)
         raise
@@ -177,7 +179,8 @@ def _not_started(run: TestRun, executor: Executor, seen: Observation) -> None:
 
 def _start(run: TestRun) -> None:
     try:
-        executor_for(run).start(run)
+        executor = executor_for(run)
+        executor.start(run)
     except ExecutorError as error:
         text = re.sub(r"\d+", "", str(error))  # the seconds to wait change all the time
         if _said.get(run.pk) != text:
@@ -188,7 +191,9 @@ def _start(run: TestRun) -> None:
         return
     _said.pop(run.pk, None)
     if run.state == State.STARTING:
-        lifecycle.move(run, "begin", "the harness has started", fence=run.attempt)
+        begun = lifecycle.move(run, "begin", "the harness has started", fence=run.attempt)
+        if not begun and run.state in FINAL:  # it was stopped meanwhile, by a worker that saw no harness yet
+            executor.stop(run)
 
 
 def _running(run: TestRun, executor: Executor, seen: Observation) -> None:
@@ -232,10 +237,11 @@ def _try_again(run: TestRun, fault: str, **fields: Any) -> bool:
     _said.pop(run.pk, None)
     # Events of an earlier attempt stay in the trail; the numbers start over.
     over = {"attempt": F("attempt") + 1, "event_seq": 0, "log_offset": 0, "build_url": ""}
-    if lifecycle.move(run, "try_again", storable(f"{fault}; retrying once"), fence=run.attempt, **over, **fields):
-        if run.stop_wanted:  # asked for in this moment
-            lifecycle.want_stop(run, State(run.stop_wanted), run.stop_reason)
-        async_task("runs.tasks.dispatch")
+    with transaction.atomic():
+        if lifecycle.move(run, "try_again", storable(f"{fault}; retrying once"), fence=run.attempt, **over, **fields):
+            if run.stop_wanted:  # asked for in this moment
+                lifecycle.want_stop(run, State(run.stop_wanted), run.stop_reason)
+            async_task("runs.tasks.dispatch")
     return True
 
 

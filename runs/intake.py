@@ -212,10 +212,12 @@ def _retry(comment: Comment, everything: bool, asker: authorization.Person, pull
         facts = authorization.Facts(asker, author, code, pull.head_sha)
     trusted = facts is not None and facts.trusts(last.sha)
     taken_over: tuple[str, ...] = ()
+    joins = None
     if everything:
         stages = _all_and(retry.asked(last))
     elif last.active and not last.stop_wanted:
-        stages = tuple(last.stages)  # which joins it
+        # If it ends before it can be joined, or may not be, nothing of it is evidence.
+        joins, stages = last, retry.asked(last)
     else:
         stages, taken_over = retry.plan(last, trusted=trusted)
     return _run(
@@ -228,6 +230,7 @@ def _retry(comment: Comment, everything: bool, asker: authorization.Person, pull
         retry_of=last,
         upgrade_from=last.upgrade_from,
         taken_over=taken_over,
+        joins=joins,
     )
 
 
@@ -252,8 +255,12 @@ def _run(
     retry_of: TestRun | None = None,
     upgrade_from: str = "",
     taken_over: tuple[str, ...] = (),
+    joins: TestRun | None = None,
 ) -> Comment.Outcome:
-    """Create the run. `asker`: somebody whose commit was approved earlier; their run supersedes no other."""
+    """Create the run. `asker`: somebody whose commit was approved earlier; their run supersedes no other.
+
+    `joins`: a run that this one repeats while it is under way: joined, whatever it takes over.
+    """
     pull = comment.pull_request
 
     def follow() -> Comment.Outcome | None:
@@ -265,6 +272,7 @@ def _run(
             # If the code is no longer trusted, the asker does not join a run from when it was.
             doubted = other.trusted and not trusted and (asker is None or asker.trusted)
             same = other.sha == sha and set(stages) <= set(other.stages) and other.upgrade_from == upgrade_from
+            same = same or other == joins
             if same and not waits and not doubted:
                 lifecycle.note(other, "joined", f"{comment.author_login} asked for the same", comment=comment.forge_comment_id)
                 return Comment.Outcome.JOINED

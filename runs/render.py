@@ -17,7 +17,7 @@ from runs import commands
 from runs.case_history import FAILING, Case, CaseHistory, case_of
 from runs.deferred import registry
 from runs.harness.protocol import NOT_REACHED, ExtraTest
-from runs.harness.stage_table import STAGES
+from runs.harness.stage_table import DEFAULT_STAGES, STAGES, in_order
 from runs.models import Artefact, CaseResult, StageResult, State, TestRun
 
 MARK = {
@@ -153,8 +153,10 @@ def warnings(texts: Sequence[str]) -> list[str]:
 
 
 def description(run: TestRun) -> str:
-    """A one-line description of the run for the commit status."""
-    return plain(f"The test {HEADLINE[State(run.state)]}.", DESCRIPTION)[:DESCRIPTION]
+    """A one-line description of the run for the commit status. One of some stages only says which: its green is not that of all."""
+    stages = in_order((*run.stages, *run.taken_over))
+    part = "" if set(stages) >= set(DEFAULT_STAGES) else f"; only {', '.join(stages)}"
+    return plain(f"The test {HEADLINE[State(run.state)]}{part}.", DESCRIPTION)[:DESCRIPTION]
 
 
 def approval(run: TestRun) -> str:

@@ -27,7 +27,7 @@ def plan(last: TestRun, *, trusted: bool) -> tuple[tuple[str, ...], tuple[str, .
     """(stages to run, stages to take over) to repeat a run that ended. `trusted`: whether its code is trusted now.
 
     Taken over is what passed, was shown by a run with a verdict and a clean teardown, and leaves the app as it found it:
-    *install* and *upgrade* make the app that later stages test. Nothing of a stranger's run.
+    *install* and *upgrade* make the app that later stages test. *backup* runs with *restore*. Nothing of a stranger's run.
     """
     stages = asked(last)
     rows = {row.name: row.status for row in last.stage_results.all()}
@@ -36,6 +36,8 @@ def plan(last: TestRun, *, trusted: bool) -> tuple[tuple[str, ...], tuple[str, .
     if not (known and red and last.details.get("settings")):
         return stages, ()
     taken = tuple(name for name in stages if rows.get(name) == "passed" and name not in SHAPING)
+    if "restore" in stages and "restore" not in taken:  # it looks for what the stage backup created and saved
+        taken = tuple(name for name in taken if name != "backup")
     return tuple(name for name in stages if name not in taken), taken
 
 

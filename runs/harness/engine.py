@@ -503,7 +503,8 @@ class Engine:
         """A digest of what decides how this commit is tested, besides the recipe itself and what the results name."""
         request = self._request.model_dump(mode="json", include={"upgrade_from", "trusted", "limits", "allow", "deployer"})
         config = ready.config.model_dump(mode="json")
-        text = json.dumps([version("cc-ci"), request, config, self._realm is not None], sort_keys=True)
+        previous = ready.previous.commit if ready.previous else ""  # tags can be moved
+        text = json.dumps([version("cc-ci"), request, config, self._realm is not None, previous], sort_keys=True)
         return hashlib.sha256(text.encode(errors="replace")).hexdigest()
 
 

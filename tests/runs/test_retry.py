@@ -12,13 +12,16 @@ from django.test import Client
 from django.utils import timezone
 
 from controlplane.models import Host
-from runs import dispatcher, ingest, render, retry
+from enrollment.access import authorization
+from enrollment.models import Comment
+from runs import dispatcher, ingest, intake, lifecycle, render, retry
 from runs.executors.base import Observation
 from runs.executors.local import LocalExecutor
-from runs.harness.protocol import FolderState, Results
+from runs.harness.protocol import Event, FolderState, Results
 from runs.harness.stage_table import DEFAULT_STAGES, STAGES
 from runs.models import StageResult, State, TestRun
 from tests.factories import CaseResultFactory, StageResultFactory, TestRunFactory
+from tests.killing import Killed, killed_at
 from tests.world import World
 
 pytestmark = [pytest.mark.django_db, pytest.mark.slow(0.3)]
@@ -66,7 +69,7 @@ def again(before: TestRun, **more: Any) -> TestRun:
     [
         ({"custom": "failed"}, ("install", "upgrade", "custom"), ("backup", "restore")),
         ({"custom": "passed", "extra": "failed"}, ("install", "upgrade", "extra"), ("backup", "restore", "custom")),
-        ({"restore": "failed", "custom": "skipped"}, ("install", "upgrade", "restore", "custom"), ("backup",)),
+        ({"restore": "failed", "custom": "skipped"}, DEFAULT_STAGES, ()),  # a restore looks for what the backup's hook made
         ({"backup": "not_applicable", "custom": "failed"}, ("install", "upgrade", "backup", "custom"), ("restore",)),
         ({"install": "failed", **dict.fromkeys(DEFAULT_STAGES[1:], "skipped")}, DEFAULT_STAGES, ()),
         ({}, DEFAULT_STAGES, ()),  # it failed, and no stage says why
@@ -124,6 +127,34 @@ def test_by_a_comment(world: World) -> None:
     assert TestRun.objects.get(retry_of=new).stages == list(STAGES)
     new.refresh_from_db()
     assert new.state == State.SUPERSEDED
+
+
+@pytest.mark.parametrize("how", ["it ends meanwhile", "it is trusted no longer"])
+def test_a_retry_under_way_that_is_not_joined_leaves_no_stage_out(
+    world: World, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    world.say("recipes/web")
+    world.hear()
+    TestRun.objects.update(state=State.FAILED, details=DETAILS, teardown={"clean": True}, finished_at=timezone.now())
+    old = TestRun.objects.get()
+    StageResult.objects.filter(run=ended(custom="failed")).update(run=old)
+    world.say("recipes/web", "!testme retry")
+    world.hear()
+    second, create = TestRun.objects.get(retry_of=old), intake._run
+    assert second.taken_over == ["backup", "restore"]
+
+    def meanwhile(*args: Any, **more: Any) -> Comment.Outcome:
+        TestRun.objects.filter(pk=second.pk).update(state=State.FAILED, finished_at=timezone.now())
+        return create(*args, **more)
+
+    if how == "it ends meanwhile":
+        monkeypatch.setattr(intake, "_run", meanwhile)
+    else:
+        monkeypatch.setattr(authorization.Facts, "trusts", lambda self, sha: False)
+    world.say("recipes/web", "!testme retry")
+    world.hear()
+    third = TestRun.objects.get(retry_of=second)
+    assert (third.stages, third.taken_over) == (list(DEFAULT_STAGES), [])
 
 
 def test_there_is_nothing_to_retry_in_a_run_that_passed(world: World) -> None:
@@ -322,6 +353,49 @@ def test_a_stop_that_is_asked_for_meanwhile_ends_it(db: None) -> None:
     assert dispatcher._try_again(run, "lost")
     run.refresh_from_db()
     assert (run.state, run.reason) == (State.CANCELLED, "cancelled by alice")
+
+
+def test_who_dies_in_between_leaves_no_stopped_run_in_the_queue(db: None) -> None:
+    run = TestRunFactory(running=True, stop_wanted="cancelled", stop_reason="cancelled by alice")
+    with pytest.raises(Killed), killed_at(0, [], [(lifecycle, "want_stop")]):
+        dispatcher._try_again(run, "lost")
+    run.refresh_from_db()
+    assert (run.state, run.attempt) == (State.RUNNING, 1), "another worker sees it lost again"
+
+
+@pytest.mark.parametrize("state", [FolderState.FINISHED, FolderState.LOST])
+def test_what_a_slow_worker_saw_of_an_attempt_ends_no_later_one(
+    data_dir: object, monkeypatch: pytest.MonkeyPatch, state: FolderState
+) -> None:
+    run = TestRunFactory(running=True, host=settings.CC_CI.host)
+    begun = Event(seq=1, at=timezone.now(), kind="begun")
+
+    def observe(self: object, late: TestRun) -> Observation:
+        assert dispatcher._try_again(TestRun.objects.get(pk=run.pk), "lost")
+        assert dispatcher._claim() == [run]
+        return Observation(state, [begun], results=errored(run) if state is FolderState.FINISHED else None)
+
+    monkeypatch.setattr(dispatcher, "_start", lambda run: None)
+    monkeypatch.setattr(LocalExecutor, "sweep", lambda self: None)
+    monkeypatch.setattr(LocalExecutor, "observe", observe)
+    dispatcher.supervise()
+    run.refresh_from_db()
+    assert (run.state, run.attempt) == (State.STARTING, 2)
+
+
+def test_a_run_that_is_stopped_while_its_harness_is_started_leaves_none(
+    data_dir: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, stopped = TestRunFactory(host=""), []
+
+    def start(self: object, run: TestRun) -> None:
+        lifecycle.want_stop(TestRun.objects.get(pk=run.pk), State.SUPERSEDED, "alice asked for another run")
+        dispatcher.supervise()  # another worker, which sees no harness yet
+
+    monkeypatch.setattr(LocalExecutor, "start", start)
+    monkeypatch.setattr(LocalExecutor, "stop", lambda self, run: stopped.append(run.state))
+    dispatcher.dispatch()
+    assert stopped == [State.SUPERSEDED]
 
 
 def test_a_reason_that_no_database_stores_is_retried_all_the_same(data_dir: object, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -215,3 +215,17 @@ def test_scheduled_runs_start_when_nobody_else_waits_and_leave_the_commits_statu
     assert dispatcher.dispatch() == [person]
     lifecycle.move(person, "pass")
     assert dispatcher.dispatch() == [nightly]
+
+
+def test_a_repository_that_the_forge_refuses_to_show_holds_up_no_other(world: World) -> None:
+    world.add_recipe("other")
+    world.enroll("recipes/other")
+    world.say("recipes/web")
+    world.say("recipes/other")
+    world.hear()
+    for run in TestRun.objects.all():
+        later(run)
+    web = TestRun.objects.get(repository__name="web").repository
+    world.remote.faults = lambda request: Fault(status=403) if request.path.endswith(f"/{web.forge_repo_id}") else None
+    assert [run.repository.name for run in dispatcher.dispatch()] == ["other"]
+    world.remote.faults = None

@@ -18,7 +18,7 @@ from infra.deployers.isolation import bubblewrap, cgroups
 from infra.deployers.probe import Address
 from infra.deployers.process import deployer
 from infra.deployers.process.deployer import ProcessDeployer
-from runs.harness import artefacts, stages
+from runs.harness import artefacts, recipe_config, stages
 from runs.harness.engine import Engine
 from runs.harness.events import Journal
 from runs.harness.protocol import Limits, Results, RunFolder, Verdict
@@ -47,6 +47,16 @@ def test_a_good_recipe_passes_every_stage_that_there_is(make_folder: Callable[..
     assert folder.results() == results
     assert not (folder.path / "work").exists()
     assert not list(cgroups.existing(stack_name(results.run_id)))
+
+
+def test_a_published_version_whose_tag_was_moved_is_another_setting(make_folder: Callable[..., RunFolder]) -> None:
+    engine = Engine(make_folder(RECIPES / "process-web"))
+
+    def settings(commit: str) -> str:
+        ready = SimpleNamespace(config=recipe_config.RecipeConfig(), previous=SimpleNamespace(name="1.0.0+1", commit=commit))
+        return engine._settings(ready)  # type: ignore[arg-type]
+
+    assert settings("a" * 40) == settings("a" * 40) != settings("b" * 40)
 
 
 def test_events_tell_the_story_in_order(make_folder: Callable[..., RunFolder]) -> None:
