@@ -153,7 +153,7 @@ def warnings(texts: Sequence[str]) -> list[str]:
 
 
 def description(run: TestRun) -> str:
-    """A one-line description of the run for the commit status. One of some stages only says which: its green is not that of all."""
+    """A one-line description of the run for the commit status. One of some stages only names them: its green is not of all."""
     stages = in_order((*run.stages, *run.taken_over))
     part = "" if set(stages) >= set(DEFAULT_STAGES) else f"; only {', '.join(stages)}"
     return plain(f"The test {HEADLINE[State(run.state)]}{part}.", DESCRIPTION)[:DESCRIPTION]

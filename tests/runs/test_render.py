@@ -171,6 +171,7 @@ def test_a_pull_request_that_ports_a_deferred_test_says_which(db: None) -> None:
 
 
 def test_the_status_of_some_stages_only_says_so() -> None:
-    assert render.description(TestRun(state=State.PASSED, stages=["install", "custom"])) == "The test passed; only install, custom."
+    partial = TestRun(state=State.PASSED, stages=["install", "custom"])
+    assert render.description(partial) == "The test passed; only install, custom."
     retried = TestRun(state=State.PASSED, stages=["install", "upgrade", "custom"], taken_over=["backup", "restore"])
     assert render.description(retried) == "The test passed."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -140,7 +139,7 @@ REPLIES: dict[str, Callable[[TestRun, str], str]] = {
     "ambiguous sha": lambda run, text: render.reply_ambiguous_sha(text, text),
     "approve named": lambda run, text: render.reply_approve_named(text, f"https://git.example.org/{text}"),
     "approve other": lambda run, text: render.reply_approve_other(text, text, f"https://git.example.org/{text}"),
-    "status": lambda run, text: render.reply_status(SimpleNamespace(state=State.RUNNING, sha=text, url=run.url), 1),  # type: ignore[arg-type]
+    "status": lambda run, text: render.reply_status(TestRun(id=run.pk, state=State.RUNNING, sha=text), 1),
 }
 
 

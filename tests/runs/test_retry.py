@@ -386,7 +386,8 @@ def test_what_a_slow_worker_saw_of_an_attempt_ends_no_later_one(
 def test_a_run_that_is_stopped_while_its_harness_is_started_leaves_none(
     data_dir: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, stopped = TestRunFactory(host=""), []
+    TestRunFactory(host="")
+    stopped = []
 
     def start(self: object, run: TestRun) -> None:
         lifecycle.want_stop(TestRun.objects.get(pk=run.pk), State.SUPERSEDED, "alice asked for another run")
