@@ -72,8 +72,8 @@ def conclude(run: TestRun, results: Results, files: Mapping[str, bytes] | None =
         run.stage_results.all().delete()
         run.artefacts.all().delete()
         Artefact.objects.bulk_create(_artefacts(run, results, files or {}))
-        for order, stage in enumerate(results.stages):
-            row = StageResult.objects.create(
+        rows = StageResult.objects.bulk_create(
+            StageResult(
                 run=run,
                 name=stage.name[:20],
                 order=order,
@@ -85,18 +85,21 @@ def conclude(run: TestRun, results: Results, files: Mapping[str, bytes] | None =
                 finished_at=stage.finished,
                 taken_from=taken_from.get(stage.name),
             )
-            CaseResult.objects.bulk_create(
-                CaseResult(
-                    stage=row,
-                    name=_storable(case.name, 500),
-                    file=_storable(case.file, 500),
-                    status=case.status,
-                    seconds=case.seconds,
-                    message=_storable(case.message, 4000),
-                    output=_storable(case.output, 20000),
-                )
-                for case in stage.cases
+            for order, stage in enumerate(results.stages)
+        )
+        CaseResult.objects.bulk_create(
+            CaseResult(
+                stage=row,
+                name=_storable(case.name, 500),
+                file=_storable(case.file, 500),
+                status=case.status,
+                seconds=case.seconds,
+                message=_storable(case.message, 4000),
+                output=_storable(case.output, 20000),
             )
+            for row, stage in zip(rows, results.stages, strict=True)
+            for case in stage.cases
+        )
         moved = lifecycle.move(
             run,
             event,

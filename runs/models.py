@@ -160,6 +160,8 @@ class TestRun(models.Model):
             models.Index(fields=["-created_at", "-id"]),
             models.Index(fields=["state", "-created_at"]),
             models.Index(fields=["repository", "-started_at"]),
+            models.Index(fields=["repository", "sha"]),
+            models.Index(fields=["pull_request", "-created_at"]),
         ]
 
     def __str__(self) -> str:

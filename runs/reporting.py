@@ -190,7 +190,8 @@ def _want(key: str, kind: Report.Kind, wanted: dict[str, Any], marker: str, **li
     Report.objects.filter(pk=report.pk).update(
         wanted=wanted, wanted_digest=digest, marker=marker, next_try_at=due, tries=0, given_up=False, last_error="", **links
     )
-    if due == now:
+    waits = report.next_try_at is not None and report.next_try_at <= now and not report.tries  # its task comes, or the sweep
+    if due == now and not waits:
         async_task("runs.tasks.send_report", report.pk)
 
 

@@ -23,6 +23,7 @@ from django.utils import timezone  # noqa: E402
 
 from enrollment.fakeforge.model import Repo  # noqa: E402
 from enrollment.models import Repository  # noqa: E402
+from tests.bench import control  # noqa: E402
 from tests.bench.harness import whole_runs  # noqa: E402
 from tests.bench.infra import rebuild  # noqa: E402
 from tests.bench.webhooks import idle_hours, receiver_ratio  # noqa: E402
@@ -161,6 +162,9 @@ def main() -> None:
             idle_requests(Path(folder))
             idle_hours(Path(folder))
             receiver_ratio()
+            control.fairness()
+            control.cost()
+            control.workers(Path(folder))
             reaction(Path(folder))
             whole_runs(Path(folder))
             rebuild(Path(folder))

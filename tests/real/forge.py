@@ -10,7 +10,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -362,8 +362,14 @@ class RealForge:
         return [SimpleNamespace(**{**one, "state": one["status"], "sha": sha}) for one in rows]
 
 
-class _NoClock:
-    """The forge's clock is its own."""
+class _Clock:
+    """The forge's clock is its own: to move it a little is to wait."""
+
+    def move(self, **units: float) -> None:
+        seconds = timedelta(**units).total_seconds()
+        if not 0 <= seconds <= 10:
+            sandbox_only("a clock that can be moved")
+        time.sleep(seconds)
 
     def __getattr__(self, name: str) -> Any:
         return sandbox_only(f"the clock's {name}")
@@ -376,7 +382,7 @@ class RealWorld(World):
     """The same people and recipes at a real forge."""
 
     def __init__(self, root: Path, url: str, login: str) -> None:
-        self.clock = _NoClock()  # type: ignore[assignment]
+        self.clock = _Clock()  # type: ignore[assignment]
         self.remote = RealForge(url, login, root)  # type: ignore[assignment]
         self.server = SimpleNamespace(url=self.remote.url)  # type: ignore[assignment]
         self.settle_in()

@@ -13,7 +13,7 @@ import pytest
 from enrollment.fakeforge.features import VERSIONS
 
 #: What only the sandbox forge has.
-_SANDBOX = re.compile(r"\.(faults|clock|tables|features|listeners)\b|own_requests|Bridge\(|writes\(")
+_SANDBOX = re.compile(r"\.(faults|tables|features|listeners)\b|own_requests|Bridge\(|writes\(")
 
 
 def pytest_sessionstart() -> None:
