@@ -11,7 +11,8 @@ from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
-from django.db.models import OuterRef, Prefetch, QuerySet, Subquery
+from django.db.models import Count, OuterRef, Prefetch, QuerySet, Subquery
+from django.db.models.functions import Coalesce
 from django.http import HttpRequest
 from django.shortcuts import get_object_or_404
 from ninja import Field, Path, Query, Router, Schema
@@ -299,14 +300,17 @@ class Tests(Schema):
 
 
 @recipes.get("/{recipe_id}/tests", **answers(Scope.READ, list[Tested]))
-@paginate(Newest, at="created_at", most=HISTORY)
+@paginate(Newest, at="created_at", most=HISTORY, weight="tests")
 def list_tests(request: HttpRequest, recipe_id: Path[Number], filters: Query[Tests]) -> QuerySet[TestRun]:
     """List what the recipe's runs showed about each test, newest first."""
     row = get_object_or_404(visible_repositories(request), pk=recipe_id)
     stages, cases = StageResult.objects.all(), CaseResult.objects.defer("message", "output")
     if filters.stage:
-        stages = stages.filter(name=filters.stage)
+        stages, cases = stages.filter(name=filters.stage), cases.filter(stage__name=filters.stage)
     if filters.name:
         cases = cases.filter(name=filters.name)
+    # A stranger's run may have thousands of tests, and 25 of them would be 80 MB.
+    tests = cases.filter(stage__run=OuterRef("pk")).order_by().values("stage__run").annotate(count=Count("pk")).values("count")
     found = visible_runs(request).filter(repository=row, state__in=FINAL).defer("log", "details")
+    found = found.annotate(tests=Coalesce(Subquery(tests), 0))
     return found.prefetch_related(Prefetch("stage_results", stages.prefetch_related(Prefetch("cases", cases))))

@@ -28,7 +28,7 @@ from enrollment.forges import http
 from enrollment.models import Forge, Repository
 from runs import dispatcher, lifecycle
 from runs.management.commands import start
-from runs.models import RunEvent, State, TestRun
+from runs.models import CaseResult, RunEvent, State, TestRun
 from tests.factories import CaseResultFactory, DeferredItemFactory, RepositoryFactory, StageResultFactory, TestRunFactory
 from tests.world import World
 
@@ -145,6 +145,25 @@ def test_the_history_of_tests(token: str, django_assert_max_num_queries: Any) ->
     assert ask(token, "/recipes/999/tests").status_code == 404
     recipe = ask(token, "/recipes").json()["items"][0]
     assert (recipe["id"], recipe["last_state"], recipe["last_run"]) == (row.pk, "passed", page["items"][0]["run"])
+
+
+def test_a_page_of_runs_with_thousands_of_tests_is_short(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("controlplane.api.HEAVIEST", 5)
+    row, now, expected = RepositoryFactory(), timezone.now(), []
+    for number, count in enumerate((2, 2, 2, 9, 0, 1)):
+        run = TestRunFactory(repository=row, passed=True, created_at=now - timedelta(hours=number))
+        stage = StageResultFactory(run=run, name="custom")
+        StageResultFactory(run=run, name="install")
+        CaseResult.objects.bulk_create(CaseResult(stage=stage, name=f"test_{n}", status="passed") for n in range(count))
+        expected.append(str(run.pk))
+    for query, sizes in (("", [2, 1, 1, 2]), ("limit=1&", [1] * 6), ("name=test_0&", [6]), ("stage=install&", [6])):
+        seen, pages, cursor = [], [], ""
+        while cursor is not None:
+            page = ask(token, f"/recipes/{row.pk}/tests?{query}cursor={cursor}").json()
+            seen += [run["run"] for run in page["items"]]
+            pages.append(len(page["items"]))
+            cursor = page["next"]
+        assert (seen, pages) == (expected, sizes), query
 
 
 # --- who may do what
