@@ -199,6 +199,12 @@ class ApiTokenForm(forms.ModelForm):  # type: ignore[type-arg]
         model = ApiToken
         fields = ("name",)
 
+    def clean_name(self) -> str:
+        name: str = self.cleaned_data["name"]
+        if not name.isprintable():  # it is shown in terminals, logs and a run's events
+            raise forms.ValidationError("Use one line, without control characters.")
+        return name
+
 
 @admin.register(ApiToken)
 class ApiTokenAdmin(ReadOnlyAdmin):

@@ -232,6 +232,10 @@ def run_again(request: HttpRequest, run_id: UUID, given: Again) -> Status[TestRu
     """Run all stages again on the same commit. A stranger's run keeps its approval, which is checked again."""
     _may_ask(request)
     run = get_object_or_404(visible_runs(request), pk=run_id)
+    if not Repository.objects.watched().filter(pk=run.repository_id).exists():
+        raise Refused(
+            409, f"{run} cannot be repeated: {run.repository.full_name} is no longer watched. GET /api/recipes lists what is."
+        )
     with _refusals():
         return Status(201, manual.run_again(run, _who(request), extra=given.extra_tests, where=_where(request)))
 

@@ -399,7 +399,15 @@ def test_in_the_admin_people_make_tokens_of_their_own_and_see_them_once(user: Us
     assert ask("/api/runs", token).status_code == 401
     others.refresh_from_db()
     assert others.revoked_at is None
-    for wrong in ({"scopes": ["root"]}, {"scopes": []}, {"days": "0"}, {"days": "100000"}, {"name": ""}):
+    for wrong in (
+        {"scopes": ["root"]},
+        {"scopes": []},
+        {"days": "0"},
+        {"days": "100000"},
+        {"name": ""},
+        {"name": "a\x1b]0;b"},
+        {"name": "a\nb"},
+    ):
         browser().force_login(eve)
         assert "error" in browser().post(reverse("admin:controlplane_apitoken_add"), form | wrong).content.decode()
     assert ApiToken.objects.count() == 2

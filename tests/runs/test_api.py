@@ -223,8 +223,11 @@ def test_start_only_of_what_is_watched_and_at_one_forge(world: World, token: str
     assert several.status_code == 409 and world.forge.url in several.json()["message"]
     assert ask(token, "/runs", "POST", {"repository": "recipes/web", "forge": world.forge.url}).status_code == 201
     assert ask(token, "/runs", "POST", {"repository": "recipes/web", "forge": "nowhere"}).status_code == 404
+    again = f"/runs/{TestRun.objects.get().pk}/again"
     for change in (lambda: Forge.objects.update(enabled=False), lambda: Repository.objects.update(active=False)):
         change()
+        refused = ask(token, again, "POST", {})
+        assert refused.status_code == 409 and "no longer watched" in refused.json()["message"]
         assert ask(token, "/runs", "POST", {"repository": "recipes/web", "forge": world.forge.url}).status_code == 404
         Forge.objects.update(enabled=True)
 
