@@ -15,7 +15,7 @@ from uuid import UUID
 
 from django.contrib.auth import get_user_model
 from django.db import transaction
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.utils import timezone
 from django_q.tasks import async_task
 
@@ -207,7 +207,8 @@ def _no_answer(error: ForgeError) -> bool:
 
 
 def _is_old(run: TestRun) -> bool:
-    newest = run.events.filter(kind__in=(State.QUEUED, ASKED_AGAIN)).order_by("at").last()
+    # That it was queued for a second attempt says nothing about who asked for it.
+    newest = run.events.filter(Q(kind=State.QUEUED, attempt=0) | Q(kind=ASKED_AGAIN)).order_by("at").last()
     return newest is not None and newest.at < timezone.now() - ASK_AGAIN
 
 

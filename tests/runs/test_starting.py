@@ -229,3 +229,16 @@ def test_a_repository_that_the_forge_refuses_to_show_holds_up_no_other(world: Wo
     world.remote.faults = lambda request: Fault(status=403) if request.path.endswith(f"/{web.forge_repo_id}") else None
     assert [run.repository.name for run in dispatcher.dispatch()] == ["other"]
     world.remote.faults = None
+
+
+def test_a_second_attempt_is_asked_about_again(world: World) -> None:
+    world.say("recipes/web")
+    world.hear()
+    run = TestRun.objects.get()
+    later(run)
+    assert lifecycle.move(run, "claim", attempt=1, started_at=timezone.now())
+    alice_leaves(world)
+    assert dispatcher._try_again(run, "the harness was lost")
+    assert dispatcher.dispatch() == []
+    run.refresh_from_db()
+    assert run.state == State.CANCELLED and "alice, who asked for it, is neither owner" in run.reason
