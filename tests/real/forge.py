@@ -156,7 +156,6 @@ class RealForge:
                 "permission": permission,
                 "includes_all_repositories": True,
                 "units": list(UNITS),
-                "units_map": dict.fromkeys(UNITS, permission),
             }
             teams[name] = self.call("POST", f"/orgs/{self.login(org)}/teams", body)["id"]
         self.call("PUT", f"/teams/{teams[name]}/members/{self.login(user)}")
@@ -204,9 +203,6 @@ class RealForge:
             raise git.GitError(done.stderr)
         return done.stdout
 
-    def _may(self, repo: Any, user: Any) -> str:
-        return str(self.call("GET", f"{self._path(repo)}/collaborators/{self.login(user)}/permission")["permission"])
-
     def push(self, repo: Any, branch: str, files: git.Files, message: str = "Change", user: Any = "") -> str:
         row = self.repo(repo)
         if not self.folder(row).exists():  # a fork
@@ -214,8 +210,12 @@ class RealForge:
         self._git(row, self.admin, "fetch", "--quiet", "URL", "+refs/heads/*:refs/heads/*")
         author = self.login(user or row.owner)
         sha = git.commit(self.folder(row), branch, files, message, author, datetime.now(UTC))
-        pusher = author if user and self._may(row, author) in ("write", "admin", "owner") else self.admin
-        self._git(row, pusher, "push", "--quiet", "URL", f"refs/heads/{branch}")
+        try:
+            self._git(row, author if user else self.admin, "push", "--quiet", "URL", f"refs/heads/{branch}")
+        except git.GitError as error:
+            if "denied" not in str(error):
+                raise
+            self._git(row, self.admin, "push", "--quiet", "URL", f"refs/heads/{branch}")  # as the sandbox forge lets them
         return sha
 
     def push_for_review(
@@ -281,11 +281,17 @@ class RealForge:
         source, target = self.repo(head), self.repo(base)
         where = branch if source.id == target.id else f"{source.owner}:{branch}"
         given = {"head": where, "base": base_branch, "title": title or f"Merge {branch}", "body": body}
-        # From a branch of the repository itself, only those who may write there open one.
-        own = source.id == target.id and self._may(target, user) not in ("write", "admin", "owner")
-        who = target.owner if own else self.login(user)
-        until = time.monotonic() + SECONDS
-        while not (found := self.call("POST", f"{self._path(target)}/pulls", given, sudo=who, missing=True)):
+        who, until = self.login(user), time.monotonic() + SECONDS
+        while True:
+            try:
+                found = self.call("POST", f"{self._path(target)}/pulls", given, sudo=who, missing=True)
+            except AssertionError as error:
+                if "must be a collaborator" not in str(error):
+                    raise
+                who = target.owner  # from a branch of the repository itself, only those who may write there open one
+                continue
+            if found:
+                break
             assert time.monotonic() < until, f"{target.full_name} does not see the branch {where}"
             time.sleep(0.1)  # a push is taken in a moment after git was answered
         return self.pull(target, found["number"])

@@ -1,4 +1,4 @@
-"""Every captured answer of a real Gitea 1.15 against what the fake forge answers in the same situation."""
+"""Every captured answer of a real Gitea against what the fake forge answers in the same situation, as that version."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ import requests
 
 from enrollment.fakeforge import Forge, Server, serve
 
-CAPTURED = Path(__file__).parents[2] / "data" / "gitea" / "responses"
+DATA = Path(__file__).parents[2] / "data"
+CAPTURED = DATA / "gitea" / "responses"
+#: Where answers of other versions are (see tests/real/capture.py), and as which version the fake forge should give them.
+FOLDERS = {"1.15": CAPTURED, "1.22": DATA / "gitea-1.26" / "responses"}
 
 # Who asked, when it was not the bot; and what was sent.
 ASKER = {
@@ -47,12 +50,14 @@ SENT: dict[str, dict[str, Any]] = {
 VARYING = {"id", "repo_id", "created", "created_at", "updated_at", "size", "watchers_count", "comments"}
 # The real server counted these wrongly in one repository and rightly in the other.
 VARYING |= {"open_issues_count", "version"}
+# Gitea 1.26 has other words for errors, other pictures, the settings of its own server, and reads hooks' events back as they were
+# written (but for `pull_request`), in any order. The fake forge is a 1.22 there.
+NEWER = {"message", "avatar_url", "website", "email", "ssh_url", "events", "assignees", "internal_tracker"}
 HEADERS = ("Content-Type", "Link", "X-Total-Count", "Access-Control-Expose-Headers")
 
 
-def make_world(root: Path) -> Forge:
+def make_world(forge: Forge) -> Forge:
     """The captured world: three recipes with four pull requests, one of them from a fork."""
-    forge = Forge(root)
     forge.add_user("forgeadmin", admin=True)
     for login in ("bot", "alice", "mallory"):
         forge.add_user(login)
@@ -78,14 +83,14 @@ def propose(forge: Forge, name: str, title: str) -> None:
     forge.open_pull(f"recipes/{name}", f"recipes/{name}", "upgrade", "alice", title)
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serve(make_world(tmp_path_factory.mktemp("forge"))) as server:
+@pytest.fixture(scope="module", params=list(FOLDERS))
+def world(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Server]:
+    with serve(make_world(Forge(tmp_path_factory.mktemp("forge"), request.param))) as server:
         yield server
 
 
-def captured(name: str) -> Any:
-    return json.loads((CAPTURED / f"{name}.json").read_text())
+def captured(name: str, version: str = "1.15") -> Any:
+    return json.loads((FOLDERS[version] / f"{name}.json").read_text())
 
 
 def ask(world: Server, name: str) -> requests.Response:
@@ -124,11 +129,16 @@ def same_words(text: str, world: Server) -> str:
 
 
 def differences(real: Any, ours: Any, world: Server, where: str = "") -> list[str]:
-    """Where two answers differ: keys, JSON types and, but for what varies, values."""
+    """Where two answers differ: keys, JSON types and, but for what varies, values. Newer servers may say more than ours."""
+    if world.forge.version != "1.15" and where.rsplit(".", 1)[-1] in NEWER:
+        return []
     if type(real) is not type(ours):
         return [f"{where}: {real!r} is not {ours!r}"]
     if isinstance(real, dict):
-        found = [f"{where}.{key}: only in one" for key in real.keys() ^ ours.keys()]
+        only = real.keys() ^ ours.keys()
+        if world.forge.version != "1.15":
+            only = {key for key in ours.keys() - real.keys() if ours[key] is not None}
+        found = [f"{where}.{key}: only in one" for key in only]
         for key in real.keys() & ours.keys():
             found += differences(real[key], ours[key], world, f"{where}.{key}")
         return found
@@ -146,9 +156,11 @@ def differences(real: Any, ours: Any, world: Server, where: str = "") -> list[st
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CAPTURED.glob("*.json")))
 def test_answers_as_the_real_one(world: Server, name: str) -> None:
-    real, ours = captured(name), ask(world, name)
+    real, ours = captured(name, world.forge.version), ask(world, name)
     assert ours.status_code == real["status"], ours.text
-    assert {key: same_words(ours.headers[key], world) for key in HEADERS if key in ours.headers} == real["headers"]
+    headers = HEADERS if world.forge.version == "1.15" else HEADERS[:1] + HEADERS[2:3]
+    said = {key: same_words(ours.headers[key], world) for key in headers if key in ours.headers}
+    assert said == {key: value for key, value in real["headers"].items() if key in (headers if headers is HEADERS else said)}
     if real["body"] == "":
         assert ours.content == b""
     else:
