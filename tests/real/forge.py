@@ -123,7 +123,11 @@ class RealForge:
         return user if isinstance(user, str) else str(user.login)
 
     def rename_user(self, user: Any, login: str) -> None:
-        self.call("POST", f"/admin/users/{self.login(user)}/rename", {"new_username": login})
+        old = self.login(user)
+        org = self.call("GET", f"/orgs/{old}", missing=True)
+        self.call(
+            "POST", f"/orgs/{old}/rename" if org else f"/admin/users/{old}/rename", {"new_name" if org else "new_username": login}
+        )
         if not isinstance(user, str):
             user.login = login
 
@@ -338,11 +342,13 @@ class RealForge:
         )
 
     def review(self, repo: Any, number: int, user: Any, body: str, state: str = "COMMENT") -> Any:
+        if state == "PENDING":
+            sandbox_only("a review that was begun")
         given = {"body": body, "event": state}
         found = self.call("POST", f"{self._path(repo)}/pulls/{number}/reviews", given, sudo=self.login(user))
-        return SimpleNamespace(
-            review_id=found["id"], repo_id=self.repo(repo).id, number=number, body=body, user_id=found["user"]["id"]
-        )
+        entries = self.listed(f"{self._path(repo)}/issues/{number}/timeline")
+        [entry] = [one for one in entries if one["type"] == "review" and one["review_id"] == found["id"]]
+        return SimpleNamespace(id=entry["id"], repo_id=self.repo(repo).id, number=number, body=body, user_id=found["user"]["id"])
 
     def edit_comment(self, comment: Any, body: str, user: Any = "") -> None:
         self.call(

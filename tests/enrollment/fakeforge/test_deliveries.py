@@ -86,7 +86,7 @@ NOT_DELIVERED |= {f"{name}.pull_request" for name in ("pull_closed", "pull_head_
 @pytest.mark.parametrize("name", sorted({path.stem for path in CAPTURED.glob("*.json")} - NOT_DELIVERED))
 def test_deliveries_are_as_the_real_ones(tmp_path: Path, receiver: Receiver, name: str) -> None:
     real = json.loads((CAPTURED / f"{name}.json").read_text())
-    forge = make_world(tmp_path)
+    forge = make_world(Forge(tmp_path))
     forge.add_user("root", admin=True)
     with serve(forge) as server:
         client = Client(server)
