@@ -90,10 +90,10 @@ def _claim(may: Collection[UUID] | None = None) -> list[TestRun]:
     if may is not None and not may:
         return []
     claimed = []
+    Host.objects.get_or_create(name=host)  # committed first, so that other new machines see it
     with transaction.atomic():
         # One at a time counts the slots, for executors and repositories are shared by all machines; SQLite's immediate
         # transactions do the same.
-        Host.objects.get_or_create(name=host)
         list(Host.objects.select_for_update().order_by("name"))
         waiting, load = scheduling.read()
         executors = RemoteExecutor.objects.in_bulk()

@@ -50,8 +50,9 @@ SENT: dict[str, dict[str, Any]] = {
 VARYING = {"id", "repo_id", "created", "created_at", "updated_at", "size", "watchers_count", "comments"}
 # The real server counted these wrongly in one repository and rightly in the other.
 VARYING |= {"open_issues_count", "version"}
-# Gitea 1.26 has other words for errors, other pictures, the settings of its own server, addresses in combined statuses, forks without
-# issues, and reads hooks' events back as they were written (but for `pull_request`), in any order. The fake forge is a 1.22 there.
+# Gitea 1.26 has other words for errors, other pictures, the settings of its own server, addresses in combined statuses, forks
+# without issues, and reads hooks' events back as they were written (but for `pull_request`), in any order. The fake forge is a
+# 1.22 there.
 NEWER = {"message", "avatar_url", "website", "email", "ssh_url", "events", "assignees", "internal_tracker"}
 NEWER |= {"commit_url", "has_wiki", "has_issues", "has_projects"}
 HEADERS = ("Content-Type", "Link", "X-Total-Count", "Access-Control-Expose-Headers")
