@@ -12,7 +12,7 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from runs.models import State, TestRun
+from runs.models import CaseResult, State, TestRun
 from tests.browser.examples import HOSTILE, hostile
 from tests.factories import (
     ArtefactFactory,
@@ -443,3 +443,12 @@ def test_no_page_has_a_style_or_script_of_its_own(client: Client) -> None:
         text = answer.content.decode()
         assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?! src=)", text)
         assert "'unsafe" not in answer["Content-Security-Policy"]
+
+
+def test_a_run_with_thousands_of_tests_has_a_short_page(client: Client) -> None:
+    run = TestRunFactory(state=State.FAILED)
+    stage = StageResultFactory(run=run, name="custom", order=0, status="failed")
+    CaseResult.objects.bulk_create(CaseResult(stage=stage, name=f"test_{number}_", status="failed") for number in range(600))
+    page = client.get(run.get_absolute_url()).content.decode()
+    assert "600 tests failed" in page and "the first 100;" in page and "the first 500;" in page
+    assert page.count('<details class="case-box"') == 100 and page.count("test_599_") == 0
