@@ -62,12 +62,14 @@ class Meter:
         return self._message
 
     def _run(self) -> None:
-        pause, root = _SECONDS, ""
-        while not (self._full or self._message or self._end.wait(pause)):
+        due, root = 0.0, ""
+        while not (self._full or self._message or self._end.wait(_SECONDS)):
             with suppress(DeployError):  # a Docker that is away says nothing of the run
                 root = root or str(get("/info")["DockerRootDir"])
                 self._full = nearly_full(Path(root))
                 begun = time.monotonic()
+                if begun < due:
+                    continue
                 try:
                     used, walked = measure(self._owned)
                 except Uncountable:
@@ -76,7 +78,8 @@ class Meter:
                     )
                     return
                 # Counting may take its share of the machine, and no more.
-                pause = min(max(_SECONDS, 20 * (time.monotonic() - begun)), 10 * _SECONDS) if walked else _SECONDS_ASKING
+                now = time.monotonic()
+                due = now + (min(20 * (now - begun), 10 * _SECONDS) if walked else _SECONDS_ASKING)
                 if used > self._most:
                     most = f"the {self._most >> 20} MB that a run may write on this server (CC_CI_VOLUMES_MB)"
                     self._message = f"The app has written {used >> 20} MB, more than {most}."
