@@ -1,1 +1,1 @@
-"""The tests of the main path with a real Gitea or Forgejo in the place of the sandbox forge: `make test-real`."""
+"""The tests of the main path with a real Gitea or Forgejo in the place of the fake forge: `make test-real`."""

@@ -1,7 +1,7 @@
-"""`make test-real FORGE=http://…`: what tests of the main path find at a real forge, and what the sandbox forge does differently.
+"""`make test-real FORGE=http://…`: what tests of the main path find at a real forge, and what the fake forge does differently.
 
-The same tests run against the sandbox forge in the real one's version, then against the real one. A test that fails at the real
-one alone shows a difference: it belongs into the sandbox forge. The real one is left as it was, but for numbers that count up.
+The same tests run against the fake forge in the real one's version, then against the real one. A test that fails at the real
+one alone shows a difference: it belongs into the fake forge. The real one is left as it was, but for numbers that count up.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main() -> int:
         return 1
     tests = options.tests or WHERE
     near = nearest(version)
-    print(f"The sandbox forge as {near}:")
+    print(f"The fake forge as {near}:")
     sandbox = run(tests, SANDBOX_VERSION=near)
     print(f"\n{url}, which is {version}:")
     real = run(tests, SANDBOX_VERSION=near, REAL_FORGE=url)
@@ -60,7 +60,7 @@ def main() -> int:
 
 
 def nearest(version: str) -> str:
-    """The newest version of the sandbox forge that is not newer, of the same kind."""
+    """The newest version of the fake forge that is not newer, of the same kind."""
     same = [known for known in VERSIONS if ("gitea-" in known) == ("gitea-" in version)]
     return max((known for known in same if _numbers(known) <= _numbers(version)), key=_numbers, default=same[0])
 
@@ -89,7 +89,7 @@ def tell(sandbox: dict[str, tuple[str, str]], real: dict[str, tuple[str, str]]) 
     both = [name for name, (outcome, _) in real.items() if outcome == "failed" and sandbox.get(name, ("", ""))[0] == "failed"]
     counts = Counter(outcome for outcome, _ in real.values())
     print(f"\nAt the real forge: {', '.join(f'{count} {name}' for name, count in sorted(counts.items()))}.")
-    for title, names in (("It does differently from the sandbox forge", different), ("Fails at both, of this version", both)):
+    for title, names in (("It does differently from the fake forge", different), ("Fails at both, of this version", both)):
         if names:
             print(f"\n{title}:")
             for name in names:

@@ -1,7 +1,7 @@
 """Capture a real forge's answers to the requests in tests/data/gitea: `python -m tests.real.capture FOLDER`.
 
 It is named by FORGE and FORGE_ADMIN, and gets the world of `tests/enrollment/fakeforge/test_captured.py`, which then holds the
-sandbox forge to what was captured.
+fake forge to what was captured.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A running Gitea or Forgejo, driven by its administrator's login, with the methods of the sandbox forge that tests use.
+"""A running Gitea or Forgejo, driven by its administrator's login, with the methods of the fake forge that tests use.
 
 It makes its own people, organisations and repositories, and removes what an earlier test left. What somebody else made under a
-name that a test needs is not touched: the test fails. A test that needs what only the sandbox has, such as faults, is skipped.
+name that a test needs is not touched: the test fails. A test that needs what only the fake one has, such as faults, is skipped.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ UNITS = ("repo.code", "repo.issues", "repo.pulls", "repo.releases")
 
 
 def sandbox_only(what: str) -> Any:
-    return pytest.skip(f"needs the sandbox forge: {what}")
+    return pytest.skip(f"needs the fake forge: {what}")
 
 
 class RealForge:
@@ -219,7 +219,7 @@ class RealForge:
         except git.GitError as error:
             if "denied" not in str(error):
                 raise
-            self._git(row, self.admin, "push", "--quiet", "URL", f"refs/heads/{branch}")  # as the sandbox forge lets them
+            self._git(row, self.admin, "push", "--quiet", "URL", f"refs/heads/{branch}")  # as the fake forge lets them
         return sha
 
     def push_for_review(

@@ -12,12 +12,12 @@ import pytest
 
 from enrollment.fakeforge.features import VERSIONS
 
-#: What only the sandbox forge has.
+#: What only the fake forge has.
 _SANDBOX = re.compile(r"\.(faults|tables|features|listeners)\b|own_requests|Bridge\(|writes\(")
 
 
 def pytest_sessionstart() -> None:
-    """Every world is at the real forge, or at the sandbox forge of the one version. (Before tests import the class.)"""
+    """Every world is at the real forge, or at the fake forge of the one version. (Before tests import the class.)"""
     from tests import world
     from tests.real.forge import RealWorld
 
