@@ -20,7 +20,7 @@ from django_q.models import Failure, OrmQ, Schedule, Success, Task
 from unfold.admin import ModelAdmin
 from unfold.decorators import action, display
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
-from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldAdminIntegerFieldWidget
+from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldAdminIntegerFieldWidget, UnfoldAdminTextInputWidget
 
 from controlplane import logins, tokens
 from controlplane.adminsite import ReadOnlyAdmin
@@ -198,6 +198,7 @@ class ApiTokenForm(forms.ModelForm):  # type: ignore[type-arg]
     class Meta:
         model = ApiToken
         fields = ("name",)
+        widgets = {"name": UnfoldAdminTextInputWidget}
 
     def clean_name(self) -> str:
         name: str = self.cleaned_data["name"]

@@ -73,6 +73,8 @@ def main() -> None:
                 {
                     "start": "/",
                     "runs": "/runs/",
+                    "tests": f"/runs/tests/{made.failed.repository_id}/",
+                    "api": "/api/",
                     "run-failed": made.failed.get_absolute_url(),
                     "run-passed": made.passed.get_absolute_url(),
                     "run-running": made.running.get_absolute_url(),
