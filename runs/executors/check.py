@@ -90,7 +90,12 @@ def check_executor(row: RemoteExecutor) -> Iterator[Finding]:
     if 0 < repo.timeout_minutes < longest:
         clean = False
         text = f"{label} ends builds of {row.repository} after {repo.timeout_minutes} minutes, a run may take {longest}"
-        yield Finding(name, "warning", text, f"set Timeout to {longest} minutes or more at {engine.settings_page}")
+        yield Finding(
+            name,
+            "warning",
+            text,
+            f"set Timeout to {longest} minutes or more at {engine.settings_page}, as an administrator of {label}",
+        )
     waiting = [build for build in builds if build.status == "pending" and timezone.now() - build.created > timedelta(minutes=10)]
     if waiting and not any(build.status == "running" for build in builds):
         clean = False

@@ -1,4 +1,4 @@
-"""`make test-real FORGE=http://…`: what tests of the main path find at a real forge, and what the fake forge does differently.
+"""`make test-real FORGE=http://… [DRONE=http://…]`: what tests of the main path find at a real forge and a real Drone.
 
 The same tests run against the fake forge in the real one's version, then against the real one. A test that fails at the real
 one alone shows a difference: it belongs into the fake forge. The real one is left as it was, but for numbers that count up.
@@ -33,6 +33,7 @@ _NEEDED = """{name} is not set.
 
   FORGE        the address of a Gitea or Forgejo that is there for tests alone, which reaches this machine with its webhooks
   FORGE_ADMIN  its administrator's login, as name:password, in the environment
+  DRONE        if wanted, the address of a Drone server that works with this forge (CONTRIBUTING.md)
 """
 
 
@@ -56,7 +57,19 @@ def main() -> int:
     sandbox = run(tests, SANDBOX_VERSION=near)
     print(f"\n{url}, which is {version}:")
     real = run(tests, SANDBOX_VERSION=near, REAL_FORGE=url)
-    return tell(sandbox, real)
+    return tell(sandbox, real) | with_drone()
+
+
+def with_drone() -> int:
+    """Run the tests that need a Drone, too. Returns the exit code."""
+    url = os.environ.get("DRONE", "")
+    if not url:
+        print("\nSkipped: whole runs as builds of a real Drone, because DRONE is not set.")
+        return 0
+    print(f"\n{url}, a Drone:")
+    return int(
+        bool(subprocess.run([sys.executable, "-m", "pytest", "-q", "tests/real/test_with_drone.py"], cwd=PROJECT).returncode)
+    )
 
 
 def nearest(version: str) -> str:

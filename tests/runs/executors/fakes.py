@@ -4,7 +4,7 @@ A build runs the pipeline's one step: `cc-ci harness` as a process of its own, o
 each request. What is true of Drone, and surprises:
 
 - parameters come from the query only, the first value of each; `branch`, `commit` and `access_token` are not among them
-- no pipeline for the event: 200 with `null`; an unreadable one: a build in the status `error`, without stages
+- no pipeline for the event: 200 with `null`; an unreadable one: a build in the status `error`, without stages and parameters
 - a wrong token makes a guest, not an error; guests and those without access get 401 or 404
 - a disabled repository still takes builds from the API
 - a running step has no log, only a stream that repeats its last 5000 lines; a stored log has at most 5 MB, and its beginning goes
@@ -94,7 +94,7 @@ class FakeServer:
     def __init__(self, folder: Path, script: Script | None = None) -> None:
         self.folder, self.script = folder, script
         self.token, self.repository = "a-token-1", "ci/runner"
-        self.active, self.write, self.public, self.timeout = True, True, True, 180
+        self.active, self.write, self.timeout = True, True, 180
         self.visibility, self.closed = "private", True
         self.matches, self.pipeline_error, self.no_content = True, "", False
         self.version = ""
@@ -118,6 +118,11 @@ class FakeServer:
                 build.process.kill()
         self._server.shutdown()
         self._server.server_close()
+
+    @property
+    def public(self) -> bool:
+        """Whether guests may read the repository."""
+        return self.visibility == "public"
 
     def of(self, run_id: object, attempt: int) -> list[Build]:
         wanted = (str(run_id), str(attempt))
@@ -258,7 +263,7 @@ class FakeDrone(FakeServer):
 
     def answer(self, method: str, path: str, query: list[tuple[str, str]], body: bytes, user: bool) -> tuple[int, Any]:
         if path == "/version":
-            return 200, {"source": "https://github.com/drone/drone", "version": self.version or "2.28.2"}
+            return 200, {"version": self.version or "2.28.2"}
         if path == "/api/user":
             return (200, {"id": 1, "login": "cc-ci", "admin": False}) if user else (401, {"message": "Unauthorized"})
         match = re.fullmatch(r"/api/(repos|stream)/([^/]+/[^/]+?)(/builds)?((?:/[\w]+)*)", path)
@@ -271,7 +276,7 @@ class FakeDrone(FakeServer):
             permissions = {"read": True, "write": self.write, "admin": False}
             about = {"slug": self.repository, "active": self.active, "timeout": self.timeout, "config_path": ".drone.yml"}
             about |= {"visibility": self.visibility, "ignore_pull_requests": self.closed, "ignore_forks": self.closed}
-            return 200, {**about, "git_http_url": self.forge, "permissions": permissions if user else None}
+            return 200, {**about, "git_http_url": self.forge, **({"permissions": permissions} if user else {})}
         if method != "GET" and not (user and self.write):
             return (404, {"message": "Not Found"}) if user else (401, {"message": "Unauthorized"})
         if method == "POST":
@@ -317,13 +322,17 @@ class FakeDrone(FakeServer):
         return kept[::-1]
 
     def shown(self, build: Build, steps: bool) -> dict[str, Any]:
-        about = {**self.about(build), "after": "a" * 40, "source": "main", "target": "main", "params": build.params, "version": 1}
+        about = {**self.about(build), "after": "a" * 40, "source": "main", "target": "main", "version": 1}
+        if build.params and not build.error:
+            about["params"] = build.params
         if build.error:
             about["error"] = build.error
         if steps and not build.error:
             step = {"id": 1, "step_id": 1, "number": 2, "name": "test", "status": build.step.status, "exit_code": 0}
             clone = {"id": 2, "step_id": 1, "number": 1, "name": "clone", "status": "success", "exit_code": 0}
-            stage = {"id": 1, "number": 1, "name": "default", "kind": "pipeline", "status": build.status, "steps": [clone, step]}
+            stage = {"id": 1, "number": 1, "name": "default", "kind": "pipeline", "status": build.status}
+            if build.started or build.step.status != "pending":  # before that no runner has said what it will do
+                stage["steps"] = [clone, step]
             about["stages"] = [stage]
         return about
 

@@ -438,7 +438,7 @@ def test_a_clock_that_was_set_back_holds_nothing_up(run: TestRun, fake: FakeServ
 def test_a_token_that_is_changed_has_some_minutes_and_then_words(run: TestRun, fake: FakeServer) -> None:
     fake.script = does_nothing
     watch(run)
-    fake.token, fake.public = "another", False
+    fake.token = "another"
     assert watch(run).state == State.RUNNING
     with time_machine.travel(timezone.now() + builds.PATIENCE + timedelta(seconds=1)):
         run = watch(run)
@@ -448,7 +448,6 @@ def test_a_token_that_is_changed_has_some_minutes_and_then_words(run: TestRun, f
 
 def test_a_token_that_is_changed_in_time_costs_nothing(run: TestRun, fake: FakeServer) -> None:
     watch(run)
-    fake.public = False
     fake.token, old = "another", fake.token
     watch(run)
     fake.token = old

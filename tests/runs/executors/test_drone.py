@@ -32,7 +32,7 @@ __all__ = ["row", "run"]
         (lambda fake: setattr(fake, "active", False), "is disabled in Drone: activate it at"),
         (lambda fake: setattr(fake, "write", False), "write access"),
         (lambda fake: setattr(fake, "token", "another"), "does not accept the token"),
-        (lambda fake: (setattr(fake, "token", "another"), setattr(fake, "public", False)), "does not accept the token"),
+        (lambda fake: (setattr(fake, "token", "another"), setattr(fake, "visibility", "public")), "does not accept the token"),
         (lambda fake: setattr(fake, "repository", "ci/renamed"), "has no repository ci/runner"),
         (lambda fake: setattr(fake, "pipeline_error", "yaml: line 3"), "cannot use the pipeline of ci/runner: yaml: line 3"),
     ],

@@ -137,7 +137,7 @@ class Life(RuleBasedStateMachine):
     @rule()
     def the_server_recovers(self) -> None:
         self.fake.faults = lambda method, path: None
-        self.fake.active = self.fake.write = self.fake.matches = self.fake.public = True
+        self.fake.active = self.fake.write = self.fake.matches = True
 
     @rule(how=st.sampled_from(LOST))
     def an_answer_is_lost(self, how: Fault) -> None:
@@ -150,7 +150,7 @@ class Life(RuleBasedStateMachine):
     def the_server_stumbles(self, fault: Fault | None, method: str) -> None:
         self.fake.faults = lambda one, path: fault if one.startswith(method) else None
 
-    @rule(name=st.sampled_from(["active", "write", "matches", "public"]), value=st.booleans())
+    @rule(name=st.sampled_from(["active", "write", "matches"]), value=st.booleans())
     def somebody_changes_a_setting(self, name: str, value: bool) -> None:
         setattr(self.fake, name, value)
 
