@@ -213,10 +213,12 @@ class BuildExecutor:
         except ForgeError as error:
             raise ExecutorError(f"the build could not be started: {engine.explain(error)}") from error
         if build.status == "error" and not build.steps:
-            raise ExecutorError(
+            # Drone keeps no parameters of such a build: it is not found again, and the reason has to outlive this attempt.
+            known.trouble = (
                 f"{engine.label} cannot use the pipeline of {self._row.repository}: {build.error[:300]}. "
-                f"Paste the one of {engine.docs} there."
+                f"Paste the one of {engine.docs} there"
             )
+            raise ExecutorError(known.trouble)
         self._found(run, folder, known, build, engine)
 
     def _find(self, run: TestRun, folder: RunFolder, engine: Engine, known: Known) -> Build | None:
