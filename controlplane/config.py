@@ -330,6 +330,13 @@ class Config(BaseSettings):
         le=100_000,
         description="Requests per minute to the API with one token, at all hosts together.",
     )
+    known_good_mb: int = Field(
+        1024,
+        alias="CC_CI_KNOWN_GOOD_MB",
+        ge=0,
+        le=1 << 20,
+        description="Megabytes of known-good data to keep for each recipe, for `!testme --quick`. 0 keeps none.",
+    )
     keep_days: int = Field(90, alias="CC_CI_KEEP_DAYS", ge=1, description="Days to keep finished runs and their logs.")
 
     @field_validator("alerts", mode="before")

@@ -47,6 +47,7 @@ class Run(Schema):
     stages: list[str]
     requested_by: str
     trusted: bool
+    quick: bool = Field(description="It started on known-good data, and does not count.")
     state: RunState
     reason: str = Field(description="What failed, and what to do; empty if nothing.")
     level: int | None = Field(description="How far the recipe got, from 0 to 5.")
@@ -292,7 +293,7 @@ def _where(request: HttpRequest) -> str:
 @paginate(Newest)
 def list_recipes(request: HttpRequest) -> QuerySet[Repository]:
     """List the watched recipes, those enrolled last first, each with its newest verdict."""
-    ended = TestRun.objects.filter(repository=OuterRef("pk"), state__in=FINAL)
+    ended = TestRun.objects.filter(repository=OuterRef("pk"), quick=False, state__in=FINAL)
     last = ended.exclude(state__in=[State.CANCELLED, State.SUPERSEDED]).order_by("-created_at")
     rows = visible_repositories(request).watched().select_related("forge")
     return rows.annotate(last_run=Subquery(last.values("pk")[:1]), last_state=Subquery(last.values("state")[:1]))

@@ -41,8 +41,11 @@ VERBS = {
     RETRY_ALL: Entry("!testme retry all", "Run all stages again on that commit."),
     "approve": Entry("!testme approve", "Approve the waiting run of an outsider's commit; append the full commit id."),
 }
+#: What a quick run runs, beside extra tests: its app comes from known-good data.
+QUICK_STAGES = ("upgrade", "custom")
 OPTIONS = {
     "--extra-tests": Entry("!testme --extra-tests", "Also run the recipe's extra (heavy) tests."),
+    "--quick": Entry("!testme --quick", "Upgrade and test the data of the default branch's last good run. Counts for no merge."),
     "--from": Entry("!testme --from 1.0.0+1", "Upgrade from this published version instead of the newest one."),
     "--stages": Entry("!testme --stages install,custom", f"Run only these stages (available: {', '.join(STAGES)})."),
 }
@@ -59,6 +62,7 @@ class Command:
     stages: tuple[str, ...] = DEFAULT_STAGES
     line: str = ""
     upgrade_from: str = ""  #: the published version; empty: the newest
+    quick: bool = False
 
     @property
     def extra(self) -> bool:
@@ -128,8 +132,8 @@ def _parse_line(line: str) -> Command | Problem:
     # Phones turn two hyphens into a dash; people write a space after commas and a full stop at the end.
     rest = " ".join(others).rstrip(_ENDS + " ").replace("—", "--").replace("–", "--").replace(", ", ",").replace("=", " ")
     words = rest.split()
-    sha, extra, upgrade_from = "", False, ""
-    stages: tuple[str, ...] = DEFAULT_STAGES
+    sha, extra, quick, upgrade_from = "", False, False, ""
+    stages: tuple[str, ...] = ()
     if len(words) == 2 and words[0].lower() == "approve" and is_sha(words[1]):
         return Command("approve", words[1].lower(), line=line[:200])
     if " ".join(words).lower() == RETRY_ALL:
@@ -142,6 +146,8 @@ def _parse_line(line: str) -> Command | Problem:
         word = words.pop(0)
         if word.lower() == "--extra-tests":
             extra = True
+        elif word.lower() == "--quick":
+            quick = True
         elif word.lower() == "--stages":
             if not words:
                 return Problem("`--stages` requires stage names.", OPTIONS["--stages"].form)
@@ -157,9 +163,12 @@ def _parse_line(line: str) -> Command | Problem:
             sha = word.lower()
         else:
             return _unknown(word)
+    if quick and (stages or upgrade_from):
+        return Problem("`--quick` has its own stages and start; it goes with `--extra-tests` only.", OPTIONS["--quick"].form)
+    stages = stages or (QUICK_STAGES if quick else DEFAULT_STAGES)
     if extra:
         stages = in_order((*stages, "extra"))
-    return Command("run", sha, stages, line[:200], upgrade_from)
+    return Command("run", sha, stages, line[:200], upgrade_from, quick)
 
 
 def _stages(text: str) -> tuple[str, ...] | Problem:

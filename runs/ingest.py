@@ -10,7 +10,7 @@ from uuid import UUID
 from django.db import transaction
 
 from enrollment.forges.http import storable
-from runs import lifecycle, retry
+from runs import known_good, lifecycle, retry
 from runs.executors.base import Observation
 from runs.executors.local import LOG_BYTES
 from runs.harness.protocol import Event, Results, Verdict
@@ -115,6 +115,8 @@ def conclude(run: TestRun, results: Results, files: Mapping[str, bytes] | None =
         )
         if not moved:
             transaction.set_rollback(True)
+    if moved:
+        known_good.adopt(run, results)
     return moved
 
 
@@ -130,6 +132,7 @@ _DETAILS = {
     "loosened",
     "settings",
     "kept",
+    "known_good",
     "secret_leaks",
     "changed",
 }

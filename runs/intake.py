@@ -99,10 +99,21 @@ def _answer(comment: Comment, command: Command | Problem, client: ForgeClient) -
     # tried.
     stages = command.stages if asker.trusted else _all_and(command.stages)
     upgrade_from = command.upgrade_from if asker.trusted else ""
+    quick = command.quick and asker.trusted
     if decision.allowed:
         trusted = facts.trusts(decision.sha)
+        if quick and not trusted:
+            return reply(comment, render.reply_quick_untrusted(), "a quick run is for trusted code only", facts)
         return _run(
-            comment, decision.sha, stages, decision.reason, trusted=trusted, asker=asker, facts=facts, upgrade_from=upgrade_from
+            comment,
+            decision.sha,
+            stages,
+            decision.reason,
+            trusted=trusted,
+            asker=asker,
+            facts=facts,
+            upgrade_from=upgrade_from,
+            quick=quick,
         )
     if decision.refusal == "needs_approval":
         return approval.wait(comment, decision.sha, stages, decision.reason, facts)
@@ -199,7 +210,7 @@ def _cancel(comment: Comment) -> Comment.Outcome:
 
 def _retry(comment: Comment, everything: bool, asker: authorization.Person, pull: Pull, client: ForgeClient) -> Comment.Outcome:
     # A run that was never approved must not be approved by this.
-    let_go = TestRun.objects.filter(pull_request=comment.pull_request, events__kind=State.QUEUED).distinct()
+    let_go = TestRun.objects.filter(pull_request=comment.pull_request, quick=False, events__kind=State.QUEUED).distinct()
     last = let_go.order_by("created_at").last()
     if last is None:
         return reply(comment, render.reply_nothing("retry"), "nothing to repeat")
@@ -254,6 +265,7 @@ def _run(
     facts: authorization.Facts | None = None,
     retry_of: TestRun | None = None,
     upgrade_from: str = "",
+    quick: bool = False,
     taken_over: tuple[str, ...] = (),
     joins: TestRun | None = None,
 ) -> Comment.Outcome:
@@ -272,7 +284,8 @@ def _run(
             # If the code is no longer trusted, the asker does not join a run from when it was.
             doubted = other.trusted and not trusted and (asker is None or asker.trusted)
             same = other.sha == sha and set(stages) <= set(other.stages) and other.upgrade_from == upgrade_from
-            same = same or other == joins
+            # A run that counts answers a quick one too, and not the other way round.
+            same = (same and (quick or not other.quick)) or other == joins
             if same and not waits and not doubted:
                 lifecycle.note(other, "joined", f"{comment.author_login} asked for the same", comment=comment.forge_comment_id)
                 return Comment.Outcome.JOINED
@@ -281,7 +294,7 @@ def _run(
             if settings.CC_CI.supersede == "queued" and other.state in HOLDING and not doubted:
                 continue  # the new run waits for its end
             lifecycle.want_stop(other, State.SUPERSEDED, f"{comment.author_login} asked for another run")
-        more = {"retry_of": retry_of, "upgrade_from": upgrade_from, "taken_over": taken_over}
+        more = {"retry_of": retry_of, "upgrade_from": upgrade_from, "taken_over": taken_over, "quick": quick}
         create_run_for(comment, sha, stages, reason, trusted=trusted, **more)
         return None
 

@@ -122,6 +122,9 @@ class TestRun(models.Model):
     upgrade_from = models.CharField(
         max_length=200, blank=True, help_text="The published version to upgrade from; empty: the newest one."
     )
+    quick = models.BooleanField(
+        default=False, help_text="Starts on the data of the default branch's last good run, and never counts."
+    )
     trusted = models.BooleanField(default=False, help_text="False: a stranger's code, run in a full sandbox or not at all.")
     scheduled = models.BooleanField(default=False, help_text="Nobody waits for it: it starts when no other run is queued.")
 

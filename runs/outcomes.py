@@ -80,6 +80,7 @@ def create_run(
     state: State = State.QUEUED,
     upgrade_from: str = "",
     scheduled: bool = False,
+    quick: bool = False,
     taken_over: tuple[str, ...] = (),
 ) -> TestRun:
     """Create a run that is queued or awaits approval, with its first event and its reports, in one transaction."""
@@ -98,6 +99,7 @@ def create_run(
             requested_by=requested_by[:255],
             trusted=trusted,
             scheduled=scheduled,
+            quick=quick,
             state=state,
         )
         lifecycle.note(run, state, text)

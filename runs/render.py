@@ -7,8 +7,11 @@ Text from outside (logs, test names, messages, names of people and repositories)
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from types import MappingProxyType
 from typing import Any
+from uuid import UUID
 
 from django.conf import settings
 
@@ -78,7 +81,10 @@ def report(
     """
     state = State(run.state)
     parts = [f"<!-- {marker} -->"] if marker else []
-    parts.append(f"### {MARK[state]} The test of {markdown(run.repository.name)} at {_commit(run.sha)} {HEADLINE[state]}")
+    kind = "quick test" if run.quick else "test"
+    parts.append(f"### {MARK[state]} The {kind} of {markdown(run.repository.name)} at {_commit(run.sha)} {HEADLINE[state]}")
+    if run.quick:
+        parts.append(quick(run))
     if outdated(run):
         parts.append(OLDER)
     if line := " ".join(expectation(run, place, usual)):
@@ -135,6 +141,30 @@ def taken_over(run: TestRun) -> str:
     if run.stage_results.filter(taken_from__isnull=False).exists():
         return f"It ran only what failed in {before}; taken over: {names}."
     return f"It ran only what failed in {before}; not run: {names}."
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the data of a quick run comes from. Of the run only the id is known; it may have been deleted."""
+
+    run: TestRun
+    sha: str
+    made: datetime
+
+
+def origin(run: TestRun) -> Origin | None:
+    """The data that a quick run started on; None if that is not known, or it started on none."""
+    found = run.details.get("known_good")
+    return Origin(TestRun(id=UUID(found["run_id"])), found["sha"], datetime.fromisoformat(found["made"])) if found else None
+
+
+def quick(run: TestRun) -> str:
+    """What a quick run is, and which data it started on as far as is known."""
+    text = " It starts on the data of the default branch's last good run." if run.active else ""
+    if data := origin(run):
+        made = f"{data.made:%Y-%m-%d %H:%M}"
+        text = f" It started on the data of [{data.run}]({data.run.url}) at {_commit(data.sha)}, saved on {made} UTC."
+    return f"⚡ This is a quick run, which does not count for a merge.{text} A full test: `{commands.RUN.form}`"
 
 
 def _that_fit(parts: Sequence[str], room: int) -> list[str]:
@@ -321,7 +351,8 @@ def footer(run: TestRun) -> str:
         return f"[Follow it live]({run.url}). {who} To stop it: `{commands.VERBS['cancel'].form}`".replace("  ", " ")
     took = f" It took {seconds(run.seconds)}." if run.seconds else ""
     verb = commands.RETRY_ALL if run.state == State.PASSED else "retry"
-    return f"[Log and details]({run.url}).{took} {who} To run it again: `{commands.VERBS[verb].form}`".replace("  ", " ")
+    form = commands.OPTIONS["--quick"].form if run.quick else commands.VERBS[verb].form
+    return f"[Log and details]({run.url}).{took} {who} To run it again: `{form}`".replace("  ", " ")
 
 
 # --- scheduled runs
@@ -469,6 +500,13 @@ def reply_approve_other(wanted: str, waiting: str, pull_url: str) -> str:
 
 def reply_closed() -> str:
     return "This pull request is closed; cc-ci tests only open ones."
+
+
+def reply_quick_untrusted() -> str:
+    return (
+        "A quick run starts on the data and with the secrets of an earlier run, which are not for code that somebody outside "
+        f"may have written. A full test starts with nothing of that:\n\n```\n{commands.RUN.form}\n```"
+    )
 
 
 def reply_nothing(verb: str) -> str:

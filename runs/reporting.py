@@ -97,8 +97,9 @@ def enqueue_run(run: TestRun, place: int | None = None) -> None:
             # The newer one waits for this one, or waited: its comment tells of both.
             _enqueue_comment(TestRun.objects.select_for_update().get(pk=newest.pk))
     # Anybody can create a waiting run for any commit: it must not affect the commit's status before it is approved.
-    # Nobody asked for a scheduled run: the status remains that of the run that somebody did ask for.
-    of_commit = TestRun.objects.filter(repository=run.repository_id, sha=run.sha, scheduled=False, events__kind=State.QUEUED)
+    # Nobody asked for a scheduled run, and a quick one does not count: the status remains that of the run that does.
+    counts = TestRun.objects.filter(scheduled=False, quick=False)
+    of_commit = counts.filter(repository=run.repository_id, sha=run.sha, events__kind=State.QUEUED)
     if of_commit.filter(pk=run.pk).exists() and not of_commit.filter(created_at__gt=run.created_at).exists():
         state = STATUS.get(State(run.state), "pending")
         wanted = {"sha": run.sha, "state": state, "description": render.description(run), "target_url": run.url}

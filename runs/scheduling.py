@@ -150,7 +150,11 @@ def place_of(run: TestRun) -> int:
 def usual_seconds(run: TestRun) -> float | None:
     """How long runs of this recipe with these stages take: the median of the last that passed or failed. None without any."""
     ended = TestRun.objects.filter(
-        repository=run.repository_id, state__in=(State.PASSED, State.FAILED), started_at__isnull=False, finished_at__isnull=False
+        repository=run.repository_id,
+        quick=run.quick,
+        state__in=(State.PASSED, State.FAILED),
+        started_at__isnull=False,
+        finished_at__isnull=False,
     )
     rows = ended.order_by("-created_at").values_list("stages", "started_at", "finished_at")[:HISTORY]
     same = [(end - start).total_seconds() for stages, start, end in rows if start and end and stages == run.stages]

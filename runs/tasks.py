@@ -9,7 +9,7 @@ from django.conf import settings
 from django.utils import timezone
 
 from infra.deployers.isolation import trees
-from runs import dispatcher, intake, reporting, scheduled
+from runs import dispatcher, intake, known_good, reporting, scheduled
 from runs.executors import local
 from runs.models import FINAL, ScheduledRun, TestRun
 
@@ -51,9 +51,10 @@ def sweep_comments() -> str:
 
 
 def sweep_leftovers() -> str:
-    """Remove what runs left behind, and take their runs away from dead machines."""
+    """Remove what runs left behind and known-good data that nobody needs, and take their runs away from dead machines."""
     forsaken = dispatcher.forsake_dead_hosts()
     local.sweep()
+    known_good.forget()
     return f"took {len(forsaken)} runs away from dead machines" if forsaken else "sweeping"
 
 

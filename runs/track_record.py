@@ -16,6 +16,7 @@ def version_evidence(recipe: str, version: str) -> dict[str, Any] | None:
     tested = TestRun.objects.filter(
         repository__name=recipe,
         pull_request=None,
+        quick=False,
         details__version=version,
         state__in=[State.PASSED, State.FAILED, State.TIMED_OUT],
     )

@@ -24,7 +24,7 @@ from enrollment.webhooks.views import body_of, respond
 from runs import case_history, commands, scheduling
 from runs.executors import hook
 from runs.models import ACTIVE, FINAL, Artefact, State, TestRun
-from runs.render import HEADLINE, again, expectation, outdated, progress
+from runs.render import HEADLINE, again, expectation, origin, outdated, progress
 from runs.templatetags.run_pages import commit_url
 
 #: Lines of the log in one answer of the live page; the whole log is a file of its own.
@@ -139,6 +139,7 @@ def run_context(row: TestRun) -> dict[str, Any]:
         "elapsed": int((timezone.now() - row.started_at).total_seconds()) if row.started_at and not final else None,
         "expectation": expectation(row, scheduling.place_of(row), scheduling.usual_seconds(row)) if row.active else [],
         "outdated": outdated(row),
+        "known_good": origin(row) if row.quick else None,
         "attempt": again(row) if row.attempt > 1 else "",
         "stages": stages,
         "progress": _progress(row) if not stages else [],
@@ -177,8 +178,8 @@ def _newer(row: TestRun) -> TestRun | None:
 
 
 def _last_pass(row: TestRun) -> TestRun | None:
-    """The newest run of the recipe that passed, at any commit."""
-    return row.repository.runs.filter(state=State.PASSED, created_at__lt=row.created_at).first()
+    """The newest run of the recipe that passed, at any commit. A quick one does not count."""
+    return row.repository.runs.filter(state=State.PASSED, quick=False, created_at__lt=row.created_at).first()
 
 
 @require_safe
@@ -259,6 +260,6 @@ def repositories_card(request: HttpRequest) -> dict[str, Any]:
     rows = visible_repositories(request).watched().select_related("forge")
     cards = []
     for row in rows[:100]:
-        last = row.runs.filter(state__in=FINAL).exclude(state__in=[State.CANCELLED, State.SUPERSEDED]).first()
+        last = row.runs.filter(state__in=FINAL, quick=False).exclude(state__in=[State.CANCELLED, State.SUPERSEDED]).first()
         cards.append({"repository": row, "last": last})
     return {"repositories": cards, "entries": commands.table()}

@@ -76,6 +76,25 @@ class Backup:
         return self.folder / f"{number:02}-{part.service}.tar"
 
 
+@dataclass(frozen=True)
+class SavedVolume:
+    """A volume's content, as it was saved: a tar file."""
+
+    name: str  #: in Docker
+    file: str  #: in the folder of the saved data
+    sha256: str  #: of its manifest
+    bytes: int  #: of the tar
+
+
+@dataclass(frozen=True)
+class SavedData:
+    """What a deployment leaves for a later one under the same stack name. `secrets`: the values by their names in the Swarm."""
+
+    folder: Path
+    volumes: Sequence[SavedVolume]
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
 class Deployer(ABC):
     """Deploys one recipe on a machine and removes it again.
 
@@ -84,7 +103,7 @@ class Deployer(ABC):
     """
 
     name: str
-    #: What this kind can do beside deploying: "upgrade", "backup", "execute".
+    #: What this kind can do beside deploying: "upgrade", "backup", "execute", "save".
     abilities: frozenset[str] = frozenset()
 
     def __init__(self, context: Context) -> None:
@@ -170,6 +189,17 @@ class Deployer(ABC):
         overwrote after the restore.
         """
         raise self.cannot("restart")
+
+    def save(self, folder: Path, most: int) -> SavedData:
+        """Stop the app for good and copy its volumes into `folder`, at most `most` bytes. `teardown` has to follow.
+
+        Raises DeployError and OSError, also for volumes that cannot be recreated from their content.
+        """
+        raise self.cannot("save an app's data")
+
+    def start_on(self, data: SavedData) -> None:
+        """Have the first `deploy` start on this data, which is only read. The context has the stack name of back then."""
+        raise self.cannot("start on saved data")
 
     def events(self) -> Sequence[str]:
         """The machine's events about this deployment since it began, one per line (Docker's events)."""

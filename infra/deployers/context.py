@@ -154,7 +154,7 @@ class Context:
     no_web: bool = False  #: whether the app is not to be asked by HTTP, whatever ports it has
     health_status: Sequence[int] = ()  #: the answers that count; empty: any below 500 that is the app's own
     app: str = ""  #: the name of a long-lived app of the server; empty for a run
-    app_stack: str = ""  #: the stack of such an app
+    app_stack: str = ""  #: the stack of such an app, or the one whose data a quick run starts on; empty: the run's own
     mark: str = ""  #: the number of its deployment, that tells its services from those of another
     secret: Callable[[Secret], str] = random_secret  #: the value for a secret that nobody else gives
     ephemeral: bool = True  #: thrown away after its run: an earlier attempt's rest goes first, nothing gets time to stop
@@ -170,7 +170,7 @@ class Context:
 
     @property
     def stack(self) -> str:
-        """The stack's name: the app's own, or `ccci-` and the first 12 hex digits of the run's id."""
+        """The stack's name: a given one, or `ccci-` and the first 12 hex digits of the run's id."""
         return self.app_stack or stack_name(self.run_id)
 
     def accepts(self, answer: Answer, address: Address) -> bool:

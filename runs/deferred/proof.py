@@ -110,7 +110,7 @@ def proof_of(recipe: Repository, history: RecipeHistory, commit: str, test: str,
     `kept`: the path prefix of tests kept on the server; their commit is that of the server's test repository. Raises NotProven.
     """
     of_file = CaseResult.objects.filter(stage__name="extra", file=f"{kept}{test}", stage__run__repository=recipe)
-    runs = TestRun.objects.filter(pk__in=of_file.values("stage__run"))
+    runs = TestRun.objects.filter(quick=False, pk__in=of_file.values("stage__run"))
     failed = ""
     for run in runs.order_by("-created_at")[:_MOST_RUNS]:
         if not history.at_or_after(str(run.details.get("kept", "")) if kept else run.sha, commit):

@@ -22,6 +22,7 @@ from enrollment.forge_access.clients import client_for
 from enrollment.forge_access.rate_limit import Purpose
 from enrollment.forges.base import ForgeError
 from enrollment.repositories import update_facts
+from runs import known_good
 from runs.executors.base import ExecutorError, Observation
 from runs.harness.protocol import AppLimits, FolderState, Images, Limits, Oidc, Request, Results, RunFolder, Source
 from runs.models import TestRun
@@ -41,9 +42,14 @@ class LocalExecutor:
         if folder.state() is not FolderState.NOT_STARTED:
             return
         try:
-            request = request_for(run)
+            request, credential = request_for(run), credential_for(run)
         except (ForgeError, SecretUnreadable) as error:
             raise ExecutorError(f"cannot determine the commit of the tests kept on the server: {error}") from error
+        # Known-good data is on this machine only: to start on, or to leave.
+        if run.quick:
+            request.quick, secrets = known_good.start_of(run.repository_id)
+            credential |= secrets
+        request.known_good_mb = settings.CC_CI.known_good_mb if known_good.wanted(run) else 0
         try:
             folder.write_request(request)
         except OSError as error:
@@ -52,7 +58,7 @@ class LocalExecutor:
         try:
             done = subprocess.run(
                 command,
-                input=json.dumps(credential_for(run)),
+                input=json.dumps(credential),
                 text=True,
                 capture_output=True,
                 timeout=START_SECONDS,
@@ -127,6 +133,7 @@ def request_for(run: TestRun) -> Request:
         tests=tests_for(run),
         stages=run.stages,
         upgrade_from=run.upgrade_from,
+        quick="" if run.quick else None,
         deployer=config.deployer,
         trusted=run.trusted,
         domain=f"{run.id.hex[:12]}.{config.domain}" if config.domain else "",

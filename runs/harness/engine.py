@@ -20,17 +20,23 @@ from infra.deployers.isolation import bubblewrap, trees
 from infra.deployers.probe import Address, probe
 from infra.deployers.select import choose
 from infra.git.runner import GitError
-from runs.harness import artefacts, disk_full, level, lint, oidc, prepare, process_limits, recipe_config, stages
+from runs.harness import artefacts, disk_full, known_good, level, lint, oidc, prepare, process_limits, recipe_config, stages
 from runs.harness.checkout import Checkout
 from runs.harness.deadlines import Cancelled, Deadlines, Exceeded, TimedOut
 from runs.harness.events import Journal
 from runs.harness.existing_app import ExistingApp
 from runs.harness.git import secrets_of
 from runs.harness.prepare import Prepared
-from runs.harness.protocol import Extras, ImageResult, Oidc, Results, RunFolder, StageResult, Teardown, Verdict
+from runs.harness.protocol import Extras, ImageResult, KnownGood, Oidc, Results, RunFolder, StageResult, Teardown, Verdict
 from runs.harness.recipe_config import RecipeConfigError
 from runs.harness.recipe_tests import Outcome, concluded
 from runs.harness.stage_table import STAGES, StageName
+
+_IN_FULL = "To test this commit in full: !testme"
+_MAKE_KNOWN_GOOD = (
+    "A full run of the default branch that passes on this machine's Swarm makes it: a scheduled one, or one from the admin. "
+    f"{_IN_FULL}"
+)
 
 
 class Stop(Exception):
@@ -63,6 +69,7 @@ class Engine:
         self._answered = False
         self._deployed_in = 0.0
         self._wasted = 0  # deployments of an abandoned published version
+        self._known: known_good.Taken | None = None  # the data that a quick run starts on
         self._checked: set[str] = set()  # services that were seen to have a health check
 
     def run(self) -> Results:
@@ -76,7 +83,7 @@ class Engine:
             verdict, reason = stop.verdict, stop.reason
         except Exception as error:  # the results have to be written whatever happens
             verdict, reason = Verdict.ERRORED, f"The harness crashed: {type(error).__name__}: {error}"
-        teardown = self._teardown()
+        teardown = self._teardown(verdict)
         if verdict is Verdict.PASSED and not teardown.clean:
             verdict, reason = Verdict.ERRORED, f"The teardown left something behind: {', '.join(teardown.left)}."
         disk_full.give_room(self._folder)
@@ -84,6 +91,8 @@ class Engine:
             verdict, reason = Verdict.ERRORED, message
         if self._deployments > 1 + self._wasted:
             verdict, reason = Verdict.ERRORED, f"The recipe was deployed {self._deployments} times in one run."
+        if verdict is not Verdict.PASSED:
+            trees.remove(self._folder.path / known_good.FOLDER)
         results = self._conclude(verdict, reason, teardown)
         self._journal.event("finished", results.reason or f"The run {verdict}.", verdict=str(verdict))
         self._journal.close()
@@ -122,9 +131,13 @@ class Engine:
             context = prepare.context_of(request, self._work, self._credential, self._journal, self.deadlines)
             if request.app_url:
                 return self._test_existing(context)
+            if request.quick is not None:
+                self._take_known_good(context)
             self._prepared = ready = prepare.checked_out(request, context, self._credential, self._journal, self.deadlines)
             self._lend(ready)
             self._deployer = choose(request.deployer, context)
+            if self._known:
+                self._start_on(self._known, ready, self._deployer)
         self.deadlines.exceeded = self._deployer.exceeded
         self._read(ready, self._deployer)
         self._run = run = self._make_run(ready, self._deployer)
@@ -133,6 +146,32 @@ class Engine:
             self._stages(run)
         finally:
             self._take_screenshot(run)
+
+    def _take_known_good(self, context: Context) -> None:
+        """Take the known-good data that a quick run starts on, with the names that it knows its app by."""
+        request = self._request
+        if not request.trusted:
+            raise Stop(Verdict.ERRORED, "A quick run is only for trusted code: it would hand it the data of another run.")
+        try:
+            with self.deadlines.apart(request.limits.run_seconds):
+                self._known = known = known_good.take(request.quick or "", request.limits.run_seconds, self.deadlines.check)
+        except known_good.Unusable as error:
+            raise Stop(Verdict.ERRORED, f"{error} {_MAKE_KNOWN_GOOD}") from error
+        context.app_stack, context.domain = known.stack, known.domain
+
+    def _start_on(self, known: known_good.Taken, ready: Prepared, deployer: Deployer) -> None:
+        if "save" not in deployer.abilities:
+            message = f"The deployer {deployer.name} keeps no data to start on: quick runs need the deployer swarm."
+            raise Stop(Verdict.ERRORED, f"{message} {_IN_FULL}")
+        if reason := ready.config.stages.get(StageName.UPGRADE):
+            raise Stop(
+                Verdict.ERRORED, f"A quick run is an upgrade, which cc-ci.toml declares not applicable: {reason} {_IN_FULL}"
+            )
+        secrets: dict[str, str] = json.loads(self._credential.get("known_good", "{}"))
+        self._journal.hide(list(secrets.values()))
+        ready.known_good = known.origin
+        deployer.start_on(known.data(secrets))
+        self._journal.step(f"Starting on the data of run {known.origin.run_id.hex[:8]}, at {known.origin.sha[:12]}")
 
     def _test_existing(self, context: Context) -> None:
         """Run the recipe's own tests against an app that somebody else deployed, without changing it."""
@@ -193,6 +232,8 @@ class Engine:
             run.no_upgrade = Outcome("not_applicable", message, proven=False)
         elif ready.previous and not ready.differs:
             run.no_upgrade = Outcome("not_applicable", f"What would be deployed does not differ from {ready.previous.name}.")
+        elif ready.known_good and ready.problem_of_previous:
+            raise self._not_startable(ready.known_good, ready.problem_of_previous)
         elif ready.previous and ready.problem_of_previous:
             run.no_upgrade = self._given_up(ready.previous.name, ready.problem_of_previous)
         elif ready.previous and "upgrade" in deployer.abilities and "upgrade" not in ready.config.stages:
@@ -234,6 +275,8 @@ class Engine:
                 try:
                     self._put(run)
                 except DeployError as error:
+                    if known := self._prepared and self._prepared.known_good:
+                        raise self._not_startable(known, str(error)) from error
                     if not (error.recipes_fault or error.kind == "image_denied"):
                         raise
                     self._without_previous(run, error)
@@ -242,6 +285,12 @@ class Engine:
             self._end("install", _of(stop), time.monotonic() - started)
             raise
         self._deployed_in = time.monotonic() - started
+
+    @staticmethod
+    def _not_startable(known: KnownGood, problem: str) -> Stop:
+        return Stop(
+            Verdict.ERRORED, f"The known-good commit {known.sha[:12]} cannot be started on its data: {problem} {_IN_FULL}"
+        )
 
     def _put(self, run: stages.Run) -> None:
         """Deploy the version that is installed first, and wait until it is up."""
@@ -379,8 +428,25 @@ class Engine:
             except Exception as error:
                 self._journal.log(f"No screenshot: {type(error).__name__}: {error}")
 
-    def _teardown(self) -> Teardown:
-        """Remove the deployment, verify that it is gone, and remove the work folder. Never raises: the results come next."""
+    def _save(self, deployer: Deployer, sha: str) -> list[str]:
+        """Save the data of a run that passed. That this fails is no fault of the recipe, and changes no verdict."""
+        target, most = self._folder.path / known_good.FOLDER, self._request.known_good_mb << 20
+        self._journal.step("Saving the data for quick runs")
+        self.deadlines.part("Saving the data", self._request.limits.stage_seconds)
+        try:
+            with self._journal.timed("save"):
+                size = known_good.save(deployer, target, sha, most)
+            self._journal.step(f"Saved {size >> 20} MB")
+        except Exception as error:
+            trees.remove(target)
+            self._journal.step(f"The data was not saved for quick runs: {error}")
+        return []
+
+    def _teardown(self, verdict: Verdict) -> Teardown:
+        """Save the data if it is wanted, remove the deployment, verify that it is gone, and remove the work folder.
+
+        Never raises: the results come next.
+        """
         started = time.monotonic()
         self._journal.stage = ""
         left: list[str] = []
@@ -389,13 +455,18 @@ class Engine:
         if self._deployer and self._request.keep:
             left += self._insist("keeping the deployment", partial(self._keep, self._deployer))
         elif self._deployer:
-            self._journal.step("Tearing down")
             reached = self._reached(self._deployer) if self._answered else None
+            ready, wanted = self._prepared, self._request.known_good_mb and "save" in self._deployer.abilities
+            if wanted and ready and self._deployed and verdict is Verdict.PASSED:
+                self._insist("saving the data", partial(self._save, self._deployer, ready.sha))
+            self._journal.step("Tearing down")
             with self._journal.timed("teardown"):
                 left += self._insist("the teardown", self._deployer.teardown)
             if reached:
                 left += self._insist("verifying the teardown", partial(self._still_there, self._deployer, *reached))
         left += self._insist("returning the realm", self._take_back)
+        if self._known:
+            self._known.release()
         if self._deployer:
             self._prune_images()
         if self._work.exists() and not trees.remove(self._work):
@@ -491,6 +562,7 @@ class Engine:
             loosened=ready.loosened if ready else [],
             settings=self._settings(ready) if ready else "",
             kept=ready.kept.commit if ready and ready.kept else "",
+            known_good=self._known.origin if self._known else None,
             changed=ready.changed if ready else [],
         )
         results.artefacts = artefacts.finish(self._folder, self._journal)

@@ -23,7 +23,6 @@ class Tag:
     """A published version: a valid version tag of the base repository."""
 
     name: str
-    version: Version
     commit: str
     annotated: bool
 
@@ -85,7 +84,7 @@ class History:
         """The published versions on the base branch, highest first."""
         form = "%(refname:strip=2)%00%(objecttype)%00%(objectname)%00%(*objectname)"
         merged = self._git.run("for-each-ref", f"--format={form}", f"--merged={self.base}", "refs/tags")
-        found = []
+        found: list[tuple[Version, Tag]] = []
         for line in merged.splitlines():
             name, kind, own, behind = line.split("\0")
             try:
@@ -93,8 +92,8 @@ class History:
             except Unreadable:
                 self.unreadable.append(name)
                 continue
-            found.append(Tag(name, version, behind or own, kind == "tag"))
-        return sorted(found, key=lambda tag: tag.version, reverse=True)
+            found.append((version, Tag(name, behind or own, kind == "tag")))
+        return [tag for _, tag in sorted(found, key=lambda pair: pair[0], reverse=True)]
 
     def tag_of(self, commit: str) -> Tag | None:
         """The version that this commit was published as, if any."""
@@ -125,6 +124,10 @@ class History:
 
     def export(self, commit: str, target: Path) -> None:
         """Check out another commit, without history."""
+        try:
+            self._git.run("cat-file", "-e", f"{commit}^{{commit}}")
+        except GitError:  # a quick run's may be on another branch than the base
+            self._git.fetch(commit, depth=1)
         Checkout(Source(url=str(self._folder), sha=commit), target, None, self._check, self._disk).make()
 
     def remove(self) -> None:

@@ -22,7 +22,7 @@ from runs.harness.deadlines import Deadlines
 from runs.harness.events import Journal
 from runs.harness.history import History, Tag
 from runs.harness.kept_tests import KeptTests
-from runs.harness.protocol import Extras, ExtraTest, Limits, LintFinding, Request
+from runs.harness.protocol import Extras, ExtraTest, KnownGood, Limits, LintFinding, Request
 from runs.harness.recipe_config import RecipeConfig, RecipeConfigError
 from runs.harness.upgrades import Change
 
@@ -50,6 +50,7 @@ class Prepared:
     suggested: list[ExtraTest] = field(default_factory=list)  #: those tests that the change asks for
     history: History | None = None  #: where there is one
     kept: KeptTests | None = None  #: the tests kept on the server for this recipe
+    known_good: KnownGood | None = None  #: the data that a quick run starts on
 
 
 def checked_out(
@@ -218,12 +219,15 @@ def _settle_seconds(ready: Prepared, recipe: Recipe) -> None:
 
 
 def _previous(request: Request, ready: Prepared, history: History, recipe: Recipe, deployer: Deployer, journal: Journal) -> None:
-    """Check out the published version to start from, and find out whether it can be deployed."""
-    tag = history.previous(ready.sha, request.upgrade_from)
+    """Check out the version to start from, a published one or a quick run's, and find out whether it can be deployed."""
+    if known := ready.known_good:
+        tag: Tag | None = Tag(known.sha[:12], known.sha, False)
+    else:
+        tag = history.previous(ready.sha, request.upgrade_from)
     if tag is None:
         if request.upgrade_from:
-            known = ", ".join(tag.name for tag in history.tags[:10]) or "none"
-            message = f"There is no published version {request.upgrade_from} to upgrade from (newest: {known})."
+            newest = ", ".join(tag.name for tag in history.tags[:10]) or "none"
+            message = f"There is no published version {request.upgrade_from} to upgrade from (newest: {newest})."
             raise DeployError("invalid_recipe", message)
         ready.unreadable = () if history.tags else history.unreadable
         return
@@ -232,7 +236,7 @@ def _previous(request: Request, ready: Prepared, history: History, recipe: Recip
     try:
         history.export(tag.commit, checkout)
     except GitError as error:
-        if not error.recipes_fault:  # else the commit under test may fix it
+        if not (error.recipes_fault or ready.known_good):  # else the commit under test may fix it
             raise
         ready.problem_of_previous = str(error)
         return
@@ -247,7 +251,8 @@ def _previous(request: Request, ready: Prepared, history: History, recipe: Recip
         return
     _settle_seconds(ready, before)  # the label of either version counts for both
     ready.change = upgrades.change(checkout, ready.context.checkout)
-    _note(ready, upgrades.findings(ready.change, tag.name, ready.version))
+    if not ready.known_good:  # nobody upgrades from an unpublished commit
+        _note(ready, upgrades.findings(ready.change, tag.name, ready.version))
     ready.context.installed = checkout
     try:
         ready.differs = _deployed(before) != _deployed(deployer.recipe(ready.context.checkout))

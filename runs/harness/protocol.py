@@ -10,8 +10,9 @@ from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
+from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 SCHEMA = 1
 
@@ -118,6 +119,9 @@ class Request(_Model):
     oidc: Oidc | None = None
     locks: str = ""  #: a folder of this machine, the same for all its runs, in which exclusive ports are leased
     picture: bool = True  #: take a screenshot of the app if there is a Chromium
+    #: A quick run: the folder of the known-good data to start on; empty if there is none here. None: not a quick run.
+    quick: str | None = None
+    known_good_mb: int = 0  #: if it passes, save up to so many MB of its data for quick runs; 0: do not
     app_url: str = ""  #: test a running app, without deploying or tearing down (`cc-ci test --app`)
 
 
@@ -218,6 +222,14 @@ class ImageResult(_Model):
     note: str = ""  #: such as why its registry could not be asked whether the tag moved
 
 
+class KnownGood(_Model):
+    """Where known-good data comes from: the run that passed and left it, and its commit."""
+
+    run_id: UUID
+    sha: str = Field(pattern="^[0-9a-f]{40}$")
+    made: AwareDatetime
+
+
 class Results(_Model):
     schema_version: Literal[1] = 1
     run_id: str
@@ -246,6 +258,7 @@ class Results(_Model):
     kept: str = ""  #: the commit of the added tests kept on the server; empty if there are none
     secret_leaks: list[str] = Field(default_factory=list)  #: artefacts that contained a secret of the run (redacted)
     artefacts: list[Artefact] = Field(default_factory=list)
+    known_good: KnownGood | None = None  #: the data that a quick run started on
     changed: list[str] = Field(default_factory=list)  #: paths that differ from the base, at most 1000
 
 
@@ -371,10 +384,10 @@ class RunFolder:
                 yield event
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` with `text` atomically, even if the machine loses power."""
+def write_atomically(path: Path, text: str, mode: int = 0o666) -> None:
+    """Replace `path` with `text` atomically, even if the machine loses power. `mode`: its permissions, less the umask's."""
     temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
-    with temporary.open("w") as stream:
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as stream:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())

@@ -15,13 +15,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from infra.deployers import messages
-from infra.deployers.base import Backup, BackupPart, BackupPlan, Deployer, Deployment
+from infra.deployers.base import Backup, BackupPart, BackupPlan, Deployer, Deployment, SavedData
 from infra.deployers.compose import admission, bounds, ports, recipe, routes, stackfile
 from infra.deployers.compose.recipe import Recipe
 from infra.deployers.context import Context
 from infra.deployers.docker import addresses, api, disk_usage, egress, files, images, proxy, stacks
 from infra.deployers.docker.api import inspect, listed, swarm_problem
-from infra.deployers.docker.cli import LABEL_DEPLOYMENT, docker, last_line, stack_deploy, tail
+from infra.deployers.docker.cli import LABEL_DEPLOYMENT, LABEL_INSTALLATION, docker, last_line, stack_deploy, tail
 from infra.deployers.docker.events import EventFollower
 from infra.deployers.docker.stacks import Owned, list_ours, remove_run, sweep
 from infra.deployers.docker.volumes import Volumes
@@ -29,7 +29,7 @@ from infra.deployers.errors import DeployError
 from infra.deployers.isolation import cgroups
 from infra.deployers.probe import Address
 from infra.deployers.readiness import Asker
-from infra.deployers.swarm import aliases, convergence, readback
+from infra.deployers.swarm import aliases, convergence, readback, saved_data
 from infra.deployers.swarm.backups import Backups, Labelled, labelled, plan
 from infra.deployers.swarm.restart import down
 
@@ -49,7 +49,7 @@ _ASKS = (0.1, 0.15, 0.2, 0.3, 0.5)
 
 class SwarmDeployer(Deployer):
     name = "swarm"
-    abilities = frozenset({"upgrade", "backup", "execute"})
+    abilities = frozenset({"upgrade", "backup", "execute", "save"})
     deploy_options: Sequence[str] = ()  #: more of `docker stack deploy`
 
     def __init__(self, context: Context) -> None:
@@ -61,7 +61,9 @@ class SwarmDeployer(Deployer):
         self._asker = Asker(context)
         self._watcher = EventFollower(self.stack)
         self._leases = ports.Leases(context)
-        self._secrets: list[str] = []
+        self._secrets: dict[str, str] = {}  # by their names in the Swarm
+        self._data: SavedData | None = None  # that the first deployment starts on
+        self._given: Mapping[str, str] = {}  # the secrets of that data
         self._begun = False
         self._count = 0
         self._created = 0
@@ -87,7 +89,7 @@ class SwarmDeployer(Deployer):
 
     @property
     def secrets(self) -> Sequence[str]:
-        return tuple(self._secrets)
+        return tuple(self._secrets.values())
 
     def images_here(self) -> bool:
         """Whether every service of the recipe has an image, and all of them are already on this machine."""
@@ -110,8 +112,14 @@ class SwarmDeployer(Deployer):
         """Once, before anything is created: remove what an earlier, killed attempt of this run left."""
         if not self._begun and self.context.ephemeral and (left := stacks.remove(self.owned)):
             raise _stuck(self.stack, left)
+        if not self._begun and self._data and (left := stacks.remove(self._of_stack())):
+            raise _stuck(self.stack, left)
         self._begun = True
         self._watcher.start()
+
+    def _of_stack(self) -> Owned:
+        """What any run has under this stack name: it is the same for all that start on the same data, one after the other."""
+        return Owned(self.stack, (f"{LABEL_INSTALLATION}={self.context.installation}", f"{stacks.LABEL_STACK}={self.stack}"))
 
     def recipe(self, checkout: Path) -> Recipe:
         context = self.context
@@ -141,6 +149,9 @@ class SwarmDeployer(Deployer):
         published = self._published(recipe)
         self._leases.take(port.published for own in published.values() for port in own if port.published)
         self._create_secrets(recipe)
+        if self._data:
+            saved_data.load(self._data, self._copies(recipe), self._marks())
+            self._data = None
         self._before = convergence.specs(self.owned.services())
         self._created += not self._before
         self._count += 1
@@ -225,20 +236,25 @@ class SwarmDeployer(Deployer):
         return next((("app", port) for port in exposed if port in _WEB_PORTS), None)
 
     def _create_secrets(self, recipe: Recipe) -> None:
-        """Create the secrets that the recipe expects. A run's values are never written anywhere else."""
+        """Create the secrets that the recipe expects. A run's values are written nowhere else, unless its data is saved."""
         there = self._secrets_there()
         for secret in recipe.secrets:
             if secret.name in there:
                 continue
             # One that is given, and empty since nobody lent what it is made of, is made up all the same.
             made = replace(secret, generate=True) if secret.key in recipe.secret_values else secret
-            value = recipe.secret_values.get(secret.key) or self.context.secret(made)
-            # With the stack's own label `docker stack rm` takes them away too, which a person may use.
-            labels = {**stacks.marks(self.context), stacks.LABEL_STACK: self.stack}
-            options = [f"--label={key}={text}" for key, text in labels.items()]
+            value = self._given.get(secret.name) or recipe.secret_values.get(secret.key) or self.context.secret(made)
+            options = [f"--label={key}={text}" for key, text in self._marks().items()]
             docker("secret", "create", *options, "--", secret.name, "-", given=value)
-            self._secrets.append(value)
+            self._secrets[secret.name] = value
             there.add(secret.name)
+
+    def _marks(self) -> dict[str, str]:
+        """The labels of what we create beside the stack: with its own, a person's `docker stack rm` takes that away too."""
+        return {**stacks.marks(self.context), stacks.LABEL_STACK: self.stack}
+
+    def _copies(self, recipe: Recipe) -> Volumes:
+        return Volumes(stacks.marks(self.context), next(iter(recipe.images), ""), self.context.check)
 
     def _secrets_there(self) -> set[str]:
         return {item["Spec"]["Name"] for item in listed("secret", label=self.owned.labels)}
@@ -455,8 +471,8 @@ class SwarmDeployer(Deployer):
         volumes = backups.owners(backup)
         owners = [service.name for service in services if any(mount.source in volumes for mount in service.mounts)]
         names = [f"{self.stack}_{name}" for name in owners if _runs(self.owned.containers(name))]
-        image = next(iter(self._recipe.images), "") if self._recipe else ""
-        here = Volumes(stacks.marks(self.context), image, self.context.check)
+        assert self._recipe
+        here = self._copies(self._recipe)
         with down(self.owned, names, self.context.check, self.context.settle_seconds):
             found = backups.overwritten(backup, here.manifest)
         self._before = convergence.specs(self.owned.services())  # an update of before is no longer waited for
@@ -466,6 +482,18 @@ class SwarmDeployer(Deployer):
         context = self.context
         most = context.disk_mb << 20
         return Backups(services, self.owned.container, self.execute, context.report, context.check, most)
+
+    def save(self, folder: Path, most: int) -> SavedData:
+        assert self._recipe
+        # With its grace period, so that a database is not copied as if the power had failed.
+        running, seconds = stacks.RUNNING, float(self.context.settle_seconds)
+        if left := stacks.remove(self.owned, running, ephemeral=False, seconds=seconds, check=self.context.check):
+            raise _stuck(self.stack, left)
+        volumes = saved_data.save(self.owned, self._copies(self._recipe), folder, most)
+        return SavedData(folder, volumes, dict(self._secrets))
+
+    def start_on(self, data: SavedData) -> None:
+        self._data, self._given = data, data.secrets
 
     def keep(self) -> str:
         self._watcher.stop()
