@@ -429,7 +429,7 @@ class Engine:
                 self._journal.log(f"No screenshot: {type(error).__name__}: {error}")
 
     def _save(self, deployer: Deployer, sha: str) -> list[str]:
-        """Save the data of a run that passed. That this fails is no fault of the recipe, and changes no verdict."""
+        """Save the data of a run that passed. If that fails, the verdict stays: the recipe is not to blame."""
         target, most = self._folder.path / known_good.FOLDER, self._request.known_good_mb << 20
         self._journal.step("Saving the data for quick runs")
         self.deadlines.part("Saving the data", self._request.limits.stage_seconds)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import uuid
 from pathlib import Path
 
 import pytest
 
 from infra.deployers.docker.api import ids
-from infra.deployers.docker.cli import LABEL_INSTALLATION
+from infra.deployers.docker.cli import LABEL_INSTALLATION, LABEL_RUN
+from infra.deployers.docker.stacks import LABEL_STACK
 from runs.harness import known_good
 from runs.harness.engine import Engine
 from runs.harness.protocol import Results, RunFolder, Source, Verdict
-from tests.docker import IMAGE, need_swarm
+from tests.docker import IMAGE, docker, need_swarm
 from tests.e2e.recipes import INSTALLATION, Repository, folder_of, left
 from tests.runs.harness.conftest import git
 
@@ -92,13 +94,17 @@ def test_quick_runs_start_on_what_a_passed_run_left_and_change_nothing_in_it(tmp
     # One that passes: upgraded on that data, with the secrets and under the names of back then.
     good = recipe.pull(CHANGE)
     quick = {"stages": ["upgrade", "custom"], "quick": str(data)}
+    # A killed one left a volume of that name.
+    stack = known_good.read(data).stack
+    marks = {LABEL_INSTALLATION: INSTALLATION, LABEL_RUN: uuid.uuid4().hex, LABEL_STACK: stack}
+    docker("volume", "create", *(f"--label={key}={value}" for key, value in marks.items()), f"{stack}_uploads")
     folder = folder_of(tmp_path, good, recipe.main, **quick)
     results = run(folder, secrets)
     assert results.verdict is Verdict.PASSED, results.reason
     assert [(stage.name, stage.status) for stage in results.stages] == [("upgrade", "passed"), ("custom", "passed")]
     assert "the data is still there" in [case.name for case in results.stages[0].cases]
     assert (results.upgraded_from, results.version, results.deployments) == (sha[:12], "1.1.0+1", 1)
-    assert results.known_good and (results.known_good.run_id, results.known_good.sha) == (made.request().run_id, sha)
+    assert results.known_good and (results.known_good.run_id.hex, results.known_good.sha) == (made.request().run_id, sha)
     assert results.level is None
     assert digest(data) == before
 
