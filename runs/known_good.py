@@ -52,20 +52,20 @@ def start_of(repository_id: int) -> tuple[str, dict[str, str]]:
 def adopt(run: TestRun, results: Results) -> None:
     """Make what a run saved the repository's known-good data, if the run passed. Never raises: the verdict is in already."""
     made = run.folder / known_good.FOLDER
-    # By the time it was asked for: of two runs the one of the newer commit may have ended first.
+    # Named by the time it was asked for: of two runs the one of the newer commit may have ended first.
     target = _home(run.repository_id) / f"{run.created_at:%Y%m%dT%H%M%S.%f}-{run.id.hex}"
     try:
         passed = results.verdict is Verdict.PASSED and results.teardown.clean and results.sha == run.sha
-        newest = target > max(_all(run.repository_id), default=Path())
-        if passed and newest and wanted(run) and (made / known_good.FILE).is_file():
+        if passed and wanted(run) and (made / known_good.FILE).is_file():
             secrets = made / known_good.SECRETS
             write_atomically(made / SEALED, encrypt(secrets.read_text()), 0o600)
             secrets.unlink()
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             made.rename(target)
-            for older in sorted(target.parent.iterdir()):
-                if older < target:
-                    known_good.delete(older)
+            newest = max(_all(run.repository_id))
+            for folder in target.parent.iterdir():
+                if folder != newest:
+                    known_good.delete(folder)
     except (OSError, ValueError) as error:
         log.warning("%s: its data could not be kept for quick runs: %s", run, error)
     finally:

@@ -231,6 +231,7 @@ def test_the_newest_stays_also_if_it_ends_first_and_a_renamed_repository_keeps_i
     end(older)
     Repository.objects.filter(pk=row.pk).update(name="../../renamed", owner="others")
     assert start_of(row) == before and before is not None and newer.id.hex in before.name
+    assert [folder.name for folder in before.parent.iterdir()] == [before.name]
     last = full(row)
     end(last)
     assert start_of(row) not in (None, before) and not before.exists(), "the one before is deleted"
