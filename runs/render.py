@@ -350,9 +350,14 @@ def footer(run: TestRun) -> str:
     if run.active:
         return f"[Follow it live]({run.url}). {who} To stop it: `{commands.VERBS['cancel'].form}`".replace("  ", " ")
     took = f" It took {seconds(run.seconds)}." if run.seconds else ""
-    verb = commands.RETRY_ALL if run.state == State.PASSED else "retry"
-    form = commands.OPTIONS["--quick"].form if run.quick else commands.VERBS[verb].form
-    return f"[Log and details]({run.url}).{took} {who} To run it again: `{form}`".replace("  ", " ")
+    return f"[Log and details]({run.url}).{took} {who} To run it again: `{to_repeat(run)}`".replace("  ", " ")
+
+
+def to_repeat(run: TestRun) -> str:
+    """The command that repeats a run. A quick one is repeated by another: a retry would repeat the run before it."""
+    if run.quick:
+        return commands.OPTIONS["--quick"].form
+    return commands.VERBS[commands.RETRY_ALL if run.state == State.PASSED else "retry"].form
 
 
 # --- scheduled runs

@@ -24,7 +24,7 @@ from enrollment.webhooks.views import body_of, respond
 from runs import case_history, commands, scheduling
 from runs.executors import hook
 from runs.models import ACTIVE, FINAL, Artefact, State, TestRun
-from runs.render import HEADLINE, again, expectation, origin, outdated, progress
+from runs.render import HEADLINE, again, expectation, origin, outdated, progress, to_repeat
 from runs.templatetags.run_pages import commit_url
 
 #: Lines of the log in one answer of the live page; the whole log is a file of its own.
@@ -149,7 +149,7 @@ def run_context(row: TestRun) -> dict[str, Any]:
         "log_mark": f"{row.attempt}-{row.log_offset}-{len(row.log)}",
         "cut": len(row.log) > LIVE_CHARS,
         "again": commands.RUN.form,
-        "retry": commands.VERBS[commands.RETRY_ALL if state == State.PASSED else "retry"].form,
+        "retry": to_repeat(row),
         "cancel": commands.VERBS["cancel"].form,
         "with_extra": commands.OPTIONS["--extra-tests"].form,
         "details": row.details,

@@ -135,6 +135,8 @@ def test_report_and_page_say_what_it_started_on(client: Client) -> None:
     assert "To run it again: `!testme --quick`" in text
     page = client.get(run.get_absolute_url()).content.decode()
     assert "This is a quick run, which does not count for a merge." in page and before.get_absolute_url() in page
+    assert "Before it is merged, test it in full" in page and "Nothing: all tests passed" not in page
+    assert "!testme --quick" in page and "!testme retry" not in page
     run.details = {"version": "1.0.0+1", "known_good": None}  # it had none to start on
     assert "started on" not in render.report(run) and "starts on" not in render.report(run)
 
