@@ -16,7 +16,7 @@ from controlplane.secrets import SecretUnreadable, decrypt, encrypt
 from enrollment.models import Repository
 from infra.deployers.isolation import trees
 from runs.harness import known_good
-from runs.harness.protocol import Results, Verdict, write_atomically
+from runs.harness.protocol import FolderState, Results, RunFolder, Verdict, write_atomically
 from runs.harness.stage_table import DEFAULT_STAGES
 from runs.models import TestRun
 
@@ -73,7 +73,10 @@ def adopt(run: TestRun, results: Results) -> None:
 
 
 def forget() -> None:
-    """Delete known-good data of repositories that are no longer watched; all of it if none is to be kept."""
+    """Delete known-good data of repositories that are no longer watched, all if none is to be kept, and what killed runs left."""
+    for made in (Path(settings.CC_CI.data_dir) / "runs").glob(f"*/*/{known_good.FOLDER}"):
+        if RunFolder(made.parent).state() is FolderState.LOST:  # nobody adopts it, and its secrets are readable
+            trees.remove(made)
     if not _home().is_dir():
         return
     watched = {str(key) for key in Repository.objects.watched().values_list("pk", flat=True)}

@@ -295,6 +295,15 @@ def test_data_of_repositories_that_nobody_watches_is_deleted(data: Path, monkeyp
     assert not (data / str(rows[1].pk)).exists()
 
 
+def test_what_a_killed_run_saved_is_deleted() -> None:
+    runs = [full() for _ in range(3)]
+    for run in runs[:2]:
+        RunFolder(run.folder).begun.touch()
+    RunFolder(runs[1].folder).results_file.touch()  # finished: it may still be adopted
+    known_good.forget()
+    assert [(run.folder / harness.FOLDER).exists() for run in runs] == [False, True, True]
+
+
 def test_the_harness_of_this_machine_gets_the_data_and_no_file_has_its_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[str] = []
 
