@@ -53,7 +53,7 @@ class Worker:
     def _be_it(self) -> None:
         code = 1
         try:
-            self.world.until(self._step, 60)
+            self.world.until(self._step, 600)
             code = 0
         except BaseException:
             traceback.print_exc()
