@@ -79,7 +79,7 @@ def test_extra_tests_asked_for_in_a_comment_run_as_a_build(world: World, fake: F
     run = TestRun.objects.get()
     assert run.state == State.PASSED, run.reason
     (build,) = fake.builds
-    world.until(lambda: build.status != "running", 20)
+    world.until(lambda: build.status != "running", 600)
     assert (build.params["EXTRA_TESTS"], build.status) == ("1", "success")
     assert dict(run.stage_results.values_list("name", "status"))["extra"] == "passed"
     assert run.executor_name == "drone" and run.build_url == f"{fake.url}/ci/runner/1"
@@ -99,7 +99,7 @@ def test_a_build_started_by_hand_runs_without_cc_ci(world: World, fake: FakeServ
     url = f"{world.server.url}/recipes/far.git"
     build = fake.create([("CC_CI_RECIPE", url), ("CC_CI_REF", ""), ("STAGES", "install,custom"), ("EXTRA_TESTS", "")])
     assert build and build.process
-    world.until(lambda: build.step.stored, 60)
+    world.until(lambda: build.step.stored, 600)
     text = "".join(build.step.lines)
     assert (build.process.returncode, build.status) == (1, "failure"), text
     assert "no teapot" in text and "cc-ci:1:" not in text
@@ -312,14 +312,14 @@ def test_a_build_whose_shell_is_killed_tears_down(
     params = {**params_for(run), "CC_CI_REQUEST": ""}
     build = fake.create([*params.items(), ("CC_CI_RECIPE", f"{world.server.url}/recipes/far.git")])
     assert build and build.process
-    world.until(lambda: any("custom" in line for line in build.step.lines), 60)
+    world.until(lambda: any("custom" in line for line in build.step.lines), 600)
     pids = wait_for_harness()
     assert pids
     fake.cancel(build)
-    world.until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), 60)  # noqa: PTH110
+    world.until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), 600)  # noqa: PTH110
     assert build.status == "killed"
     again = fake.create([("CC_CI_RECIPE", "nothing")])
-    world.until(lambda: bool(again and again.step.stored), 60)
+    world.until(lambda: bool(again and again.step.stored), 600)
     assert read("".join(build.step.lines), key_for(run), str(run.id), 1).results is None
 
 
