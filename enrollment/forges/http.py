@@ -43,7 +43,8 @@ from enrollment.forges.base import (
 MAX_BODY = 32 * 1024 * 1024
 #: The most values in a JSON response: they may take some 200 MB of memory.
 MAX_VALUES = 1_000_000
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+#: One without an end goes to the end: no place is looked at twice.
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 DAY = 24 * 3600
 #: The response of Go's library for a missing route: from an older forge, or the proxy of one that is down.
 NO_ROUTE = "404 page not found"

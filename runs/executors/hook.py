@@ -30,7 +30,7 @@ LONGEST = 1000
 #: What is signed, in this order.
 SIGNED = "date digest"
 
-_FIELD = re.compile(r'(\w+)="([^"]*)"', re.ASCII)
+_FIELD = re.compile(r'\b(\w+)="([^"]*)"', re.ASCII)
 
 
 def guard(method: str, headers: Mapping[str, str]) -> tuple[int, str] | None:
