@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 CHROMIUM = "/usr/bin/chromium"
+#: How long a slow machine may take to start it.
+SECONDS = 300
 #: Chromium alone on a loopback address: nothing of it looks for updates or other servers.
 ARGUMENTS = [
     "--headless",
@@ -49,7 +51,8 @@ def chromium() -> Iterator[Any]:
     )
     try:
         with sync_playwright() as playwright:
-            browser = playwright.chromium.connect_over_cdp(f"http://127.0.0.1:{_port(folder)}")
+            address = f"http://127.0.0.1:{_port(process, folder)}"
+            browser = playwright.chromium.connect_over_cdp(address, timeout=SECONDS * 1000)
             yield browser
             browser.close()  # ends the connection, not the browser
     finally:
@@ -59,8 +62,9 @@ def chromium() -> Iterator[Any]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _port(folder: Path) -> int:
-    for _ in range(300):
+def _port(process: subprocess.Popen[bytes], folder: Path) -> int:
+    until = time.monotonic() + SECONDS
+    while process.poll() is None and time.monotonic() < until:
         try:
             return int((folder / "DevToolsActivePort").read_text().split()[0])
         except (OSError, IndexError, ValueError):
