@@ -86,7 +86,7 @@ def look(chromium: Any, live_server: Any) -> Iterator[Callable[..., Watched]]:
             reduced_motion="reduce",
             **options,
         )
-        context.set_default_timeout(8000)
+        context.set_default_timeout(120_000)
         watched = Watched(context.new_page(), live_server.url)
         opened.append((context, watched))
         return watched
