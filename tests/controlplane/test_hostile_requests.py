@@ -56,7 +56,9 @@ def public(patterns: list[Any] | None = None, prefix: str = "/") -> Iterator[str
             if pattern.namespace != "admin" and str(pattern.pattern) != "api/":  # test_api.py has the API's
                 yield from public(pattern.url_patterns, prefix + str(pattern.pattern))
         elif isinstance(pattern, URLPattern):
-            yield prefix + str(pattern.pattern).removeprefix("^").replace("(?P<forge>[^/]+)/?$", "<str:forge>/")
+            yield prefix + str(pattern.pattern).removeprefix("^").replace("(?P<forge>[^/]+)/?$", "<str:forge>/").replace(
+                "(?P<name>[^/]+)/hook/?$", "<str:name>/hook/"
+            )
 
 
 def filled(address: str, text: str, number: str) -> str:
@@ -68,6 +70,7 @@ def filled(address: str, text: str, number: str) -> str:
         "<slug:name>": "adopt",
         "<str:forge>": text or "1",
         "<int:pk>": number,
+        "<int:repository_id>": number,
     }
     for name, value in values.items():
         address = address.replace(name, value)
@@ -84,7 +87,7 @@ def test_every_address_is_looked_at() -> None:
 
 @pytest.mark.parametrize("address", ADDRESSES)
 def test_nul_and_what_is_no_text_is_no_fault_of_ours(stranger: Client, operator: Client, address: str) -> None:
-    hook = address.startswith("/hooks/")
+    hook = address.startswith("/hooks/") or address.endswith("/hook/")
     row = RepositoryFactory()
     upgrade = UpgradeFactory(app=InfraAppFactory(name="web"))
     number = str(upgrade.pk if "upgrades" in address else row.pk)

@@ -424,7 +424,7 @@ TROUBLE = [
     ("502 in HTML", Fault(status=502, body="<html>"), "continues by itself"),
     ("closed", Fault(close="before"), "continues by itself"),
     ("cut", Fault(cut=1), "continues by itself"),
-    ("timeout", Fault(delay=0.3), "no response within"),
+    ("timeout", Fault(delay=0.3), "response within 0.1 s"),
     ("garbage", Fault(body="<html>Log in</html>"), "not valid JSON"),
     ("no list", Fault(body="{}"), "expected a list"),
 ]
