@@ -127,7 +127,8 @@ def test_what_is_not_signed_and_new_is_refused(run: TestRun, how: str) -> None:
     assert TestRun.objects.get().woken_at is None
 
 
-@pytest.mark.parametrize("name", ["other", "woodpecker", "%00", "..", "drone%20"])
+@pytest.mark.both_databases
+@pytest.mark.parametrize("name", ["other", "woodpecker", "%00", "drone%00", "..", "drone%20"])
 def test_other_executors_and_those_without_a_secret_hear_nothing(run: TestRun, row: RemoteExecutor, name: str) -> None:
     RemoteExecutor.objects.create(name="woodpecker", kind="woodpecker", url="http://x", hook_secret=SECRET)
     RemoteExecutor.objects.create(name="other", kind="drone", url="http://x", hook_secret="")
