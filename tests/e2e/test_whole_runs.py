@@ -169,10 +169,10 @@ def test_no_router_asks_for_a_certificate(recipe: Repository, tmp_path: Path) ->
     specs: list[str] = []
 
     class Looking(Engine):
-        def _teardown(self):  # type: ignore[no-untyped-def]
+        def _teardown(self, *given):  # type: ignore[no-untyped-def]
             stack = self._deployer.context.stack  # type: ignore[union-attr]
             specs.append(docker("service", "inspect", f"{stack}_app"))
-            return super()._teardown()
+            return super()._teardown(*given)
 
     results = Looking(folder_of(tmp_path, recipe.pull({}), recipe.main, stages=["install"])).run()
     assert results.verdict is Verdict.PASSED
