@@ -6,7 +6,7 @@ PIP := $(BIN)/pip --quiet --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
-.PHONY: help install dev demo test test-quick test-long test-real lint coverage hostile bench screenshots lock clean
+.PHONY: help install dev demo test test-quick test-long lint coverage hostile test-real bench screenshots lock clean
 
 help:         ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /make \1 \t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -49,7 +49,7 @@ coverage: dev                  ## which lines the tests reach, at least 90 %
 hostile: dev                   ## what a stranger could try, tried on this machine, as a table (WRITE=1: keep it in the docs)
 	@$(BIN)/python -m tests.hostile $(if $(WRITE),--write)
 
-test-real: dev                 ## tests at a real forge and Drone (FORGE=http://… DRONE=http://…, with FORGE_ADMIN=name:password in the environment)
+test-real: dev                 ## the main path at a real forge and Drone: FORGE=http://… DRONE=http://…, see CONTRIBUTING.md
 	@FORGE="$(FORGE)" DRONE="$(DRONE)" $(BIN)/python -m tests.real
 
 bench: dev                     ## measure requests and delays

@@ -190,7 +190,7 @@ def test_services_have_to_stay_up_from_when_they_have_been_started(
         read(self, box)
 
     monkeypatch.setattr(ProcessDeployer, "_read_log", late)
-    monkeypatch.setattr(stages, "QUIET_SECONDS", 0.5)
+    monkeypatch.setattr(stages, "QUIET_SECONDS", 2.5)  # less than that reading takes
     compose = "services:\n  app:\n    x-cc-ci-process: sh -c 'exit 7'\n"
     assert "ended with exit code 7" in run(make_recipe({}, {"compose.yml": compose})).reason
 
