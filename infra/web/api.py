@@ -23,8 +23,9 @@ State = Annotated[InfraApp.State, one_of(InfraApp.State)]
 router = Router(tags=["infra"])
 
 
-class App(Schema):
-    id: Number
+class Described(Schema):
+    """What the list and the status of an app have in common."""
+
     name: str
     recipe: str
     domain: str
@@ -33,6 +34,10 @@ class App(Schema):
     declared: bool
     pinned: str
     running: str
+
+
+class App(Described):
+    id: Number
 
     @staticmethod
     def resolve_pinned(app: InfraApp) -> str:
@@ -49,17 +54,9 @@ class Version(Schema):
     blockers: list[dict[str, Any]]
 
 
-class Status(Schema):
+class Status(Described):
     """As `cc-ci infra status --json` has it."""
 
-    name: str
-    recipe: str
-    domain: str
-    owner: Owner
-    state: State
-    declared: bool
-    pinned: str
-    running: str
     newest: str
     target: str = Field(description="The version that passes the gate; empty if none does.")
     blockers: list[dict[str, Any]]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -22,7 +21,7 @@ django.setup()
 
 import requests  # noqa: E402
 
-from tests.enrollment.fakeforge.test_captured import ASKER, CAPTURED, CONFIG, HEADERS, SENT, captured, make_world  # noqa: E402
+from tests.enrollment.fakeforge.test_captured import CAPTURED, CONFIG, HEADERS, SENT, make_world, request_of  # noqa: E402
 from tests.real.forge import DOMAIN, RealForge  # noqa: E402
 
 
@@ -41,16 +40,11 @@ def main(folder: Path) -> None:
 
 
 def ask(forge: RealForge, name: str) -> dict[str, Any]:
-    method, path = captured(name)["request"].split(" ", 1)
-    pull = forge.pull("recipes/keycloak", 1)
-    path = re.sub(r"\b[0-9a-f]{40}\b", pull.head_sha, path)
-    if "/issues/comments/26/" in path:
-        path = path.replace("/26/", f"/{forge.comment('recipes/keycloak', 1, 'alice', '!testme').id}/")
-    who = ASKER.get(name, "bot")
+    method, path, who, sha = request_of(forge, name)
     scopes = ("all",) if who == "forgeadmin" else ()
     headers = {"Authorization": f"token {forge.add_token(who, *scopes) if who != 'nobody' else 'x' * 40}"}
     if name == "combined_status":
-        forge.call("POST", f"/repos/recipes/keycloak/statuses/{pull.head_sha}", SENT["status_created"], sudo="forgeadmin")
+        forge.call("POST", f"/repos/recipes/keycloak/statuses/{sha}", SENT["status_created"], sudo="forgeadmin")
     if "/hooks" in path and method != "POST" and who == "forgeadmin":
         for hook in forge.listed("/repos/recipes/keycloak/hooks"):
             forge.call("DELETE", f"/repos/recipes/keycloak/hooks/{hook['id']}")

@@ -52,7 +52,6 @@ class RealForge:
         self._password, self._session.auth = password, None
         self._session.headers["Authorization"] = f"token {self._token}"
         self.version = self.call("GET", "/version")["version"]
-        self._made: list[str] = []
         self.clear()
 
     def __getattr__(self, name: str) -> Any:

@@ -9,13 +9,13 @@ from typing import Any
 from django.core.management.base import CommandError
 
 from controlplane.cli import NO, Exit
+from runs.models import FINAL
 from runs.remote import Remote, described, exit_code, run_id
 
 #: Seconds between two looks at a run that is waited for.
 LOOK = 10.0
 #: For so many looks in a row the server may fail or be away.
 PATIENCE = 30
-ENDED = ("passed", "failed", "errored", "cancelled", "superseded", "timed_out")
 
 
 class Command(Remote):
@@ -50,7 +50,7 @@ class Command(Remote):
 
     def _wait(self, run: dict[str, Any]) -> dict[str, Any]:
         failures = 0
-        while run["state"] not in ENDED:
+        while run["state"] not in FINAL:
             time.sleep(LOOK)
             try:
                 run, failures = self.ask("GET", f"/runs/{run['id']}"), 0

@@ -95,20 +95,25 @@ def captured(name: str, version: str = "1.15") -> Any:
     return json.loads((FOLDERS[version] / f"{name}.json").read_text())
 
 
-def ask(world: Server, name: str) -> requests.Response:
-    """Send the captured request, with this world's SHAs and ids in the place of the other's."""
-    forge = world.forge
+def request_of(forge: Any, name: str) -> tuple[str, str, str, str]:
+    """(method, path, who asks, the commit of the pull request) of a captured request, with this forge's SHAs and ids."""
     method, path = captured(name)["request"].split(" ", 1)
-    pull = forge.pull("recipes/keycloak", 1)
-    path = re.sub(r"\b[0-9a-f]{40}\b", pull.head_sha, path)
+    sha = forge.pull("recipes/keycloak", 1).head_sha
+    path = re.sub(r"\b[0-9a-f]{40}\b", sha, path)
     if "/issues/comments/26/" in path:
         path = path.replace("/26/", f"/{forge.comment('recipes/keycloak', 1, 'alice', '!testme').id}/")
-    who = ASKER.get(name, "bot")
+    return method, path, ASKER.get(name, "bot"), sha
+
+
+def ask(world: Server, name: str) -> requests.Response:
+    """Send the captured request in this world."""
+    forge = world.forge
+    method, path, who, sha = request_of(forge, name)
     headers = {"Authorization": f"token {forge.add_token(who) if who != 'nobody' else 'x' * 40}"}
     if name == "combined_status":
         forge.set_status(
             "recipes/keycloak",
-            pull.head_sha,
+            sha,
             "pending",
             "cc-ci",
             user="forgeadmin",
