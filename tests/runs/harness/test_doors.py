@@ -43,9 +43,20 @@ def nearby(monkeypatch: pytest.MonkeyPatch) -> str:
 @contextmanager
 def listening(address: str = "127.0.0.1") -> Iterator[int]:
     """Something else on this machine."""
+
+    def answer(listener: socket.socket) -> None:
+        with suppress(OSError):  # nobody came
+            listener.accept()[0].sendall(b"hello")
+
     with socket.create_server((address, 0)) as listener:
-        threading.Thread(target=lambda: listener.accept()[0].sendall(b"hello"), daemon=True).start()
-        yield listener.getsockname()[1]
+        thread = threading.Thread(target=answer, args=[listener], daemon=True)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:  # closing it does not wake whoever accepts, and another test may get its number
+            with suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
 
 
 def passes(tmp_path: Path, text: str, lent: dict[str, str]) -> None:
