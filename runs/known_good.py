@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 from django.conf import settings
+from django.db.models import Q
+from django.utils import timezone
 
 from controlplane.secrets import SecretUnreadable, decrypt, encrypt
 from enrollment.models import Repository
@@ -18,12 +21,14 @@ from infra.deployers.isolation import trees
 from runs.harness import known_good
 from runs.harness.protocol import FolderState, Results, RunFolder, Verdict, write_atomically
 from runs.harness.stage_table import DEFAULT_STAGES
-from runs.models import TestRun
+from runs.models import HOLDING, TestRun
 
 log = logging.getLogger(__name__)
 
 #: The secrets' values in data that was adopted, encrypted.
 SEALED = "secrets.sealed"
+#: How long after the end of a run its data may still be about to be adopted.
+ADOPTING = timedelta(hours=1)
 
 
 def wanted(run: TestRun) -> bool:
@@ -44,7 +49,7 @@ def start_of(repository_id: int) -> tuple[str, dict[str, str]]:
         return "", {}
     try:
         return str(folder), {"known_good": decrypt((folder / SEALED).read_text())}
-    except (OSError, SecretUnreadable) as error:
+    except (OSError, ValueError, SecretUnreadable) as error:
         log.warning("the known-good data in %s cannot be used: %s", folder, error)
         return "", {}
 
@@ -64,7 +69,7 @@ def adopt(run: TestRun, results: Results) -> None:
             made.rename(target)
             newest = max(_all(run.repository_id))
             for folder in target.parent.iterdir():
-                if folder != newest:
+                if folder < newest:  # another worker may just have adopted newer data
                     known_good.delete(folder)
     except (OSError, ValueError) as error:
         log.warning("%s: its data could not be kept for quick runs: %s", run, error)
@@ -73,9 +78,14 @@ def adopt(run: TestRun, results: Results) -> None:
 
 
 def forget() -> None:
-    """Delete known-good data of repositories that are no longer watched, all if none is to be kept, and what killed runs left."""
-    for made in (Path(settings.CC_CI.data_dir) / "runs").glob(f"*/*/{known_good.FOLDER}"):
-        if RunFolder(made.parent).state() is FolderState.LOST:  # nobody adopts it, and its secrets are readable
+    """Delete known-good data of repositories that are no longer watched, all if none is to be kept, and what nobody adopted."""
+    found = list((Path(settings.CC_CI.data_dir) / "runs").glob(f"*/*/{known_good.FOLDER}"))
+    under_way = Q(state__in=HOLDING) | Q(finished_at__gt=timezone.now() - ADOPTING)
+    awaited = {run.folder for run in TestRun.objects.filter(under_way).only("attempt")} if found else set()
+    for made in found:
+        state = RunFolder(made.parent).state()
+        # Its harness was killed, or whoever should have adopted it: its secrets are readable.
+        if state is FolderState.LOST or (state is FolderState.FINISHED and made.parent not in awaited):
             trees.remove(made)
     if not _home().is_dir():
         return

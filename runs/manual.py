@@ -6,6 +6,7 @@ from django.db import transaction
 
 from enrollment.forge_access.clients import client_for
 from enrollment.models import Repository
+from enrollment.repositories import update_facts
 from runs import approval, lifecycle, outcomes, retry
 from runs.harness.stage_table import DEFAULT_STAGES, in_order
 from runs.models import TestRun
@@ -28,7 +29,9 @@ def stages_of(extra: bool, base: tuple[str, ...] = DEFAULT_STAGES) -> tuple[str,
 
 def run_repository(row: Repository, who: str, *, extra: bool = False, expected: str = "", where: str = ADMIN) -> TestRun:
     """Create a run of the default branch's newest commit. Raises ForgeError; Moved if it is not the `expected` one."""
-    sha = client_for(row.forge).branch_head(row.owner, row.name, row.default_branch)
+    client = client_for(row.forge)
+    update_facts(row, client)  # by its id: names change hands, and so may the default branch
+    sha = client.branch_head(row.owner, row.name, row.default_branch)
     if expected and sha != expected:
         raise Moved(f"{row.default_branch} of {row.full_name} is at {sha}, not at {expected}.")
     ref = f"refs/heads/{row.default_branch}"

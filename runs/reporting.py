@@ -117,7 +117,14 @@ def enqueue_issue(row: ScheduledRun) -> None:
 
 
 def has_issue(row: ScheduledRun) -> bool:
-    return Report.objects.filter(key=f"issue:{row.pk}").exists()
+    """Whether there is an issue about it, or will be: not if the forge refuses it."""
+    return Report.objects.filter(key=f"issue:{row.pk}", given_up=False).exists()
+
+
+def open_issues() -> list[int]:
+    """The scheduled runs whose issues are not to be closed yet."""
+    keys = Report.objects.filter(kind=Report.Kind.ISSUE, wanted__closing="", given_up=False).values_list("key", flat=True)
+    return [int(key.removeprefix("issue:")) for key in keys]
 
 
 def enqueue_issue_closed(worse: ScheduledRun, better: ScheduledRun) -> None:

@@ -6,12 +6,16 @@ from datetime import timedelta
 from pathlib import Path
 
 from django.conf import settings
+from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
 
 from infra.deployers.isolation import trees
 from runs import dispatcher, intake, known_good, reporting, scheduled
 from runs.executors import local
-from runs.models import FINAL, ScheduledRun, TestRun
+from runs.models import ACTIVE, FINAL, ScheduledRun, TestRun
+
+#: Old runs that are deleted in one task.
+AT_ONCE = 500
 
 
 def handle_comment(comment_id: int) -> None:
@@ -59,17 +63,19 @@ def sweep_leftovers() -> str:
 
 
 def drop_old_runs() -> str:
-    """Delete runs, with their rows and folders, after `CC_CI_KEEP_DAYS`. Keeps the newest run of each pull request."""
+    """Delete runs, with their rows and folders, after `CC_CI_KEEP_DAYS`.
+
+    Keeps the newest run of each pull request, those that are being repeated, and those whose issue is to be closed.
+    """
     old = TestRun.objects.filter(state__in=FINAL, finished_at__lt=timezone.now() - timedelta(days=settings.CC_CI.keep_days))
-    dropped = 0
-    for run in old.order_by("created_at")[:500]:
-        newer = TestRun.objects.filter(
-            repository=run.repository_id, pull_request=run.pull_request_id, created_at__gt=run.created_at
-        )
-        if newer.exists():
-            trees.remove(Path(settings.CC_CI.data_dir) / "runs" / str(run.id))
-            run.delete()
-            dropped += 1
+    old = old.exclude(retries__state__in=ACTIVE).exclude(scheduled_rows__in=reporting.open_issues())
+    newer = TestRun.objects.filter(repository=OuterRef("repository"), created_at__gt=OuterRef("created_at"))
+    of_pull, of_none = newer.filter(pull_request=OuterRef("pull_request")), newer.filter(pull_request=None)
+    old = old.filter(Exists(of_pull) | Q(Exists(of_none), pull_request=None))
+    runs = list(old.order_by("created_at").only("pk")[:AT_ONCE])
+    for run in runs:
+        trees.remove(Path(settings.CC_CI.data_dir) / "runs" / str(run.pk))
+        run.delete()
     long_ago = timezone.now() - timedelta(days=settings.CC_CI.keep_days)
     ScheduledRun.objects.filter(run=None, created_at__lt=long_ago).delete()
-    return f"{dropped} deleted"
+    return f"{len(runs)} deleted"

@@ -253,7 +253,7 @@ def _error(where: str, response: requests.Response, api: str, said: str | None) 
     if status >= 500 or status in passing:
         return passing.get(status, Unavailable)(text, status=status, retry_after=_retry_after(response))
     if said is None:
-        if status == 404 and response.text.strip() == NO_ROUTE:
+        if status == 404 and response.content.strip() == NO_ROUTE.encode():  # not `text`, which may guess at 32 MB
             return NoRoute(text, status=status)
         # A proxy's page, perhaps while the forge restarts: the forge itself did not respond.
         return Garbage(f"{text}: not a forge's error format", status=status)

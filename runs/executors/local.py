@@ -90,7 +90,10 @@ class LocalExecutor:
         _signal(RunFolder(run.folder), signal.SIGKILL)
 
     def longest(self, run: TestRun) -> timedelta:
-        most = min(settings.CC_CI.run_seconds + RunFolder(run.folder).apart(), limits().longest)
+        seconds = settings.CC_CI.run_seconds
+        # A quick run may first wait as long as this for another one that uses the same data.
+        longest = limits().longest + (seconds if run.quick else 0)
+        most = min(seconds + RunFolder(run.folder).apart(), longest)
         return timedelta(seconds=most) + GRACE
 
     def sweep(self) -> None:

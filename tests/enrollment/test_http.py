@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
+import requests
 
 from enrollment.forges import http
-from enrollment.forges.base import Ask, Garbage, Unavailable
+from enrollment.forges.base import Ask, Garbage, NoRoute, Unavailable
 from enrollment.forges.http import Http
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
@@ -102,3 +103,16 @@ def test_what_is_in_strings_is_no_value(servers: list[Dripping], monkeypatch: py
     text = json.dumps(value)
     servers.append(Dripping(HEAD + f"Content-Length: {len(text)}\r\n\r\n{text}".encode()))
     assert http.json_of(client(servers[0].url, 5).once("GET", "/")) == value
+
+
+def test_nobody_guesses_at_a_responses_encoding(servers: list[Dripping], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a minute for 32 MB of odd bytes, outside of every deadline."""
+
+    def guess(_: requests.Response) -> str:
+        raise AssertionError
+
+    monkeypatch.setattr(requests.Response, "apparent_encoding", property(guess))
+    for body, error in ((b"404 page not found\n", NoRoute), (b"\x81\x8d" * 10, Garbage)):
+        servers.append(Dripping(b"HTTP/1.1 404 Not Found\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)))
+        with pytest.raises(error):
+            client(servers[-1].url, timeout=60).once("GET", "/x")

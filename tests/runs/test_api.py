@@ -131,6 +131,7 @@ def test_the_history_of_tests(token: str, django_assert_max_num_queries: Any) ->
         CaseResultFactory(stage=stage, name="test_page")
         StageResultFactory(run=run, name="install")
     TestRunFactory(repository=row, running=True)
+    TestRunFactory(repository=row, failed=True, quick=True)
     with django_assert_max_num_queries(12):
         page = ask(token, f"/recipes/{row.pk}/tests?stage=custom&name=test_login&limit=100").json()
     found = [

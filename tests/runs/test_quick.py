@@ -15,8 +15,8 @@ from django.test import Client
 from django.utils import timezone
 
 from enrollment.models import Repository
-from runs import case_history, commands, ingest, known_good, render, reporting, scheduling, track_record
-from runs.executors.local import LocalExecutor
+from runs import case_history, commands, ingest, known_good, manual, render, reporting, scheduling, tasks, track_record
+from runs.executors.local import GRACE, LocalExecutor
 from runs.harness import known_good as harness
 from runs.harness.protocol import Request, Results, RunFolder
 from runs.harness.stage_table import DEFAULT_STAGES
@@ -184,8 +184,9 @@ def test_a_passed_runs_data_is_adopted_with_its_secrets_encrypted(data: Path) ->
     assert sorted(path.name for path in Path(folder).iterdir()) == ["00.tar", harness.FILE, known_good.SEALED]
     assert Path(folder).is_relative_to(data) and "a secret of the app" not in (Path(folder) / known_good.SEALED).read_text()
     assert not (run.folder / harness.FOLDER).exists()
-    (Path(folder) / known_good.SEALED).write_text("written with a key that is gone")
-    assert known_good.start_of(run.repository_id) == ("", {})
+    for sealed in (b"written with a key that is gone", b"\xff"):
+        (Path(folder) / known_good.SEALED).write_bytes(sealed)
+        assert known_good.start_of(run.repository_id) == ("", {})
 
 
 @pytest.mark.parametrize(
@@ -237,6 +238,23 @@ def test_the_newest_stays_also_if_it_ends_first_and_a_renamed_repository_keeps_i
     last = full(row)
     end(last)
     assert start_of(row) not in (None, before) and not before.exists(), "the one before is deleted"
+
+
+def test_of_two_that_are_adopted_at_once_the_newer_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = RepositoryFactory(default_branch="main")
+    older, newer = (full(row, created_at=timezone.now() - timedelta(hours=hours)) for hours in (2, 1))
+    everything = known_good._all
+
+    def meanwhile(repository_id: int) -> list[Path]:
+        found = everything(repository_id)
+        monkeypatch.setattr(known_good, "_all", everything)
+        end(newer)
+        return found
+
+    monkeypatch.setattr(known_good, "_all", meanwhile)
+    end(older)
+    found = start_of(row)
+    assert found and newer.id.hex in found.name
 
 
 def test_data_in_use_is_deleted_later() -> None:
@@ -302,6 +320,51 @@ def test_what_a_killed_run_saved_is_deleted() -> None:
     RunFolder(runs[1].folder).results_file.touch()  # finished: it may still be adopted
     known_good.forget()
     assert [(run.folder / harness.FOLDER).exists() for run in runs] == [False, True, True]
+
+
+def test_what_nobody_adopted_is_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its secrets are readable: of whoever was killed after the verdict, and of a machine that came back after its run's end."""
+    monkeypatch.setattr(known_good, "adopt", lambda *_: None)
+    _just_now, long_ago, elsewhere = runs = [full() for _ in range(3)]
+    for run in runs:
+        end(run)
+        RunFolder(run.folder).results_file.touch()
+    left = [run.folder / harness.FOLDER for run in runs]
+    TestRun.objects.filter(pk=long_ago.pk).update(finished_at=timezone.now() - timedelta(days=1))
+    TestRun.objects.filter(pk=elsewhere.pk).update(attempt=elsewhere.attempt + 1)
+    known_good.forget()
+    assert [folder.exists() for folder in left] == [True, False, False]
+
+
+def test_a_repeated_runs_data_is_not_adopted_either_when_the_first_run_is_old() -> None:
+    row = RepositoryFactory(default_branch="main")
+    long_ago = timezone.now() - timedelta(days=settings.CC_CI.keep_days + 1)
+    first = TestRunFactory(passed=True, repository=row, created_at=long_ago, finished_at=long_ago)
+    TestRun.objects.filter(pk=first.pk).update(pull_request=None)
+    run = full(row, retry_of=first)
+    tasks.drop_old_runs()
+    end(TestRun.objects.get(pk=run.pk))
+    assert start_of(row) is None
+    assert tasks.drop_old_runs() == "1 deleted"
+
+
+def test_whoever_takes_a_repositorys_name_is_not_run_in_its_place(world: World) -> None:
+    row = Repository.objects.get()
+    head = world.client().branch_head("recipes", "web", "main")
+    world.remote.rename_repo("recipes/web", "site")
+    world.remote.add_repo("recipes", "web", files={"evil.txt": "x"})
+    assert manual.run_repository(row, "admin").sha == head
+    assert row.name == "site"
+
+
+def test_waiting_for_another_quick_run_costs_a_run_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("run_seconds", 7200), ("pull_seconds", 60), ("start_seconds", 60)):
+        monkeypatch.setattr(settings.CC_CI, name, seconds)
+    for quick, longest in ((True, 14400), (False, 7440)):
+        run = TestRunFactory(running=True, quick=quick)
+        run.folder.mkdir(parents=True)
+        RunFolder(run.folder).apart_file.write_text("7200")
+        assert LocalExecutor().longest(run) == timedelta(seconds=longest) + GRACE
 
 
 def test_the_harness_of_this_machine_gets_the_data_and_no_file_has_its_secrets(monkeypatch: pytest.MonkeyPatch) -> None:

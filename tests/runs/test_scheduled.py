@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 from django.conf import settings
 from django.core.management import call_command
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, connection, transaction
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from controlplane.cli import Exit
 from enrollment.fakeforge.faults import Fault
+from enrollment.forge_access.rate_limit import forgive
 from enrollment.models import Forge, Repository
 from infra.models import AlertSent
 from runs import lifecycle, outcomes, reporting, scheduled, tasks, track_record
@@ -109,8 +111,10 @@ def test_never_twice_a_night(world: World, web: Repository) -> None:
 
 def test_a_night_waits_for_the_runs_of_the_one_before(world: World, web: Repository) -> None:
     scheduled.start_due(timezone.now())
+    asked = len(world.own_requests())
     assert scheduled.start_due(timezone.now() + timedelta(days=1)) == 0
     assert TestRun.objects.count() == 2
+    assert len(world.own_requests()) == asked, "nor is the forge asked every few minutes while they wait"
 
 
 @pytest.mark.parametrize("place", ["the run", "the row"])
@@ -138,6 +142,31 @@ def test_a_forge_that_is_down_is_asked_again_in_the_next_step(world: World, web:
     assert scheduled.start_due(timezone.now()) == 0 and not ScheduledRun.objects.exists()
     world.remote.faults = None
     assert scheduled.start_due(timezone.now()) == 2
+
+
+@pytest.mark.parametrize("how", ["the forge cannot read it", "an error of ours"])
+def test_one_repository_does_not_keep_the_others_from_their_turn(
+    world: World, web: Repository, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """The first by name, for which nothing ever works."""
+    [bad] = world.enroll(world.add_recipe("a-broken-one"))
+    start = scheduled.start
+
+    def odd(row: Repository, **more: Any) -> list[TestRun]:
+        if row == bad:
+            raise ValueError("what nobody foresaw")
+        return start(row, **more)
+
+    if how == "an error of ours":
+        monkeypatch.setattr(scheduled, "start", odd)
+    else:
+        world.remote.faults = lambda request: Fault(status=500) if "/a-broken-one/branches" in request.path else None
+    for _ in range(100):
+        if scheduled.start_due(timezone.now()):
+            break
+        forgive(web.forge)
+        Forge.objects.update(backoff_until=None)
+    assert set(TestRun.objects.values_list("repository", flat=True)) == {web.pk}
 
 
 def test_an_unwatched_repository_or_disabled_forge_has_no_turn(
@@ -337,6 +366,21 @@ def test_an_issue_that_the_forge_refuses_becomes_an_alert(world: World, web: Rep
     world.report()
     [alert] = AlertSent.objects.all()
     assert "could not be opened" in alert.text and Report.objects.get(kind=Report.Kind.ISSUE).given_up
+    turn(web, "passed")
+    assert "default branch passed" in AlertSent.objects.latest("id").text, "who was told of the one is told of the other"
+
+
+def test_an_issue_is_closed_however_long_it_was_open(world: World, web: Repository, config: Callable[..., None]) -> None:
+    config(schedule_issues=True)
+    turn(web, "failed")
+    world.report()
+    turn(web, "failed")
+    TestRun.objects.update(finished_at=timezone.now() - timedelta(days=settings.CC_CI.keep_days + 1))
+    tasks.drop_old_runs()
+    turn(web, "passed")
+    world.report()
+    assert [issue.state for issue in issues(world)] == ["closed"]
+    assert tasks.drop_old_runs() == "2 deleted", "then nothing keeps the runs"
 
 
 def test_an_issues_number_is_not_taken_for_a_comments_id(world: World, web: Repository) -> None:
@@ -355,7 +399,9 @@ def test_the_digest_of_a_week_is_sent_once() -> None:
     AlertSent.objects.all().delete()
     now = timezone.now()
     assert scheduled.weekly_digest(now) == "there were no scheduled runs"
-    assert scheduled.weekly_digest(now + timedelta(days=7)) == "sent"
+    with CaptureQueriesContext(connection) as queries:
+        assert scheduled.weekly_digest(now + timedelta(days=7)) == "sent"
+    assert not [query for query in queries if '"log"' in query["sql"]], "of a week's runs that would be gigabytes"
     assert scheduled.weekly_digest(now + timedelta(days=7, minutes=1)) == "was sent before"
     text = AlertSent.objects.get(kind="digest").text
     assert text.startswith(

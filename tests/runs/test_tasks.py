@@ -17,7 +17,7 @@ from enrollment.models import Comment
 from runs import tasks
 from runs.executors import local
 from runs.models import Report, State, TestRun
-from tests.factories import TestRunFactory
+from tests.factories import RepositoryFactory, TestRunFactory
 from tests.world import World
 
 pytestmark = pytest.mark.django_db
@@ -76,6 +76,21 @@ def test_old_runs_go_with_their_folders_and_the_newest_stays(data_dir: Path) -> 
     assert list(TestRun.objects.all()) == [newest]
     assert not old.folder.parent.exists()
     assert tasks.drop_old_runs() == "0 deleted"
+
+
+def test_runs_that_stay_are_not_in_the_way_of_those_that_go(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest of many pull requests are old, too."""
+    monkeypatch.setattr(tasks, "AT_ONCE", 1)
+    long_ago = timezone.now() - timedelta(days=settings.CC_CI.keep_days + 1)
+    for hours in range(3):
+        TestRunFactory(passed=True, created_at=long_ago + timedelta(hours=hours), finished_at=long_ago)
+    row = RepositoryFactory()
+    for hours in range(3, 6):
+        TestRunFactory(
+            passed=True, repository=row, pull_request=None, created_at=long_ago + timedelta(hours=hours), finished_at=long_ago
+        )
+    assert [tasks.drop_old_runs() for _ in range(3)] == ["1 deleted", "1 deleted", "0 deleted"]
+    assert TestRun.objects.count() == 4 and TestRun.objects.filter(pull_request=None).count() == 1
 
 
 def test_a_comment_stays_when_its_run_is_dropped(world: World) -> None:
