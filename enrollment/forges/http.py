@@ -125,10 +125,7 @@ class Http:
         return response
 
     def _note_time(self, response: requests.Response) -> None:
-        try:
-            self.server_time = parsedate_to_datetime(response.headers["Date"]).astimezone(UTC)
-        except (KeyError, ValueError, TypeError, OverflowError):
-            pass
+        self.server_time = date_in(response.headers, "Date") or self.server_time
 
 
 # --- connections
@@ -163,6 +160,15 @@ class _Response(HTTPResponse):
         if seconds := sock.gettimeout():
             until = time.monotonic() + seconds
             self.fp = io.BufferedReader(_Until(self.fp.detach(), sock, until))
+
+    def begin(self) -> None:
+        """Read the head, after those of interim responses: http.client knows 100 only, and what follows would answer the next
+        request.
+        """
+        super().begin()
+        while self.status < 200:
+            self.headers = self.msg = None  # type: ignore[assignment]
+            super().begin()
 
 
 class _HttpPool(HTTPConnectionPool):
@@ -266,17 +272,18 @@ def _retry_after(response: requests.Response) -> float | None:
     value = response.headers.get("Retry-After", "")
     if (seconds := whole(value)) is not None:
         return float(min(seconds, DAY))
-    try:
-        until = parsedate_to_datetime(value)
-    except (ValueError, TypeError):
+    if (until := date_in(response.headers, "Retry-After")) is None:
         return None
+    now = date_in(response.headers, "Date") or datetime.now(UTC)
+    return min(max(0.0, (until - now).total_seconds()), float(DAY))
+
+
+def date_in(headers: Mapping[str, str], name: str) -> datetime | None:
+    """The date in a header; None if it has none, or one without a time zone."""
     try:
-        now = parsedate_to_datetime(response.headers["Date"])
-    except (KeyError, ValueError, TypeError):
-        now = datetime.now(UTC)
-    try:
-        return min(max(0.0, (until - now).total_seconds()), float(DAY))
-    except TypeError:  # one of them without a time zone
+        found = parsedate_to_datetime(headers.get(name, "")[:100])
+        return found.astimezone(UTC) if found.tzinfo else None
+    except (ValueError, TypeError, OverflowError):
         return None
 
 
@@ -301,7 +308,7 @@ def json_of(response: requests.Response) -> Any:
     if len(response.content) > MAX_VALUES and _values(response.content) > MAX_VALUES:
         raise Garbage(f"{urlsplit(response.url).path}: the response has more than {MAX_VALUES} values")
     try:
-        return storable(json.loads(response.content))
+        return storable(json.loads(response.content.decode()))  # in UTF-16, values would be counted wrongly
     except (ValueError, RecursionError):
         raise Garbage(f"{urlsplit(response.url).path}: the response is not valid JSON") from None
 

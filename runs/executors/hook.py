@@ -14,11 +14,11 @@ import re
 import uuid
 from collections.abc import Mapping
 from datetime import timedelta
-from email.utils import parsedate_to_datetime
 
 from django.utils import timezone
 
 from controlplane.secrets import SecretUnreadable
+from enrollment.forges.http import date_in
 from enrollment.webhooks import receiver
 from enrollment.webhooks.receiver import OUTCOMES, Answer
 from runs.models import HOLDING, RemoteExecutor, TestRun
@@ -99,8 +99,5 @@ def _claim(headers: Mapping[str, str]) -> str:
 
 
 def _is_new(headers: Mapping[str, str]) -> bool:
-    try:
-        sent = parsedate_to_datetime(headers.get("Date", "")[:100])
-        return sent.tzinfo is not None and abs(timezone.now() - sent) <= AGE
-    except (ValueError, TypeError, OverflowError):
-        return False
+    sent = date_in(headers, "Date")
+    return sent is not None and abs(timezone.now() - sent) <= AGE

@@ -317,6 +317,8 @@ def test_an_answer_without_end_is_not_taken_in(place: Place, monkeypatch: pytest
         ("\N{SUPERSCRIPT TWO}", None),
         ("9" * 18, 86400),
         ("9" * 500, None),
+        ("Mon, 30 Nov 2026 00:00:00 +" + "9" * 20, None),
+        ("Mon, " + "9" * 20 + " Nov 2026 00:00:00 GMT", None),
     ],
 )
 def test_retry_after_in_both_forms_and_in_none(place: Place, header: Any, seconds: float | None) -> None:

@@ -89,11 +89,31 @@ def test_a_connection_is_used_again_with_a_deadline_of_its_own(servers: list[Dri
     assert servers[0].connections == 1
 
 
+@pytest.mark.parametrize("status", [100, 101, 103, 199])
+def test_what_comes_before_an_answer_is_no_answer(servers: list[Dripping], status: int) -> None:
+    """The answer itself would be taken for that to the next request."""
+    answer = HEAD + b"Content-Length: 2\r\n\r\n[]"
+    servers.append(Dripping(b"HTTP/1.1 %d Early\r\nLink: x\r\n\r\n" % status, answer, pause=0.05))
+    asked = client(servers[0].url, 10)
+    for _ in range(2):
+        response = asked.once("DELETE", "/")
+        assert (response.status_code, response.content) == (200, b"[]")
+
+
 @pytest.mark.parametrize("text", ["[" + "{}," * 999 + "{}]", '{"a":[' + "0," * 1000 + "0]}", "[" * 900 + "1,2" * 60])
 def test_json_of_very_many_values_is_not_decoded(servers: list[Dripping], text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "MAX_VALUES", 900)
     servers.append(Dripping(HEAD + f"Content-Length: {len(text)}\r\n\r\n{text}".encode()))
     with pytest.raises(Garbage, match="more than 900 values"):
+        http.json_of(client(servers[0].url, 5).once("GET", "/"))
+
+
+def test_values_are_counted_as_they_are_decoded(servers: list[Dripping], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In UTF-16 this string has three quotes, and what follows it looks like a string."""
+    monkeypatch.setattr(http, "MAX_VALUES", 900)
+    body = ('["\u0122"' + ",[]" * 2000 + "]").encode("utf-16-le")
+    servers.append(Dripping(HEAD + b"Content-Length: %d\r\n\r\n%s" % (len(body), body)))
+    with pytest.raises(Garbage):
         http.json_of(client(servers[0].url, 5).once("GET", "/"))
 
 
