@@ -55,6 +55,8 @@ LOOK = 15.0
 LIVE = 0.3
 #: Builds older than the attempt by more than this are not searched, and never more than so many pages.
 OLDER, PAGES = timedelta(hours=1), 20
+#: The most bytes of a build's logs. The harness prints less than 5 MB; reading them takes up to ten times their size in memory.
+LOGS = 32 << 20
 #: The longest request that travels: the whole URL has to pass proxies.
 LONGEST = 6000
 
@@ -319,6 +321,10 @@ class BuildExecutor:
             if slow := time.monotonic() > self._until:
                 break
             self._copy_log(engine, step, folder, known)
+            if sum(path.stat().st_size for path in folder.path.glob("build-*.log")) > LOGS:
+                raise ExecutorError(
+                    f"the logs of build {build.number} have more than {LOGS >> 20} MB: see {engine.page(build.number)}"
+                )
         _write_progress(folder, marked_lines.read(_logs(folder), key_for(run), str(run.id), run.attempt))
         if not build.final:
             self._judge_waiting(build, known, engine)

@@ -37,6 +37,8 @@ from runs.executors.engine import (
 PAGE = 100
 #: The most that is read of a running step's log.
 LIVE_BYTES = 8 << 20
+#: The longest message in it. Decoded, JSON may take 50 times its size; a piece of a log is at most 32 kB.
+LIVE_MESSAGE = 1 << 20
 
 
 class Drone(Engine):
@@ -162,7 +164,7 @@ def _steps(build: Mapping[str, Any]) -> Iterator[Step]:
 def _events(data: bytes) -> Iterator[str]:
     """The lines in a stream of server-sent events, as far as it was read."""
     for line in data.splitlines():
-        if line.startswith(b"data: {"):
+        if line.startswith(b"data: {") and len(line) <= LIVE_MESSAGE:
             try:
                 yield _line(storable(json.loads(line[6:])))
             except (ValueError, RecursionError):  # cut

@@ -654,6 +654,19 @@ def test_killed_at_any_step_it_is_one_build_and_one_verdict(row: RemoteExecutor,
 
 
 @BOTH
+def test_logs_that_are_longer_than_any_report_are_not_read(
+    run: TestRun, fake: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """50 steps of 32 MB each would take more memory than a machine has."""
+    monkeypatch.setattr(builds, "LOGS", 20_000)
+    fake.script = lambda fake, build: run_to_end(fake, build, ["x" * 99 + "\n"] * 300 + report_of(build))
+    watch(run)
+    run = watch(run)
+    assert (run.state, "the logs of build 1 have more than" in run.reason) == (State.ERRORED, True)
+    assert not run.log
+
+
+@BOTH
 def test_a_build_that_comes_after_its_runs_end_is_cancelled_by_the_next_search(
     run: TestRun, fake: FakeServer, row: RemoteExecutor
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -110,6 +111,14 @@ def test_a_live_log_without_end_takes_little_time_and_memory(run: TestRun, part:
     with mock.patch.object(FakeDrone, "events", endless):
         assert client.live_log(engine.Step(1, 2, "test", "running"), 1, 0.1) == ""
     assert 0 < len(sent) < 60
+
+
+def test_a_live_log_of_very_many_values_takes_little_memory() -> None:
+    line = b'data: {"out": "one\\n", "x": [' + b"[]," * 400_000 + b"[]]}\n\n"
+    tracemalloc.start()
+    assert list(drone._events(line + b'data: {"out": "two\\n"}\n\n')) == ["two\n"]
+    assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    tracemalloc.stop()
 
 
 def test_a_live_log_follows_no_redirect(run: TestRun, fake: FakeServer) -> None:
