@@ -253,7 +253,7 @@ class ReportAdmin(ReadOnlyAdmin):
     def standing(self, report: Report) -> str:
         if report.given_up:
             return "given up"
-        if report.posted_digest == report.wanted_digest:
+        if report.next_try_at is None:
             return "up to date"
         return "failing" if report.last_error else "due"
 
@@ -264,7 +264,7 @@ class ReportAdmin(ReadOnlyAdmin):
     @action(description="Retry now", permissions=["act"])
     def try_now(self, request: HttpRequest, queryset: QuerySet[Report]) -> None:
         for report in queryset:
-            if report.posted_digest != report.wanted_digest:
+            if report.next_try_at is not None or report.given_up:
                 Report.objects.filter(pk=report.pk).update(next_try_at=timezone.now(), given_up=False)
                 async_task("runs.tasks.send_report", report.pk)
         self.message_user(request, "They will be retried within seconds.")

@@ -180,8 +180,6 @@ def ask_again(skip: Collection[UUID] = ()) -> set[UUID]:
     Local facts are checked every time; the forge is asked about runs that were approved a while ago. Goes through the queue as
     the dispatcher does, as far as there are slots. Others are cancelled, or impossible to check.
     """
-    if not TestRun.objects.filter(state=State.QUEUED).exists():
-        return set()
     waiting, load = scheduling.read()
     may: set[UUID] = set()
     silent: set[int] = set()  # forges that did not answer

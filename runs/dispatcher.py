@@ -96,12 +96,11 @@ def _claim(may: Collection[UUID] | None = None) -> list[TestRun]:
         # transactions do the same.
         list(Host.objects.select_for_update().order_by("name"))
         waiting, load = scheduling.read()
-        executors = RemoteExecutor.objects.in_bulk()
         for one in scheduling.in_turn(waiting, load):
             if may is not None and one.run not in may:
                 continue
             run = TestRun.objects.select_related("repository__forge").get(pk=one.run)
-            remote = executors[one.executor] if one.executor else None
+            remote = RemoteExecutor.objects.get(pk=one.executor) if one.executor else None
             name = remote.name if remote else ""
             text = f"on {host}, by the executor {name}" if remote else f"on {host}"
             fields = {
@@ -250,7 +249,8 @@ def _finished(run: TestRun, executor: Executor, seen: Observation) -> None:
     assert results is not None
     if run.stop_wanted or not _retried(run, results, executor):
         ingest.conclude(run, results, seen.files)
-    dispatch()
+    if TestRun.objects.filter(state=State.QUEUED).exists():
+        dispatch()
 
 
 def _retried(run: TestRun, results: Results, executor: Executor) -> bool:

@@ -69,37 +69,6 @@ def conclude(run: TestRun, results: Results, files: Mapping[str, bytes] | None =
         event = "supersede" if run.stop_wanted == State.SUPERSEDED else "cancel"
         reason = run.stop_reason or reason
     with transaction.atomic():
-        run.stage_results.all().delete()
-        run.artefacts.all().delete()
-        Artefact.objects.bulk_create(_artefacts(run, results, files or {}))
-        rows = StageResult.objects.bulk_create(
-            StageResult(
-                run=run,
-                name=stage.name[:20],
-                order=order,
-                status=stage.status,
-                reason=_storable(stage.reason, 4000),
-                proven=stage.proven,
-                seconds=stage.seconds,
-                started_at=stage.started,
-                finished_at=stage.finished,
-                taken_from=taken_from.get(stage.name),
-            )
-            for order, stage in enumerate(results.stages)
-        )
-        CaseResult.objects.bulk_create(
-            CaseResult(
-                stage=row,
-                name=_storable(case.name, 500),
-                file=_storable(case.file, 500),
-                status=case.status,
-                seconds=case.seconds,
-                message=_storable(case.message, 4000),
-                output=_storable(case.output, 20000),
-            )
-            for row, stage in zip(rows, results.stages, strict=True)
-            for case in stage.cases
-        )
         moved = lifecycle.move(
             run,
             event,
@@ -113,11 +82,43 @@ def conclude(run: TestRun, results: Results, files: Mapping[str, bytes] | None =
             level=min(max(results.level.value, 0), 5) if results.level else None,
             details=_details(results),
         )
-        if not moved:
-            transaction.set_rollback(True)
+        if moved:  # and so nobody else did, or will
+            _store(run, results, files or {}, taken_from)
     if moved:
         known_good.adopt(run, results)
     return moved
+
+
+def _store(run: TestRun, results: Results, files: Mapping[str, bytes], taken_from: Mapping[str, UUID]) -> None:
+    Artefact.objects.bulk_create(_artefacts(run, results, files))
+    rows = StageResult.objects.bulk_create(
+        StageResult(
+            run=run,
+            name=stage.name[:20],
+            order=order,
+            status=stage.status,
+            reason=_storable(stage.reason, 4000),
+            proven=stage.proven,
+            seconds=stage.seconds,
+            started_at=stage.started,
+            finished_at=stage.finished,
+            taken_from=taken_from.get(stage.name),
+        )
+        for order, stage in enumerate(results.stages)
+    )
+    CaseResult.objects.bulk_create(
+        CaseResult(
+            stage=row,
+            name=_storable(case.name, 500),
+            file=_storable(case.file, 500),
+            status=case.status,
+            seconds=case.seconds,
+            message=_storable(case.message, 4000),
+            output=_storable(case.output, 20000),
+        )
+        for row, stage in zip(rows, results.stages, strict=True)
+        for case in stage.cases
+    )
 
 
 #: The results without a row or column of their own.

@@ -345,9 +345,9 @@ class RunEvent(models.Model):
 class Report(models.Model):
     """What the forge should show, what was posted, and when the next attempt is due: an outbox.
 
-    Compares `wanted` and `posted` by digest. `marker` is hidden in a comment's text, to find the comment again after a crash
-    between the forge's write and ours. `attempted` is the digest of a write that was started: if it is set and differs from
-    `posted`, the forge is checked before anything is written again.
+    What was posted is known by its digest. `marker` is hidden in a comment's text, to find the comment again after a crash
+    between the forge's write and ours. `attempted_digest` is that of a write that was started: if it is set, the forge is checked
+    before anything is written again.
     """
 
     class Kind(models.TextChoices):
@@ -364,8 +364,8 @@ class Report(models.Model):
     run = models.ForeignKey(TestRun, null=True, blank=True, on_delete=models.CASCADE, related_name="reports")
     repository = models.ForeignKey(Repository, on_delete=models.CASCADE, related_name="reports")
 
-    wanted = models.JSONField(default=dict, help_text="What the forge should show.")
-    wanted_digest = models.CharField(max_length=64, blank=True)
+    wanted = models.JSONField(default=dict, help_text="What the forge should show, as far as decided.")
+    revision = models.CharField(max_length=32, blank=True, help_text="Changes each time that it becomes due.")
     marker = models.CharField(max_length=100, blank=True, help_text="Hidden id in the wanted comment.")
     attempted_digest = models.CharField(max_length=64, blank=True)
     posted_digest = models.CharField(max_length=64, blank=True)

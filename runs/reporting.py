@@ -1,8 +1,9 @@
 """Posts a run's comment, reaction and commit status: an outbox that compares the desired state on the forge with what was posted.
 
-`enqueue_…` records the desired state inside the transaction that causes it; `send` applies it. A crash between the forge's write
-and ours is covered by the hidden marker in each comment: if a write was started and its outcome is unknown, the forge is
-checked before anything is written again.
+`enqueue_…` makes a report due, inside the transaction that causes it; `send` applies it. What a run's comment and the commit
+status say is decided when they are sent, so that a move costs one query and nobody is told what is over. A crash between the
+forge's write and ours is covered by the hidden marker in each comment: if a write was started and its outcome is unknown, the
+forge is checked before anything is written again.
 
 One comment per pull request: edited while the run progresses, and replaced by a new one at the verdict, because only new
 comments notify people.
@@ -17,10 +18,10 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 from django.conf import settings
-from django.db import transaction
-from django.db.models import Q
+from django.db.models import Case, F, Q, When
 from django.utils import timezone
 from django_q.tasks import async_task
 
@@ -67,7 +68,7 @@ STATUS: dict[State, StatusState] = {
 }
 
 
-# --- wishes
+# --- what has to be shown
 
 
 def enqueue_reaction(comment: Comment) -> None:
@@ -84,27 +85,23 @@ def enqueue_reply(comment: Comment, text: str) -> None:
     _want(f"reply:{comment.pk}", Report.Kind.REPLY, {"body": body}, marker, **links)
 
 
-def enqueue_run(run: TestRun, place: int | None = None) -> None:
-    """Queue the pull request's comment, which is about its newest run, and the commit status for the run's state.
-
-    `place`: its place in the queue, if that is known.
-    """
-    if run.pull_request_id:
-        newest = TestRun.objects.filter(pull_request=run.pull_request_id).latest("created_at")
-        if newest == run:
-            _enqueue_comment(run, place)
-        elif settings.CC_CI.supersede == "queued" and run.state != State.SUPERSEDED:
-            # The newer one waits for this one, or waited: its comment tells of both.
-            _enqueue_comment(TestRun.objects.select_for_update().get(pk=newest.pk))
+def enqueue_run(run: TestRun) -> None:
+    """Make the comment on the run's pull request due, which is about the newest run there, and the status of its commit."""
+    kinds = {f"run:{run.pull_request_id}": Report.Kind.RUN} if run.pull_request_id else {}
     # Anybody can create a waiting run for any commit: it must not affect the commit's status before it is approved.
     # Nobody asked for a scheduled run, and a quick one does not count: the status remains that of the run that does.
-    counts = TestRun.objects.filter(scheduled=False, quick=False)
-    of_commit = counts.filter(repository=run.repository_id, sha=run.sha, events__kind=State.QUEUED)
-    if of_commit.filter(pk=run.pk).exists() and not of_commit.filter(created_at__gt=run.created_at).exists():
-        state = STATUS.get(State(run.state), "pending")
-        wanted = {"sha": run.sha, "state": state, "description": render.description(run), "target_url": run.url}
-        links = {"run": run, "pull_request": run.pull_request, "repository": run.repository}
-        _want(f"status:{run.repository_id}:{run.sha}", Report.Kind.STATUS, wanted, "", **links)
+    if not run.scheduled and not run.quick and run.state != State.AWAITING_APPROVAL:
+        kinds[f"status:{run.repository_id}:{run.sha}"] = Report.Kind.STATUS
+    due = {**_due(), "run": run, "pull_request_id": run.pull_request_id, "repository_id": run.repository_id}
+    # One statement for new rows and others, which locks them in this order.
+    rows = Report.objects.bulk_create(
+        [Report(key=key, kind=kind, **due) for key, kind in kinds.items()],
+        update_conflicts=True,
+        unique_fields=["key"],
+        update_fields=list(_due()),
+    )
+    if rows and not (run.active and run.attempt):  # on the way there is time until `send_due` runs next
+        async_task("runs.tasks.send_report", *(row.pk for row in rows))
 
 
 def enqueue_issue(row: ScheduledRun) -> None:
@@ -140,18 +137,6 @@ def on_run_moved(sender: object, run: TestRun, **kwargs: object) -> None:
     enqueue_run(run)
 
 
-def _enqueue_comment(run: TestRun, place: int | None = None) -> None:
-    phase = "live" if run.active else "verdict"
-    marker = f"{MARKER}run:{run.id}:{phase}"
-    place = scheduling.place_of(run) if place is None else place
-    usual = scheduling.usual_seconds(run) if run.active else None
-    flaky = {} if run.active else case_history.flaky(run.repository_id, run.sha)
-    body = render.report(run, place=place, usual=usual, earlier=_overtaken(run), marker=marker, flaky=flaky)
-    links = {"run": run, "pull_request": run.pull_request, "repository": run.repository}
-    wanted = {"body": body, "phase": phase, **({"place": place} if place else {})}
-    _want(f"run:{run.pull_request_id}", Report.Kind.RUN, wanted, marker, **links)
-
-
 def _overtaken(run: TestRun) -> TestRun | None:
     """The run before this one on its pull request that was under way when this one was asked for, and was not superseded."""
     if settings.CC_CI.supersede != "queued":
@@ -163,44 +148,29 @@ def _overtaken(run: TestRun) -> TestRun | None:
 
 def on_head_moved(sender: object, pull: PullRequest, **kwargs: object) -> None:
     """Receiver of `enrollment.signals.head_moved`, inside its transaction: the comment says that it is about an older commit."""
-    newest = TestRun.objects.select_for_update().filter(pull_request=pull).order_by("-created_at").first()
-    if newest is not None:
-        enqueue_run(newest)
+    Report.objects.filter(key=f"run:{pull.pk}").update(**_due())
 
 
 def update_places() -> None:
-    """Edit the comments of queued runs whose place in the queue has changed materially (`scheduling.moved_up`)."""
-    reports = Report.objects.filter(kind=Report.Kind.RUN, run__state=State.QUEUED)
-    shown = {run: place for run, place in reports.values_list("run", "wanted__place") if isinstance(place, int)}
-    if not shown:
-        return
-    places = scheduling.places()
-    for key, place in shown.items():
-        if scheduling.moved_up(place, places.get(key, 0)):
-            with transaction.atomic():
-                # Whoever starts it meanwhile comes after us, or we see it.
-                queued = TestRun.objects.select_for_update(of=("self",)).filter(pk=key, state=State.QUEUED)
-                # Unless another machine was first.
-                run = queued.filter(reports__kind=Report.Kind.RUN, reports__wanted__place=place).first()
-                if run is not None:
-                    enqueue_run(run, places[key])
+    """Have the comments of queued runs edited whose place in the queue has changed materially (`scheduling.moved_up`)."""
+    reports = Report.objects.filter(kind=Report.Kind.RUN, run__state=State.QUEUED, wanted__place__isnull=False)
+    shown = list(reports.values_list("pk", "run", "wanted__place"))
+    places = scheduling.places() if shown else {}
+    up = [pk for pk, run, place in shown if run and scheduling.moved_up(place, places.get(run, 0))]
+    if up:
+        reports.filter(pk__in=up).update(**_due())
 
 
 def _want(key: str, kind: Report.Kind, wanted: dict[str, Any], marker: str, **links: Any) -> None:
-    digest = hashlib.sha256(json.dumps([kind, wanted, marker], sort_keys=True).encode()).hexdigest()
     report, _ = Report.objects.get_or_create(key=key, defaults={"kind": kind, **links})
-    if report.wanted_digest == digest:
-        return
-    now = timezone.now()
-    due = now
-    if wanted.get("phase") == "live" and report.posted_at:
-        due = max(now, report.posted_at + EDIT_EVERY)
-    Report.objects.filter(pk=report.pk).update(
-        wanted=wanted, wanted_digest=digest, marker=marker, next_try_at=due, tries=0, given_up=False, last_error="", **links
-    )
-    waits = report.next_try_at is not None and report.next_try_at <= now and not report.tries  # its task comes, or the sweep
-    if due == now and not waits:
+    if (report.wanted, report.marker) != (wanted, marker):
+        Report.objects.filter(pk=report.pk).update(wanted=wanted, marker=marker, **links, **_due())
         async_task("runs.tasks.send_report", report.pk)
+
+
+def _due() -> dict[str, Any]:
+    """The columns of a report that has to be sent."""
+    return {"revision": uuid4().hex, "next_try_at": timezone.now(), "tries": 0, "given_up": False, "last_error": ""}
 
 
 # --- making them true
@@ -232,19 +202,84 @@ def send(report_id: int) -> bool:
             Report.objects.filter(pk=report.pk).update(next_try_at=forge.backoff_until)
             return False
         try:
-            SENDERS[Report.Kind(report.kind)](report, client_for(forge, Purpose.REPORTS))
-        except (ForgeError, SecretUnreadable) as error:
+            if not _decide(report):
+                _settle(report)
+            elif _is_early(report):
+                assert report.posted_at is not None
+                Report.objects.filter(pk=report.pk, revision=report.revision).update(next_try_at=report.posted_at + EDIT_EVERY)
+                return False
+            else:
+                SENDERS[Report.Kind(report.kind)](report, client_for(forge, Purpose.REPORTS))
+        except Exception as error:  # an error of ours in one report must not hold up the others
+            if not isinstance(error, ForgeError | SecretUnreadable):
+                log.exception("%s cannot be sent", report)
             _failed(report, error)
             return False
     return True
 
 
+def _decide(report: Report) -> bool:
+    """Decide what a run's comment or a commit status says now. Returns whether the forge does not show that yet."""
+    if report.kind == Report.Kind.RUN:
+        found = _comment(report)
+    elif report.kind == Report.Kind.STATUS:
+        found = _status(report)
+    else:  # decided when it was made
+        return True
+    if found is None:
+        return False
+    report.run, report.wanted, report.marker = found
+    Report.objects.filter(pk=report.pk).update(run=report.run, wanted=report.wanted, marker=report.marker)
+    return bool(report.attempted_digest or report.stale_ids) or report.posted_digest != _digest(report)
+
+
+def _comment(report: Report) -> tuple[TestRun, dict[str, Any], str] | None:
+    """The newest run of the pull request, the comment about it, and its marker."""
+    runs = TestRun.objects.filter(pull_request=report.pull_request_id).select_related("repository", "pull_request")
+    run = runs.defer("log").order_by("-created_at").first()
+    if run is None:
+        return None
+    phase = "live" if run.active else "verdict"
+    marker = f"{MARKER}run:{run.id}:{phase}"
+    place = scheduling.place_of(run)
+    usual = scheduling.usual_seconds(run) if run.active else None
+    flaky = {} if run.active else case_history.flaky(run.repository_id, run.sha)
+    body = render.report(run, place=place, usual=usual, earlier=_overtaken(run), marker=marker, flaky=flaky)
+    return run, {"body": body, "phase": phase, **({"place": place} if place else {})}, marker
+
+
+def _status(report: Report) -> tuple[TestRun, dict[str, Any], str] | None:
+    """The newest run that counts for the commit, and the status that it leads to."""
+    assert report.run is not None
+    counts = TestRun.objects.filter(scheduled=False, quick=False, events__kind=State.QUEUED)
+    of_commit = counts.filter(repository=report.repository_id, sha=report.run.sha).defer("log")
+    run = of_commit.order_by("-created_at").first()
+    if run is None:
+        return None
+    state = STATUS.get(State(run.state), "pending")
+    return run, {"sha": run.sha, "state": state, "description": render.description(run), "target_url": run.url}, ""
+
+
+def _is_early(report: Report) -> bool:
+    """Whether a comment on a run that goes on was edited just now."""
+    recent = report.posted_at is not None and report.posted_at + EDIT_EVERY > timezone.now()
+    return recent and report.wanted.get("phase") == "live"
+
+
+def _digest(report: Report) -> str:
+    return hashlib.sha256(json.dumps([report.kind, report.wanted, report.marker], sort_keys=True).encode()).hexdigest()
+
+
 def _done(report: Report, **fields: Any) -> None:
-    """Record that the forge shows what was wanted when the attempt began; anything wanted since stays due."""
+    """Record that the forge shows what was wanted when the attempt began."""
     now = timezone.now()
-    rows = Report.objects.filter(pk=report.pk)
-    rows.update(posted_digest=report.wanted_digest, attempted_digest="", posted_at=now, last_error="", tries=0, **fields)
-    rows.filter(wanted_digest=report.wanted_digest).update(next_try_at=None)
+    _settle(report, posted_digest=_digest(report), attempted_digest="", posted_at=now, last_error="", tries=0, **fields)
+
+
+def _settle(report: Report, **fields: Any) -> None:
+    """Nothing is left to do, unless it was made due again since the attempt began: then it stays due."""
+    next_try_at = Case(When(revision=report.revision, then=None), default=F("next_try_at"))
+    Report.objects.filter(pk=report.pk).update(next_try_at=next_try_at, **fields)
 
 
 def _failed(report: Report, error: Exception) -> None:
@@ -284,7 +319,7 @@ def _has_its_name(report: Report) -> bool:
 
 def _begin(report: Report) -> None:
     """Record that a write is about to start: its outcome is unknown until `_done`."""
-    Report.objects.filter(pk=report.pk).update(attempted_digest=report.wanted_digest)
+    Report.objects.filter(pk=report.pk).update(attempted_digest=_digest(report))
 
 
 def _send_reaction(report: Report, client: ForgeClient) -> None:

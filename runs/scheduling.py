@@ -100,17 +100,20 @@ def _in_turn(waiting: list[Waiting], load: Load) -> Iterator[Waiting]:
 def read() -> tuple[list[Waiting], Load]:
     """The queue, and the load of this machine and of all executors."""
     queued = TestRun.objects.filter(state=State.QUEUED)
+    rows = list(queued.values_list("pk", "repository_id", "created_at", "pull_request_id", "scheduled"))
+    if not rows:
+        return [], Load({})
     newest = TestRun.objects.filter(repository=OuterRef("pk"), started_at__isnull=False).order_by("-started_at")
     repositories = {
         key: (forge, slots, served)
-        for key, forge, slots, served in Repository.objects.filter(pk__in=queued.values("repository"))
+        for key, forge, slots, served in Repository.objects.filter(pk__in={repository for _, repository, *_ in rows})
         .annotate(served=Subquery(newest.values("started_at")[:1]))
         .values_list("pk", "forge_id", "slots", "served")
     }
-    executors = choose_all({key: forge for key, (forge, _, _) in repositories.items()})
-    rows = queued.values_list("pk", "repository_id", "created_at", "pull_request_id", "scheduled")
+    executors = list(RemoteExecutor.objects.prefetch_related("forges"))
+    chosen = choose_all({key: forge for key, (forge, _, _) in repositories.items()}, executors)
     waiting = [
-        Waiting(run, repository, since, pull, executor.pk if (executor := executors[repository]) else None, scheduled)
+        Waiting(run, repository, since, pull, executor.pk if (executor := chosen[repository]) else None, scheduled)
         for run, repository, since, pull, scheduled in rows
         if repository in repositories
     ]
@@ -118,10 +121,9 @@ def read() -> tuple[list[Waiting], Load]:
     holding = list(TestRun.objects.filter(state__in=HOLDING).values_list(*columns))
     remote = Counter(executor for _, _, executor, _, _ in holding if executor)
     here = sum(host == settings.CC_CI.host and not name for _, _, _, host, name in holding)
-    free: dict[int | None, float] = {key: slots - remote[key] for key, slots in RemoteExecutor.objects.values_list("pk", "slots")}
     most = settings.CC_CI.repository_slots or inf
     load = Load(
-        free={**free, None: settings.CC_CI.slots - here},
+        free={**{row.pk: row.slots - remote[row.pk] for row in executors}, None: settings.CC_CI.slots - here},
         limits={key: most if slots is None else slots or inf for key, (_, slots, _) in repositories.items()},
         held=Counter(repository for repository, *_ in holding),
         served={key: served for key, (_, _, served) in repositories.items() if served},

@@ -32,8 +32,9 @@ def supervise() -> str:
     return dispatcher.supervise()
 
 
-def send_report(report_id: int) -> None:
-    reporting.send(report_id)
+def send_report(*report_ids: int) -> None:
+    for report_id in report_ids:
+        reporting.send(report_id)
 
 
 def send_reports() -> str:

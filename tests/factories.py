@@ -215,7 +215,6 @@ class ReportFactory(_Factory):
     key = factory.Sequence(lambda n: f"run:{n}")
     kind = Report.Kind.RUN
     wanted = factory.LazyFunction(lambda: {"body": "### passed"})
-    wanted_digest = "a" * 64
     next_try_at = ago(seconds=1)
 
 

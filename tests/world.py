@@ -11,6 +11,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from django.db.models import F
 from django.utils import timezone
 from django_q.models import OrmQ
 
@@ -43,6 +44,13 @@ class Clock:
 
     def move(self, **units: float) -> None:
         self.offset += timedelta(**units)
+
+
+def decided(key: str) -> Report:
+    """A report with what it would say if it were sent now."""
+    report = Report.objects.get(key=key)
+    reporting._decide(report)
+    return report
 
 
 class World:
@@ -137,6 +145,8 @@ class World:
 
     def report(self) -> None:
         for _ in range(3):  # what came up, or failed, while sending is sent, too
+            # A comment may be edited only every few seconds.
+            Report.objects.update(posted_at=F("posted_at") - reporting.EDIT_EVERY)
             Report.objects.filter(next_try_at__gt=timezone.now()).update(next_try_at=timezone.now())
             reporting.send_due()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from enrollment.models import Repository
 from runs.executors.base import Executor, ExecutorError
@@ -19,15 +19,21 @@ ENGINES: dict[str, type[Engine]] = {RemoteExecutor.Kind.DRONE: Drone, RemoteExec
 
 def choose(repository: Repository) -> RemoteExecutor | None:
     """The executor for a repository's next run; None is this machine."""
-    return choose_all({repository.pk: repository.forge_id})[repository.pk]
+    executors = RemoteExecutor.objects.prefetch_related("forges")
+    return choose_all({repository.pk: repository.forge_id}, list(executors))[repository.pk]
 
 
-def choose_all(forges: Mapping[int, int]) -> dict[int, RemoteExecutor | None]:
-    """The executors for the next runs of several repositories, of which the keys are given with their forges' keys."""
+def choose_all(forges: Mapping[int, int], executors: Collection[RemoteExecutor]) -> dict[int, RemoteExecutor | None]:
+    """The executors for the next runs of several repositories, of which the keys are given with their forges' keys.
+
+    `executors`: all that there are.
+    """
+    if not executors:
+        return dict.fromkeys(forges)
     own = ExecutorChoice.objects.filter(repository__in=forges).select_related("executor")
     of_repository = {choice.repository_id: choice.executor for choice in own}
     of_forge: dict[int, RemoteExecutor] = {}
-    for row in RemoteExecutor.objects.prefetch_related("forges"):
+    for row in executors:
         for forge in row.forges.all():
             of_forge.setdefault(forge.pk, row)
     return {key: of_repository[key] if key in of_repository else of_forge.get(forge) for key, forge in forges.items()}

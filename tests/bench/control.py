@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 from uuid import uuid4
@@ -131,56 +132,108 @@ def fairness() -> None:
     print(f"  with the most starts had {most} more than the one with the fewest, and {worst:.2f} times its share  (limit 2)")
 
 
+class Silent:
+    """A forge that takes every report at once."""
+
+    server_time = None
+
+    def __init__(self, bot: int) -> None:
+        self.bot, self.bodies = bot, {}  # type: ignore[var-annotated]
+
+    def post_comment(self, owner: str, name: str, number: int, body: str) -> Any:
+        self.bodies[len(self.bodies) + 1] = body
+        return SimpleNamespace(id=len(self.bodies))
+
+    def edit_comment(self, owner: str, name: str, number: int, body: str) -> None:
+        self.bodies[number] = body
+
+    def delete_comment(self, owner: str, name: str, number: int) -> None:
+        pass
+
+    def pull_comments(self, *which: Any) -> list[Any]:
+        number = len(self.bodies)
+        return [SimpleNamespace(id=number, body=self.bodies[number], author=SimpleNamespace(id=self.bot))]
+
+    def set_status(self, *which: Any, **what: Any) -> None:
+        pass
+
+
+def _statements(seen: Any) -> int:
+    """The queries, without the beginnings and ends of transactions."""
+    return sum(not query["sql"].startswith(("BEGIN", "SAVEPOINT", "RELEASE", "COMMIT")) for query in seen)
+
+
 def cost(history: int = 20_000) -> None:
-    """CPU and queries of one run from its creation to its report, with an empty and a long history."""
+    """CPU and queries of one run, from its creation to its verdict, and of sending its reports; with histories of several lengths."""
     from django.conf import settings
     from django.db import connection
     from django.test.utils import CaptureQueriesContext
     from django_q.models import OrmQ
 
-    from runs import dispatcher, outcomes
+    from runs import dispatcher, outcomes, reporting
     from runs.models import Report, State, TestRun
     from tests.factories import PullRequestFactory
 
     TestRun.objects.all().delete()
     pull = PullRequestFactory()
+    forge = Silent(pull.repository.forge.bot_id)
+
+    def run() -> None:
+        dispatcher.dispatch()
+        dispatcher.supervise()
+
+    def create() -> None:
+        more = {"requested_by": "alice", "trusted": True, "pull_request": pull}
+        outcomes.create_run(pull.repository, sha=uuid4().hex, ref="refs/pull/1/head", stages=STAGES, **more)
+
+    with mock.patch.object(dispatcher, "executor_for", lambda run: Nothing()):
+        create(), run()  # the first makes this machine's row
     medians = []
-    for before in (0, history):
+    for before in (0, 1_000, history):
         if before:
             rows = [
                 TestRun(id=uuid4(), repository=pull.repository, pull_request=pull, requested_by="alice", sha=f"{number:040x}")
                 for number in range(before)
             ]
-            for run in rows:
-                run.state, run.stages, run.started_at = State.PASSED, list(STAGES), datetime.now(UTC)
+            for row in rows:
+                row.state, row.stages, row.started_at = State.PASSED, list(STAGES), datetime.now(UTC)
+                row.finished_at = row.started_at
             TestRun.objects.bulk_create(rows, batch_size=1000)
-        spent, queries = [], 0
+        spent: dict[str, list[float]] = {"control": [], "reports": []}
+        queries: Counter[str] = Counter()
         for number in range(25):
             Report.objects.all().delete()
             OrmQ.objects.all().delete()
             with (
                 mock.patch.object(dispatcher, "executor_for", lambda run: Nothing()),
+                mock.patch.object(reporting, "client_for", lambda *which: forge),
+                mock.patch.object(reporting, "update_facts", lambda *which: False),
                 mock.patch.object(settings.CC_CI, "slots", 1),
-                CaptureQueriesContext(connection) if not number else mock.MagicMock() as seen,
             ):
-                begun = time.process_time()
-                outcomes.create_run(
-                    pull.repository,
-                    sha=uuid4().hex,
-                    ref="refs/pull/1/head",
-                    stages=STAGES,
-                    requested_by="alice",
-                    trusted=True,
-                    pull_request=pull,
-                )
-                dispatcher.dispatch()
-                dispatcher.supervise()
-                spent.append(time.process_time() - begun)
-            queries = queries or len(seen)
-        spent.sort()
-        medians.append(spent[len(spent) // 2])
-        print(f"One run with {before:6} before it: {medians[-1] * 1000:5.1f} ms of CPU (limit 30), {queries} queries (limit 40)")
-    print(f"  long history / none: {medians[1] / medians[0]:.2f}")
+                took: Counter[str] = Counter()
+                for kind, step in (
+                    ("control", create),
+                    ("reports", reporting.send_due),
+                    ("control", run),
+                    ("reports", reporting.send_due),
+                ):
+                    with CaptureQueriesContext(connection) if not number else mock.MagicMock() as seen:
+                        begun = time.process_time()
+                        step()
+                        took[kind] += time.process_time() - begun  # type: ignore[assignment]
+                    queries[kind] += 0 if number else _statements(seen)
+                assert not Report.objects.exclude(next_try_at=None).exists()
+            for kind, seconds in took.items():
+                spent[kind].append(seconds)
+        for kind, what, limits in (
+            ("control", "from its creation to its verdict", ("  (limit 30)", "  (limit 40)")),
+            ("reports", "to tell of it twice, by comment and status", ("", "")),
+        ):
+            median = sorted(spent[kind])[len(spent[kind]) // 2] * 1000
+            text = f"{median:5.1f} ms of CPU{limits[0]}, {queries[kind]} queries{limits[1]}"
+            print(f"One run with {before:6} before it, {what}: {text}")
+            medians.append(median)
+    print(f"  long history / some: {medians[4] / medians[2]:.2f}, {medians[5] / medians[3]:.2f}")
 
 
 def workers(folder: Path) -> None:

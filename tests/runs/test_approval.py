@@ -271,6 +271,7 @@ def test_a_stranger_leaves_no_stage_out(world: World) -> None:
 
 
 def statuses(world: World, sha: str) -> list[str]:
+    world.report()
     return [row.wanted["state"] for row in Report.objects.filter(kind=Report.Kind.STATUS) if row.wanted["sha"] == sha]
 
 

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from enrollment.models import Repository
 from runs import case_history, lifecycle, render, reporting
 from runs.case_history import Case
-from runs.models import CaseResult, Report, StageResult, State, TestRun
+from runs.models import CaseResult, StageResult, State, TestRun
 from tests.factories import CaseResultFactory, RepositoryFactory, StageResultFactory, TestRunFactory, ago, sha_of
+from tests.world import decided
 
 pytestmark = [pytest.mark.django_db, pytest.mark.slow(0.3)]
 
@@ -149,10 +150,10 @@ def test_the_report_names_each_flaky_test_and_keeps_the_verdict(repository: Repo
     again = ran(repository, "passed", minutes=1)
     lifecycle.note(again, State.QUEUED)
     reporting.enqueue_run(again)
-    body = Report.objects.get(kind=Report.Kind.RUN, run=again).wanted["body"]
+    body = decided(f"run:{again.pull_request_id}").wanted["body"]
     assert "flaky: failed in 1 of 3 runs" in body, "a passing one is marked as well"
     # Whatever is said of flaky tests, the status is the verdict.
-    assert Report.objects.get(kind=Report.Kind.STATUS, run=again).wanted["state"] == "success"
+    assert decided(f"status:{repository.pk}:{again.sha}").wanted["state"] == "success"
 
 
 def test_a_hostile_name_acts_nowhere(repository: Repository, client: Client, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ from runs.harness.protocol import Request, Results, RunFolder
 from runs.harness.stage_table import DEFAULT_STAGES
 from runs.models import Report, State, TestRun
 from tests.factories import CaseResultFactory, RepositoryFactory, StageResultFactory, TestRunFactory
-from tests.world import World
+from tests.world import World, decided
 
 pytestmark = [pytest.mark.django_db, pytest.mark.slow(0.3)]
 
@@ -79,7 +79,7 @@ def test_a_status_stays_that_of_the_run_that_counts() -> None:
     quick = TestRunFactory(repository=full.repository, pull_request=full.pull_request, sha=SHA, quick=True, state=State.FAILED)
     quick.events.create(at=timezone.now(), kind=State.QUEUED)
     reporting.enqueue_run(quick)
-    (status,) = Report.objects.filter(kind=Report.Kind.STATUS)
+    status = decided(f"status:{full.repository_id}:{SHA}")
     assert (status.run, status.wanted["state"]) == (full, "success")
 
 

@@ -103,7 +103,7 @@ def test_a_crash_between_the_forges_write_and_ours_posts_nothing_twice(world: Wo
     assert len(hit) == 1
     assert len(world.own_comments("recipes/web")) == 1
     report = Report.objects.get(kind=kind)
-    assert report.posted_digest == report.wanted_digest, "a later try found it by its marker"
+    assert report.posted_digest == reporting._digest(report), "a later try found it by its marker"
     assert report.posted_id
 
 
@@ -385,8 +385,46 @@ def test_a_verdict_half_sent_when_the_repository_is_renamed_stays(world: World, 
 
 
 def test_edits_of_a_running_comment_are_not_a_storm(world: World, run: TestRun) -> None:
+    (before,) = world.own_comments("recipes/web")
+    Report.objects.update(posted_at=timezone.now() + timedelta(hours=1))
     lifecycle.move(run, "claim", attempt=1, started_at=timezone.now())
     reporting.send_due()
     report = Report.objects.get(kind="run")
-    assert report.next_try_at and report.next_try_at > timezone.now() + reporting.EDIT_EVERY / 2
-    assert report.wanted_digest != report.posted_digest
+    assert report.next_try_at and report.next_try_at > timezone.now() + reporting.EDIT_EVERY
+    assert world.own_comments("recipes/web") == [before]
+    assert lifecycle.move(run, "pass")
+    reporting.send_due()
+    (verdict,) = world.own_comments("recipes/web")
+    assert "passed" in verdict, "which does not wait"
+
+
+def test_a_comment_that_cannot_be_rendered_holds_up_no_other(world: World, run: TestRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lifecycle.move(run, "claim", attempt=1, started_at=timezone.now())
+    assert lifecycle.move(run, "pass")
+    Report.objects.filter(kind="run").update(next_try_at=timezone.now() - timedelta(hours=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(reporting.render, "report", lambda *_, **__: 1 / 0)
+        reporting.send_due()
+    comment, status = Report.objects.get(kind="run"), Report.objects.get(kind="status")
+    assert comment.tries == 1 and "division" in comment.last_error
+    assert status.next_try_at is None and status.wanted["state"] == "success"
+    world.report()
+    assert "passed" in world.own_comments("recipes/web")[0]
+
+
+def test_what_comes_while_a_report_is_sent_is_sent_too(world: World, run: TestRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lifecycle.move(run, "claim", attempt=1, started_at=timezone.now())
+    render = reporting.render.report
+
+    def meanwhile(*args: Any, **more: Any) -> str:
+        text = render(*args, **more)
+        monkeypatch.setattr(reporting.render, "report", render)
+        assert lifecycle.move(run, "pass")
+        return text
+
+    monkeypatch.setattr(reporting.render, "report", meanwhile)
+    Report.objects.update(posted_at=None)  # long ago
+    reporting.send_due()
+    assert "is starting" in world.own_comments("recipes/web")[0]
+    reporting.send_due()
+    assert "passed" in world.own_comments("recipes/web")[0]

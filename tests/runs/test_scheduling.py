@@ -21,6 +21,7 @@ from runs import approval, dispatcher, lifecycle, reporting, scheduling
 from runs.models import ExecutorChoice, RemoteExecutor, Report, State, TestRun
 from runs.scheduling import Load, Waiting, in_turn
 from tests.factories import PullRequestFactory, RepositoryFactory, TestRunFactory
+from tests.world import decided
 
 pytestmark = [pytest.mark.django_db, pytest.mark.slow(0.2)]
 
@@ -272,26 +273,14 @@ def test_the_comment_is_edited_when_the_place_has_halved_or_is_the_first(
     monkeypatch.setattr(settings.CC_CI, "slots", 0)
     row = RepositoryFactory()
     runs = [queued(row, 60 - number) for number in range(5)]
-    last = runs[-1]
+    last = f"run:{runs[-1].pull_request_id}"
     shown = []
     for run in runs[:-1]:
+        if Report.objects.get(key=last).next_try_at:
+            report = decided(last)
+            shown.append(report.wanted["place"])
+            Report.objects.filter(key=last).update(next_try_at=None)
         assert lifecycle.want_stop(run, State.CANCELLED, "enough")
         dispatcher.dispatch()
-        report = Report.objects.get(key=f"run:{last.pull_request_id}")
-        shown.append(report.wanted["place"])
-    assert shown == [5, 5, 2, 1]
-    assert "It is next in the queue." in report.wanted["body"]
-
-
-def test_a_place_that_is_read_late_does_not_hide_the_start(data_dir: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, places = queued(RepositoryFactory(), 1), scheduling.places
-    Report.objects.update(wanted={"body": "x", "phase": "live", "place": 9})
-
-    def meanwhile() -> dict[UUID, int]:
-        found = places()
-        lifecycle.move(TestRun.objects.get(pk=run.pk), "claim")
-        return found
-
-    monkeypatch.setattr(scheduling, "places", meanwhile)
-    reporting.update_places()
-    assert "is starting" in Report.objects.get(key=f"run:{run.pull_request_id}").wanted["body"]
+    assert [*shown, decided(last).wanted["place"]] == [5, 2, 1]
+    assert "It is next in the queue." in decided(last).wanted["body"]
