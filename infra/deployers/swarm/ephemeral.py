@@ -243,7 +243,10 @@ class SwarmDeployer(Deployer):
                 continue
             # One that is given, and empty since nobody lent what it is made of, is made up all the same.
             made = replace(secret, generate=True) if secret.key in recipe.secret_values else secret
-            value = self._given.get(secret.name) or recipe.secret_values.get(secret.key) or self.context.secret(made)
+            wanted = recipe.secret_values.get(secret.key, "")
+            # What was lent to the run that left the data was taken back at its end.
+            lent = any(text in wanted for text in self.context.lent.values())
+            value = wanted if lent else self._given.get(secret.name) or wanted or self.context.secret(made)
             options = [f"--label={key}={text}" for key, text in self._marks().items()]
             docker("secret", "create", *options, "--", secret.name, "-", given=value)
             self._secrets[secret.name] = value

@@ -13,11 +13,14 @@ from typing import Any, cast
 import pytest
 
 from infra.deployers.base import Deployer, SavedData, SavedVolume
+from infra.deployers.compose.recipe import Recipe
+from infra.deployers.context import Context, Secret
 from infra.deployers.docker.stacks import Owned
 from infra.deployers.docker.tar_manifest import Manifest
 from infra.deployers.docker.volumes import Volume, Volumes
 from infra.deployers.errors import DeployError
-from infra.deployers.swarm import saved_data
+from infra.deployers.swarm import ephemeral, saved_data
+from infra.deployers.swarm.ephemeral import SwarmDeployer
 from runs.harness import known_good
 from runs.harness.protocol import Results, Verdict
 from tests.runs.harness.conftest import RECIPES
@@ -146,6 +149,30 @@ def test_a_volume_that_is_not_ours_is_left_alone(docker: dict[str, Volume], tmp_
     assert copies.made == ["new"]
     with pytest.raises(DeployError, match="is not what was saved"):
         saved_data.load(SavedData(tmp_path, [SavedVolume("other", "00.tar", "0" * 64, 1)]), copies, {})
+
+
+# --- secrets
+
+
+def test_what_is_lent_to_a_run_goes_before_what_was_lent_to_the_one_that_left_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client of an OIDC realm that is gone would let nobody sign in."""
+    names = {"database": "ccci_database_v1", "sso": "ccci_sso_v1"}
+    made: dict[str, str] = {}
+    monkeypatch.setattr(ephemeral, "docker", lambda *args, given="": made.update({args[-2]: given}))
+    monkeypatch.setattr(ephemeral, "listed", lambda kind, **_: [])
+
+    def secrets(**lent: str) -> dict[str, str]:
+        deployer = SwarmDeployer(Context("ab" * 16, "here", "web", tmp_path, tmp_path, lent=lent))
+        values = {"sso": lent.get("OIDC_CLIENT_SECRET", ""), "database": "from cc-ci.toml"}
+        wanted = [Secret(name, key) for key, name in names.items()]
+        deployer.start_on(SavedData(tmp_path, [], {name: f"old {key}" for key, name in names.items()}))
+        deployer._create_secrets(Recipe(tmp_path, {}, {}, [], wanted, values))
+        return {key: made[name] for key, name in names.items()}
+
+    assert secrets(OIDC_CLIENT_SECRET="of this realm") == {"database": "old database", "sso": "of this realm"}
+    assert secrets() == {"database": "old database", "sso": "old sso"}
 
 
 # --- runs
