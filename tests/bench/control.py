@@ -164,7 +164,7 @@ def _statements(seen: Any) -> int:
 
 
 def cost(history: int = 20_000) -> None:
-    """CPU and queries of one run, from its creation to its verdict, and of sending its reports; with histories of several lengths."""
+    """CPU and queries of one run to its verdict, and of sending its reports; with histories of several lengths."""
     from django.conf import settings
     from django.db import connection
     from django.test.utils import CaptureQueriesContext
