@@ -40,6 +40,21 @@ PARTS: dict[str, tuple[str, ...]] = {
         "runs/test_approval",
         "runs/test_starting",
     ),
+    "executors and control": (
+        "controlplane/test_api",
+        "e2e/test_quick_runs",
+        "enrollment/fakeforge/test_captured",
+        "enrollment/test_real_deliveries",
+        "runs/executors",
+        "runs/test_api",
+        "runs/test_case_history",
+        "runs/test_nights",
+        "runs/test_older_commits",
+        "runs/test_quick",
+        "runs/test_remote",
+        "runs/test_retry",
+        "runs/test_schedul",
+    ),
     "own apps": ("browser/test_own_apps", "e2e/test_infra", "e2e/test_rebuild", "infra"),
 }
 MAIN = "main job"
