@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from django.utils.module_loading import import_string
 
+from controlplane.untrusted import printable
+
 Level = Literal["ok", "warning", "error"]
 #: A function, or the dotted path of one.
 Function = Callable[..., Any] | str
@@ -26,6 +28,10 @@ class Finding:
     text: str
     fix: str = ""
     rows: tuple[tuple[str, ...], ...] = ()  #: a table that goes with it, its head first
+
+    def __post_init__(self) -> None:
+        """Much of the text is what servers said, and it is shown in terminals."""
+        object.__setattr__(self, "text", printable(self.text))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ wrote is data. Our pages leave escaping to Django; everything else goes through 
 - `markdown` for comments: one line that is inert in Markdown, in HTML and for the forge;
 - `plain` for text that is not Markdown (statuses, titles, alerts): the same line without the escaping;
 - `code_block` for output: a fence that the text cannot close;
+- `printable` for terminals;
 - `web_address` and `mention` for the two things that are meant to be active.
 
 Zero-width spaces do what escaping cannot: a forge finds mentions, references and links in the *rendered* text, and other bots
@@ -124,6 +125,11 @@ def commit(sha: str) -> str:
 
 def shorten(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def printable(text: str) -> str:
+    """One line without what a terminal would obey."""
+    return "".join(char if char.isprintable() else " " for char in text)
 
 
 def _line(text: str) -> str:

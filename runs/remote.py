@@ -20,6 +20,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from controlplane.cli import NO, OURS, Exit
 from controlplane.config import SERVER, TOKEN
+from controlplane.untrusted import printable
 from enrollment.forges.base import Ask, Forbidden, ForgeError, NotFound, Rejected, Unauthorized
 from enrollment.forges.http import Http, json_of
 
@@ -40,7 +41,7 @@ class Remote(BaseCommand):
             return super().execute(*args, **options)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             self.stderr.write(
-                f"These are not the answers of a cc-ci server ({_line(repr(error))}). Check the address of the server."
+                f"These are not the answers of a cc-ci server ({printable(repr(error))}). Check the address of the server."
             )
             raise Exit(OURS) from error
 
@@ -87,7 +88,7 @@ class Remote(BaseCommand):
         try:
             return json_of(self._http.once(method, path, given, body))
         except ForgeError as error:
-            text, refused = _line(str(error)), isinstance(error, (Unauthorized, Forbidden, NotFound, Rejected))
+            text, refused = printable(str(error)), isinstance(error, (Unauthorized, Forbidden, NotFound, Rejected))
             if refused and error.status in _WRONG:
                 raise CommandError(text) from error
             if error.status in range(300, 400):
@@ -112,12 +113,7 @@ class Remote(BaseCommand):
             self.stdout.write(json.dumps(answer, indent=1))
             return
         for line in lines(answer):
-            self.stdout.write(_line(line))
-
-
-def _line(text: str) -> str:
-    """Text of a server as one line, without what a terminal would obey."""
-    return "".join(char if char.isprintable() else " " for char in text)
+            self.stdout.write(printable(line))
 
 
 def run_id(typed: str) -> str:

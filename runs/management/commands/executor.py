@@ -9,6 +9,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from controlplane.cli import NO, Exit
+from controlplane.untrusted import printable
 from enrollment.lookup import find_forge, find_repository, split_name
 from enrollment.repositories import bare
 from runs.executors.check import check_executor
@@ -86,7 +87,7 @@ class Command(BaseCommand):
             able = ", ".join(row.capabilities) or "not checked"
             room = f"{row.slots} {'slot' if row.slots == 1 else 'slots'}"
             line = (row.name, row.kind, row.url, row.repository, ", ".join(used) or "not used", state, row.version, able, room)
-            self.stdout.write("\t".join(line))
+            self.stdout.write("\t".join(map(printable, line)))
         here = ExecutorChoice.objects.filter(executor=None).select_related("repository")
         names = ", ".join(choice.repository.full_name for choice in here)
         self.stdout.write(f"{LOCAL}\tthis machine\t{names or 'everything else'}{', and everything else' if names else ''}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from io import StringIO
 from pathlib import Path
@@ -23,7 +24,7 @@ from runs.executors.woodpecker import Woodpecker
 from runs.models import ExecutorChoice, RemoteExecutor, State, TestRun
 from tests.factories import RepositoryFactory
 from tests.runs.executors.conftest import row_for
-from tests.runs.executors.fakes import FakeServer
+from tests.runs.executors.fakes import FakeServer, Fault
 from tests.runs.executors.scripts import claimed
 from tests.runs.executors.test_builds import BOTH
 from tests.world import World
@@ -111,6 +112,16 @@ def test_each_trap_is_found_beforehand_with_what_to_do(
     if found[0].level == "error":
         with pytest.raises(Exit):
             typed("check")
+
+
+def test_what_a_server_says_does_nothing_in_a_terminal(row: RemoteExecutor, fake: FakeServer) -> None:
+    fake.version = "2\x1b]0;x\x07"
+    shown = typed("check") + typed("list")
+    assert shown.count("2 ]0;x ") == 2 and "\x1b" not in shown
+    fake.faults = lambda method, path: Fault(status=503, body=json.dumps({"message": "\x1b[2J down"}))
+    (finding,) = check.check_executors()
+    shown = finding.text + typed("list")
+    assert "( [2J down)" in finding.text and "\x1b" not in shown
 
 
 def test_a_server_that_is_down_is_found(row: RemoteExecutor) -> None:
