@@ -34,6 +34,7 @@ from runs.executors.base import ExecutorError, Observation
 from runs.executors.engine import Build, Engine, Step
 from runs.executors.local import GRACE, in_folder, limits, request_for
 from runs.harness.protocol import Event, FolderState, Results, RunFolder, Verdict, write_atomically
+from runs.harness.stage_table import in_order
 from runs.models import FINAL, RemoteExecutor, TestRun
 
 log = logging.getLogger(__name__)
@@ -497,6 +498,12 @@ def _conclude(run: TestRun, folder: RunFolder, build: Build, found: marked_lines
         ) from error
     if results.run_id != str(run.id) or (results.sha and results.sha != run.sha):
         raise ExecutorError(f"the build tested {results.sha[:10] or results.run_id}, not {run.short_sha}")
+    stages, asked = [stage.name for stage in results.stages], in_order(run.stages)
+    if stages != list(asked):
+        raise ExecutorError(
+            f"the build ran the stages {', '.join(stages)}, not {', '.join(asked)}: its pipeline has to pass on STAGES and "
+            "EXTRA_TESTS as they are"
+        )
     if (results.verdict is Verdict.PASSED) != (build.status == "success"):  # the exit code of `cc-ci harness`
         return f"its report says {results.verdict}"
     ours = set(_OURS) - {folder.log.name}

@@ -11,6 +11,7 @@ from django.utils import timezone
 
 from runs.executors.marked_lines import Writer
 from runs.harness.protocol import Event, Results, StageResult, Verdict
+from runs.local import chosen
 from runs.models import RemoteExecutor, State, TestRun
 from tests.factories import RunEventFactory, TestRunFactory
 from tests.runs.executors.fakes import Build, FakeServer, Script
@@ -35,8 +36,9 @@ def report_of(
     """The lines of a harness that came to this verdict."""
     now, run = datetime(2026, 1, 1, tzinfo=UTC), build.params["CC_CI_RUN_ID"]
     writer = writer or (Writer(key, run, int(build.params["CC_CI_ATTEMPT"])) if key else build.writer())
-    stage = StageResult(name="install", status="passed" if verdict is Verdict.PASSED else "failed")
-    fields = {"run_id": run, "verdict": verdict, "started": now, "finished": now, "stages": [stage], **more}
+    status = "passed" if verdict is Verdict.PASSED else "failed"
+    stages = [StageResult(name=name, status=status) for name in chosen("", False, build.params)]
+    fields = {"run_id": run, "verdict": verdict, "started": now, "finished": now, "stages": stages, **more}
     events = [Event(seq=seq, at=now, kind=kind, text=kind) for seq, kind in enumerate(("begun", "step"), 1)]
     lines = [line for event in events for line in writer.event(event.model_dump_json())]
     lines += [line for name, data in (files or {}).items() for line in writer.file(name, data)]

@@ -24,7 +24,7 @@ from runs.executors.builds import Known, key_for, params_for
 from runs.executors.drone import Drone
 from runs.executors.marked_lines import Writer
 from runs.executors.select import ENGINES, executor_for
-from runs.harness.protocol import Event, FolderState, RunFolder, Verdict
+from runs.harness.protocol import Event, FolderState, RunFolder, StageResult, Verdict
 from runs.models import FINAL, RemoteExecutor, State, TestRun
 from tests.factories import RepositoryFactory
 from tests.killing import Killed, killed_at
@@ -293,7 +293,7 @@ def test_signed_results_end_a_run_and_are_kept_here(run: TestRun, fake: FakeServ
     assert run.state == State.PASSED
     assert list(run.events.filter(seq__isnull=False).values_list("kind", flat=True)) == ["begun", "step"]
     assert run.log == "+ git fetch origin\nhello\n"
-    assert run.stage_results.get().name == "install"
+    assert [row.name for row in run.stage_results.all()] == ["install", "custom"]
     fake.builds.clear()
     assert executor_for(fresh(run)).observe(run).state is FolderState.FINISHED  # type: ignore[arg-type]
 
@@ -650,6 +650,15 @@ def test_killed_at_any_step_it_is_one_build_and_one_verdict(row: RemoteExecutor,
     }
 
 
+@pytest.mark.parametrize("stages", [["install"], ["install", "custom", "extra"], []])
+def test_a_report_of_other_stages_than_were_asked_for_does_not_count(run: TestRun, fake: FakeServer, stages: list[str]) -> None:
+    """Such as from a pipeline that sets STAGES itself, or passes EXTRA_TESTS on to nobody."""
+    fake.script = reports(stages=[StageResult(name=name, status="passed") for name in stages])
+    watch(run)
+    run = watch(run)
+    assert (run.state, "not install, custom" in run.reason) == (State.ERRORED, True)
+
+
 # --- what is left, and what is no JSON
 
 
@@ -694,8 +703,8 @@ def test_the_build_of_an_attempt_that_works_is_left_alone(run: TestRun, fake: Fa
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
 def test_results_with_numbers_that_are_none_are_refused(run: TestRun, fake: FakeServer, number: str) -> None:
     def script(fake: FakeServer, build: Build) -> None:
-        stage = {"name": "install", "status": "passed", "seconds": 17.25}
-        lines = report_of(build, stages=[stage], writer=Odd(build.writer()))  # type: ignore[arg-type]
+        stages = [{"name": name, "status": "passed", "seconds": 17.25} for name in ("install", "custom")]
+        lines = report_of(build, stages=stages, writer=Odd(build.writer()))  # type: ignore[arg-type]
         run_to_end(fake, build, lines)
 
     class Odd:
