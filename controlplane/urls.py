@@ -13,6 +13,7 @@ urlpatterns = [
     path("glossary/", pages.glossary, name="glossary"),
     path("api/", include(api.urls())),
     path("runs/", include("runs.urls")),
+    path("recipes/", include("runs.recipe_urls")),
     path("", include("enrollment.urls")),
     path("deferred/", include("runs.deferred.urls")),
     path("infra/", include("infra.urls")),

@@ -7,8 +7,8 @@ The number of queries depends neither on the length of the queue nor on that of 
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter, defaultdict, deque
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from heapq import heapify, heappop, heappush
@@ -23,6 +23,7 @@ from django.utils import timezone
 from enrollment.models import Repository
 from runs.executors.select import choose_all
 from runs.models import HOLDING, RemoteExecutor, State, TestRun
+from runs.track_record import newest
 
 #: Ended runs of a recipe that are looked through for those with the same stages, and of these the most that count.
 HISTORY, USED = 50, 10
@@ -151,16 +152,18 @@ def place_of(run: TestRun) -> int:
 
 def usual_seconds(run: TestRun) -> float | None:
     """How long runs of this recipe with these stages take: the median of the last that passed or failed. None without any."""
-    ended = TestRun.objects.filter(
-        repository=run.repository_id,
-        quick=run.quick,
-        state__in=(State.PASSED, State.FAILED),
-        started_at__isnull=False,
-        finished_at__isnull=False,
-    )
-    rows = ended.order_by("-created_at").values_list("stages", "started_at", "finished_at")[:HISTORY]
-    same = [(end - start).total_seconds() for stages, start, end in rows if start and end and stages == run.stages]
-    return median(same[:USED]) if same else None
+    return usual([run]).get(run.pk)
+
+
+def usual(runs: Collection[TestRun]) -> dict[UUID, float]:
+    """`usual_seconds` of several runs, without those for which it is not known."""
+    ended = TestRun.objects.filter(state__in=(State.PASSED, State.FAILED), started_at__isnull=False, finished_at__isnull=False)
+    columns = ("repository_id", "quick", "stages", "started_at", "finished_at")
+    took: dict[tuple[int, bool, tuple[str, ...]], list[float]] = defaultdict(list)
+    for repository, quick, stages, start, end in newest(ended, {run.repository_id for run in runs}, HISTORY, columns):
+        took[repository, quick, tuple(stages)].append((end - start).total_seconds())
+    known = {run.pk: took.get((run.repository_id, run.quick, tuple(run.stages)), [])[:USED] for run in runs}
+    return {key: median(seconds) for key, seconds in known.items() if seconds}
 
 
 def moved_up(before: int, now: int) -> bool:

@@ -53,13 +53,18 @@ def visible_repositories(request: HttpRequest) -> RepositoryQuerySet:
     return Repository.objects.all() if may_see_private(request) else Repository.objects.filter(private=False)
 
 
+def may_see(request: HttpRequest, repository: Repository) -> HttpResponse | None:
+    """None if this user may see the repository's runs; else the way to the login. Raises Http404 for who has logged in."""
+    if not repository.private or may_see_private(request):
+        return None
+    if request.user.is_authenticated:
+        raise Http404
+    return redirect_to_login(request.get_full_path())
+
+
 def _run_or_login(request: HttpRequest, run_id: uuid.UUID) -> TestRun | HttpResponse:
     run = get_object_or_404(TestRun.objects.select_related("repository__forge", "pull_request", "retry_of", "comment"), pk=run_id)
-    if run.repository.private and not may_see_private(request):
-        if request.user.is_authenticated:
-            raise Http404
-        return redirect_to_login(request.get_full_path())
-    return run
+    return may_see(request, run.repository) or run
 
 
 @require_safe
@@ -186,10 +191,8 @@ def _last_pass(row: TestRun) -> TestRun | None:
 def test_history(request: HttpRequest, repository_id: int) -> HttpResponse:
     """The history of a repository's tests, flaky ones first. `?commit=`: with the runs of a stranger's code at that commit."""
     repository = get_object_or_404(Repository.objects.select_related("forge"), pk=repository_id)
-    if repository.private and not may_see_private(request):
-        if request.user.is_authenticated:
-            raise Http404
-        return redirect_to_login(request.get_full_path())
+    if (denied := may_see(request, repository)) is not None:
+        return denied
     sha = commit(request.GET.get("commit", ""))
     found = case_history.sorted_cases(case_history.of_repository(repository.pk, sha))
     context = {
@@ -245,21 +248,26 @@ def artefact(request: HttpRequest, run_id: uuid.UUID, name: str) -> HttpResponse
     return response
 
 
+#: Active runs on the start page, and verdicts there.
+NOW, NEWEST = 20, 5
+
+
+def now_card(request: HttpRequest) -> dict[str, Any]:
+    """The start page's section on what runs, and what waits with its place and estimate."""
+    runs = visible_runs(request).filter(state__in=ACTIVE).defer("log").order_by("created_at")
+    active = list(runs[:NOW])
+    places = scheduling.places() if any(run.state == State.QUEUED for run in active) else {}
+    usual = scheduling.usual(active) if active else {}
+    for run in active:
+        run.expectation = expectation(run, places.get(run.pk, 0), usual.get(run.pk))  # type: ignore[attr-defined]
+    return {"active": active, "more": runs.count() - NOW if len(active) == NOW else 0}
+
+
 def recent_card(request: HttpRequest) -> dict[str, Any]:
-    """The start page's section on runs."""
-    runs = visible_runs(request)
-    return {
-        "active": list(runs.filter(state__in=ACTIVE).order_by("created_at")[:20]),
-        "recent": list(runs.filter(state__in=FINAL)[:10]),
-        "any": runs.exists(),
-    }
+    """The start page's section on verdicts."""
+    return {"recent": list(visible_runs(request).filter(state__in=FINAL).defer("log")[:NEWEST])}
 
 
-def repositories_card(request: HttpRequest) -> dict[str, Any]:
-    """The start page's section on recipes, each with its newest verdict."""
-    rows = visible_repositories(request).watched().select_related("forge")
-    cards = []
-    for row in rows[:100]:
-        last = row.runs.filter(state__in=FINAL, quick=False).exclude(state__in=[State.CANCELLED, State.SUPERSEDED]).first()
-        cards.append({"repository": row, "last": last})
-    return {"repositories": cards, "entries": commands.table()}
+def commands_card(request: HttpRequest) -> dict[str, Any]:
+    """The start page's section on commands."""
+    return {"entries": commands.table()}

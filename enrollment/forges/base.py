@@ -369,8 +369,8 @@ class Event:
 
 @dataclass(frozen=True)
 class Pages:
-    """URLs of a forge's pages, to be formatted with `forge` or `repository` (URLs), `owner` and `sha`. Empty if a kind has no
-    such page.
+    """URLs of a forge's pages, to be formatted with `forge` or `repository` (URLs), `owner`, `before` and `sha`. Empty if a kind
+    has no such page.
     """
 
     version: str = ""  #: reports the version without a token
@@ -380,6 +380,7 @@ class Pages:
     hooks: str = ""
     pulls: str = ""
     commit: str = ""
+    compare: str = ""  #: the commits from `before` to `sha`
 
 
 @dataclass(frozen=True)

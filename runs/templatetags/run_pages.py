@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from django import template
 
@@ -10,7 +11,9 @@ from controlplane.templatetags.frame import weblink
 from enrollment.forge_access.clients import kind_of
 from enrollment.models import Repository
 from runs import render
+from runs.comparison import Comparison
 from runs.models import CaseResult
+from runs.overview import TREND, Overview, StageChart
 
 register = template.Library()
 
@@ -45,6 +48,14 @@ def commit_url(repository: Repository | None, sha: str) -> str:
 
 
 @register.filter
+def commits_url(comparison: Comparison) -> str:
+    """The forge's page of the commits between the two runs; empty where it has none, or both are of one commit."""
+    repository, before, now = comparison.now.repository, comparison.before, comparison.now
+    url, page = weblink(repository.html_url), kind_of(repository.forge).pages.compare
+    return page.format(repository=url, before=before.sha, sha=now.sha) if url and before.sha != now.sha else ""
+
+
+@register.filter
 def once(text: str, message: str) -> str:
     """A remark without its reason if the page shows that already."""
     return render.once(text, message)
@@ -73,3 +84,29 @@ def last_lines(text: str, number: int) -> str:
 def longer_than(text: str, number: int) -> bool:
     """Whether `last_lines` would cut the text."""
     return len(text.rstrip().splitlines()) > number or len(text) > 8000
+
+
+#: The size of a chart's bar, and of the space for it.
+BAR, STEP, TALL = 5, 7, 28
+
+
+@register.inclusion_tag("runs/_bars.html")
+def trend(overview: Overview) -> dict[str, Any]:
+    """How the last runs of a recipe ended, as bars: a full one passed, a half one did not."""
+    bars = [_bar(number, tone(run.state), 1.0 if run.state == "passed" else 0.5) for number, run in enumerate(overview.trend)]
+    what = f"The last {len(bars)} runs, the newest on the right: {overview.words}" if bars else "No runs yet"
+    return {"bars": bars, "width": STEP * TREND, "height": TALL, "label": what}
+
+
+@register.inclusion_tag("runs/_bars.html")
+def times(chart: StageChart) -> dict[str, Any]:
+    """How long a stage took in each run, as bars."""
+    most = max((seconds for seconds, _ in chart.points), default=0) or 1
+    bars = [_bar(number, tone(status), max(seconds / most, 0.08)) for number, (seconds, status) in enumerate(chart.points)]
+    label = f"{chart.name}: how long it took in the last {len(bars)} runs, at most {duration(most)}, the newest on the right"
+    return {"bars": bars, "width": STEP * len(bars), "height": TALL, "label": label}
+
+
+def _bar(number: int, colour: str, share: float) -> dict[str, Any]:
+    height = round(TALL * share, 1)
+    return {"x": number * STEP, "y": TALL - height, "width": BAR, "height": height, "tone": colour}

@@ -10,6 +10,7 @@ from django.utils import timezone
 
 from controlplane.models import Host
 from enrollment.models import Repository
+from runs.harness.stage_table import DEFAULT_STAGES
 from runs.models import DeferredItem, State, TestRun
 from tests.factories import (
     ArtefactFactory,
@@ -115,16 +116,22 @@ def _history(rows: list[Repository]) -> None:
     people = ("alice", "sam", "kim")
     for number in range(30):
         begun = timezone.now() - timedelta(hours=7 * (30 - number), minutes=number)
-        TestRunFactory(
+        state = outcomes[number % len(outcomes)]
+        run = TestRunFactory(
             repository=rows[number % len(rows)],
             pull_request__title=titles[number % len(titles)],
             pull_request__number=10 + number,
-            state=outcomes[number % len(outcomes)],
+            state=state,
+            level={State.PASSED: 4, State.FAILED: 3}.get(state),
             requested_by=people[number % len(people)],
             attempt=1,
             host="ci-1",
             **_times(begun, 60 + 7 * number),
         )
+        if state in (State.PASSED, State.FAILED):
+            for order, stage in enumerate(DEFAULT_STAGES):
+                status = "failed" if stage == "custom" and state == State.FAILED else "passed"
+                StageResultFactory(run=run, name=stage, order=order, status=status, seconds=5 + 3 * order + number % 7)
 
 
 def _times(begun: datetime, seconds: float) -> dict[str, datetime]:

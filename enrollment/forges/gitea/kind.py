@@ -33,6 +33,7 @@ GITEA = ForgeKind(
         hooks="{repository}/settings/hooks",
         pulls="{repository}/pulls",
         commit="{repository}/commit/{sha}",
+        compare="{repository}/compare/{before}...{sha}",
     ),
     deliveries=payloads,
     events=(
