@@ -56,8 +56,9 @@ LOOK = 15.0
 LIVE = 0.3
 #: Builds older than the attempt by more than this are not searched, and never more than so many pages.
 OLDER, PAGES = timedelta(hours=1), 20
-#: The most bytes of a build's logs. The harness prints less than 5 MB; reading them takes up to ten times their size in memory.
-LOGS = 32 << 20
+#: The most bytes of a build's logs: the harness prints less than 5 MB. Those of a hostile server may take 25 times their size in
+#: memory, and 0.3 s for each MB.
+LOGS = 16 << 20
 #: The longest request that travels: the whole URL has to pass proxies.
 LONGEST = 6000
 
