@@ -62,6 +62,24 @@ def health(request: HttpRequest) -> HttpResponse:
     return JsonResponse({"database": True, "working": alive, "version": settings.VERSION})
 
 
+#: Programs that index the web find recipes and verdicts, and are kept from what is endless, or for people alone.
+ROBOTS = """\
+User-agent: *
+Disallow: /admin/
+Disallow: /api/
+Disallow: /hooks/
+Disallow: /infra/
+Disallow: /runs/*/log/
+Disallow: /runs/*/live/
+Disallow: /*?
+"""
+
+
+@require_safe
+def robots(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(ROBOTS, content_type="text/plain; charset=utf-8")
+
+
 @cache
 def _glossary() -> str:
     """docs/glossary.md as HTML."""

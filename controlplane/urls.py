@@ -13,6 +13,8 @@ urlpatterns = [
     path("glossary/", pages.glossary, name="glossary"),
     path("api/", include(api.urls())),
     path("runs/", include("runs.urls")),
+    path("badge/", include("runs.badge_urls")),
+    path("robots.txt", pages.robots, name="robots"),
     path("recipes/", include("runs.recipe_urls")),
     path("", include("enrollment.urls")),
     path("deferred/", include("runs.deferred.urls")),

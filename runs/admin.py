@@ -21,9 +21,10 @@ from controlplane.secrets import SecretUnreadable
 from enrollment.admin import AddressForm, token_field
 from enrollment.forges.base import ForgeError
 from enrollment.models import Repository
-from runs import approval, lifecycle, manual
+from runs import approval, manual
 from runs.deferred import admin as deferred_admin  # noqa: F401 - registers itself
 from runs.executors.check import check_executor
+from runs.manual_actions import ACTIONS, NotDone
 from runs.models import (
     ACTIVE,
     Artefact,
@@ -154,42 +155,30 @@ class TestRunAdmin(ReadOnlyAdmin):
 
     @action(description="Run again")
     def run(self, request: HttpRequest, queryset: QuerySet[TestRun]) -> None:
-        self._again(request, queryset, extra=False)
+        self._act(request, queryset, "again")
 
     @action(description="Run again with extra tests")
     def run_with_extra_tests(self, request: HttpRequest, queryset: QuerySet[TestRun]) -> None:
-        self._again(request, queryset, extra=True)
-
-    def _again(self, request: HttpRequest, queryset: QuerySet[TestRun], *, extra: bool) -> None:
-        _may_run(request)
-        for run in queryset.select_related("repository__forge", "pull_request"):
-            try:
-                new = manual.run_again(run, request.user.get_username(), extra=extra)
-            except manual.NotRepeated as refusal:
-                self.message_user(request, str(refusal), messages.ERROR)
-            except (ForgeError, SecretUnreadable) as error:
-                self.message_user(request, f"{run}: {error}", messages.ERROR)
-            else:
-                text = format_html('<a href="{}">{}</a> is queued.', new.get_absolute_url(), new)
-                self.message_user(request, text, messages.SUCCESS)
+        self._act(request, queryset, "again-with-extra-tests")
 
     @action(description="Cancel")
     def cancel(self, request: HttpRequest, queryset: QuerySet[TestRun]) -> None:
-        _may_run(request)
-        who = request.user.get_username()
-        stopped = sum(lifecycle.want_stop(run, State.CANCELLED, f"cancelled in the admin by {who}") for run in queryset)
-        self.message_user(request, f"Cancelling {stopped} of {queryset.count()} runs.")
+        self._act(request, queryset, "cancel")
 
     @action(description="Approve (runs awaiting approval)")
     def approve(self, request: HttpRequest, queryset: QuerySet[TestRun]) -> None:
+        self._act(request, queryset, "approve")
+
+    def _act(self, request: HttpRequest, queryset: QuerySet[TestRun], name: str) -> None:
         _may_run(request)
         for run in queryset.select_related("repository__forge", "pull_request"):
             try:
-                trouble = approval.let_go_by_hand(run, request.user.get_username())
-            except (ForgeError, SecretUnreadable) as error:
-                trouble = f"{run}: {error}"
-            level = messages.ERROR if trouble else messages.SUCCESS
-            self.message_user(request, trouble or f"{run} is queued, for {run.short_sha} only.", level)
+                new = ACTIONS[name].do(run, request.user.get_username(), manual.ADMIN)
+            except NotDone as refusal:
+                self.message_user(request, str(refusal), messages.ERROR)
+            else:
+                link = format_html('<a href="{}">{}</a>', new.get_absolute_url(), new)
+                self.message_user(request, format_html("{}: {}", link, ACTIONS[name].done.format(run=new)), messages.SUCCESS)
 
 
 @admin.register(ScheduledRun)

@@ -5,8 +5,6 @@ Who sees what, and who may do what, is decided by the functions that the pages a
 
 # No `from __future__ import annotations`: django-ninja needs those of paginated functions as objects.
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from typing import Annotated
 from uuid import UUID
@@ -23,7 +21,8 @@ from controlplane.api import FullName, Newest, Number, Refused, Scope, Text, ans
 from controlplane.secrets import SecretUnreadable
 from enrollment.forges.base import ForgeError, explain
 from enrollment.models import Repository
-from runs import approval, lifecycle, manual
+from runs import approval, manual
+from runs.manual_actions import ACTIONS, NotDone
 from runs.models import ACTIVE, FINAL, CaseResult, StageResult, State, TestRun
 from runs.views import visible_repositories, visible_runs
 
@@ -224,61 +223,44 @@ def start_run(request: HttpRequest, given: Start) -> Status[TestRun]:
     if len(found) > 1:
         raise Refused(409, f"Several forges have it; add forge, one of: {', '.join(row.forge.url for row in found)}")
     who, where = _who(request), _where(request)
-    with _refusals():
+    try:
         return Status(201, manual.run_repository(found[0], who, extra=given.extra_tests, expected=given.sha, where=where))
+    except manual.Moved as refusal:
+        raise Refused(409, str(refusal)) from refusal
+    except (ForgeError, SecretUnreadable) as error:
+        raise Refused(502, explain(error)) from error
 
 
 @router.post("/{run_id}/again", **answers(Scope.RUN, Run, 201))
 def run_again(request: HttpRequest, run_id: UUID, given: Again) -> Status[TestRun]:
     """Run all stages again on the same commit. A stranger's run keeps its approval, which is checked again."""
-    _may_ask(request)
-    run = get_object_or_404(visible_runs(request), pk=run_id)
-    if not Repository.objects.watched().filter(pk=run.repository_id).exists():
-        raise Refused(
-            409, f"{run} cannot be repeated: {run.repository.full_name} is no longer watched. GET /api/recipes lists what is."
-        )
-    with _refusals():
-        return Status(201, manual.run_again(run, _who(request), extra=given.extra_tests, where=_where(request)))
+    return Status(201, _act(request, run_id, "again-with-extra-tests" if given.extra_tests else "again"))
 
 
 @router.post("/{run_id}/cancel", **answers(Scope.RUN, Run))
 def cancel_run(request: HttpRequest, run_id: UUID) -> TestRun:
     """Cancel a run. One that is under way ends as soon as it is torn down."""
-    _may_ask(request)
-    run = get_object_or_404(visible_runs(request), pk=run_id)
-    if not lifecycle.want_stop(run, State.CANCELLED, f"cancelled {_where(request)} by {_who(request)}"):
-        run.refresh_from_db()
-        raise Refused(409, f"{run} is {State(run.state).label} already, or being stopped.")
-    run.refresh_from_db()
-    return run
+    return _act(request, run_id, "cancel")
 
 
 @router.post("/{run_id}/approve", **answers(Scope.APPROVE, Run))
 def approve_run(request: HttpRequest, run_id: UUID) -> TestRun:
     """Approve a stranger's run that waits for it, for the commit that it is pinned to."""
+    return _act(request, run_id, "approve")
+
+
+def _act(request: HttpRequest, run_id: UUID, action: str) -> TestRun:
     _may_ask(request)
     run = get_object_or_404(visible_runs(request), pk=run_id)
-
-    with _refusals():
-        if trouble := approval.let_go_by_hand(run, _who(request), _where(request)):
-            raise Refused(409, trouble)
-    return run
+    try:
+        return ACTIONS[action].do(run, _who(request), _where(request))
+    except NotDone as refusal:
+        raise Refused(502 if refusal.passing else 409, str(refusal)) from refusal
 
 
 def _may_ask(request: HttpRequest) -> None:
     if not approval.may_ask(request.user):
         raise Refused(403, f"{_who(request)} lacks the permission to add test runs. A superuser gives it in the admin.")
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """Answers for what the forge, or the rules for runs, refuse within."""
-    try:
-        yield
-    except (manual.NotRepeated, manual.Moved) as refusal:
-        raise Refused(409, str(refusal)) from refusal
-    except (ForgeError, SecretUnreadable) as error:
-        raise Refused(502, explain(error)) from error
 
 
 def _who(request: HttpRequest) -> str:

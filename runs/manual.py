@@ -43,8 +43,10 @@ def run_again(run: TestRun, who: str, *, extra: bool = False, where: str = ADMIN
     """Create a run of the same commit with all stages, and with extra tests if asked for or if the earlier run had them.
 
     A stranger's run keeps its approval, which is checked again before the start. Raises NotRepeated for a run that was never
-    approved or may no longer start; ForgeError if that could not be checked.
+    approved or may no longer start, and if its repository is no longer watched; ForgeError if that could not be checked.
     """
+    if not Repository.objects.watched().filter(pk=run.repository_id).exists():
+        raise NotRepeated(f"{run} cannot be repeated: {run.repository.full_name} is no longer watched.")
     if refusal := approval.refuses_again(run):
         raise NotRepeated(refusal)
     let_go = approval.approval_of(run)

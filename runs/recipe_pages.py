@@ -18,7 +18,8 @@ from runs.deferred import registry
 from runs.harness.stage_table import DEFAULT_STAGES, STAGES, StageName
 from runs.models import ACTIVE, JUDGED, CaseResult, StageResult, State, TestRun
 from runs.overview import SHOWN, SORTS, VERDICTS, charts, chosen, overviews
-from runs.views import may_see, visible_repositories, visible_runs
+from runs.shared_pages import badge_markdown
+from runs.views import may_see, visible_repositories, visible_runs, whole
 
 #: Rows of the table on one page.
 PAGE = 200
@@ -72,6 +73,8 @@ def recipe(request: HttpRequest, repository_id: int) -> HttpResponse:
         "pulls": _pulls(row),
         "runs": list(runs[:MOST]),
         "command": commands.RUN.form,
+        "badge": "" if row.private else badge_markdown(row),
+        "preview": f"The newest verdict: {overview.state.replace('_', ' ')}." if overview.state else "Not tested yet.",
     }
     return render(request, "runs/recipe.html", context)
 
@@ -109,17 +112,12 @@ def pull_request(request: HttpRequest, repository_id: int, number: int) -> HttpR
         "ready": ready(pull, runs),
         "now": now,
         "failing": [case for case in _cases(now) if case.status in case_history.FAILING] if now else [],
-        "comparison": compare(_whole(before), _whole(now)) if before and now else None,
+        "comparison": compare(whole(before), whole(now)) if before and now else None,
         "flaky": case_history.sorted_cases(case_history.flaky(pull.repository_id, now.sha if now else "")),
         "command": commands.RUN.form,
         "with_extra": commands.OPTIONS["--extra-tests"].form,
     }
     return render(request, "runs/pull_request.html", context)
-
-
-def _whole(run: TestRun) -> TestRun:
-    runs = TestRun.objects.select_related("repository__forge", "pull_request").defer("log")
-    return runs.prefetch_related("stage_results__cases").get(pk=run.pk)
 
 
 def _cases(run: TestRun) -> list[CaseResult]:

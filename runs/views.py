@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import shlex
 import uuid
 from typing import Any
 
+from django.contrib import messages
 from django.contrib.auth.views import redirect_to_login
+from django.core.exceptions import PermissionDenied
 from django.core.paginator import Paginator
 from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
-from django.shortcuts import get_object_or_404, render
+from django.shortcuts import get_object_or_404, redirect, render
 from django.templatetags.static import static
 from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
-from django.views.decorators.http import require_safe
+from django.views.decorators.http import require_POST, require_safe
 
 from controlplane.pages import may_see_private, paginate
+from controlplane.templatetags.frame import weblink
 from controlplane.untrusted import commit
 from enrollment.models import Repository
 from enrollment.models.core import RepositoryQuerySet
 from enrollment.webhooks.receiver import OUTCOMES, Answer, judge_head
 from enrollment.webhooks.views import body_of, respond
-from runs import case_history, commands, scheduling
+from runs import approval, case_history, commands, scheduling
+from runs.comparison import compare
 from runs.executors import hook
-from runs.models import ACTIVE, FINAL, Artefact, State, TestRun
+from runs.harness.stage_table import DEFAULT_STAGES, in_order
+from runs.manual_actions import ACTIONS, NotDone
+from runs.models import ACTIVE, FINAL, JUDGED, Artefact, State, TestRun
 from runs.render import HEADLINE, again, expectation, origin, outdated, progress, to_repeat
 from runs.templatetags.run_pages import commit_url
 
@@ -113,11 +120,32 @@ def _executor_hook(request: HttpRequest, name: str) -> Answer:
     return hook.take(row, body) if hook.is_digest(request.headers, body) else Answer(OUTCOMES["unsigned"])
 
 
+@require_POST
+def act(request: HttpRequest, run_id: uuid.UUID, name: str) -> HttpResponse:
+    """A button of a run's page: does it, and shows the run that the person sees next, with what was done or why not."""
+    if name not in ACTIONS:
+        raise Http404
+    run = get_object_or_404(visible_runs(request), pk=run_id)
+    if not request.user.is_authenticated:
+        return redirect_to_login(run.get_absolute_url())
+    if not approval.may_ask(request.user):
+        raise PermissionDenied
+    try:
+        shown = ACTIONS[name].do(run, request.user.get_username(), "on its page")
+    except NotDone as refusal:
+        messages.error(request, str(refusal))
+        return redirect(run)
+    messages.success(request, ACTIONS[name].done.format(run=shown))
+    return redirect(shown)
+
+
 @require_safe
 def run(request: HttpRequest, run_id: uuid.UUID) -> HttpResponse:
     """One run: the verdict, what failed, the stages, the log, the trail."""
     row = _run_or_login(request, run_id)
-    return row if isinstance(row, HttpResponse) else render(request, "runs/run.html", run_context(row))
+    if isinstance(row, HttpResponse):
+        return row
+    return render(request, "runs/run.html", {**run_context(row), "actions": ACTIONS.values()})
 
 
 def run_context(row: TestRun) -> dict[str, Any]:
@@ -125,6 +153,7 @@ def run_context(row: TestRun) -> dict[str, Any]:
     stages = list(row.stage_results.prefetch_related("cases"))
     state = State(row.state)
     final = row.state in FINAL
+    last_pass = _last_pass(row) if final else None
     artefacts = list(row.artefacts.defer("data")) if final else []
     cases = [case for stage in stages for case in stage.cases.all()]
     if cases:
@@ -135,15 +164,17 @@ def run_context(row: TestRun) -> dict[str, Any]:
         "run": row,
         "headline": HEADLINE[state],
         "title": f"{state.label}: {row.repository.name} · cc-ci",
+        "preview": f"{row.repository.name} {HEADLINE[state]}",
         "favicon": static(f"controlplane/{FAVICONS.get(state, 'favicon-quiet')}.svg"),
         "commit_url": commit_url(row.repository, row.sha),
         "unclean": row.teardown.get("clean") is False,
         "newer": _newer(row) if final else None,
         "since": final and state != State.PASSED,
-        "last_pass": _last_pass(row) if final and state != State.PASSED else None,
+        "last_pass": last_pass,
         "elapsed": int((timezone.now() - row.started_at).total_seconds()) if row.started_at and not final else None,
         "expectation": expectation(row, scheduling.place_of(row), scheduling.usual_seconds(row)) if row.active else [],
         "outdated": outdated(row),
+        "comparison": compare(whole(last_pass), whole(row)) if last_pass and row.state in JUDGED else None,
         "known_good": origin(row) if row.quick else None,
         "attempt": again(row) if row.attempt > 1 else "",
         "stages": stages,
@@ -155,6 +186,7 @@ def run_context(row: TestRun) -> dict[str, Any]:
         "cut": len(row.log) > LIVE_CHARS,
         "again": commands.RUN.form,
         "retry": to_repeat(row),
+        "by_hand": _by_hand(row),
         "cancel": commands.VERBS["cancel"].form,
         "with_extra": commands.OPTIONS["--extra-tests"].form,
         "details": row.details,
@@ -162,6 +194,22 @@ def run_context(row: TestRun) -> dict[str, Any]:
         "picture": next((artefact for artefact in artefacts if artefact.kind == Artefact.Kind.PICTURE), None),
         "final": final,
     }
+
+
+def _by_hand(row: TestRun) -> str:
+    """What to type on another machine for the same run; empty if the forge gave no address to clone from."""
+    if not weblink(row.repository.clone_url):
+        return ""
+    words = ["cc-ci", "run", row.repository.clone_url, "--ref", row.ref, "--sha", row.sha]
+    if set(stages := in_order((*row.stages, *row.taken_over))) != set(DEFAULT_STAGES):
+        words += ["--stages", ",".join(stages)]
+    return shlex.join(words)
+
+
+def whole(run: TestRun) -> TestRun:
+    """A run with all its results, without its log."""
+    runs = TestRun.objects.select_related("repository__forge", "pull_request").defer("log")
+    return runs.prefetch_related("stage_results__cases").get(pk=run.pk)
 
 
 def _progress(row: TestRun) -> list[tuple[str, str]]:

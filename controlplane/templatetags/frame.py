@@ -20,6 +20,12 @@ def version() -> str:
     return str(settings.VERSION)
 
 
+@register.inclusion_tag("controlplane/_command.html")
+def command(text: str) -> dict[str, str]:
+    """Something to type, with a button that copies it where scripts run."""
+    return {"text": text}
+
+
 @register.filter
 def when(value: datetime | None) -> SafeString | str:
     """A time as `5 min ago`, or as a date if more than a month ago; the exact time is its title."""

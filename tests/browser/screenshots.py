@@ -73,6 +73,8 @@ def main() -> None:
                 {
                     "start": "/",
                     "runs": "/runs/",
+                    "recipe": f"/recipes/{made.failed.repository_id}/",
+                    "pull-request": f"/recipes/{made.failed.repository_id}/pulls/{made.failed.pull_request.number}/",
                     "tests": f"/runs/tests/{made.failed.repository_id}/",
                     "api": "/api/",
                     "run-failed": made.failed.get_absolute_url(),

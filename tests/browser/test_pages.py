@@ -22,7 +22,10 @@ Look = Callable[..., Watched]
 
 def addresses(made: Examples) -> list[str]:
     runs = (made.failed, made.passed, made.running, made.errored, hostile())
-    return ["/", "/runs/", "/nowhere/", *(run.get_absolute_url() for run in runs)]
+    row, pull = made.failed.repository, made.failed.pull_request
+    assert pull is not None
+    recipe = [f"/recipes/{row.pk}/", f"/recipes/{row.pk}/pulls/{pull.number}/", f"/runs/tests/{row.pk}/"]
+    return ["/", "/runs/", "/nowhere/", *recipe, *(run.get_absolute_url() for run in runs)]
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

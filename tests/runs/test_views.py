@@ -144,7 +144,7 @@ def test_an_error_is_told_once(client: Client) -> None:
     run = TestRunFactory(state=State.FAILED, reason=f"install: {error}", details=details(level=level))
     stage = StageResultFactory(run=run, name="install", order=0, status="failed", reason=error)
     CaseResultFactory(stage=stage, name="the app answers", file="generic", status="failed", message=error, output="app | hello")
-    text = client.get(run.get_absolute_url()).content.decode()
+    text = client.get(run.get_absolute_url()).content.decode().partition("</head>")[2]
     assert text.count(error.rstrip(".")) == 1
     assert "app | hello" in text
 
@@ -452,3 +452,64 @@ def test_a_run_with_thousands_of_tests_has_a_short_page(client: Client) -> None:
     page = client.get(run.get_absolute_url()).content.decode()
     assert "600 tests failed" in page and "the first 100;" in page and "the first 500;" in page
     assert page.count('<details class="case-box"') == 100 and page.count("test_599_") == 0
+
+
+# --- buttons
+
+
+def press(client: Client, run: TestRun, name: str) -> str:
+    return client.post(f"/runs/{run.pk}/do/{name}/", follow=True).content.decode()
+
+
+def test_the_buttons_of_a_run_are_those_of_its_state_for_who_may(client: Client) -> None:
+    run, done = TestRunFactory(state=State.QUEUED), TestRunFactory(passed=True)
+    assert "/do/" not in client.get(run.get_absolute_url()).content.decode()
+    client.force_login(User.objects.create_superuser("operator"))
+    for shown, hidden in ((run, "again"), (done, "cancel")):
+        page = client.get(shown.get_absolute_url()).content.decode()
+        (form,) = [line for line in page.splitlines() if f"/do/{hidden}/" in line]
+        assert " hidden>" in form and page.count(" hidden>") >= 2
+
+
+def test_a_run_is_repeated_and_cancelled_by_buttons(client: Client) -> None:
+    client.force_login(User.objects.create_superuser("operator"))
+    done = TestRunFactory(passed=True)
+    assert "is queued." in press(client, done, "again-with-extra-tests")
+    new = TestRun.objects.get(retry_of=done)
+    assert "extra" in new.stages and new.requested_by == "operator"
+    assert "is being stopped" in press(client, new, "cancel")
+    assert TestRun.objects.get(pk=new.pk).state == State.CANCELLED
+    assert "cancelled already" in press(client, new, "cancel")
+    assert "is not awaiting approval" in press(client, done, "approve")
+
+
+def test_a_run_of_a_repository_that_is_no_longer_watched_is_not_repeated(client: Client) -> None:
+    client.force_login(User.objects.create_superuser("operator"))
+    run = TestRunFactory(passed=True, repository=RepositoryFactory(active=False))
+    assert "is no longer watched" in press(client, run, "again")
+    assert TestRun.objects.count() == 1
+
+
+def test_nobody_else_presses_a_button(client: Client) -> None:
+    run, private = TestRunFactory(), TestRunFactory(repository=RepositoryFactory(private=True))
+    url = f"/runs/{run.pk}/do/cancel/"
+    assert client.get(url).status_code == 405
+    assert "login" in client.post(url)["Location"]
+    assert client.post(f"/runs/{private.pk}/do/cancel/").status_code == 404
+    client.force_login(User.objects.create_user("staff", is_staff=True))
+    assert client.post(url).status_code == 403
+    client.force_login(User.objects.create_superuser("operator"))
+    assert client.post(f"/runs/{run.pk}/do/delete/").status_code == 404
+    assert Client(enforce_csrf_checks=True).post(url).status_code == 403
+    assert TestRun.objects.get(pk=run.pk).state == State.QUEUED
+
+
+def test_a_run_is_compared_with_the_last_that_passed(client: Client) -> None:
+    row = RepositoryFactory()
+    before = TestRunFactory(repository=row, passed=True, created_at=timezone.now() - timedelta(hours=2))
+    now = TestRunFactory(repository=row, failed=True)
+    for run, status in ((before, "passed"), (now, "failed")):
+        CaseResultFactory(stage=StageResultFactory(run=run, name="custom"), name="test_login", status=status)
+    page = client.get(now.get_absolute_url()).content.decode()
+    assert "Since the recipe last passed" in page and "Fail now" in page
+    assert f"cc-ci run {row.clone_url} --ref {now.ref} --sha {now.sha}" in page

@@ -73,6 +73,7 @@
       state = news.state;
       document.title = news.title;
       document.querySelector("link[rel=icon]").href = news.favicon;
+      for (const form of document.querySelectorAll("#buttons form")) form.hidden = !form.dataset.states.split(" ").includes(state);
     }
     if (news.final) stop("");
     else {

@@ -1,0 +1,79 @@
+"""What a person does to a run by hand: one table for the buttons of its page, the admin's actions and the API.
+
+An action is given the run, who asks, and where; it returns the run that the person sees next, or raises NotDone with a sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from controlplane.secrets import SecretUnreadable
+from enrollment.forges.base import ForgeError, explain
+from runs import approval, lifecycle, manual
+from runs.models import ACTIVE, FINAL, State, TestRun
+
+
+class NotDone(Exception):
+    """The message says why, and what to do. `passing`: the forge could not be asked, so it may work later."""
+
+    def __init__(self, text: str, *, passing: bool = False) -> None:
+        super().__init__(text)
+        self.passing = passing
+
+
+def _again(run: TestRun, who: str, where: str, *, extra: bool = False) -> TestRun:
+    try:
+        return manual.run_again(run, who, extra=extra, where=where)
+    except manual.NotRepeated as refusal:
+        raise NotDone(str(refusal)) from refusal
+
+
+def _again_with_extra(run: TestRun, who: str, where: str) -> TestRun:
+    return _again(run, who, where, extra=True)
+
+
+def _cancel(run: TestRun, who: str, where: str) -> TestRun:
+    if not lifecycle.want_stop(run, State.CANCELLED, f"cancelled {where} by {who}"):
+        run.refresh_from_db()
+        raise NotDone(f"{run} is {State(run.state).label} already, or being stopped.")
+    run.refresh_from_db()
+    return run
+
+
+def _approve(run: TestRun, who: str, where: str) -> TestRun:
+    if trouble := approval.let_go_by_hand(run, who, where):
+        raise NotDone(trouble)
+    return run
+
+
+@dataclass(frozen=True)
+class Action:
+    """`label`: of its button. `states`: those of a run to which it can be done. `danger`: it ends something."""
+
+    name: str
+    label: str
+    states: tuple[State, ...]
+    act: Callable[[TestRun, str, str], TestRun]
+    done: str  #: what to tell, to be formatted with `run`
+    danger: bool = False
+
+    def do(self, run: TestRun, who: str, where: str) -> TestRun:
+        """Do it. Raises NotDone."""
+        try:
+            return self.act(run, who, where)
+        except (ForgeError, SecretUnreadable) as error:
+            raise NotDone(f"{run}: {explain(error)}", passing=True) from error
+
+
+ACTIONS = {
+    action.name: action
+    for action in (
+        Action(
+            "approve", "Approve this commit", (State.AWAITING_APPROVAL,), _approve, "{run} is queued, for {run.short_sha} only."
+        ),
+        Action("again", "Run again", FINAL, _again, "{run} is queued."),
+        Action("again-with-extra-tests", "Run again with extra tests", FINAL, _again_with_extra, "{run} is queued."),
+        Action("cancel", "Cancel", ACTIVE, _cancel, "{run} is being stopped.", danger=True),
+    )
+}
