@@ -26,7 +26,7 @@ class Comparison:
 
 
 def compare(before: TestRun, now: TestRun) -> Comparison:
-    """What is different in `now`. A test that only one of the runs has is no change, unless it fails now."""
+    """What is different in `now`. A test that only one of the runs has counts only if it fails now."""
     verdicts_before, verdicts_now = _verdicts(before), _verdicts(now)
     images_before, images_now = _images(before.details), _images(now.details)
     return Comparison(

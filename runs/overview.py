@@ -1,4 +1,4 @@
-"""The recipes at one look: of each the newest verdict of every stage, how its last runs ended, and what is deferred.
+"""The recipes at a glance: of each the newest verdict of every stage, how its last runs ended, and what is deferred.
 
 Only runs of trusted code count, for with a pull request a stranger could make any recipe look broken; and no quick ones.
 The number of queries depends neither on the number of runs nor, but for one per some hundred recipes, on that of the recipes.
