@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,16 @@ def test_every_page_fits_a_desktop(look: Look) -> None:
     watched = look()
     for path in addresses(examples()):
         assert watched.go(path).evaluate("document.documentElement.scrollWidth") <= 1280, path
+    watched.errors = [error for error in watched.errors if "status of 404" not in error]
+
+
+def test_axe_finds_nothing(look: Look) -> None:
+    watched, axe = look(), (files("axe_playwright_python") / "axe.min.js").read_text()
+    for path in (*addresses(examples()), "/deferred/", "/glossary/", "/api/"):
+        page = watched.go(path)
+        page.evaluate(axe)
+        found = page.evaluate("axe.run()")["violations"]
+        assert [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in found] == [], path
     watched.errors = [error for error in watched.errors if "status of 404" not in error]
 
 
