@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
+from django.core.exceptions import ValidationError
 from django.core.paginator import Page, Paginator
 from django.db import DatabaseError, connection
 from django.db.models import QuerySet
@@ -28,6 +30,35 @@ SILENT = timedelta(seconds=60)
 def paginate(request: HttpRequest, rows: QuerySet[Any], size: int) -> Page[Any]:
     """The page in the request's query, or the closest valid one."""
     return Paginator(rows, size).get_page(request.GET.get("page"))
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Rows, newest first, from some point on. `older`: the point where the next slice begins; empty at the end."""
+
+    rows: list[Any]
+    older: str = ""
+    first: bool = True
+
+
+def newest(request: HttpRequest, rows: QuerySet[Any], size: int) -> Slice:
+    """The rows from the request's `before` on, found by an index on (created_at, id) however many are newer.
+
+    What is no such point means the newest.
+    """
+    rows = rows.order_by("-created_at", "-pk")
+    first = True
+    try:
+        at, _, key = request.GET.get("before", "").partition("_")
+        if key:
+            time, pk = datetime.fromisoformat(at), rows.model._meta.pk.to_python(key)
+            if timezone.is_aware(time):
+                rows, first = rows.filter(created_at__lte=time).exclude(created_at=time, pk__gte=pk), False
+    except (ValueError, OverflowError, ValidationError):
+        pass
+    found = list(rows[: size + 1])
+    last = found[size - 1] if len(found) > size else None
+    return Slice(found[:size], f"{last.created_at.isoformat()}_{last.pk}" if last else "", first)
 
 
 def may_see_private(request: HttpRequest) -> bool:

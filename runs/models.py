@@ -164,6 +164,8 @@ class TestRun(models.Model):
             models.Index(fields=["state", "-created_at"]),
             models.Index(fields=["repository", "-started_at"]),
             models.Index(fields=["repository", "sha"]),
+            models.Index(fields=["sha"]),
+            models.Index(fields=["requested_by", "-created_at"]),
             models.Index(fields=["pull_request", "-created_at"]),
         ]
 

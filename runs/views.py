@@ -10,7 +10,7 @@ from django.contrib import messages
 from django.contrib.auth.views import redirect_to_login
 from django.core.exceptions import PermissionDenied
 from django.core.paginator import Paginator
-from django.db.models import QuerySet
+from django.db.models import Exists, OuterRef, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.templatetags.static import static
@@ -18,14 +18,14 @@ from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_POST, require_safe
 
-from controlplane.pages import may_see_private, paginate
+from controlplane.pages import may_see_private, newest
 from controlplane.templatetags.frame import weblink
 from controlplane.untrusted import commit
 from enrollment.models import Repository
 from enrollment.models.core import RepositoryQuerySet
 from enrollment.webhooks.receiver import OUTCOMES, Answer, judge_head
 from enrollment.webhooks.views import body_of, respond
-from runs import approval, case_history, commands, scheduling
+from runs import approval, case_history, commands, scheduling, search
 from runs.comparison import compare
 from runs.executors import hook
 from runs.harness.stage_table import DEFAULT_STAGES, in_order
@@ -76,9 +76,11 @@ def _run_or_login(request: HttpRequest, run_id: uuid.UUID) -> TestRun | HttpResp
 
 @require_safe
 def run_list(request: HttpRequest) -> HttpResponse:
-    """All runs, newest first, filtered by state and repository."""
-    runs = visible_runs(request)
-    chosen = {name: request.GET.get(name, "") for name in ("state", "repository")}
+    """All runs, newest first, filtered by state and repository, and searched."""
+    runs = visible_runs(request).defer("log", "details")
+    chosen = {name: request.GET.get(name, "") for name in ("state", "repository", "search")}
+    if chosen["search"].strip():
+        runs = search.found(runs, chosen["search"])
     if chosen["state"] in State.values:
         runs = runs.filter(state=chosen["state"])
     elif chosen["state"] == "active":
@@ -87,7 +89,7 @@ def run_list(request: HttpRequest) -> HttpResponse:
         owner, _, name = chosen["repository"].partition("/")
         runs = runs.filter(repository__owner=owner, repository__name=name)
     context = {
-        "page": paginate(request, runs, 25),
+        "page": newest(request, runs, 25),
         "chosen": chosen,
         "states": State.choices,
         "repositories": _names(request),
@@ -98,7 +100,7 @@ def run_list(request: HttpRequest) -> HttpResponse:
 
 def _names(request: HttpRequest) -> list[str]:
     """The repositories to choose from: those with runs that this user may see."""
-    rows = visible_repositories(request).filter(runs__isnull=False).distinct()
+    rows = visible_repositories(request).filter(Exists(TestRun.objects.filter(repository=OuterRef("pk"))))
     return sorted({f"{owner}/{name}" for owner, name in rows.values_list("owner", "name")[:500]})
 
 

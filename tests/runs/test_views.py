@@ -393,12 +393,39 @@ def test_a_page_of_the_list_keeps_the_filter(client: Client) -> None:
     row = RepositoryFactory(name="many")
     pull = PullRequestFactory(repository=row)
     TestRunFactory.create_batch(30, pull_request=pull, repository=row)
-    text = client.get("/runs/?repository=recipes/many").content.decode()
-    assert "30 runs, page 1 of 2" in text
-    assert 'rel="next" href="?repository=recipes/many&amp;page=2"' in text or (
-        'rel="next" href="?repository=recipes%2Fmany&amp;page=2"' in text
-    )
-    assert len(rows(client, "?repository=recipes/many&page=2")) == 5
+    at = timezone.now()
+    TestRun.objects.filter(pk__in=[run.pk for run in TestRun.objects.all()[:20]]).update(created_at=at)  # as old, over the edge
+    seen, path = [], "?repository=recipes/many"
+    while path:
+        text = client.get(f"/runs/{path}").content.decode()
+        seen += rows(client, path)
+        found = re.search(r'rel="next" href="([^"]+)"', text)
+        path = found[1].replace("&amp;", "&") if found else ""
+        assert not path or "repository=" in path
+    assert len(seen) == len(set(seen)) == 30
+    assert "Newest" in text
+
+
+@pytest.mark.parametrize(
+    "before", ["", "x", "_", "2026-01-01_x", "2026-01-01T00:00:00+00:00_0", "9999-12-31T23:59:59-23:00_1", "a_b_c"]
+)
+def test_what_is_no_place_in_the_list_is_its_beginning(client: Client, before: str) -> None:
+    run = TestRunFactory()
+    assert run.get_absolute_url() in client.get("/runs/", {"before": before}).content.decode()
+
+
+def test_runs_are_found_by_what_people_have_in_hand(client: Client) -> None:
+    pull = PullRequestFactory(repository=RepositoryFactory(name="wordpress"), number=118)
+    run = TestRunFactory(pull_request=pull, repository=pull.repository, sha="ab" * 20, requested_by="kim")
+    other = TestRunFactory(repository=RepositoryFactory(name="gitea"), sha="cd" * 20, requested_by="sam")
+    words = ("#118", "118", "abababab", run.sha, run.short_id, str(run.pk), "WordPr", "recipes/word", "kim", f" {run.short_id} ")
+    for word in words:
+        page = client.get("/runs/", {"search": word}).content.decode()
+        assert run.get_absolute_url() in page and other.get_absolute_url() not in page, word
+    for word in ("#119", "abababac", "nobody", "%", "_", "\u202e", "f" * 65, "1" * 30, "-" * 9, "#" + "9" * 9):
+        assert "No matching runs" in client.get("/runs/", {"search": word}).content.decode(), word
+    private = TestRunFactory(repository=RepositoryFactory(name="secret", private=True))
+    assert private.get_absolute_url() not in client.get("/runs/", {"search": "secret"}).content.decode()
 
 
 def test_an_empty_list_says_what_to_do(client: Client) -> None:

@@ -1,0 +1,41 @@
+"""Finds runs by what people have in hand: a recipe, a pull request, a commit, a run's id, or who asked.
+
+Each kind is answered by an index, however many runs there are.
+"""
+
+from __future__ import annotations
+
+import re
+from uuid import UUID
+
+from django.db.models import QuerySet
+
+from enrollment.models import PullRequest, Repository
+from runs.models import TestRun
+
+#: Recipes, or pull requests, that one text may mean.
+MOST = 200
+_HEX = re.compile(r"[0-9a-f]{7,64}")
+_NUMBER = re.compile(r"#?([0-9]{1,9})")
+
+
+def found(runs: QuerySet[TestRun], text: str) -> QuerySet[TestRun]:
+    """Those of `runs` that the text means: `#12`, at least 7 digits of a commit or run, (part of) a recipe's name, a person."""
+    text = text.strip()
+    if number := _NUMBER.fullmatch(text):
+        pulls = PullRequest.objects.filter(number=int(number[1])).order_by("-pk").values_list("pk", flat=True)
+        by_pull = runs.filter(pull_request__in=list(pulls[:MOST]))
+        if text.startswith("#") or len(text) < 7:
+            return by_pull
+    digits = text.lower().replace("-", "")
+    if _HEX.fullmatch(digits):
+        commits = runs.filter(sha__gte=digits, sha__lt=digits + "g")
+        return commits if len(digits) > 32 or commits.exists() else runs.filter(pk__range=_ids(digits))
+    owner, _, name = text.rpartition("/")
+    rows = Repository.objects.filter(name__icontains=name, **({"owner__iexact": owner} if owner else {}))
+    recipes = list(rows.values_list("pk", flat=True)[:MOST])
+    return runs.filter(repository__in=recipes) if recipes else runs.filter(requested_by=text)
+
+
+def _ids(digits: str) -> tuple[UUID, UUID]:
+    return UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
