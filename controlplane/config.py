@@ -247,6 +247,11 @@ class Config(BaseSettings):
     )
     oidc_user: str = Field("admin", alias="CC_CI_OIDC_USER", description="The Keycloak user that may create and delete realms.")
     oidc_password: SecretStr = Field(SecretStr(""), alias="CC_CI_OIDC_PASSWORD", description="That user's password.")
+    public: bool = Field(
+        True,
+        alias="CC_CI_PUBLIC",
+        description="Whether anybody may see the pages of public repositories. `0`: all pages require a login.",
+    )
     verdict: Literal["post", "edit"] = Field(
         "post",
         alias="CC_CI_VERDICT",

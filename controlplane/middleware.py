@@ -1,14 +1,17 @@
-"""Our middleware: trusted proxies, HSTS, requests with NUL, and content security policy."""
+"""Our middleware: trusted proxies, HSTS, requests with NUL, logins, and content security policy."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any
 from urllib.parse import urlsplit
 
 from django.conf import settings
+from django.contrib.auth.middleware import LoginRequiredMiddleware
 from django.core.exceptions import BadRequest
 from django.http import Http404, HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
 
 Get = Callable[[HttpRequest], HttpResponse]
 
@@ -113,6 +116,21 @@ class NoNul:
 
 def _holds_nul(fields: object) -> bool:
     return any("\0" in text for name, values in fields for text in (name, *values))  # type: ignore[attr-defined]
+
+
+class LoginUnlessPublic(LoginRequiredMiddleware):
+    """With `CC_CI_PUBLIC=0` every page requires a login, unless it says itself that it does not.
+
+    What is for programs (deliveries, the API) is exempt from CSRF for the same reason: it knows its callers by a signature or
+    a token.
+    """
+
+    def process_view(  # type: ignore[override]
+        self, request: HttpRequest, view: Callable[..., HttpResponse], args: Any, kwargs: Any
+    ) -> HttpResponseBase | None:
+        if settings.CC_CI.public or getattr(view, "csrf_exempt", False):
+            return None
+        return super().process_view(request, view, args, kwargs)
 
 
 def content_security_policy(get_response: Get) -> Get:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from django.conf import settings
+from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import ValidationError
 from django.core.paginator import Page, Paginator
 from django.db import DatabaseError, connection
@@ -81,6 +82,7 @@ def working() -> bool:
     return Host.objects.filter(ticked_at__gt=timezone.now() - SILENT).exists()
 
 
+@login_not_required
 @require_safe
 def health(request: HttpRequest) -> HttpResponse:
     """For load balancers and monitors: 200 while the database responds; `working` is whether workers run."""
@@ -106,6 +108,7 @@ Disallow: /*?
 """
 
 
+@login_not_required
 @require_safe
 def robots(request: HttpRequest) -> HttpResponse:
     return HttpResponse(ROBOTS, content_type="text/plain; charset=utf-8")

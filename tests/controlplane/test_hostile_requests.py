@@ -69,6 +69,8 @@ def filled(address: str, text: str, number: str) -> str:
         "<str:name>": text or "a.txt",
         "<slug:name>": "adopt",
         "<str:forge>": text or "1",
+        "<str:owner>": text or "recipes",
+        "<int:number>": number,
         "<int:pk>": number,
         "<int:repository_id>": number,
     }

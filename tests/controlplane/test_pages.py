@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from django.conf import settings
 from django.contrib import admin
 from django.contrib.auth.models import User
 from django.db import DatabaseError
@@ -219,3 +220,25 @@ def test_the_sidebar_leads_to_everything(operator: Client) -> None:
 def test_the_sidebar_hides_what_one_may_not_see(client: Client) -> None:
     client.force_login(User.objects.create_user("reader", is_staff=True))
     assert reverse("admin:runs_testrun_changelist") not in client.get(reverse("admin:index")).content.decode()
+
+
+# --- CC_CI_PUBLIC
+
+
+def test_without_public_pages_all_need_a_login_but_what_programs_ask(
+    client: Client, monkeypatch: pytest.MonkeyPatch, operator: Client
+) -> None:
+    row, run = RepositoryFactory(), TestRunFactory(passed=True)
+    pages = ["/", "/runs/", run.get_absolute_url(), f"{run.get_absolute_url()}log/", f"/recipes/{row.pk}/", "/glossary/", "/api/"]
+    pages += [f"/badge/{row.full_name}.svg", f"/recipes/{row.pk}/feed/", f"/runs/tests/{row.pk}/", "/deferred/"]
+    nobody = Client()
+    assert [nobody.get(page).status_code for page in pages] == [200] * len(pages)
+    monkeypatch.setattr(settings.CC_CI, "public", False)
+    for page in pages:
+        assert nobody.get(page)["Location"] == f"/admin/login/?next={page}"
+        assert operator.get(page).status_code == 200, page
+    assert nobody.get("/healthz").status_code in (200, 503) and nobody.get("/robots.txt").status_code == 200
+    assert nobody.get("/admin/login/").status_code == 200
+    assert nobody.get("/api/runs").status_code == 401, "which knows its callers by their token"
+    assert nobody.post("/hooks/none/", b"{}", content_type="application/json").status_code in (401, 403, 404)
+    assert nobody.get("/static/controlplane/cc-ci.css").status_code == 200
