@@ -6,7 +6,7 @@ PIP := $(BIN)/pip --quiet --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
-.PHONY: help install dev demo test test-quick test-long lint coverage hostile test-real bench screenshots lock clean
+.PHONY: help install dev demo test test-quick test-long lint coverage hostile test-real bench docs screenshots lock clean
 
 help:         ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /make \1 \t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -54,6 +54,9 @@ test-real: dev                 ## the main path at a real forge and Drone: FORGE
 
 bench: dev                     ## measure requests and delays
 	@$(BIN)/python -m tests.bench
+
+docs: dev                      ## write the documentation as a static site, into var/docs-site
+	@rm -rf var/docs-site && $(BIN)/python manage.py docs var/docs-site
 
 screenshots: dev               ## retake the pictures in docs/
 	@$(BIN)/python -m tests.browser.screenshots

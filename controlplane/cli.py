@@ -30,7 +30,7 @@ SUBJECTS = {
     "Deferred tests": ["deferred"],
     "Operations": [
         *["migrate", "createsuperuser", "changepassword", "work", "doctor"],
-        *["configuration", "firewall", "schedules", "rotate_keys", "token"],
+        *["configuration", "docs", "firewall", "schedules", "rotate_keys", "token"],
     ],
 }
 #: Earlier names of commands, which go on working.

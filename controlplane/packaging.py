@@ -1,19 +1,28 @@
-"""Building the wheel: the docs go into it, since pages show parts of them."""
+"""Building the wheel: the docs go into it, since pages show them."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from setuptools.command.build_py import build_py  # type: ignore[import-untyped]
 
+#: A link to what is no page.
+LINK = re.compile(r"\]\(([^)#:]+\.(?:png|svg|json))\)")
+
 
 class WithDocs(build_py):  # type: ignore[misc]
-    """Copies docs/*.md beside the code. (An installation of a checkout, with `pip install -e`, reads them where they are.)"""
+    """Copies docs/ beside the code: its pages, and what these show or link to. (An installation of a checkout, with
+    `pip install -e`, reads them where they are.)
+    """
 
     def run(self) -> None:
         super().run()
         if not self.editable_mode:
             target = Path(self.build_lib) / "controlplane" / "docs"
-            self.mkpath(str(target))
-            for page in sorted(Path("docs").glob("*.md")):
-                self.copy_file(str(page), str(target / page.name))
+            pages = sorted(Path("docs").rglob("*.md"))
+            shown = {page.parent / name for page in pages for name in LINK.findall(page.read_text())}
+            for path in [*pages, *sorted(path for path in shown if path.is_file())]:
+                copy = target / path.relative_to("docs")
+                self.mkpath(str(copy.parent))
+                self.copy_file(str(path), str(copy))

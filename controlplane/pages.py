@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from django.conf import settings
@@ -14,13 +12,12 @@ from django.core.exceptions import ValidationError
 from django.core.paginator import Page, Paginator
 from django.db import DatabaseError, connection
 from django.db.models import QuerySet
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import render
 from django.utils import timezone
 from django.views.decorators.http import require_safe
-from markdown_it import MarkdownIt
 
-from controlplane.config import BASE_DIR
+from controlplane import docs
 from controlplane.models import ApiToken, Host
 from controlplane.registry import call, registry
 
@@ -45,7 +42,7 @@ class Slice:
 def newest(request: HttpRequest, rows: QuerySet[Any], size: int) -> Slice:
     """The rows from the request's `before` on, found by an index on (created_at, id) however many are newer.
 
-    What is no such point means the newest.
+    Anything else means the newest.
     """
     rows = rows.order_by("-created_at", "-pk")
     first = True
@@ -114,14 +111,22 @@ def robots(request: HttpRequest) -> HttpResponse:
     return HttpResponse(ROBOTS, content_type="text/plain; charset=utf-8")
 
 
-@cache
-def _glossary() -> str:
-    """docs/glossary.md as HTML."""
-    installed = Path(__file__).parent / "docs"  # see packaging.py
-    text = ((installed if installed.is_dir() else BASE_DIR / "docs") / "glossary.md").read_text()
-    return str(MarkdownIt().enable("table").render(text))
+@require_safe
+def docs_index(request: HttpRequest) -> HttpResponse:
+    """All pages of the documentation, or with `?search=` the sections that have these words."""
+    asked = request.GET.get("search", "").strip()
+    context = {"asked": asked, "hits": docs.search(asked), "most": docs.MOST, "groups": docs.groups()}
+    return render(request, "controlplane/docs_index.html", context)
 
 
 @require_safe
-def glossary(request: HttpRequest) -> HttpResponse:
-    return render(request, "controlplane/glossary.html", {"text": _glossary()})
+def docs_page(request: HttpRequest, name: str) -> HttpResponse:
+    """A page of the documentation, or a picture in one."""
+    name = name.rstrip("/")
+    if page := docs.pages().get(name):
+        return render(request, "controlplane/docs_page.html", {"page": page})
+    found = docs.shown_file(name)
+    if found is None:
+        raise Http404
+    content, kind = found
+    return HttpResponse(content, content_type=kind, headers={"X-Content-Type-Options": "nosniff"})

@@ -10,7 +10,9 @@ admin.autodiscover()
 urlpatterns = [
     path("", pages.start, name="start"),
     path("healthz", pages.health, name="health"),
-    path("glossary/", pages.glossary, name="glossary"),
+    path("docs/", pages.docs_index, name="docs-index"),
+    path("docs/<path:name>", pages.docs_page, name="docs"),
+    path("glossary/", pages.docs_page, {"name": "glossary"}, name="glossary"),
     path("api/", include(api.urls())),
     path("runs/", include("runs.urls")),
     path("badge/", include("runs.badge_urls")),

@@ -14,6 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from django.conf import settings
+from django.urls import reverse
 
 from controlplane.untrusted import code, code_block, commit, markdown, plain, shorten, web_address
 from runs import commands
@@ -430,7 +431,9 @@ def seconds(value: float | None) -> str:
 
 def reply_help() -> str:
     rows = [f"| `{entry.form}` | {entry.text} |" for entry in commands.table()]
-    return "\n".join(["Write one of these at the start of a line:", "", "| | |", "|---|---|", *rows])
+    docs = f"{settings.CC_CI.base_url}{reverse('docs-index')}"
+    more = f"What stages, verdicts, levels and extra tests are: [documentation]({docs})"
+    return "\n".join(["Write one of these at the start of a line:", "", "| | |", "|---|---|", *rows, "", more])
 
 
 def reply_problem(problem: commands.Problem) -> str:
