@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from axes.models import AccessAttempt
 from django import forms
 from django.contrib import admin, messages
 from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
@@ -24,7 +23,7 @@ from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldAdminI
 
 from controlplane import logins, tokens
 from controlplane.adminsite import ReadOnlyAdmin
-from controlplane.models import ApiToken, Host, Lease, RecurringTask
+from controlplane.models import ApiToken, FailedLogin, Host, Lease, RecurringTask
 from controlplane.registry import registry
 
 #: The supervisor watches it: without it, a healthy queue looks stalled.
@@ -112,6 +111,9 @@ class HostAdmin(ReadOnlyAdmin):
         return "up" if row.ticked_at and (timezone.now() - row.ticked_at).total_seconds() < 30 else "down"
 
 
+admin.site.index_template = "controlplane/admin_start.html"
+admin.site.index_title = "Overview"
+
 # Schedules are `RecurringTask` rows; django-q's own would never run and only confuse.
 for model in (Schedule, Success, Failure, OrmQ, User, Group):
     admin.site.unregister(model)
@@ -168,7 +170,7 @@ class GroupAdmin(DjangoGroupAdmin, ModelAdmin):
     pass
 
 
-@admin.register(AccessAttempt)
+@admin.register(FailedLogin)
 class WrongLogins(ReadOnlyAdmin):
     """Recent failed logins, and who is locked out because of them. Deleting them unlocks immediately."""
 
@@ -180,7 +182,7 @@ class WrongLogins(ReadOnlyAdmin):
         return bool(ModelAdmin.has_delete_permission(self, request, obj))
 
     @display(description="locked out")
-    def waits(self, row: AccessAttempt) -> str:
+    def waits(self, row: FailedLogin) -> str:
         mine = [one.until for one in logins.locked() if one.address == row.ip_address and one.name in ("", row.username)]
         return f"until {max(mine):%H:%M:%S} UTC" if mine else "-"
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from django.contrib.admin import SimpleListFilter
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from unfold.admin import ModelAdmin, TabularInline
 
@@ -38,3 +41,26 @@ class ReadOnlyInline(TabularInline):
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
+
+
+def choices(title: str, parameter: str, offered: Mapping[str, tuple[str, Q]]) -> type[SimpleListFilter]:
+    """A filter of a list with these choices: value -> (label, condition).
+
+    For columns without choices of their own, whose values Django would collect by reading the whole table.
+    """
+
+    class Filter(SimpleListFilter):
+        def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+            return [(value, label) for value, (label, _) in offered.items()]
+
+        def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+            chosen = offered.get(self.value() or "")
+            return queryset.filter(chosen[1]) if chosen else queryset
+
+    Filter.title, Filter.parameter_name = title, parameter
+    return Filter
+
+
+def values(title: str, field: str, offered: Mapping[str, str]) -> type[SimpleListFilter]:
+    """The same for the values of one column: value -> label."""
+    return choices(title, field, {value: (label, Q(**{field: value})) for value, label in offered.items()})

@@ -4,13 +4,13 @@ from django.db.models.signals import post_migrate
 
 class ControlplaneConfig(AppConfig):
     name = "controlplane"
-    verbose_name = "Control plane"
+    verbose_name = "Machinery"
 
     def ready(self) -> None:
         from django_q.signals import pre_execute
 
         from controlplane import logins
-        from controlplane.registry import Recurring, registry
+        from controlplane.registry import Card, Recurring, registry
         from controlplane.schedules import note_work
 
         registry.recur(
@@ -32,6 +32,7 @@ class ControlplaneConfig(AppConfig):
         )
         for name in ("settings", "database", "keys", "queue settings", "queue", "recurring tasks", "disk", "logins"):
             registry.check(name, f"controlplane.doctor.check_{name.replace(' ', '_')}")
+        registry.card("concerns", Card("", "controlplane.operator_page.concerns", 10, "concerns"))
         logins.watch()
         pre_execute.connect(note_work)
         post_migrate.connect(_after_migrate, sender=self)

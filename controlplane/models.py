@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from axes.models import AccessAttempt
 from django.conf import settings
 from django.db import models
 
@@ -55,6 +56,7 @@ class Host(models.Model):
 
     class Meta:
         ordering = ["name"]
+        verbose_name = "machine"
 
     def __str__(self) -> str:
         return self.name
@@ -98,3 +100,15 @@ class ApiToken(models.Model):
 
     def __str__(self) -> str:
         return f"{self.name} ({self.key})"
+
+
+class FailedLogin(AccessAttempt):  # type: ignore[misc]
+    """What django-axes counts, under the name that it has in the admin and the docs."""
+
+    class Meta:
+        proxy = True
+        ordering = ["-attempt_time"]
+        verbose_name = "failed login"
+
+    def __str__(self) -> str:
+        return f"{self.username} from {self.ip_address}"

@@ -67,10 +67,7 @@ def may_see_private(request: HttpRequest) -> bool:
 
 @require_safe
 def start(request: HttpRequest) -> HttpResponse:
-    cards = [
-        {"template": card.template, **call(card.context, request)}
-        for card in sorted(registry.cards.values(), key=lambda card: card.order)
-    ]
+    cards = [{"template": card.template, **call(card.context, request)} for card in registry.cards_of("start")]
     return render(request, "controlplane/start.html", {"cards": cards, "working": working(), "base_url": settings.CC_CI.base_url})
 
 

@@ -1,4 +1,4 @@
-"""Where apps register checks for doctor, cards for the start page, recurring tasks and parts of the API.
+"""Where apps register checks for doctor, cards for the start pages, recurring tasks and parts of the API.
 
 Filled in each `AppConfig.ready`, so that the control plane imports no other app. The apps register the dotted paths of their
 functions, which are imported when they are called: most commands need none of them.
@@ -15,6 +15,8 @@ from django.utils.module_loading import import_string
 from controlplane.untrusted import printable
 
 Level = Literal["ok", "warning", "error"]
+#: Where a card is shown: on the start page, or on the admin's, under one of its three headings.
+Place = Literal["start", "concerns", "now", "trends"]
 #: A function, or the dotted path of one.
 Function = Callable[..., Any] | str
 
@@ -50,11 +52,35 @@ class Recurring:
 
 @dataclass(frozen=True)
 class Card:
-    """A section of the start page: a template, and a function from the request to its context."""
+    """A part of a page: a template, and a function from the request to its context.
+
+    Those for `concerns` and `now` have no template: their functions return lists of `Concern` and `Figure`, shown together.
+    """
 
     template: str
     context: Function
     order: int = 100
+    place: Place = "start"
+
+
+@dataclass(frozen=True)
+class Concern:
+    """Something that needs a person: what, what it means, and the page where it is put right, or the command to type."""
+
+    level: Level
+    text: str
+    detail: str = ""
+    url: str = ""
+    fix: str = ""  #: what is done at `url`, or the command without one
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number of what goes on, with its page."""
+
+    value: int | str
+    text: str
+    url: str = ""
 
 
 def call(function: Function, *args: Any) -> Any:
@@ -79,6 +105,9 @@ class Registry:
 
     def card(self, name: str, card: Card) -> None:
         self.cards[name] = card
+
+    def cards_of(self, place: Place) -> list[Card]:
+        return sorted((card for card in self.cards.values() if card.place == place), key=lambda card: card.order)
 
     def answer(self, name: str, function: Function) -> None:
         """Register a provider of an answer that others may need, such as `version_evidence`."""

@@ -184,6 +184,7 @@ UNFOLD = {
     "SITE_URL": "/",
     "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": lambda request: static("controlplane/favicon.svg")}],
     "STYLES": [lambda request: static("controlplane/admin.css")],
+    "DASHBOARD_CALLBACK": "controlplane.operator_page.context",
     "SHOW_HISTORY": True,
     "SHOW_VIEW_ON_SITE": True,
     # The blue of the other pages.

@@ -5,55 +5,59 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from django.apps import apps
 from django.http import HttpRequest
 from django.urls import reverse_lazy
+from django.utils.functional import lazy
+from django.utils.text import capfirst
 
-GROUPS: dict[str, tuple[tuple[str, str, str], ...]] = {
+#: Each with its icon. Its name is the model's, as everywhere in the admin.
+GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
     "Runs": (
-        ("Runs", "play_circle", "runs.testrun"),
-        ("Scheduled runs", "event_repeat", "runs.scheduledrun"),
-        ("Stages", "list_alt", "runs.stageresult"),
-        ("Tests", "checklist", "runs.caseresult"),
-        ("Files", "draft", "runs.artefact"),
-        ("Trail", "history", "runs.runevent"),
-        ("Replies to the forges", "forum", "runs.report"),
-        ("Executors", "dns", "runs.remoteexecutor"),
-        ("Executors of repositories", "rule", "runs.executorchoice"),
-        ("Deferred tests", "pending_actions", "runs.deferreditem"),
+        ("play_circle", "runs.testrun"),
+        ("event_repeat", "runs.scheduledrun"),
+        ("list_alt", "runs.stageresult"),
+        ("checklist", "runs.caseresult"),
+        ("draft", "runs.artefact"),
+        ("history", "runs.runevent"),
+        ("forum", "runs.report"),
+        ("dns", "runs.remoteexecutor"),
+        ("rule", "runs.executorchoice"),
+        ("pending_actions", "runs.deferreditem"),
     ),
     "Watched": (
-        ("Forges", "dns", "enrollment.forge"),
-        ("Repositories", "inventory_2", "enrollment.repository"),
-        ("Pull requests", "merge", "enrollment.pullrequest"),
-        ("Comments", "chat", "enrollment.comment"),
-        ("Webhooks", "webhook", "enrollment.webhookconfig"),
-        ("Deliveries", "move_to_inbox", "enrollment.delivery"),
-        ("Rights", "key", "enrollment.right"),
-        ("Requests by hour", "speed", "enrollment.requestcount"),
+        ("dns", "enrollment.forge"),
+        ("inventory_2", "enrollment.repository"),
+        ("merge", "enrollment.pullrequest"),
+        ("chat", "enrollment.comment"),
+        ("webhook", "enrollment.webhookconfig"),
+        ("move_to_inbox", "enrollment.delivery"),
+        ("key", "enrollment.right"),
+        ("speed", "enrollment.requestcount"),
     ),
     "Own apps": (
-        ("Apps", "apps", "infra.infraapp"),
-        ("Releases", "new_releases", "infra.infrarelease"),
-        ("Upgrades", "upgrade", "infra.upgrade"),
-        ("Upgrade log", "history", "infra.upgradeevent"),
-        ("Snapshots", "save", "infra.snapshot"),
-        ("infra.yml", "description", "infra.infrafile"),
-        ("App secrets", "key", "infra.appsecret"),
-        ("Alerts sent", "notifications", "infra.alertsent"),
+        ("apps", "infra.infraapp"),
+        ("new_releases", "infra.infrarelease"),
+        ("upgrade", "infra.upgrade"),
+        ("history", "infra.upgradeevent"),
+        ("save", "infra.snapshot"),
+        ("description", "infra.infrafile"),
+        ("key", "infra.appsecret"),
+        ("notifications", "infra.alertsent"),
     ),
     "Machinery": (
-        ("Machines", "memory", "controlplane.host"),
-        ("Recurring tasks", "schedule", "controlplane.recurringtask"),
-        ("Leases", "lock", "controlplane.lease"),
-        ("Queued tasks", "pending", "django_q.ormq"),
-        ("Failed tasks", "error", "django_q.failure"),
-        ("Finished tasks", "task_alt", "django_q.success"),
+        ("memory", "controlplane.host"),
+        ("schedule", "controlplane.recurringtask"),
+        ("lock", "controlplane.lease"),
+        ("pending", "django_q.ormq"),
+        ("error", "django_q.failure"),
+        ("task_alt", "django_q.success"),
     ),
     "People": (
-        ("Users", "person", "auth.user"),
-        ("Groups", "group", "auth.group"),
-        ("Failed logins", "lock_person", "axes.accessattempt"),
-        ("API tokens", "vpn_key", "controlplane.apitoken"),
+        ("person", "auth.user"),
+        ("group", "auth.group"),
+        ("lock_person", "controlplane.failedlogin"),
+        ("vpn_key", "controlplane.apitoken"),
     ),
 }
 
@@ -79,6 +83,14 @@ def _never(request: HttpRequest) -> bool:
     return False
 
 
+def _name_of(model: str) -> str:
+    """The model's name, read when it is shown: settings are read before there are models."""
+    return capfirst(str(apps.get_model(model)._meta.verbose_name_plural))
+
+
+_lazy_name_of = lazy(_name_of, str)
+
+
 def navigation() -> list[dict[str, Any]]:
     """The groups as the admin theme expects them. Hides links that the user may not open."""
     groups = []
@@ -93,11 +105,11 @@ def navigation() -> list[dict[str, Any]]:
             }
             for label, icon, page, model in PAGES.get(title, ())
         ]
-        for label, icon, model in entries:
+        for icon, model in entries:
             app, name = model.split(".")
             items.append(
                 {
-                    "title": label,
+                    "title": _lazy_name_of(model),
                     "icon": icon,
                     "link": reverse_lazy(f"admin:{app}_{name}_changelist"),
                     "permission": _may_see(app, name),

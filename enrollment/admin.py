@@ -6,14 +6,14 @@ from typing import Any
 
 from django import forms
 from django.contrib import admin, messages
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
 from unfold.admin import ModelAdmin
 from unfold.decorators import action, display
 from unfold.widgets import UnfoldAdminPasswordWidget, UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
 
-from controlplane.adminsite import ReadOnlyAdmin
+from controlplane.adminsite import ReadOnlyAdmin, choices
 from controlplane.secrets import SecretUnreadable
 from enrollment.forge_access import permissions
 from enrollment.forge_access.clients import client_for
@@ -253,7 +253,13 @@ class RepositoryForm(ListsForm):
 @admin.register(Repository)
 class RepositoryAdmin(ModelAdmin):
     list_display = ("full_name", "forge", "active", "source", "private", "enrolled_at", "trouble")
-    list_filter = ("active", "forge", "source", "private")
+    list_filter = (
+        "active",
+        choices("problem", "trouble", {"yes": ("with one", ~Q(last_error="")), "no": ("without", Q(last_error=""))}),
+        "forge",
+        "source",
+        "private",
+    )
     search_fields = ("owner", "name")
     list_select_related = ("forge",)
     actions = [refresh_permissions_now]

@@ -4,7 +4,7 @@ from django.conf import settings
 
 class EnrollmentConfig(AppConfig):
     name = "enrollment"
-    verbose_name = "Enrollment"
+    verbose_name = "Watched"
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
@@ -21,6 +21,7 @@ class EnrollmentConfig(AppConfig):
         ):
             registry.recur(Recurring(f"enrollment.tasks.{name}", f"enrollment.tasks.{name}", seconds, text=text))
         registry.card("forges in trouble", Card("enrollment/_trouble_card.html", "enrollment.checks.trouble_card", 5))
+        registry.card("forges' concerns", Card("", "enrollment.operator_cards.concerns", 30, "concerns"))
         registry.guard("/hooks/", "enrollment.webhooks.receiver.guard")
         registry.check("forges", "enrollment.checks.check_forges")
         registry.check("webhooks", "enrollment.webhooks.checks.check_webhooks")

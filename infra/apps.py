@@ -3,7 +3,7 @@ from django.apps import AppConfig
 
 class InfraConfig(AppConfig):
     name = "infra"
-    verbose_name = "Infra apps"
+    verbose_name = "Own apps"
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
@@ -18,6 +18,8 @@ class InfraConfig(AppConfig):
         registry.check("infra", "infra.doctor.check_infra")
         registry.router("/infra", "infra.web.api.router")
         registry.card("infra", Card("infra/_card.html", "infra.web.views.card", 30))
+        registry.card("apps' concerns", Card("", "infra.web.operator_cards.concerns", 20, "concerns"))
+        registry.card("apps' figures", Card("", "infra.web.operator_cards.figures", 20, "now"))
         registry.recur(
             Recurring("infra.tasks.discover", "infra.tasks.discover", 86400, text="Look for releases of this server's own apps.")
         )

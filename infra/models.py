@@ -77,6 +77,7 @@ class InfraApp(models.Model):
 
     class Meta:
         ordering = ["position", "name"]
+        verbose_name = "app"
         constraints = [models.UniqueConstraint(fields=["server", "stack"], name="one_app_per_stack")]
 
     def __str__(self) -> str:
@@ -138,6 +139,7 @@ class InfraRelease(models.Model):
 
     class Meta:
         ordering = ["app", "-rank"]
+        verbose_name = "release"
         constraints = [models.UniqueConstraint(fields=["app", "version"], name="one_row_per_release")]
 
     def __str__(self) -> str:
@@ -277,6 +279,7 @@ class AlertSent(models.Model):
 
     class Meta:
         ordering = ["-id"]
+        verbose_name = "alert"
 
     def __str__(self) -> str:
         return self.key

@@ -7,7 +7,7 @@ from typing import Any
 from django import forms
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from django.template.defaultfilters import filesizeformat
 from django.utils import timezone
@@ -16,7 +16,7 @@ from django_q.tasks import async_task
 from unfold.admin import ModelAdmin
 from unfold.decorators import action, display
 
-from controlplane.adminsite import ReadOnlyAdmin, ReadOnlyInline
+from controlplane.adminsite import ReadOnlyAdmin, ReadOnlyInline, choices
 from controlplane.secrets import SecretUnreadable
 from enrollment.admin import AddressForm, token_field
 from enrollment.forges.base import ForgeError
@@ -233,7 +233,20 @@ class RunEventAdmin(ReadOnlyAdmin):
 @admin.register(Report)
 class ReportAdmin(ReadOnlyAdmin):
     list_display = ("key", "kind", "repository", "standing", "posted_at", "tries", "next_try_at", "trouble")
-    list_filter = ("kind", "given_up", "repository__forge", "repository")
+    list_filter = (
+        "kind",
+        choices(
+            "status",
+            "standing",
+            {
+                "due": ("due", Q(next_try_at__isnull=False)),
+                "failing": ("failing", Q(next_try_at__isnull=False) & ~Q(last_error="")),
+                "given-up": ("given up", Q(given_up=True)),
+            },
+        ),
+        "repository__forge",
+        "repository",
+    )
     search_fields = ("key", "last_error", "marker")
     list_select_related = ("repository",)
     actions = ["try_now"]
@@ -261,7 +274,7 @@ class ReportAdmin(ReadOnlyAdmin):
 
 def _may_run(request: HttpRequest) -> None:
     if not approval.may_ask(request.user):
-        raise PermissionDenied("Asking for runs requires the permission to add test runs.")
+        raise PermissionDenied("Asking for runs requires the permission to add runs.")
 
 
 # --- actions on a repository: hung up here, since enrollment knows nothing of runs

@@ -260,7 +260,7 @@ def _act(request: HttpRequest, run_id: UUID, action: str) -> TestRun:
 
 def _may_ask(request: HttpRequest) -> None:
     if not approval.may_ask(request.user):
-        raise Refused(403, f"{_who(request)} lacks the permission to add test runs. A superuser gives it in the admin.")
+        raise Refused(403, f"{_who(request)} lacks the permission to add runs. A superuser gives it in the admin.")
 
 
 def _who(request: HttpRequest) -> str:

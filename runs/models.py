@@ -90,6 +90,8 @@ class ExecutorChoice(models.Model):
 
     class Meta:
         ordering = ["repository"]
+        verbose_name = "executor of a repository"
+        verbose_name_plural = "executors of repositories"
 
     def __str__(self) -> str:
         return f"{self.repository}: {self.executor or 'this machine'}"
@@ -158,6 +160,7 @@ class TestRun(models.Model):
 
     class Meta:
         ordering = ["-created_at"]
+        verbose_name = "run"
         indexes = [
             models.Index(fields=["repository", "-created_at"]),
             models.Index(fields=["-created_at", "-id"]),
@@ -261,6 +264,7 @@ class StageResult(models.Model):
 
     class Meta:
         ordering = ["run", "order"]
+        verbose_name = "stage"
         constraints = [models.UniqueConstraint(fields=["run", "name"], name="one_row_per_stage")]
 
     def __str__(self) -> str:
@@ -283,6 +287,7 @@ class CaseResult(models.Model):
 
     class Meta:
         ordering = ["stage", "id"]
+        verbose_name = "test result"
 
     def __str__(self) -> str:
         return self.name
@@ -307,6 +312,7 @@ class Artefact(models.Model):
 
     class Meta:
         ordering = ["run", "kind", "name"]
+        verbose_name = "file"
         constraints = [models.UniqueConstraint(fields=["run", "name"], name="one_row_per_artefact")]
 
     def __str__(self) -> str:
@@ -334,6 +340,7 @@ class RunEvent(models.Model):
 
     class Meta:
         ordering = ["id"]
+        verbose_name = "run event"
         constraints = [
             models.UniqueConstraint(
                 fields=["run", "attempt", "seq"], name="one_row_per_harness_event", condition=models.Q(seq__isnull=False)
@@ -444,6 +451,7 @@ class DeferredItem(models.Model):
 
     class Meta:
         ordering = ["-filed_on", "slug", "id"]
+        verbose_name = "deferred test"
         constraints = [models.UniqueConstraint(fields=["source", "filed_on", "slug"], name="one_row_per_deferred_entry")]
 
     def __str__(self) -> str:

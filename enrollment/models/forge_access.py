@@ -26,6 +26,8 @@ class Right(models.Model):
 
     class Meta:
         ordering = ["forge", "owner", "repository", "name"]
+        verbose_name = "permission of a token"
+        verbose_name_plural = "permissions of tokens"
         constraints = [
             models.UniqueConstraint(
                 fields=["repository", "name"], condition=Q(repository__isnull=False), name="one_row_per_right_of_repository"

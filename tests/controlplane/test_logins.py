@@ -154,7 +154,7 @@ def test_doctor_and_the_admin_show_who_waits_and_let_them_in(client: Client) -> 
         assert (finding.level, finding.fix) == ("warning", f"cc-ci axes_reset_ip {HERE}")
         assert finding.text == f"{HERE} is locked out until 21:01:00 UTC after {MOST} failed logins"
         client.force_login(User.objects.get(username="bob"))
-        page = reverse("admin:axes_accessattempt_changelist")
+        page = reverse("admin:controlplane_failedlogin_changelist")
         text = client.get(page).content.decode()
         assert HERE in text and "until 21:01:00 UTC" in text
         row = AccessAttempt.objects.get()

@@ -1,0 +1,69 @@
+"""What the server's own apps contribute to the admin's start page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from django.db.models import Count, Exists, Max, OuterRef, Q
+from django.http import HttpRequest
+from django.urls import reverse
+
+from controlplane.operator_page import listed
+from controlplane.registry import Concern, Figure
+from infra.models import AlertSent, InfraApp, Upgrade
+from infra.states import MENDED, WORKING, UpgradeState
+from infra.web.permissions import may_see
+
+_ENDS = (UpgradeState.ROLLBACK_FAILED, UpgradeState.SUCCEEDED)
+
+
+def concerns(request: HttpRequest) -> Iterator[Concern]:
+    if may_see(request.user, "infraapp"):
+        yield from _apps()
+    if may_see(request.user, "alertsent"):
+        yield from _alerts()
+
+
+def _apps() -> Iterator[Concern]:
+    last = Upgrade.objects.filter(app=OuterRef("pk"), state__in=[*WORKING, *_ENDS]).order_by("-id")
+    for app in InfraApp.objects.filter(declared=True).annotate(
+        held=Count("releases", Q(releases__state="held", releases__gone=False), distinct=True),
+        last_state=last.values("state")[:1],
+        last_step=last.values("step")[:1],
+        last_id=last.values("pk")[:1],
+        saved_at=Max("taken__taken_at", filter=Q(taken__proved=True)),
+    ):
+        url, name = app.get_absolute_url(), app.name
+        if app.state == InfraApp.State.DRIFTED:
+            text = f"{name} was changed without cc-ci"
+            yield Concern("error", text, "Nothing is done there before you decide.", url, "Adopt, restore or hand over")
+        if app.last_state == UpgradeState.ROLLBACK_FAILED and not (app.last_step or {}).get(MENDED):
+            page = reverse("infra-upgrade", args=[app.last_id])
+            yield Concern("error", f"{name}: the rollback failed", "The app may not work.", page, "See what to do")
+        if app.held and app.ours:
+            noun = "release is" if app.held == 1 else "releases are"
+            yield Concern("warning", f"{name}: {app.held} {noun} held", "They wait for your approval.", url, "Read and approve")
+        if app.discovery_error:
+            yield Concern("warning", f"{name}: its releases cannot be read", app.discovery_error[:300], url, "See the app")
+        if app.ours and app.saved_at is None and app.snapshots.get("of", "none") != "none":
+            yield Concern("warning", f"{name} has no verified snapshot", "Its data is on this server only.", url, "Take one")
+
+
+def _alerts() -> Iterator[Concern]:
+    failed = list(AlertSent.objects.filter(delivered=False).exclude(problem="").order_by("-id")[:1])
+    if failed:
+        url = listed("infra.alertsent", "delivered__exact=0")
+        yield Concern("warning", "Alerts could not be delivered", failed[0].problem[:300], url, "See which")
+
+
+def figures(request: HttpRequest) -> Iterator[Figure]:
+    if not may_see(request.user, "infraapp"):
+        return
+    under_way = Upgrade.objects.under_way().filter(app=OuterRef("pk"))
+    found = InfraApp.objects.annotate(busy=Exists(under_way)).aggregate(
+        busy=Count("pk", Q(busy=True), distinct=True), saved_at=Max("taken__taken_at", filter=Q(taken__proved=True))
+    )
+    if found["busy"]:
+        yield Figure(found["busy"], "upgrades under way", listed("infra.upgrade"))
+    if at := found["saved_at"]:
+        yield Figure(f"{at:%Y-%m-%d %H:%M} UTC", "last backup of an own app", listed("infra.snapshot"))
