@@ -12,7 +12,7 @@ from django.contrib.auth.models import User
 from django.urls import reverse
 
 from runs import lifecycle
-from runs.models import RunEvent, TestRun
+from runs.models import RunEvent, State, TestRun
 from tests.browser.conftest import Watched
 from tests.browser.examples import Examples, examples, hostile
 from tests.factories import CaseResultFactory, RunEventFactory, StageResultFactory, TestRunFactory
@@ -180,6 +180,42 @@ def test_the_log_follows_only_a_reader_at_its_end(look: Look) -> None:
     TestRun.objects.update(log=lines, log_offset=len(lines))
     page.wait_for_selector("#log:has-text('the last')")
     assert page.evaluate("document.getElementById('log').scrollTop") == 100
+
+
+def test_the_log_has_parts_a_search_and_lines_with_an_address(look: Look) -> None:
+    lines = "".join(
+        f"12:00:0{number % 10} == part {number // 100}\n" if number % 100 == 0 else f"line {number}\n" for number in range(300)
+    )
+    run = TestRunFactory(failed=True, log=lines + "12:00:09 tests/test_a.py::test_b FAILED\nno end", log_offset=len(lines))
+    watched = look()
+    page = watched.go(f"{run.get_absolute_url()}#L150")
+    top = "document.getElementById('log').scrollTop"
+    assert page.inner_text(".line.here").strip() == "line 149" and page.evaluate(top) > 0
+    assert page.evaluate("document.getElementById('log').textContent") == run.log
+    page.locator("#log-sections button", has_text="part 2").focus()
+    page.keyboard.press("Enter")
+    assert page.inner_text(".line.here").strip().endswith("== part 2")
+    page.fill("#log-search", "LINE 29")
+    assert page.inner_text("#log-count") == "1 of 11 lines"
+    page.keyboard.press("Enter")
+    assert page.inner_text("#log-count") == "2 of 11 lines" and page.inner_text(".line.here").strip() == "line 290"
+    page.fill("#log-search", "nowhere")
+    assert page.inner_text("#log-count") == "No line has it"
+    assert page.locator(".log .bad").inner_text().strip().endswith("FAILED")
+
+
+def test_a_list_of_runs_keeps_fresh(look: Look) -> None:
+    page = look().go("/")
+    TestRunFactory(state=State.QUEUED)
+    page.wait_for_selector("#now-title")
+
+
+def test_commands_are_copied(look: Look) -> None:
+    page = look().go(TestRunFactory(failed=True).get_absolute_url())
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.locator("button.copy").first.click()
+    page.wait_for_selector("button.copy:has-text('Copied')")
+    assert page.evaluate("navigator.clipboard.readText()") == "!testme"
 
 
 def test_what_the_reader_opened_stays_open(look: Look) -> None:

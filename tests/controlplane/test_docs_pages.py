@@ -17,7 +17,7 @@ from controlplane.config import BASE_DIR
 
 def test_every_page_is_there_and_its_links_lead_somewhere(client: Client) -> None:
     texts = {page.url: client.get(page.url).content.decode() for page in docs.pages().values()}
-    assert len(texts) == len([path for path in (BASE_DIR / "docs").rglob("*.md")])
+    assert len(texts) == len(list((BASE_DIR / "docs").rglob("*.md")))
     for url, text in texts.items():
         article = text.partition("<article")[2].partition("</article>")[0]
         for link in re.findall(r'(?:href|src)="([^"]+)"', article):

@@ -10,7 +10,7 @@
   const log = document.getElementById("log");
   if (!root || !log) return;
 
-  toEnd();
+  if (!Log.follow()) toEnd();
   if (!root.dataset.live) return;
 
   const lamp = document.getElementById("live");
@@ -111,9 +111,8 @@
   function write(text) {
     const before = log.textContent;
     const follow = log.scrollHeight - log.scrollTop - log.clientHeight < 30;
-    if (text.length > before.length && text.startsWith(before)) log.append(text.slice(before.length));
-    else if (text !== before) log.textContent = text;
-    log.hidden = !text;
+    if (text !== before) Log.write(text);
+    Log.visible(Boolean(text));
     document.getElementById("log-empty").hidden = Boolean(text);
     if (follow) toEnd();
   }
