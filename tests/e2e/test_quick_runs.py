@@ -1,4 +1,4 @@
-"""Quick runs on a real Docker Swarm: they start on the data of a run that passed, which stays as it is."""
+"""Quick runs on a real Docker Swarm, from a comment to its answer: they start on the data of a run that passed, which stays."""
 
 from __future__ import annotations
 
@@ -8,21 +8,25 @@ import uuid
 from pathlib import Path
 
 import pytest
+from django.conf import settings
 
+from controlplane.installation import installation_id
+from enrollment.fakeforge import git
 from infra.deployers.docker.api import ids
 from infra.deployers.docker.cli import LABEL_INSTALLATION, LABEL_RUN
 from infra.deployers.docker.stacks import LABEL_STACK
+from runs import manual
 from runs.harness import known_good
-from runs.harness.engine import Engine
-from runs.harness.protocol import Results, RunFolder, Source, Verdict
+from runs.harness.protocol import RunFolder
+from runs.known_good import SEALED, start_of
+from runs.models import Report, State, TestRun
 from tests.docker import IMAGE, docker, need_swarm
-from tests.e2e.recipes import INSTALLATION, Repository, folder_of, left
-from tests.runs.harness.conftest import git
+from tests.world import World
 
-pytestmark = [pytest.mark.docker, pytest.mark.slow(25)]
+pytestmark = [pytest.mark.docker, pytest.mark.django_db, pytest.mark.slow(35)]
 
 #: A recipe with little to wait for.
-RECIPE = {
+RECIPE: git.Files = {
     "compose.yml": f"""version: "3.8"
 services:
   app:
@@ -49,26 +53,20 @@ def test_leaves_something(app):
     assert app.exec("md5sum /run/secrets/key > /uploads/key; ln -s /etc/passwd /uploads/out", service="app").code == 0
 """,
 }
+COMPOSE = str(RECIPE["compose.yml"])
 #: Another version, whose test finds that, with the secret that it was made with.
-CHANGE = {
-    "compose.yml": {"1.0.0+1": "1.1.0+1"},
+CHANGE: git.Files = {
+    "compose.yml": COMPOSE.replace("1.0.0+1", "1.1.0+1"),
     "tests/test_more.py": """
 def test_finds_it(app):
     assert app.exec("md5sum -c /uploads/key", service="app").code == 0
     assert app.exec("readlink /uploads/out", service="app").output.strip() == "/etc/passwd"
 """,
 }
-
-
-@pytest.fixture(autouse=True)
-def _swarm() -> None:
-    need_swarm()
-
-
-def run(folder: RunFolder, secrets: str = "{}") -> Results:
-    results = Engine(folder, {"known_good": secrets}).run()
-    assert left(folder) == []
-    return results
+#: One that loses the data.
+LOSES: git.Files = {
+    "compose.yml": COMPOSE.replace("[uploads:/uploads]", "[files:/uploads]").replace("  uploads:\n", "  files:\n")
+}
 
 
 def digest(folder: Path) -> dict[str, tuple[str, int]]:
@@ -76,48 +74,63 @@ def digest(folder: Path) -> dict[str, tuple[str, int]]:
     return {path.name: (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mode) for path in folder.iterdir()}
 
 
-def test_quick_runs_start_on_what_a_passed_run_left_and_change_nothing_in_it(tmp_path: Path) -> None:
-    recipe = Repository(tmp_path / "quick", "web", published="")
-    git(recipe.folder, "rm", "-rq", ".")
-    recipe.edit(RECIPE)
-    sha = recipe.commit("Begin anew")
-    main = Source(url=recipe.main.url, ref="refs/heads/main", sha=sha)
-    made = folder_of(tmp_path, main, recipe.main, stages=["install", "custom"], known_good_mb=50)
-    results = run(made)
-    assert results.verdict is Verdict.PASSED, results.reason
-    data = made.path / known_good.FOLDER
-    before = digest(data)
-    assert sorted(before) == ["00.tar", known_good.FILE, known_good.SECRETS]
-    assert {mode & 0o777 for _, mode in before.values()} == {0o600}, before
-    secrets = (data / known_good.SECRETS).read_text()
+def ask(world: World, branch: str, change: git.Files) -> tuple[TestRun, str]:
+    """Open a pull request and ask for a quick run there: the run once it ended, and the answer."""
+    world.remote.push("recipes/quick", branch, change, "Change", "alice")
+    pull = world.remote.open_pull("recipes/quick", "recipes/quick", branch, "alice", "A change")
+    world.say("recipes/quick", "!testme --quick", number=pull.number)
+    world.hear()
+    world.run_all(240)
+    run = TestRun.objects.get(pull_request__number=pull.number)
+    (answer,) = world.own_comments("recipes/quick", pull.number)
+    return run, answer
 
-    # One that passes: upgraded on that data, with the secrets and under the names of back then.
-    good = recipe.pull(CHANGE)
-    quick = {"stages": ["upgrade", "custom"], "quick": str(data)}
+
+def test_quick_runs_start_on_what_a_passed_run_left_and_change_nothing_in_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_swarm()
+    monkeypatch.setattr(settings.CC_CI, "deployer", "swarm")
+    world.remote.add_repo("recipes", "quick", files=RECIPE)
+    (row,) = world.enroll("recipes/quick")
+
+    # A full run of the default branch.
+    made = manual.run_repository(row, "alice")
+    world.run_all(240)
+    made.refresh_from_db()
+    assert made.state == State.PASSED, f"{made.reason}\n{made.log[-5000:]}"
+    data = Path(start_of(row.pk)[0])
+    before = digest(data)
+    assert sorted(before) == ["00.tar", known_good.FILE, SEALED]
+    assert {mode & 0o777 for _, mode in before.values()} == {0o600}, before
+
+    # A quick one that passes: upgraded on that data, with the secrets and under the names of back then.
     # A killed one left a volume of that name.
     stack = known_good.read(data).stack
-    marks = {LABEL_INSTALLATION: INSTALLATION, LABEL_RUN: uuid.uuid4().hex, LABEL_STACK: stack}
+    marks = {LABEL_INSTALLATION: installation_id(), LABEL_RUN: uuid.uuid4().hex, LABEL_STACK: stack}
     docker("volume", "create", *(f"--label={key}={value}" for key, value in marks.items()), f"{stack}_uploads")
-    folder = folder_of(tmp_path, good, recipe.main, **quick)
-    results = run(folder, secrets)
-    assert results.verdict is Verdict.PASSED, results.reason
-    assert [(stage.name, stage.status) for stage in results.stages] == [("upgrade", "passed"), ("custom", "passed")]
-    assert "the data is still there" in [case.name for case in results.stages[0].cases]
-    assert (results.upgraded_from, results.version, results.deployments) == (sha[:12], "1.1.0+1", 1)
-    assert results.known_good and (results.known_good.run_id.hex, results.known_good.sha) == (made.request().run_id, sha)
-    assert results.level is None
+    run, answer = ask(world, "good", CHANGE)
+    assert run.state == State.PASSED, f"{run.reason}\n{run.log[-5000:]}"
+    assert "passed" in answer and made.sha[:10] in answer
+    assert [(stage.name, stage.status) for stage in run.stage_results.all()] == [("upgrade", "passed"), ("custom", "passed")]
+    assert "the data is still there" in run.stage_results.get(name="upgrade").cases.values_list("name", flat=True)
+    results = RunFolder(run.folder).results()
+    assert results and (results.upgraded_from, results.version, results.deployments) == (made.sha[:12], "1.1.0+1", 1)
+    assert results.known_good and (results.known_good.run_id, results.known_good.sha) == (made.id, made.sha)
+    assert (results.level, run.teardown["clean"]) == (None, True)
     assert digest(data) == before
 
     # One that loses the data.
-    bad = recipe.pull({"compose.yml": {"[uploads:/uploads]": "[files:/uploads]", "  uploads:\n": "  files:\n"}})
-    results = run(folder_of(tmp_path, bad, recipe.main, **quick), secrets)
-    assert results.verdict is Verdict.FAILED
-    assert "on the volume uploads and is now on files" in results.stages[0].reason
+    run, answer = ask(world, "bad", LOSES)
+    assert run.state == State.FAILED
+    assert "on the volume uploads and is now on files" in run.stage_results.get(name="upgrade").reason
+    assert "failed" in answer
     assert digest(data) == before
 
     # Data that is not what was saved is not used; nor is there anything left of all these.
     os.truncate(data / "00.tar", 1024)
-    results = run(folder_of(tmp_path, good, recipe.main, **quick), secrets)
-    assert results.verdict is Verdict.ERRORED
-    assert f"The known-good commit {sha[:12]} cannot be started on its data" in results.reason
-    assert ids("volume", f"{LABEL_INSTALLATION}={INSTALLATION}") == []
+    run, answer = ask(world, "again", CHANGE)
+    assert (run.state, run.attempt) == (State.ERRORED, 2)
+    assert f"The known-good commit {made.sha[:12]} cannot be started on its data" in run.reason
+    assert not Report.objects.filter(kind=Report.Kind.STATUS, run__quick=True).exists()
+    assert ids("volume", f"{LABEL_INSTALLATION}={installation_id()}") == []

@@ -7,6 +7,7 @@ each request. What is true of Drone, and surprises:
 - no pipeline for the event: 200 with `null`; an unreadable one: a build in the status `error`, without stages and parameters
 - a wrong token makes a guest, not an error; guests and those without access get 401 or 404
 - a disabled repository still takes builds from the API
+- whoever receives its webhooks has to be there: else the answer for an unreadable pipeline is 500, the build is made all the same
 - a running step has no log, only a stream that repeats its last 5000 lines; a stored log has at most 5 MB, and its beginning goes
 - a cancelled build is `killed` at once, whatever its step does until the runner notices
 
@@ -15,6 +16,7 @@ And of Woodpecker:
 - repositories have numbers, by which everything but the look-up goes; steps have numbers of their own for their logs
 - errors have no body, or one of text; every answer has the server's version in a header
 - no pipeline for the event, or none at all: 204; an unreadable one: a pipeline in the status `error`, without workflows
+- a disabled repository, or a branch that does not exist: 500, without a word
 - parameters are an object in the body; no commit can be asked for
 - a log is stored line by line as it comes, in base64 and without newlines, among entries of other kinds
 - who cancels what does not run gets 400; what has not begun becomes `canceled`
@@ -377,6 +379,8 @@ class FakeWoodpecker(FakeServer):
         if method == "POST" and not (user and self.write):
             return unseen
         if not rest:
+            if method == "POST" and not self.active:
+                return 500, ""
             if method == "POST":
                 build = self.create(self.params_in(query, body))
                 return (200, self.shown(build, steps=True)) if build else (204, "")
@@ -388,6 +392,8 @@ class FakeWoodpecker(FakeServer):
         if not 1 <= int(rest[0]) <= len(self.builds):
             return 404, ""
         build = self.builds[int(rest[0]) - 1]
+        if match[1] == "logs" and rest[1] not in ("501", "502"):
+            return 404, ""
         if match[1] == "logs":
             return 200, self.lines(build.step.lines if rest[1] == "502" else ["+ git fetch origin\n"])
         if rest[1:] == ["cancel"]:
