@@ -8,9 +8,12 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import stat
 import threading
 import traceback
+from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from django.db import connections
@@ -52,6 +55,7 @@ class Worker:
 
     def _be_it(self) -> None:
         code = 1
+        _close_pipes()
         try:
             self.world.until(self._step, 600)
             code = 0
@@ -74,6 +78,14 @@ class Worker:
         self._began.wait(10)
         os.kill(self._pid, signal.SIGKILL)
         return True
+
+
+def _close_pipes() -> None:
+    """Those of the process that was forked: it may just have been starting git, and waits there for the end of its pipe."""
+    for number in (int(path.name) for path in Path("/proc/self/fd").iterdir()):
+        with suppress(OSError):
+            if number > 2 and stat.S_ISFIFO(os.fstat(number).st_mode):
+                os.close(number)
 
 
 def test_killed_at_any_request_it_is_one_build_and_one_answer(
