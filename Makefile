@@ -49,8 +49,8 @@ coverage: dev                  ## which lines the tests reach, at least 90 %
 hostile: dev                   ## what a stranger could try, tried on this machine, as a table (WRITE=1: keep it in the docs)
 	@$(BIN)/python -m tests.hostile $(if $(WRITE),--write)
 
-test-real: dev                 ## the main path at a real forge and Drone: FORGE=http://… DRONE=http://…, see CONTRIBUTING.md
-	@FORGE="$(FORGE)" DRONE="$(DRONE)" $(BIN)/python -m tests.real
+test-real: dev                 ## the main path at a real forge, Drone and Woodpecker: FORGE=http://… DRONE=… WOODPECKER=…, see CONTRIBUTING.md
+	@FORGE="$(FORGE)" DRONE="$(DRONE)" WOODPECKER="$(WOODPECKER)" $(BIN)/python -m tests.real
 
 bench: dev                     ## measure requests and delays
 	@$(BIN)/python -m tests.bench

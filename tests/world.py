@@ -29,6 +29,8 @@ from runs import dispatcher, intake, reporting
 from runs.models import HOLDING, Report, State, TestRun
 from tests.enrollment.fakeforge import allowed
 
+#: Those that tests look at which look at every one. (1.26 is nearly like 1.22.)
+EVERY_VERSION = ("1.15", "1.22", "13.0.0+gitea-1.22.0")
 WEB = Path(__file__).parents[1] / "enrollment" / "fakeforge" / "recipes" / "hello-web"
 
 

@@ -80,7 +80,10 @@ class Deliverer:
 
 def _wants(forge: Forge, hook: Hook, event: Event) -> bool:
     repo = forge.tables.repos[event.issue.repo_id]
-    return (hook.repo_id == repo.id or hook.org_id == repo.owner_id) and fine_name(event) in hook.events
+    name = fine_name(event)
+    if event.action == "reviewed" and not forge.features.hook_events_expanded:
+        name = "pull_request_review"
+    return (hook.repo_id == repo.id or hook.org_id == repo.owner_id) and name in hook.events
 
 
 def fine_name(event: Event) -> str:

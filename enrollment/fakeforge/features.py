@@ -20,6 +20,8 @@ class Features:
     permission_route: bool  # collaborators/{x}/permission exists
     token_scopes: bool  # tokens carry scopes
     redirect_status: int  # of a renamed repository or user; clients repeat a POST as GET after 302, not after 307
+    guests_see_members: bool  # who is in an organisation is told without a token, too
+    hook_events_expanded: bool  # lists of a hook's events read back longer than written; else only `pull_request` does
     bad_hook_url_refused: bool  # 422 for a hook with an invalid URL
     not_found: str  # the message of a 404
     not_found_url_key: str  # the key under which a 404 names the documentation
@@ -38,6 +40,8 @@ _GITEA_1_15 = Features(
     permission_route=False,
     token_scopes=False,
     redirect_status=302,
+    guests_see_members=True,
+    hook_events_expanded=True,
     bad_hook_url_refused=False,
     not_found="Not Found",
     not_found_url_key="documentation_url",
@@ -55,15 +59,18 @@ _GITEA_1_22 = Features(
     permission_route=True,
     token_scopes=True,
     redirect_status=307,
+    guests_see_members=True,
+    hook_events_expanded=True,
     bad_hook_url_refused=False,
     not_found="The target couldn't be found.",
     not_found_url_key="url",
     agit=True,
     newer_fields=True,
 )
+_GITEA_1_26 = replace(_GITEA_1_22, guests_see_members=False, hook_events_expanded=False)
 _FORGEJO_13 = replace(_GITEA_1_22, comments_paged="both", bad_hook_url_refused=True)
 
-VERSIONS = {"1.15": _GITEA_1_15, "1.22": _GITEA_1_22, "13.0.0+gitea-1.22.0": _FORGEJO_13}
+VERSIONS = {"1.15": _GITEA_1_15, "1.22": _GITEA_1_22, "1.26": _GITEA_1_26, "13.0.0+gitea-1.22.0": _FORGEJO_13}
 
 
 def features_of(version: str) -> Features:

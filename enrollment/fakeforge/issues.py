@@ -291,9 +291,14 @@ class IssueStore:
             return comment
 
     def review(self, repo: Repo | str, number: int, user: User | str, body: str, state: str = "COMMENT") -> Comment:
-        """Write a review. Its text is in neither comment list, but the pull request is updated; a PENDING one is private."""
+        """Write a review. Its text is in neither comment list, but the pull request is updated; a PENDING one is private.
+
+        Raises PermissionError for who approves or rejects their own.
+        """
         with self.changing() as tables:
             issue = self.issue(repo, number)
+            if state in ("APPROVED", "REQUEST_CHANGES") and issue.user_id == self.user(user).id:
+                raise PermissionError(f"{'approve' if state == 'APPROVED' else 'reject'} your own pull is not allowed")
             entry = self._entry(issue, user, "review", body)
             entry.review_id, entry.state = tables.next_id("reviews"), state
             if state != "PENDING":

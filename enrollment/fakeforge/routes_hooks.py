@@ -12,7 +12,7 @@ from enrollment.fakeforge.routes_issues import ONE_REPO
 
 ONE_ORG = "/orgs/{org}"
 
-# How an event's name is read back; names missing here vanish.
+# How an event's name is read back by versions that expand all; names missing here vanish.
 READ_BACK = {
     "pull_request_review": ("pull_request_review_approved", "pull_request_review_rejected"),
     "pull_request_comment": ("pull_request_comment", "pull_request_review_comment"),
@@ -32,10 +32,22 @@ PLAIN = ("create", "delete", "push", "issues", "issue_comment", "release", "repo
 ORDER = ("create", "delete", "fork", "push", "issues", "issue_comment", *READ_BACK["pull_request"], "repository", "release")
 
 
-def read_back(given: list[Any]) -> list[str]:
+# And by the others.
+WRITTEN = {
+    "pull_request": (
+        *("pull_request", "pull_request_assign", "pull_request_label", "pull_request_milestone", "pull_request_comment"),
+        *("pull_request_review", "pull_request_sync", "pull_request_review_request"),
+    ),
+    "pull_request_comment": ("pull_request_comment",),
+    "pull_request_review": ("pull_request_review",),
+}
+
+
+def read_back(given: list[Any], expanded: bool = True) -> list[str]:
     """The list of events as it is read back after being written."""
-    names = {name for event in given for name in READ_BACK.get(event, (event,) if event in PLAIN else ())}
-    return [name for name in ORDER if name in names]
+    table: dict[str, tuple[str, ...]] = READ_BACK if expanded else WRITTEN
+    names = {name for event in given for name in table.get(event, (event,) if event in PLAIN else ())}
+    return [name for name in (*ORDER, "pull_request_review", "pull_request_review_request") if name in names]
 
 
 @route("GET", ONE_REPO + "/hooks", "repository", signed_in=True)
@@ -67,7 +79,7 @@ def add_hook(call: Call) -> Response:
             url=str(config["url"]),
             content_type=str(config["content_type"]),
             secret=str(config.get("secret", "")),
-            events=read_back(body.get("events") or ["push"]),
+            events=read_back(body.get("events") or ["push"], call.forge.features.hook_events_expanded),
             active=bool(body.get("active")),
             created=now,
             updated=now,
@@ -95,8 +107,9 @@ def edit_hook(call: Call) -> Response:
         hook.url = config.get("url", hook.url)
         hook.content_type = config.get("content_type", hook.content_type)
         # Part of an earlier event's expansion survives, so the list is then longer than `push`.
-        left = [name for name in hook.events if name.startswith("pull_request_")]
-        hook.events = read_back(body["events"]) if body.get("events") else ["push", *left]
+        expanded = call.forge.features.hook_events_expanded
+        left = [name for name in hook.events if name.startswith("pull_request_") and expanded]
+        hook.events = read_back(body["events"], expanded) if body.get("events") else ["push", *left]
         hook.active = body.get("active", hook.active)
         hook.updated = call.forge.now()
     return call.answer(call.render.hook(hook))

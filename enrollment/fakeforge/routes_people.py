@@ -59,10 +59,16 @@ def repos_of_org(call: Call) -> Response:
     return call.page([repo for repo in seen(call) if repo.owner_id == org.id], call.render.repo)
 
 
+def _need_token(call: Call) -> None:
+    if not call.forge.features.guests_see_members:
+        call.signed_in()
+
+
 @route("GET", "/orgs/{org}/members", "organization")
 def members(call: Call) -> Response:
     """The members: all of them for members, the public ones for others."""
     org = call.org()
+    _need_token(call)
     inside = _inside(call, org)
     rows = [row for row in call.forge.tables.memberships.values() if row.org_id == org.id and (inside or row.public)]
     return call.page([call.forge.tables.users[row.user_id] for row in rows], call.render.user)
@@ -72,6 +78,7 @@ def members(call: Call) -> Response:
 def is_member(call: Call) -> Response:
     """204 or 404 for members; others are redirected to the public members, except about themselves."""
     org, user = call.org(), call.person()
+    _need_token(call)
     if _inside(call, org):
         if call.forge.membership(org, user):
             return Response(204)

@@ -13,7 +13,7 @@ from django.utils import timezone
 from enrollment import tasks
 from enrollment.fakeforge import api
 from enrollment.fakeforge.faults import Fault
-from enrollment.fakeforge.features import VERSIONS, features_of
+from enrollment.fakeforge.features import features_of
 from enrollment.forge_access import capabilities
 from enrollment.forge_access.capabilities import CAPABILITIES
 from enrollment.forge_access.clients import client_for
@@ -21,7 +21,7 @@ from enrollment.forges.base import Sample
 from enrollment.forges.gitea import client
 from enrollment.forges.gitea.client import GiteaClient
 from enrollment.models import Comment, Forge, Repository, Right
-from tests.world import World
+from tests.world import EVERY_VERSION, World
 
 pytestmark = [pytest.mark.django_db, pytest.mark.slow(0.2)]
 FORGEJO = "13.0.0+gitea-1.22.0"
@@ -68,7 +68,7 @@ def world(db: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: py
     world.close()
 
 
-every_version = pytest.mark.parametrize("world", list(VERSIONS), indirect=True)
+every_version = pytest.mark.parametrize("world", EVERY_VERSION, indirect=True)
 
 
 def found(world: World) -> dict[str, object]:
@@ -242,6 +242,6 @@ def test_the_docs_hold_the_table() -> None:
     for name, spec in CAPABILITIES.items():
         values = " | ".join(
             {True: "yes", False: "no"}.get(TABLE[version][name], str(TABLE[version][name]))  # type: ignore[call-overload]
-            for version in VERSIONS
+            for version in EVERY_VERSION
         )
         assert f"| {spec.text} | {values} | {spec.otherwise} |" in text, name

@@ -213,7 +213,7 @@ def test_the_recurring_task_says_what_changed(world: World) -> None:
 
 def test_a_forge_is_asked_who_we_are_before_it_is_added(world: World) -> None:
     forge = world.forge
-    assert (forge.bot_id, forge.bot_login, forge.version) == (world.bot.id, "cc-ci", "1.15")
+    assert (forge.bot_id, forge.bot_login, forge.version) == (world.bot.id, "cc-ci", world.remote.version)
     assert forge.reveal_token() == world.token
     with pytest.raises(Unauthorized):
         add_forge(world.server.url, "wrong")

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from enrollment.fakeforge.faults import Fault, Request
-from enrollment.fakeforge.features import VERSIONS
 from enrollment.forges import http
 from enrollment.forges.base import (
     Forbidden,
@@ -31,7 +30,7 @@ from enrollment.forges.base import (
 )
 from enrollment.forges.gitea import client as gitea
 from enrollment.forges.gitea.client import GiteaClient
-from tests.world import World
+from tests.world import EVERY_VERSION, World
 
 CAPTURED = Path(__file__).parents[1] / "data" / "gitea" / "responses"
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
@@ -73,7 +72,7 @@ def place(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Place]:
     place.close()
 
 
-every_version = pytest.mark.parametrize("place", list(VERSIONS), indirect=True)
+every_version = pytest.mark.parametrize("place", EVERY_VERSION, indirect=True)
 
 
 @every_version

@@ -10,16 +10,15 @@ import pytest
 
 from enrollment.fakeforge import git
 from enrollment.fakeforge.faults import Fault
-from enrollment.fakeforge.features import VERSIONS
 from enrollment.forges.base import Forbidden, Garbage, NotFound, Rejected
 from enrollment.forges.gitea.client import GiteaClient
-from tests.world import World
+from tests.world import EVERY_VERSION, World
 
 REPO = ("recipes", "web")
 TEXT = b"one\r\ntwo \xf0\x9f\x8c\xb1\xff"
 
 
-@pytest.fixture(params=list(VERSIONS))
+@pytest.fixture(params=EVERY_VERSION)
 def place(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[World]:
     place = World(tmp_path, request.param)
     place.add_recipe("web", files={"docs/a file.md": TEXT, "compose.yml": "services: {}\n"})

@@ -12,11 +12,10 @@ from django.test import Client
 
 from enrollment.access import authorization
 from enrollment.access.policy import Policy, merge, policy_of
-from enrollment.fakeforge.features import VERSIONS
 from enrollment.forges.base import User
 from enrollment.models import Comment, Forge, Repository
 from runs.models import TestRun
-from tests.world import World
+from tests.world import EVERY_VERSION, World
 
 pytestmark = pytest.mark.django_db
 
@@ -61,7 +60,7 @@ def world(db: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: py
     world.close()
 
 
-every_version = pytest.mark.parametrize("world", list(VERSIONS), indirect=True)
+every_version = pytest.mark.parametrize("world", EVERY_VERSION, indirect=True)
 
 
 def trusted(world: World, recipe: str = "web", **policy: Any) -> set[str]:

@@ -25,7 +25,7 @@ def until(done: Callable[[], object]) -> None:
         process.take_waiting()
 
 
-def test_a_comment_comes_by_a_hook_that_was_registered(
+def test_comments_and_reviews_come_by_a_hook_that_was_registered(
     world: World, live_server: LiveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(settings.CC_CI, "webhook_autoregister", True)
@@ -46,4 +46,16 @@ def test_a_comment_comes_by_a_hook_that_was_registered(
     assert not reconcile(world.forge, apply=True).problems
     other = world.say("recipes/web", "!testme help")
     until(lambda: Comment.objects.filter(forge_comment_id=other.id).exists())
+    # A review; and comments under another name, and at another owner.
+    carol = world.remote.add_user("carol")
+    world.remote.add_member(world.org, carol, "write")
+    review = world.remote.review("recipes/web", 1, carol, "!testme", "APPROVED")
+    until(lambda: Comment.objects.filter(forge_comment_id=review.id).exists())
+    world.remote.rename_repo("recipes/web", "site")
+    renamed = world.say("recipes/site", "!testme help")
+    until(lambda: Comment.objects.filter(forge_comment_id=renamed.id).exists())
+    world.remote.add_org("other", world.admin)
+    world.remote.transfer("recipes/site", "other")
+    moved = world.say("other/site", "!testme help", "root")
+    until(lambda: Comment.objects.filter(forge_comment_id=moved.id).exists())
     receiver.forget()

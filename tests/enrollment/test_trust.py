@@ -237,6 +237,7 @@ def test_a_collaborator_who_may_only_read_is_not_trusted_where_the_server_tells(
     assert ask(world, "mallory").trusted is may
 
 
+@pytest.mark.parametrize("world", ["1.15"], indirect=True)
 def test_collaborators_where_it_does_not_are_refused(world: World) -> None:
     world.remote.add_collaborator("recipes/web", world.mallory)
     assert not ask(world, "mallory").trusted

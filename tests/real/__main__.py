@@ -1,4 +1,4 @@
-"""`make test-real FORGE=http://… [DRONE=http://…]`: what tests of the main path find at a real forge and a real Drone.
+"""`make test-real FORGE=http://… [DRONE=…] [WOODPECKER=…]`: what tests of the main path find at a real forge and CI servers.
 
 The same tests run against the fake forge in the real one's version, then against the real one. A test that fails at the real
 one alone shows a difference: it belongs into the fake forge. The real one is left as it was, but for numbers that count up.
@@ -25,15 +25,16 @@ PROJECT = Path(__file__).resolve().parents[2]
 WHERE = [
     *(
         f"tests/enrollment/test_{name}.py"
-        for name in ("trust", "whose_code", "policies", "enrolling", "polling", "webhooks", "real_deliveries")
+        for name in ("trust", "whose_code", "policies", "enrolling", "polling", "rights", "webhooks", "real_deliveries")
     ),
     *(f"tests/runs/test_{name}.py" for name in ("intake", "approval", "reporting", "allowances", "starting")),
 ]
 _NEEDED = """{name} is not set.
 
   FORGE        the address of a Gitea or Forgejo that is there for tests alone, which reaches this machine with its webhooks
-  FORGE_ADMIN  its administrator's login, as name:password, in the environment
+  FORGE_ADMIN  its administrator's login, as name:password, in the environment; not named as one of the people of the tests, as root
   DRONE        if wanted, the address of a Drone server that works with this forge (CONTRIBUTING.md)
+  WOODPECKER   the same for a Woodpecker server
 """
 
 
@@ -57,19 +58,20 @@ def main() -> int:
     sandbox = run(tests, SANDBOX_VERSION=near)
     print(f"\n{url}, which is {version}:")
     real = run(tests, SANDBOX_VERSION=near, REAL_FORGE=url)
-    return tell(sandbox, real) | with_drone()
+    return tell(sandbox, real) | with_ci_servers()
 
 
-def with_drone() -> int:
-    """Run the tests that need a Drone, too. Returns the exit code."""
-    url = os.environ.get("DRONE", "")
-    if not url:
-        print("\nSkipped: whole runs as builds of a real Drone, because DRONE is not set.")
+def with_ci_servers() -> int:
+    """Run the tests that need a Drone or a Woodpecker, too. Returns the exit code."""
+    given = {name: os.environ.get(name, "") for name in ("DRONE", "WOODPECKER")}
+    for name in given:
+        if not given[name]:
+            print(f"\nSkipped: whole runs as builds of a real {name.capitalize()}, because {name} is not set.")
+    if not any(given.values()):
         return 0
-    print(f"\n{url}, a Drone:")
-    return int(
-        bool(subprocess.run([sys.executable, "-m", "pytest", "-q", "tests/real/test_with_drone.py"], cwd=PROJECT).returncode)
-    )
+    print(f"\nBuilds at {' and '.join(url for url in given.values() if url)}:")
+    command = [sys.executable, "-m", "pytest", "-q", "-rs", "tests/real/test_with_ci_server.py"]
+    return int(bool(subprocess.run(command, cwd=PROJECT).returncode))
 
 
 def nearest(version: str) -> str:

@@ -7,6 +7,7 @@ name that a test needs is not touched: the test fails. A test that needs what on
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import time
 from collections.abc import Iterable
@@ -27,7 +28,9 @@ DOMAIN = "cc-ci-test.invalid"
 PASSWORD = "only-for-tests-of-cc-ci"
 SECONDS = 60
 #: What a token of cc-ci may do, where tokens have scopes.
-SCOPES = ("read:organization", "read:user", "write:issue", "write:repository")
+SCOPES = ("write:organization", "read:user", "write:issue", "write:repository")
+#: What only the fake forge has, and tests set.
+SANDBOX = ("faults", "listeners")
 #: The permissions of an organisation's team in its units.
 UNITS = ("repo.code", "repo.issues", "repo.pulls", "repo.releases")
 
@@ -46,6 +49,7 @@ class RealForge:
         self._session.trust_env = False
         self._session.auth = (self.admin, password)
         self._name = f"{DOMAIN}-{os.urandom(8).hex()}"
+        self._topics: dict[tuple[int, str], int] = {}  # the number of each pull request without a branch
         # Asked with a password, a server takes its time for each request.
         path = f"/users/{self.admin}/tokens"
         self._token = self.call("POST", path, {"name": self._name, "scopes": ["all"]})["sha1"]
@@ -56,6 +60,11 @@ class RealForge:
 
     def __getattr__(self, name: str) -> Any:
         return sandbox_only(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in SANDBOX and value is not None:
+            sandbox_only(name)
+        object.__setattr__(self, name, value)
 
     def call(self, method: str, path: str, body: Any = None, *, sudo: str = "", missing: bool = False, **more: Any) -> Any:
         """The parsed JSON of an answer; None for one without, and for 404 with `missing`."""
@@ -97,7 +106,8 @@ class RealForge:
     # --- people
 
     def add_user(self, login: str, *, admin: bool = False) -> Any:
-        body = {"username": login, "email": f"{login}@{DOMAIN}", "password": PASSWORD, "must_change_password": False}
+        address = f"{login}-{os.urandom(4).hex()}@{DOMAIN}"  # whoever is renamed keeps theirs
+        body = {"username": login, "email": address, "password": PASSWORD, "must_change_password": False}
         try:
             self.call("POST", "/admin/users", body)
         except AssertionError as error:
@@ -129,6 +139,9 @@ class RealForge:
         )
         if not isinstance(user, str):
             user.login = login
+        for key in [key for key in self._topics if key[1].startswith(f"{old}/")]:  # an open one follows the name
+            if self.call("GET", f"/repositories/{key[0]}") and self._pull_state(*key) == "open":
+                del self._topics[key]
 
     def add_token(self, user: Any, *scopes: str) -> str:
         with requests.Session() as session:
@@ -235,20 +248,26 @@ class RealForge:
     ) -> Any:
         row, login = self.repo(repo), self.login(user)
         branch = topic if topic.startswith(f"{login}/") else f"{login}/{topic}"
-        mine = [pull for pull in self.listed(f"{self._path(row)}/pulls", state="open") if pull["head"]["ref"].endswith(branch)]
+        key = row.id, branch
+        mine = key in self._topics and self._pull_state(*key) == "open"
         self._git(row, self.admin, "fetch", "--quiet", "URL", "+refs/heads/*:refs/heads/*", "+refs/pull/*:refs/pull/*")
         if isinstance(commit, str):
             sha = commit
         else:
-            on = mine[0]["head"]["sha"] if mine else git.resolve(self.folder(row), f"refs/heads/{base_branch}")
+            name = f"refs/pull/{self._topics[key]}/head" if mine else f"refs/heads/{base_branch}"
+            on = git.resolve(self.folder(row), name)
             sha = git.commit(self.folder(row), "", commit, title or "Change", login, datetime.now(UTC), on=on)
         options = [f"--push-option=topic={topic}", f"--push-option=title={title or topic}", f"--push-option=description={body}"]
         options += ["--push-option=force-push=true"] if force else []
-        self._git(row, login, "push", "--quiet", *options, "URL", f"{sha}:refs/for/{base_branch}")
-        if mine:
-            return self.pull(row, mine[0]["number"])
-        newest = self.listed(f"{self._path(row)}/pulls", state="open", sort="recentupdate")
-        return self.pull(row, max(pull["number"] for pull in newest))
+        said = self._git(row, login, "push", "--porcelain", *options, "URL", f"{sha}:refs/for/{base_branch}")
+        found = re.search(r"refs/pull/(\d+)/head", said)
+        assert found, said
+        self._topics[key] = int(found[1])
+        return self.pull(row, self._topics[key])
+
+    def _pull_state(self, repo_id: int, branch: str) -> str:
+        number = self._topics[repo_id, branch]
+        return str(self.call("GET", f"{self._path(self.repo(SimpleNamespace(id=repo_id)))}/pulls/{number}")["state"])
 
     def fork(self, repo: Any, user: Any, name: str = "") -> Any:
         body = {"name": name} if name else {}
@@ -282,7 +301,9 @@ class RealForge:
         self, base: Any, head: Any, branch: str, user: Any, title: str = "", body: str = "", base_branch: str = "main"
     ) -> Any:
         source, target = self.repo(head), self.repo(base)
-        where = branch if source.id == target.id else f"{source.owner}:{branch}"
+        # Two repositories of one owner need their names.
+        owner = f"{source.owner}/{source.name}" if source.owner == target.owner else source.owner
+        where = branch if source.id == target.id else f"{owner}:{branch}"
         given = {"head": where, "base": base_branch, "title": title or f"Merge {branch}", "body": body}
         who, until = self.login(user), time.monotonic() + SECONDS
         while True:
@@ -302,13 +323,19 @@ class RealForge:
     def issue(self, repo: Any, number: int) -> Any:
         found = self.call("GET", f"{self._path(repo)}/issues/{number}")
         return SimpleNamespace(
-            id=found["id"], number=number, repo_id=self.repo(repo).id, state=found["state"], user_id=found["user"]["id"]
+            id=found["id"],
+            number=number,
+            repo_id=self.repo(repo).id,
+            state=found["state"],
+            user_id=found["user"]["id"],
+            created=datetime.fromisoformat(found["created_at"]),
         )
 
     def pull(self, repo: Any, number: int) -> Any:
         found = self.call("GET", f"{self._path(repo)}/pulls/{number}")
         issue = self.issue(repo, number)
         issue.pull_id, issue.head_sha, issue.base_branch = found["id"], found["head"]["sha"], found["base"]["ref"]
+        issue.base_sha = found["base"]["sha"]
         issue.merge_sha, issue.merged = found.get("merge_commit_sha") or "", found["merged"]
         return issue
 
@@ -337,7 +364,12 @@ class RealForge:
     def _comment(self, repo: Any, found: Any) -> Any:
         number = int(found["issue_url"].rpartition("/")[2] or found["pull_request_url"].rpartition("/")[2])
         return SimpleNamespace(
-            id=found["id"], body=found["body"], user_id=found["user"]["id"], repo_id=self.repo(repo).id, number=number
+            id=found["id"],
+            body=found["body"],
+            user_id=found["user"]["id"],
+            repo_id=self.repo(repo).id,
+            number=number,
+            created=datetime.fromisoformat(found["created_at"]),
         )
 
     def review(self, repo: Any, number: int, user: Any, body: str, state: str = "COMMENT") -> Any:
@@ -382,11 +414,23 @@ class _Clock:
             sandbox_only("a clock that can be moved")
         time.sleep(seconds)
 
+    def __call__(self) -> datetime:
+        """Tests run where the forge's clock is about right."""
+        return datetime.now(UTC)
+
     def __getattr__(self, name: str) -> Any:
         return sandbox_only(f"the clock's {name}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         sandbox_only(f"the clock's {name}")
+
+
+class _Server:
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def __getattr__(self, name: str) -> Any:
+        return sandbox_only(f"the server's {name}")
 
 
 class RealWorld(World):
@@ -395,7 +439,7 @@ class RealWorld(World):
     def __init__(self, root: Path, url: str, login: str) -> None:
         self.clock = _Clock()  # type: ignore[assignment]
         self.remote = RealForge(url, login, root)  # type: ignore[assignment]
-        self.server = SimpleNamespace(url=self.remote.url)  # type: ignore[assignment]
+        self.server = _Server(self.remote.url)  # type: ignore[assignment]
         self.settle_in()
 
     def close(self) -> None:

@@ -6,14 +6,20 @@ import inspect
 import json
 import os
 import re
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from enrollment.fakeforge.features import VERSIONS
 
-#: What only the fake forge has.
-_SANDBOX = re.compile(r"\.(faults|tables|features|listeners)\b|own_requests|Bridge\(|writes\(")
+#: What only the fake forge has; a clock that is moved by more than some seconds.
+_SANDBOX = re.compile(
+    r"\.(faults|tables|features|listeners)\b|own_requests|Bridge\(|clock\.(fixed|offset)|clock\.move\((?!seconds=([a-z]+|[0-9]|10)\b)"
+)
+#: A version is as the one before, where tests are not for it in particular.
+_AS = {"1.26": "1.22"}
 
 
 def pytest_sessionstart() -> None:
@@ -31,18 +37,38 @@ def pytest_sessionstart() -> None:
     world.World = Here  # type: ignore[misc]
 
 
-def _fits(item: pytest.Item) -> bool:
-    """Whether it has a forge, and is none of its own for another version."""
+def _versions(item: pytest.Item) -> set[str]:
+    """The versions that a test is for; all if there are none."""
     callspec = getattr(item, "callspec", None)
-    named = [value for value in (callspec.params.values() if callspec else ()) if isinstance(value, str) and value in VERSIONS]
-    if "world" not in getattr(item, "fixturenames", ()) or any(value != os.environ["SANDBOX_VERSION"] for value in named):
+    return {value for value in (callspec.params.values() if callspec else ()) if isinstance(value, str) and value in VERSIONS}
+
+
+def _source(function: Any, seen: set[str]) -> str:
+    """Of a function, and of those of its module that it calls."""
+    text = inspect.getsource(function)
+    for name in set(re.findall(r"\b(\w+)\(", text)) - seen:
+        seen.add(name)
+        called = function.__globals__.get(name)
+        if inspect.isfunction(called) and called.__module__ == function.__module__:
+            text += _source(called, seen)
+    return text
+
+
+def _fits(item: pytest.Item, versions: set[str]) -> bool:
+    """Whether it has a forge, and is none of its own for another version. `versions`: those that its function is for."""
+    version = os.environ["SANDBOX_VERSION"]
+    version = version if version in versions else _AS.get(version, version)
+    if "world" not in getattr(item, "fixturenames", ()) or _versions(item) - {version}:
         return False
     # (Where this does not see it, the real forge skips the test, after it has made all its people.)
-    return not _SANDBOX.search(inspect.getsource(item.function))  # type: ignore[attr-defined]
+    return not _SANDBOX.search(_source(item.function, set()))  # type: ignore[attr-defined]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Config) -> None:
-    fitting = [item for item in items if _fits(item)]
+    versions: defaultdict[Any, set[str]] = defaultdict(set)
+    for item in items:
+        versions[getattr(item, "function", None)] |= _versions(item)
+    fitting = [item for item in items if _fits(item, versions[getattr(item, "function", None)])]
     config.hook.pytest_deselected(items=[item for item in items if item not in fitting])
     items[:] = fitting
 

@@ -69,7 +69,7 @@ def push(world: World) -> str:
 
 
 def fork_of(world: World) -> Repo:
-    return next(row for row in world.remote.tables.repos.values() if row.owner == "mallory")
+    return world.remote.repo("mallory/web")
 
 
 def force(world: World, sha: str) -> None:

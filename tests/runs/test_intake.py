@@ -140,12 +140,14 @@ def test_a_comment_that_was_edited_before_it_was_seen_starts_nothing(world: Worl
 
 @pytest.mark.parametrize("state", ["COMMENT", "APPROVED", "REQUEST_CHANGES"])
 def test_a_command_in_a_review_counts_as_in_a_comment(world: World, state: str) -> None:
-    said = world.remote.review("recipes/web", 1, world.alice, "Looks fine.\r\n!testme", state)
+    carol = world.remote.add_user("carol")  # nobody may approve or reject their own
+    world.remote.add_member(world.org, carol, "write")
+    said = world.remote.review("recipes/web", 1, carol, "Looks fine.\r\n!testme", state)
     world.hear()
     run = TestRun.objects.get()
-    assert (run.sha, run.trusted, run.requested_by) == (world.remote.pull("recipes/web", 1).head_sha, True, "alice")
+    assert (run.sha, run.trusted, run.requested_by) == (world.remote.pull("recipes/web", 1).head_sha, True, "carol")
     row = outcome(world, said.id)
-    assert (row.outcome, row.facts["asker"]["id"], row.pull_request.number) == ("run", world.alice.id, 1)
+    assert (row.outcome, row.facts["asker"]["id"], row.pull_request.number) == ("run", carol.id, 1)
     assert row.html_url.endswith(f"/recipes/web/pulls/1#issuecomment-{said.id}")
     (answer,) = world.own_comments("recipes/web")
     assert "is queued" in answer

@@ -244,9 +244,9 @@ def test_others_comments_are_never_deleted(world: World, run: TestRun) -> None:
 
 
 def test_a_comment_that_somebody_deleted_is_posted_again(world: World, run: TestRun) -> None:
-    posted = Report.objects.get(kind="run").posted_id
-    assert posted
-    world.remote.delete_comment(posted)
+    (comment,) = world.remote.comments_of(world.remote.issue("recipes/web", 1))[-1:]
+    assert comment.id == Report.objects.get(kind="run").posted_id
+    world.remote.delete_comment(comment)
     lifecycle.move(run, "claim", attempt=1, started_at=timezone.now())
     world.report()
     (text,) = world.own_comments("recipes/web")
@@ -279,7 +279,11 @@ def test_while_the_forge_is_known_to_be_down_it_is_not_asked(world: World, run: 
     assert Report.objects.get(kind="run").next_try_at == until
 
 
-def test_a_status_where_the_token_may_write_one(world: World, run: TestRun) -> None:
+def test_a_status_where_the_token_may_write_one(world: World) -> None:
+    world.remote.add_collaborator("recipes/web", world.bot, "write")
+    world.say("recipes/web")
+    world.hear()
+    run = TestRun.objects.get()
     finish(world, run, "fail")
     newest = world.remote.statuses_of("recipes/web", run.sha)[0]
     assert (newest.state, newest.context, newest.target_url) == ("failure", "cc-ci", run.url)
