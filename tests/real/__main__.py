@@ -32,7 +32,7 @@ WHERE = [
 _NEEDED = """{name} is not set.
 
   FORGE        the address of a Gitea or Forgejo that is there for tests alone, which reaches this machine with its webhooks
-  FORGE_ADMIN  its administrator's login, as name:password, in the environment; not named as one of the people of the tests, as root
+  FORGE_ADMIN  its administrator's login, as name:password, in the environment; not `root`, whom the tests make
   DRONE        if wanted, the address of a Drone server that works with this forge (CONTRIBUTING.md)
   WOODPECKER   the same for a Woodpecker server
 """

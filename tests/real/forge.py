@@ -312,6 +312,8 @@ class RealForge:
             except AssertionError as error:
                 if "must be a collaborator" not in str(error):
                     raise
+                if source.id != target.id:
+                    sandbox_only("a pull request from somebody else's fork")
                 who = target.owner  # from a branch of the repository itself, only those who may write there open one
                 continue
             if found:

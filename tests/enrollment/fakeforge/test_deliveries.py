@@ -166,7 +166,7 @@ def test_reviews_that_end_so_or_so_are_an_event_of_their_own(
 ) -> None:
     hook(client, receiver.url, events)
     for state in ("COMMENT", "APPROVED", "REQUEST_CHANGES"):
-        forge.review("recipes/web", 1, "alice", state, state)
+        forge.review("recipes/web", 1, "admin", state, state)
     server.deliveries.flush()
     assert [json.loads(body)["review"]["content"] for _, body in receiver.got] == told
 
