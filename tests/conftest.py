@@ -49,12 +49,15 @@ def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def world(db: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """A forge with people, one recipe `recipes/web` with a pull request, and cc-ci enrolled there."""
+def world(db: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[World]:
+    """A forge with people, one recipe `recipes/web` with a pull request, and cc-ci enrolled there.
+
+    Version 1.15, or another by indirect parametrisation.
+    """
     from tests.world import World
 
     monkeypatch.setattr(settings.CC_CI, "data_dir", tmp_path / "data")
-    world = World(tmp_path)
+    world = World(tmp_path, getattr(request, "param", "1.15"))
     world.connect()
     world.add_recipe("web")
     world.enroll("recipes/web")

@@ -16,7 +16,7 @@ from enrollment.fakeforge.features import VERSIONS
 
 #: What only the fake forge has; a clock that is moved by more than some seconds.
 _SANDBOX = re.compile(
-    r"\.(faults|tables|features|listeners)\b|own_requests|Bridge\(|(remote\.clock|server\.(stop|deliveries)|clock\.(fixed|offset))\b"
+    r"\.(faults|tables|features|listeners)\b|own_requests|Bridge\(|(remote\.(clock|folder|pushed)|server\.(stop|deliveries)|clock\.(fixed|offset))\b"
     r"|clock\.move\((?!seconds=([a-z]+|[0-9]|10)\b)"
 )
 #: A version is as the one before, where tests are not for it in particular.

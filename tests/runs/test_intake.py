@@ -463,6 +463,7 @@ def test_a_closed_pull_request_is_not_tested(world: World) -> None:
 # --- strangers' code
 
 
+@pytest.mark.parametrize("world", ["1.15"], indirect=True)
 def test_strange_code_needs_a_commit_where_the_forge_keeps_no_timeline(world: World) -> None:
     pull = world.add_fork_pull("recipes/web")
     world.say("recipes/web", number=pull.number)
