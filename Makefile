@@ -52,6 +52,9 @@ hostile: dev                   ## what a stranger could try, tried on this machi
 test-real: dev                 ## the main path at a real forge, Drone and Woodpecker: FORGE=http://… DRONE=… WOODPECKER=…, see CONTRIBUTING.md
 	@FORGE="$(FORGE)" DRONE="$(DRONE)" WOODPECKER="$(WOODPECKER)" $(BIN)/python -m tests.real
 
+seed: dev                      ## a database with N runs, to look at and to measure (N=100000)
+	@$(BIN)/python -m tests.bench.seed $(or $(N),100000)
+
 bench: dev                     ## measure requests and delays
 	@$(BIN)/python -m tests.bench
 

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from django import forms
-from django.contrib import admin, messages
+from django.contrib import admin
 from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.models import Group, User
@@ -17,12 +17,12 @@ from django.template.defaultfilters import truncatechars
 from django.utils import timezone
 from django_q.models import Failure, OrmQ, Schedule, Success, Task
 from unfold.admin import ModelAdmin
-from unfold.decorators import action, display
+from unfold.decorators import display
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldAdminIntegerFieldWidget, UnfoldAdminTextInputWidget
 
 from controlplane import logins, tokens
-from controlplane.adminsite import ReadOnlyAdmin
+from controlplane.adminsite import NotDone, ReadOnlyAdmin, row_action
 from controlplane.models import ApiToken, FailedLogin, Host, Lease, RecurringTask
 from controlplane.registry import registry
 
@@ -59,14 +59,12 @@ class RecurringTaskAdmin(ReadOnlyAdmin):
             return False
         return ModelAdmin.has_change_permission(self, request, obj)
 
-    @action(description="Run now", permissions=["change"])
-    def run_now(self, request: HttpRequest, queryset: QuerySet[RecurringTask]) -> None:
-        """Make them due: the responsible host's ticker queues them within a second."""
-        due = queryset.filter(enabled=True).update(due_at=timezone.now())
-        if due:
-            messages.success(request, f"{due} tasks will run as soon as a worker is free.")
-        if skipped := queryset.filter(enabled=False).count():
-            messages.warning(request, f"{skipped} tasks are disabled and will not run.")
+    @row_action("Run now", "change")
+    def run_now(self, request: HttpRequest, row: RecurringTask) -> str:
+        """Make it due: the responsible host's ticker queues it within a second."""
+        if not RecurringTask.objects.filter(pk=row.pk, enabled=True).update(due_at=timezone.now()):
+            raise NotDone(f"{row} is disabled and will not run.")
+        return f"{row} will run as soon as a worker is free."
 
     @display(description="last run", label={"ok": "success", "failed": "danger", "never": "info"})
     def outcome(self, row: RecurringTask) -> str:
@@ -245,9 +243,11 @@ class ApiTokenAdmin(ReadOnlyAdmin):
     def standing(self, row: ApiToken) -> str:
         return tokens.status_of(row)
 
-    @action(description="Revoke", permissions=["act"])
-    def revoke(self, request: HttpRequest, queryset: QuerySet[ApiToken]) -> None:
-        self.message_user(request, f"Revoked {tokens.revoke(queryset)} tokens.")
+    @row_action("Revoke", "act", "The token {row} is refused from now on, for good.", danger=True)
+    def revoke(self, request: HttpRequest, token: ApiToken) -> str:
+        if not tokens.revoke(ApiToken.objects.filter(pk=token.pk)):
+            raise NotDone(f"{token} was revoked before.")
+        return f"Revoked {token}."
 
 
 def _seconds(value: float) -> str:

@@ -134,6 +134,7 @@ LANGUAGE_CODE = "en"
 TIME_ZONE = "UTC"
 USE_TZ = True
 USE_I18N = False
+FORMAT_MODULE_PATH = "controlplane.formats"
 
 STATIC_URL = "/static/"
 STATIC_ROOT = CC_CI.data_dir / "static"

@@ -6,14 +6,14 @@ from typing import Any
 
 from django import forms
 from django.contrib import admin, messages
-from django.db.models import Q, QuerySet
+from django.db.models import Count, Q, QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
 from unfold.admin import ModelAdmin
-from unfold.decorators import action, display
+from unfold.decorators import display
 from unfold.widgets import UnfoldAdminPasswordWidget, UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
 
-from controlplane.adminsite import ReadOnlyAdmin, choices
+from controlplane.adminsite import BigAdmin, NotDone, ReadOnlyAdmin, ReadOnlyInline, choices, row_action, values
 from controlplane.secrets import SecretUnreadable
 from enrollment.forge_access import permissions
 from enrollment.forge_access.clients import client_for
@@ -34,6 +34,14 @@ from enrollment.permission_admin import (
 from enrollment.polling import poller
 from enrollment.repositories import bare, enroll, refresh_identity
 from enrollment.webhooks.admin import reconcile_soon, webhook_of
+
+
+class CommentInline(ReadOnlyInline):
+    """What was said on a pull request."""
+
+    model = Comment
+    fields = ("created_at", "author_login", "body", "outcome", "reason")
+    ordering = ("-created_at",)
 
 
 def short_list() -> UnfoldAdminTextareaWidget:
@@ -181,18 +189,22 @@ class ForgeAdmin(ModelAdmin):
             return "failing"
         return "healthy" if forge.last_ok_at else "not polled yet"
 
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Forge]:
+        return super().get_queryset(request).annotate(number=Count("repositories", Q(repositories__active=True)))
+
     @display(description="repositories")
     def watched(self, forge: Forge) -> int:
-        return forge.repositories.filter(active=True).count()
+        return forge.number  # type: ignore[attr-defined]
 
-    @action(description="Poll now", permissions=["change"])
-    def poll_now(self, request: HttpRequest, queryset: QuerySet[Forge]) -> None:
-        for forge in queryset:
-            forge.backoff_until = None
-            forge.save(update_fields=["backoff_until"])
-            forgive(forge)
-            result = poller.poll(forge)
-            self.message_user(request, result.text(), messages.WARNING if result.problems else messages.SUCCESS)
+    @row_action("Poll now", "change")
+    def poll_now(self, request: HttpRequest, forge: Forge) -> str:
+        forge.backoff_until = None
+        forge.save(update_fields=["backoff_until"])
+        forgive(forge)
+        result = poller.poll(forge)
+        if result.problems:
+            raise NotDone(result.text())
+        return result.text()
 
 
 class EnrollForm(ListsForm):
@@ -252,7 +264,7 @@ class RepositoryForm(ListsForm):
 
 @admin.register(Repository)
 class RepositoryAdmin(ModelAdmin):
-    list_display = ("full_name", "forge", "active", "source", "private", "enrolled_at", "trouble")
+    list_display = ("full_name", "forge", "watched", "source", "visibility", "enrolled_at", "trouble")
     list_filter = (
         "active",
         choices("problem", "trouble", {"yes": ("with one", ~Q(last_error="")), "no": ("without", Q(last_error=""))}),
@@ -309,31 +321,60 @@ class RepositoryAdmin(ModelAdmin):
     def webhook(self, row: Repository) -> str:
         return webhook_of(row)
 
+    @display(description="watched", label={"watched": "success", "not watched": "info", "being deleted": "warning"})
+    def watched(self, row: Repository) -> str:
+        return "being deleted" if row.removal_at else "watched" if row.active else "not watched"
+
+    @display(description="visibility")
+    def visibility(self, row: Repository) -> str:
+        return "private" if row.private else "public"
+
     @display(description="problem")
     def trouble(self, row: Repository) -> str:
         return row.last_error[:100]
 
 
-@admin.register(PullRequest)
-class PullRequestAdmin(ReadOnlyAdmin):
-    list_display = ("__str__", "title", "author_login", "state", "seen_updated_at", "unread")
-    list_filter = ("state", "repository__forge")
-    search_fields = ("title", "author_login", "repository__owner", "repository__name", "number")
-    list_select_related = ("repository",)
+class Said(BigAdmin, ReadOnlyAdmin):
+    """Of what was said on pull requests: found by #12, a recipe's name, or a text in the newest rows. `pull`: the path to one."""
 
-    @display(description="comments to read", boolean=True)
-    def unread(self, pull: PullRequest) -> bool:
-        return pull.comments_wanted_since is not None
+    repository, number = "pull_request__repository", "pull_request__number"
+
+    def get_search_results(self, request: HttpRequest, queryset: QuerySet[Any], search_term: str) -> tuple[QuerySet[Any], bool]:
+        term = search_term.strip()
+        if term.startswith("#") and term[1:].isdecimal():
+            return queryset.filter(**{self.number: int(term[1:][:9])}), False
+        owner, _, name = term.rpartition("/")
+        if name:
+            rows = Repository.objects.filter(name__icontains=name, **({"owner__iexact": owner} if owner else {}))
+            if keys := list(rows.values_list("pk", flat=True)[:200]):
+                return queryset.filter(**{f"{self.repository}__in": keys}), False
+        return super().get_search_results(request, queryset, search_term)
+
+
+@admin.register(PullRequest)
+class PullRequestAdmin(Said):
+    repository, number = "repository", "number"
+    list_display = ("__str__", "title", "author_login", "state", "seen_updated_at", "unread")
+    list_filter = (values("state", "state", {"open": "open", "closed": "closed"}), "repository__forge")
+    search_fields = ("title", "author_login")
+    search_help_text = "A recipe or #12; or a title or author, among the newest"
+    list_select_related = ("repository",)
+    inlines = (CommentInline,)
+
+    @display(description="comments")
+    def unread(self, pull: PullRequest) -> str:
+        return "to be read" if pull.comments_wanted_since else "read"
 
 
 @admin.register(Comment)
-class CommentAdmin(ReadOnlyAdmin):
+class CommentAdmin(Said):
     list_display = ("created_at", "pull_request", "author_login", "line", "result", "short_reason", "via")
     list_filter = ("outcome", "via", "forge", ("created_at", admin.DateFieldListFilter))
-    search_fields = ("body", "author_login", "forge_comment_id", "reason")
+    search_fields = ("body", "author_login", "reason")
+    search_help_text = "A recipe or #12; or a text or author, among the newest"
     list_select_related = ("pull_request__repository",)
-    date_hierarchy = "created_at"
-    actions = ["handle_again"]
+    deferred = ("facts",)
+    actions = ("handle_again",)
 
     @display(description="comment")
     def line(self, comment: Comment) -> str:
@@ -350,7 +391,8 @@ class CommentAdmin(ReadOnlyAdmin):
     def short_reason(self, comment: Comment) -> str:
         return (comment.reason or comment.last_error)[:120]
 
-    @action(description="Retry those not handled yet now", permissions=["act"])
-    def handle_again(self, request: HttpRequest, queryset: QuerySet[Comment]) -> None:
-        waiting = queryset.filter(outcome="").update(next_try_at=timezone.now())
-        self.message_user(request, f"{waiting} will be retried within a few seconds.")
+    @row_action("Retry now (those not handled yet)", "act")
+    def handle_again(self, request: HttpRequest, comment: Comment) -> str:
+        if not Comment.objects.filter(pk=comment.pk, outcome="").update(next_try_at=timezone.now()):
+            raise NotDone(f"{comment} is handled already.")
+        return f"{comment} will be retried within a few seconds."

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
-from django.contrib import admin, messages
-from django.db.models import QuerySet
+from django.contrib import admin
 from django.http import HttpRequest
 from django.template.loader import render_to_string
 from django.utils import timezone
 from unfold.admin import ModelAdmin
-from unfold.decorators import action, display
+from unfold.decorators import display
 
-from controlplane.adminsite import ReadOnlyAdmin
+from controlplane.adminsite import NotDone, ReadOnlyAdmin, row_action, values
 from controlplane.secrets import SecretUnreadable
 from enrollment import permission_report
 from enrollment.forge_access import capabilities, permissions, rate_limit
@@ -92,36 +92,29 @@ def traffic_table(forge: Forge) -> str:
     )
 
 
-@action(description="Refresh permissions and capabilities now", permissions=["change"])
-def refresh_now(model_admin: ModelAdmin, request: HttpRequest, queryset: QuerySet[Forge]) -> None:
-    for forge in queryset:
-        try:
-            client = client_for(forge)
-            lines = permissions.refresh_all(forge, client, everything=True)
-        except (ForgeError, SecretUnreadable) as error:
-            model_admin.message_user(request, f"{forge.name}: {error}", messages.ERROR)
-            continue
-        model_admin.message_user(request, "; ".join(lines), messages.SUCCESS)
+@row_action("Refresh permissions and capabilities now", "change")
+def refresh_now(model_admin: ModelAdmin, request: HttpRequest, forge: Forge) -> str:
+    try:
+        return "; ".join(permissions.refresh_all(forge, client_for(forge), everything=True))
+    except (ForgeError, SecretUnreadable) as error:
+        raise NotDone(f"{forge.name}: {error}") from error
 
 
-@action(description="Refresh permissions now", permissions=["change"])
-def refresh_permissions_now(model_admin: ModelAdmin, request: HttpRequest, queryset: QuerySet[Repository]) -> None:
-    for row in queryset.select_related("forge"):
-        try:
-            client = client_for(row.forge)
-            seen = permissions.keep(row.forge, permissions.of_repository(row, client), repository=row)
-        except (ForgeError, SecretUnreadable) as error:
-            model_admin.message_user(request, f"{row.full_name}: {error}", messages.ERROR)
-            continue
-        silent = [f"{one.name}: {one.evidence}" for one in seen if one.failed]
-        message = "; ".join(silent) or "seen"
-        model_admin.message_user(request, f"{row.full_name}: {message}", messages.WARNING if silent else messages.SUCCESS)
+@row_action("Refresh permissions now", "change")
+def refresh_permissions_now(model_admin: ModelAdmin, request: HttpRequest, row: Repository) -> str:
+    try:
+        seen = permissions.keep(row.forge, permissions.of_repository(row, client_for(row.forge)), repository=row)
+    except (ForgeError, SecretUnreadable) as error:
+        raise NotDone(f"{row.full_name}: {error}") from error
+    if silent := [f"{one.name}: {one.evidence}" for one in seen if one.failed]:
+        raise NotDone(f"{row.full_name}: {'; '.join(silent)}")
+    return f"{row.full_name}: seen"
 
 
 @admin.register(Right)
 class RightAdmin(ReadOnlyAdmin):
-    list_display = ("place", "name", "held_label", "evidence", "at")
-    list_filter = ("held", "name", "forge")
+    list_display = ("place", "name", "held_label", "evidence", "seen_at")
+    list_filter = ("held", values("permission", "name", {name: name for name in permissions.PERMISSIONS}), "forge")
     search_fields = ("repository__owner", "repository__name", "owner", "evidence")
     list_select_related = ("repository", "forge")
 
@@ -129,13 +122,16 @@ class RightAdmin(ReadOnlyAdmin):
     def held_label(self, row: Right) -> str:
         return Right.Held(row.held).label
 
+    @display(description="seen at", ordering="at")
+    def seen_at(self, row: Right) -> Any:
+        return row.at
+
 
 @admin.register(RequestCount)
 class RequestCountAdmin(ReadOnlyAdmin):
     list_display = ("hour", "forge", "kind", "requests", "errors", "each", "slow")
-    list_filter = ("forge", "kind", ("hour", admin.DateFieldListFilter))
+    list_filter = ("forge", ("hour", admin.DateFieldListFilter))
     list_select_related = ("forge",)
-    date_hierarchy = "hour"
 
     @display(description="each")
     def each(self, row: RequestCount) -> str:

@@ -11,16 +11,16 @@ from typing import Any
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import render
 from django.template.defaultfilters import filesizeformat
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from unfold.admin import ModelAdmin
 from unfold.decorators import action, display
 
-from controlplane.adminsite import ReadOnlyAdmin, ReadOnlyInline
+from controlplane.adminsite import BigAdmin, ReadOnlyAdmin, ReadOnlyInline, ask, values
 from infra.models import AlertSent, AppSecret, InfraApp, InfraFile, InfraRelease, Snapshot, Upgrade, UpgradeEvent
 from infra.runtime.drift import Refused
+from infra.states import UpgradeState
 from infra.upgrades import enqueue
 from infra.web.actions import BUTTONS, On
 
@@ -58,14 +58,14 @@ def _action(name: str) -> Any:
         rows = list(queryset if button.on == "app" else queryset.select_related("app"))
         if button.asks and request.POST.get("sure") != "yes":
             what = [(row, button.says(row), button.typed(row)) for row in rows]
-            context = {**page.admin_site.each_context(request), "opts": page.model._meta, "title": button.label}
-            return render(request, "infra/admin_ask.html", {**context, "name": name, "button": button, "rows": what})
+            return ask(page, request, name, button.label, what, button.danger)
         for row in rows:
             try:
                 done = button.press(row, request.user.get_username())
             except Refused as error:
                 page.message_user(request, str(error), messages.ERROR)
             else:
+                page.log_change(request, row, f"{button.label}: {done}")
                 page.message_user(request, _begun(done) if isinstance(done, Upgrade) else done, messages.SUCCESS)
         return None
 
@@ -139,6 +139,9 @@ class InfraAppAdmin(ReadOnlyAdmin):
         "hand_over",
     ]
 
+    def get_queryset(self, request: HttpRequest) -> QuerySet[InfraApp]:
+        return InfraApp.objects.with_last_upgrade()
+
     @action(description="Show what an upgrade would do, and why not more")
     def show_plan(self, request: HttpRequest, queryset: QuerySet[InfraApp]) -> None:
         for app in queryset:
@@ -150,13 +153,13 @@ class InfraAppAdmin(ReadOnlyAdmin):
 
     @display(description="state", label=APP_LABELS)
     def stands(self, app: InfraApp) -> str:
-        return ROLLBACK_FAILED if app.rollback_failed() else str(InfraApp.State(app.state).label)
+        return ROLLBACK_FAILED if app.lost else str(InfraApp.State(app.state).label)
 
 
 @admin.register(InfraRelease)
 @buttons_of("release")
 class InfraReleaseAdmin(ReadOnlyAdmin):
-    list_display = ("version", "app", "stands", "why", "annotated", "tagged_at", "approved_by", "gone")
+    list_display = ("version", "app", "stands", "why", "tag", "tagged_at", "approved_by")
     list_filter = ("state", "app", "annotated", "gone")
     search_fields = ("version", "app__name", "notes")
     list_select_related = ("app",)
@@ -167,6 +170,10 @@ class InfraReleaseAdmin(ReadOnlyAdmin):
     @display(description="state", label={"candidate": "info", "held": "warning", "quarantined": "danger"})
     def stands(self, release: InfraRelease) -> str:
         return InfraRelease.State(release.state).label
+
+    @display(description="tag")
+    def tag(self, release: InfraRelease) -> str:
+        return "no longer exists" if release.gone else "annotated" if release.annotated else "lightweight"
 
     @display(description="blockers")
     def why(self, release: InfraRelease) -> str:
@@ -186,7 +193,7 @@ def _passages(reason: dict[str, Any]) -> SafeString:
 
 @admin.register(Upgrade)
 class UpgradeAdmin(ReadOnlyAdmin):
-    list_display = ("id", "live_page", "stands", "trigger", "created_at", "finished_at")
+    list_display = ("live_page", "stands", "trigger", "created_at", "finished_at", "reason")
     readonly_fields = ("live_page",)
     exclude = ("specs",)  # as above
     list_filter = ("state", "app")
@@ -205,11 +212,12 @@ class UpgradeAdmin(ReadOnlyAdmin):
 
 
 @admin.register(UpgradeEvent)
-class UpgradeEventAdmin(ReadOnlyAdmin):
+class UpgradeEventAdmin(BigAdmin, ReadOnlyAdmin):
     list_display = ("at", "live_page", "kind", "text")
-    list_filter = ("kind", "upgrade__app")
+    list_filter = (values("kind", "kind", {str(state): str(state.label) for state in UpgradeState}), "upgrade__app")
     search_fields = ("text", "upgrade__app__name")
     list_select_related = ("upgrade__app",)
+    deferred = ("data", "upgrade__specs", "upgrade__digests", "upgrade__baseline", "upgrade__step", "upgrade__facts")
 
     @display(description="upgrade", ordering="upgrade")
     def live_page(self, event: UpgradeEvent) -> SafeString | str:
@@ -219,11 +227,15 @@ class UpgradeEventAdmin(ReadOnlyAdmin):
 @admin.register(Snapshot)
 @buttons_of("snapshot")
 class SnapshotAdmin(ReadOnlyAdmin):
-    list_display = ("taken_at", "app", "version", "live_page", "store", "size", "proved", "kept_because")
+    list_display = ("taken_at", "app", "version", "live_page", "store", "size", "verified", "kept_because")
     actions = ["restore", "deploy_from"]
     list_filter = ("app", "store", "proved")
     search_fields = ("app__name", "version", "location")
     list_select_related = ("app", "upgrade__app")
+
+    @display(description="verified", label={"verified": "success", "not verified": "danger"})
+    def verified(self, snapshot: Snapshot) -> str:
+        return "verified" if snapshot.proved else "not verified"
 
     @display(description="taken by", ordering="upgrade")
     def live_page(self, snapshot: Snapshot) -> SafeString | str:
@@ -246,7 +258,11 @@ class AppSecretAdmin(ReadOnlyAdmin):
 
 @admin.register(AlertSent)
 class AlertSentAdmin(ReadOnlyAdmin):
-    list_display = ("at", "kind", "app", "text", "delivered", "problem")
+    list_display = ("at", "kind", "app", "text", "sent")
     list_filter = ("kind", "app", "delivered")
     search_fields = ("text",)
     list_select_related = ("app",)
+
+    @display(description="sent", label={"delivered": "success", "on its way": "info", "failed": "danger"})
+    def sent(self, alert: AlertSent) -> str:
+        return "delivered" if alert.delivered else "failed" if alert.problem else "on its way"

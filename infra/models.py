@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.db import models
 from django.urls import reverse
 
@@ -25,6 +27,16 @@ class InfraFile(models.Model):
 
     def __str__(self) -> str:
         return self.path
+
+
+class InfraAppQuerySet(models.QuerySet["InfraApp"]):
+    def with_last_upgrade(self) -> InfraAppQuerySet:
+        """For `lost`: the last upgrade of each that is active, succeeded, or could not be rolled back."""
+        ends = (UpgradeState.ROLLBACK_FAILED, UpgradeState.SUCCEEDED)
+        last = Upgrade.objects.filter(app=models.OuterRef("pk"), state__in=[*WORKING, *ends]).order_by("-id")
+        return self.annotate(
+            last_id=last.values("pk")[:1], last_state=last.values("state")[:1], last_step=last.values("step")[:1]
+        )
 
 
 class InfraApp(models.Model):
@@ -75,6 +87,8 @@ class InfraApp(models.Model):
     discovery_error = models.TextField(blank=True)
     unreadable = models.JSONField(default=list, blank=True, help_text="Tags and notes that cannot be used, each with the reason.")
 
+    objects = InfraAppQuerySet.as_manager()
+
     class Meta:
         ordering = ["position", "name"]
         verbose_name = "app"
@@ -103,6 +117,12 @@ class InfraApp(models.Model):
         ends = (UpgradeState.ROLLBACK_FAILED, UpgradeState.SUCCEEDED)
         last = self.upgrades.filter(state__in=[*WORKING, *ends]).first()
         return last if last and last.state == UpgradeState.ROLLBACK_FAILED and not last.step.get(MENDED) else None
+
+    @property
+    def lost(self) -> bool:
+        """The same of one that was read `with_last_upgrade`, without another query."""
+        row: Any = self
+        return row.last_state == UpgradeState.ROLLBACK_FAILED and not (row.last_step or {}).get(MENDED)
 
     def last_success(self) -> Upgrade | None:
         """The upgrade that led to the running version, if cc-ci did it; snapshots do not change the version."""

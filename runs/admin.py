@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from django import forms
 from django.contrib import admin, messages
-from django.core.exceptions import PermissionDenied
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest
-from django.template.defaultfilters import filesizeformat
+from django.template.defaultfilters import filesizeformat, truncatechars
+from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import format_html
+from django.utils.safestring import SafeString
 from django_q.tasks import async_task
 from unfold.admin import ModelAdmin
 from unfold.decorators import action, display
 
-from controlplane.adminsite import ReadOnlyAdmin, ReadOnlyInline, choices
+from controlplane.adminsite import BigAdmin, NotDone, ReadOnlyAdmin, ReadOnlyInline, choices, row_action, values
+from controlplane.models import Host
 from controlplane.secrets import SecretUnreadable
 from enrollment.admin import AddressForm, token_field
 from enrollment.forges.base import ForgeError
 from enrollment.models import Repository
-from runs import approval, manual
+from runs import approval, manual, manual_actions, search
 from runs.deferred import admin as deferred_admin  # noqa: F401 - registers itself
 from runs.executors.check import check_executor
-from runs.manual_actions import ACTIONS, NotDone
+from runs.harness.stage_table import STAGES
+from runs.manual_actions import ACTIONS
 from runs.models import (
     ACTIVE,
     Artefact,
@@ -49,6 +53,9 @@ STATE_LABELS = {
     "running": "primary",
     "starting": "primary",
 }
+STATUSES = {name: name for name in ("passed", "failed", "error", "skipped")}
+#: Kinds of events that one looks for; the harness has more.
+EVENTS = {name: name for name in (*State.values, "stop_wanted", "approved", "lost", "stage_finished")}
 
 
 class StageInline(ReadOnlyInline):
@@ -110,36 +117,105 @@ class ExecutorChoiceAdmin(ModelAdmin):
     autocomplete_fields = ("repository",)
 
 
+#: Columns that a list of runs does not need, and that are most of a row.
+HEAVY = ("log", "details", "warnings", "teardown", "stages", "taken_over", "stop_reason", "build_url")
+#: Filters by columns without an index read at most the runs of this time.
+LATELY = timedelta(days=90)
+
+
+def lately(**values: Any) -> Q:
+    return Q(created_at__gt=timezone.now() - LATELY, **values)
+
+
+def _levels() -> dict[str, tuple[str, Q]]:
+    return {str(level): (str(level), lately(level=level)) for level in range(6)}
+
+
+def _machines() -> dict[str, tuple[str, Q]]:
+    return {name: (name, lately(host=name)) for name in Host.objects.values_list("name", flat=True)}
+
+
+def _trust() -> dict[str, tuple[str, Q]]:
+    return {"yes": ("trusted", lately(trusted=True)), "no": ("a stranger's", lately(trusted=False))}
+
+
+class RunPages(BigAdmin, ReadOnlyAdmin):
+    """Of rows of runs, found by what finds the run, or a text. `run`: the path to it."""
+
+    run = "run"
+
+    def get_search_results(self, request: HttpRequest, queryset: QuerySet[Any], search_term: str) -> tuple[QuerySet[Any], bool]:
+        if search_term:
+            runs = search.found(TestRun.objects.order_by(), search_term).values_list("pk", flat=True)
+            if runs[:1]:
+                return queryset.filter(**{f"{self.run}__in": runs}), False
+        return super().get_search_results(request, queryset, search_term)
+
+    @display(description="run")
+    def of_run(self, row: Any) -> SafeString:
+        run = row
+        for name in self.run.split("__"):
+            run = getattr(run, name)
+        return _link(run, f"{run} of {run.repository}")
+
+
+def _link(run: Any, text: str) -> SafeString:
+    return format_html('<a href="{}" class="cc-link">{}</a>', run.get_absolute_url(), text)
+
+
+FINDS = "A recipe, #12, at least 7 digits of a commit or a run, or who asked"
+
+
 @admin.register(TestRun)
-class TestRunAdmin(ReadOnlyAdmin):
+class TestRunAdmin(BigAdmin, ReadOnlyAdmin):
     list_display = (
-        "short_id",
+        "page",
         "repository",
-        "pull_request",
+        "pull",
         "short_sha",
         "result",
         "level",
         "requested_by",
         "created_at",
         "took",
-        "page",
+        "reason_short",
     )
+    list_display_links = None
     list_filter = (
         "state",
-        "level",
+        choices("level (last 90 days)", "level", _levels),
+        choices("code (last 90 days)", "trust", _trust),
+        choices("machine (last 90 days)", "machine", _machines),
         "repository__forge",
-        "repository",
-        "trusted",
-        "deployer",
-        "host",
         ("created_at", admin.DateFieldListFilter),
     )
-    search_fields = ("id", "sha", "requested_by", "repository__owner", "repository__name", "reason")
-    list_select_related = ("repository", "pull_request__repository")
-    date_hierarchy = "created_at"
+    search_fields = ("pk",)
+    search_help_text = FINDS
+    ordering = ("-created_at", "-id")
+    list_select_related = ("repository", "pull_request")
+    deferred = HEAVY
     inlines = [StageInline, EventInline]
     exclude = ("log", "log_offset", "event_seq")
     actions = ["run", "run_with_extra_tests", "cancel", "approve"]
+
+    def get_search_results(self, request: HttpRequest, queryset: QuerySet[Any], search_term: str) -> tuple[QuerySet[Any], bool]:
+        return (search.found(queryset, search_term) if search_term else queryset), False
+
+    def has_run_permission(self, request: HttpRequest) -> bool:
+        return approval.may_ask(request.user)
+
+    @display(description="run")
+    def page(self, run: TestRun) -> SafeString:
+        record = reverse("admin:runs_testrun_change", args=[run.pk])
+        return format_html('{} <a href="{}" class="cc-soft">record</a>', _link(run, run.short_id), record)
+
+    @display(description="pull request")
+    def pull(self, run: TestRun) -> str:
+        return f"#{run.pull_request.number}" if run.pull_request else "–"
+
+    @display(description="commit")
+    def short_sha(self, run: TestRun) -> str:
+        return run.short_sha
 
     @display(description="state", label=STATE_LABELS)
     def result(self, run: TestRun) -> str:
@@ -147,38 +223,38 @@ class TestRunAdmin(ReadOnlyAdmin):
 
     @display(description="took")
     def took(self, run: TestRun) -> str:
-        return f"{run.seconds:.0f} s" if run.seconds is not None else ""
+        return f"{run.seconds:.0f} s" if run.seconds is not None else "–"
 
-    @display(description="page")
-    def page(self, run: TestRun) -> str:
-        return format_html('<a href="{}">open</a>', run.get_absolute_url())
+    @display(description="reason")
+    def reason_short(self, run: TestRun) -> str:
+        return truncatechars(run.reason, 80)
 
-    @action(description="Run again")
-    def run(self, request: HttpRequest, queryset: QuerySet[TestRun]) -> None:
-        self._act(request, queryset, "again")
+    @row_action("Run again", "run", "{row} is repeated at its commit, as a new run by you.")
+    def run(self, request: HttpRequest, run: TestRun) -> SafeString:
+        return _do(request, run, "again")
 
-    @action(description="Run again with extra tests")
-    def run_with_extra_tests(self, request: HttpRequest, queryset: QuerySet[TestRun]) -> None:
-        self._act(request, queryset, "again-with-extra-tests")
+    @row_action(
+        "Run again with extra tests", "run", "{row} is repeated at its commit, with its extra tests, as a new run by you."
+    )
+    def run_with_extra_tests(self, request: HttpRequest, run: TestRun) -> SafeString:
+        return _do(request, run, "again-with-extra-tests")
 
-    @action(description="Cancel")
-    def cancel(self, request: HttpRequest, queryset: QuerySet[TestRun]) -> None:
-        self._act(request, queryset, "cancel")
+    @row_action("Cancel", "run", "{row} ends now without a verdict. What it deployed is removed.", danger=True)
+    def cancel(self, request: HttpRequest, run: TestRun) -> SafeString:
+        return _do(request, run, "cancel")
 
-    @action(description="Approve (runs awaiting approval)")
-    def approve(self, request: HttpRequest, queryset: QuerySet[TestRun]) -> None:
-        self._act(request, queryset, "approve")
+    @row_action("Approve (runs awaiting approval)", "run", "{row} deploys and runs a stranger's code. Read it first.")
+    def approve(self, request: HttpRequest, run: TestRun) -> SafeString:
+        return _do(request, run, "approve")
 
-    def _act(self, request: HttpRequest, queryset: QuerySet[TestRun], name: str) -> None:
-        _may_run(request)
-        for run in queryset.select_related("repository__forge", "pull_request"):
-            try:
-                new = ACTIONS[name].do(run, request.user.get_username(), manual.ADMIN)
-            except NotDone as refusal:
-                self.message_user(request, str(refusal), messages.ERROR)
-            else:
-                link = format_html('<a href="{}">{}</a>', new.get_absolute_url(), new)
-                self.message_user(request, format_html("{}: {}", link, ACTIONS[name].done.format(run=new)), messages.SUCCESS)
+
+def _do(request: HttpRequest, run: TestRun, name: str) -> SafeString:
+    action = ACTIONS[name]
+    try:
+        new = action.do(run, request.user.get_username(), manual.ADMIN)
+    except manual_actions.NotDone as refusal:
+        raise NotDone(str(refusal)) from refusal
+    return format_html("{}: {}", _link(new, str(new)), action.done.format(run=new))
 
 
 @admin.register(ScheduledRun)
@@ -190,49 +266,62 @@ class ScheduledRunAdmin(ReadOnlyAdmin):
 
 
 @admin.register(StageResult)
-class StageResultAdmin(ReadOnlyAdmin):
-    list_display = ("run", "name", "status", "seconds", "reason")
-    list_filter = ("name", "status", "run__repository")
-    search_fields = ("run__id", "reason")
-    list_select_related = ("run",)
+class StageResultAdmin(RunPages):
+    list_display = ("of_run", "name", "status", "seconds", "reason")
+    list_filter = (values("stage", "name", {name: name for name in STAGES}), values("status", "status", STATUSES))
+    search_fields = ("reason",)
+    search_help_text = f"{FINDS}; or a reason, among the newest"
+    list_select_related = ("run__repository",)
+    deferred = tuple(f"run__{name}" for name in (*HEAVY, "reason"))
 
 
 @admin.register(Artefact)
-class ArtefactAdmin(ReadOnlyAdmin):
-    list_display = ("name", "kind", "run", "size", "page")
-    list_filter = ("kind", "run__repository")
-    search_fields = ("name", "run__id")
-    list_select_related = ("run",)
+class ArtefactAdmin(RunPages):
+    list_display = ("name", "kind", "of_run", "size", "page")
+    list_filter = ("kind",)
+    search_fields = ("name",)
+    search_help_text = f"{FINDS}; or a name, among the newest"
+    list_select_related = ("run__repository",)
+    deferred = ("data", *(f"run__{name}" for name in (*HEAVY, "reason")))
     exclude = ("data",)
 
-    @display(description="size", ordering="bytes")
+    @display(description="size")
     def size(self, row: Artefact) -> str:
         return filesizeformat(row.bytes)
 
     @display(description="page")
-    def page(self, row: Artefact) -> str:
-        return format_html('<a href="{}">open</a>', row.get_absolute_url())
+    def page(self, row: Artefact) -> SafeString:
+        return format_html('<a href="{}" class="cc-link">open</a>', row.get_absolute_url())
 
 
 @admin.register(CaseResult)
-class CaseResultAdmin(ReadOnlyAdmin):
-    list_display = ("name", "file", "status", "seconds", "stage")
-    list_filter = ("status", "stage__name", "stage__run__repository")
-    search_fields = ("name", "file", "message")
-    list_select_related = ("stage__run",)
+class CaseResultAdmin(RunPages):
+    run = "stage__run"
+    list_display = ("name", "file", "status", "seconds", "stage_name", "of_run")
+    list_filter = (values("status", "status", STATUSES),)
+    search_fields = ("name", "file")
+    search_help_text = f"{FINDS}; or a test's name, among the newest"
+    list_select_related = ("stage__run__repository",)
+    deferred = ("message", "output", *(f"stage__run__{name}" for name in (*HEAVY, "reason")))
+
+    @display(description="stage")
+    def stage_name(self, row: CaseResult) -> str:
+        return row.stage.name
 
 
 @admin.register(RunEvent)
-class RunEventAdmin(ReadOnlyAdmin):
-    list_display = ("at", "run", "attempt", "kind", "stage", "text")
-    list_filter = ("kind", "stage", ("at", admin.DateFieldListFilter))
-    search_fields = ("run__id", "text")
-    list_select_related = ("run",)
+class RunEventAdmin(RunPages):
+    list_display = ("at", "of_run", "attempt", "kind", "stage", "text")
+    list_filter = (values("kind", "kind", EVENTS), ("at", admin.DateFieldListFilter))
+    search_fields = ("text",)
+    search_help_text = f"{FINDS}; or a text, among the newest"
+    list_select_related = ("run__repository",)
+    deferred = ("data", *(f"run__{name}" for name in (*HEAVY, "reason")))
 
 
 @admin.register(Report)
-class ReportAdmin(ReadOnlyAdmin):
-    list_display = ("key", "kind", "repository", "standing", "posted_at", "tries", "next_try_at", "trouble")
+class ReportAdmin(RunPages):
+    list_display = ("about", "kind", "standing", "posted_at", "tries", "next_try_at", "trouble")
     list_filter = (
         "kind",
         choices(
@@ -245,11 +334,18 @@ class ReportAdmin(ReadOnlyAdmin):
             },
         ),
         "repository__forge",
-        "repository",
     )
     search_fields = ("key", "last_error", "marker")
-    list_select_related = ("repository",)
+    search_help_text = f"{FINDS}; or an error, among the newest"
+    list_select_related = ("repository", "pull_request__repository", "run__repository")
+    deferred = ("wanted", "stale_ids", *(f"run__{name}" for name in (*HEAVY, "reason")))
     actions = ["try_now"]
+
+    @display(description="about")
+    def about(self, report: Report) -> str:
+        if report.run:
+            return _link(report.run, f"{report.run} of {report.run.repository}")
+        return str(report.pull_request or report.repository)
 
     @display(description="status", label={"up to date": "success", "due": "info", "failing": "danger", "given up": "warning"})
     def standing(self, report: Report) -> str:
@@ -263,44 +359,40 @@ class ReportAdmin(ReadOnlyAdmin):
     def trouble(self, report: Report) -> str:
         return report.last_error[:120]
 
-    @action(description="Retry now", permissions=["act"])
-    def try_now(self, request: HttpRequest, queryset: QuerySet[Report]) -> None:
-        for report in queryset:
-            if report.next_try_at is not None or report.given_up:
-                Report.objects.filter(pk=report.pk).update(next_try_at=timezone.now(), given_up=False)
-                async_task("runs.tasks.send_report", report.pk)
-        self.message_user(request, "They will be retried within seconds.")
-
-
-def _may_run(request: HttpRequest) -> None:
-    if not approval.may_ask(request.user):
-        raise PermissionDenied("Asking for runs requires the permission to add runs.")
+    @row_action("Retry now", "act")
+    def try_now(self, request: HttpRequest, report: Report) -> str:
+        if report.next_try_at is None and not report.given_up:
+            raise NotDone(f"{report} is up to date.")
+        Report.objects.filter(pk=report.pk).update(next_try_at=timezone.now(), given_up=False)
+        async_task("runs.tasks.send_report", report.pk)
+        return f"{report} will be retried within seconds."
 
 
 # --- actions on a repository: hung up here, since enrollment knows nothing of runs
 
 
-@action(description="Run the default branch")
-def run(model_admin: ModelAdmin, request: HttpRequest, queryset: QuerySet[Repository]) -> None:
-    _run(model_admin, request, queryset, extra=False)
+@row_action("Run the default branch", "run", "The newest commit of the default branch of {row} is tested, as a run by you.")
+def run(model_admin: ModelAdmin, request: HttpRequest, row: Repository) -> SafeString:
+    return _run(request, row, extra=False)
 
 
-@action(description="Run the default branch with extra tests")
-def run_with_extra_tests(model_admin: ModelAdmin, request: HttpRequest, queryset: QuerySet[Repository]) -> None:
-    _run(model_admin, request, queryset, extra=True)
+@row_action("Run the default branch with extra tests", "run", "The same of {row}, with its extra tests, which may take long.")
+def run_with_extra_tests(model_admin: ModelAdmin, request: HttpRequest, row: Repository) -> SafeString:
+    return _run(request, row, extra=True)
 
 
-def _run(model_admin: ModelAdmin, request: HttpRequest, queryset: QuerySet[Repository], *, extra: bool) -> None:
-    _may_run(request)
-    for row in queryset:
-        try:
-            new = manual.run_repository(row, request.user.get_username(), extra=extra)
-        except (ForgeError, SecretUnreadable) as error:
-            model_admin.message_user(request, f"{row.full_name}: {error}", messages.ERROR)
-            continue
-        text = format_html('{}: <a href="{}">{}</a> is queued.', row.full_name, new.get_absolute_url(), new)
-        model_admin.message_user(request, text, messages.SUCCESS)
+def _run(request: HttpRequest, row: Repository, *, extra: bool) -> SafeString:
+    try:
+        new = manual.run_repository(row, request.user.get_username(), extra=extra)
+    except (ForgeError, SecretUnreadable) as error:
+        raise NotDone(f"{row.full_name}: {error}") from error
+    return format_html("{}: {} is queued.", row.full_name, _link(new, str(new)))
+
+
+def _may_run(page: ModelAdmin, request: HttpRequest) -> bool:
+    return approval.may_ask(request.user)
 
 
 repository_admin = admin.site._registry[Repository]
 repository_admin.actions = [*(repository_admin.actions or []), run, run_with_extra_tests]
+type(repository_admin).has_run_permission = _may_run  # type: ignore[attr-defined]

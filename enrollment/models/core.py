@@ -93,6 +93,8 @@ class Forge(models.Model):
     last_error_at = models.DateTimeField(null=True, blank=True, editable=False)
     failures = models.PositiveIntegerField(default=0, editable=False, help_text="Failed polls in a row.")
     backoff_until = models.DateTimeField(null=True, blank=True, editable=False)
+    #: Changed by `enrollment.removal` alone, like that of a repository.
+    removal_at = models.DateTimeField(null=True, blank=True, editable=False, help_text="Since when it is being deleted.")
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
@@ -171,6 +173,7 @@ class Repository(models.Model):
     status_refused_at = models.DateTimeField(null=True, blank=True, editable=False, help_text="When a commit status was refused.")
     last_error = models.TextField(blank=True, editable=False)
     last_error_at = models.DateTimeField(null=True, blank=True, editable=False)
+    removal_at = models.DateTimeField(null=True, blank=True, editable=False, help_text="Since when it is being deleted.")
 
     objects = RepositoryQuerySet.as_manager()
 

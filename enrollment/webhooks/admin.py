@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.contrib import admin, messages
-from django.db.models import QuerySet
+from django.contrib import admin
+from django.db.models import F, QuerySet
 from django.http import HttpRequest
 from django.template.loader import render_to_string
 from django.utils.html import format_html
-from unfold.decorators import action, display
+from unfold.decorators import display
 
-from controlplane.adminsite import ReadOnlyAdmin
-from enrollment.models import Delivery, Forge, Repository, WebhookConfig
+from controlplane.adminsite import BigAdmin, NotDone, ReadOnlyAdmin, row_action
+from enrollment.models import Comment, Delivery, Forge, Repository, WebhookConfig
 from enrollment.webhooks.plan import WRITES
 from enrollment.webhooks.process import replay_all
 from enrollment.webhooks.reconcile import reconcile
@@ -91,32 +91,40 @@ class WebhookConfigAdmin(ReadOnlyAdmin):
     def short_reason(self, hook: WebhookConfig) -> str:
         return hook.reason[:120]
 
-    @action(description="Reconcile their forges' webhooks now", permissions=["act"])
-    def put_in_order(self, request: HttpRequest, queryset: QuerySet[WebhookConfig]) -> None:
-        for forge in Forge.objects.filter(enabled=True, hooks__in=queryset).distinct():
-            result = reconcile(forge, apply=True, seconds=30)
-            lines = [action.text() for action in result.actions if action.do in WRITES] + result.problems
-            self.message_user(
-                request, "; ".join([result.text(), *lines[:20]]), messages.WARNING if result.problems else messages.SUCCESS
-            )
+    @row_action(
+        "Reconcile their forges' webhooks now",
+        "act",
+        "All webhooks of the forge of {row} are compared with what is wanted, and created, repaired or deleted there.",
+    )
+    def put_in_order(self, request: HttpRequest, hook: WebhookConfig) -> str:
+        seen: set[int] = request.__dict__.setdefault("reconciled", set())
+        if hook.forge_id in seen:
+            return f"Those of {hook.forge} were, already."
+        seen.add(hook.forge_id)
+        result = reconcile(hook.forge, apply=True, seconds=30)
+        lines = [action.text() for action in result.actions if action.do in WRITES]
+        if result.problems:
+            raise NotDone("; ".join([result.text(), *lines[:20], *result.problems[:20]]))
+        return "; ".join([result.text(), *lines[:20]])
 
-    @action(description="Rotate their secrets", permissions=["act"])
-    def new_secret(self, request: HttpRequest, queryset: QuerySet[WebhookConfig]) -> None:
-        begun, left = rotate(list(queryset.exclude(state=WebhookConfig.State.ROTATING)))
-        for forge in Forge.objects.filter(hooks__in=[hook.pk for hook in begun]).distinct():
-            result = reconcile(forge, apply=True, due_only=True, seconds=30)
-            left += result.problems
-        text = f"{len(begun)} secrets rotated; the previous ones stay valid for a while."
-        self.message_user(request, " ".join([text, *left]), messages.WARNING if left else messages.SUCCESS)
+    @row_action("Rotate their secrets", "act", "The {row} is replaced by one with a new secret. Both are valid for a while.")
+    def new_secret(self, request: HttpRequest, hook: WebhookConfig) -> str:
+        begun, left = rotate([] if hook.state == WebhookConfig.State.ROTATING else [hook])
+        if begun:
+            left += reconcile(hook.forge, apply=True, due_only=True, seconds=30).problems
+        if left or not begun:
+            raise NotDone(" ".join([f"The secret of {hook.place} was {'' if begun else 'not '}rotated.", *left]))
+        return f"The secret of {hook.place} was rotated; the previous one stays valid for a while."
 
 
 @admin.register(Delivery)
-class DeliveryAdmin(ReadOnlyAdmin):
+class DeliveryAdmin(BigAdmin, ReadOnlyAdmin):
     list_display = ("received_at", "forge", "event", "action", "about", "status", "result", "short_reason", "run")
-    list_filter = ("outcome", "status", "forge", ("received_at", admin.DateFieldListFilter))
-    search_fields = ("delivery_id", "reason", "repository__owner", "repository__name", "forge_comment_id")
-    list_select_related = ("forge", "repository", "comment")
-    date_hierarchy = "received_at"
+    list_filter = ("outcome", "forge", ("received_at", admin.DateFieldListFilter))
+    search_fields = ("delivery_id", "reason", "repository__name")
+    search_help_text = "An id, a recipe or a reason, among the newest"
+    list_select_related = ("forge", "repository")
+    deferred = ("body",)
     fields = (
         "forge",
         "delivery_id",
@@ -138,6 +146,9 @@ class DeliveryAdmin(ReadOnlyAdmin):
     readonly_fields = fields
     actions = ["take_again"]
 
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Delivery]:
+        return super().get_queryset(request).annotate(run_id=F("comment__run"))
+
     @display(description="about")
     def about(self, delivery: Delivery) -> str:
         name = delivery.repository.full_name if delivery.repository else ""
@@ -154,14 +165,13 @@ class DeliveryAdmin(ReadOnlyAdmin):
     @display(description="run")
     def run(self, delivery: Delivery) -> Any:
         # Packages above attach rows to the comment; this one does not import them.
-        run = getattr(delivery.comment, "run", None)
-        return format_html('<a href="{}">{}</a>', run.get_absolute_url(), run) if run is not None else ""
+        model: Any = Comment._meta.get_field("run").related_model
+        run = delivery.run_id and model(pk=delivery.run_id)  # type: ignore[attr-defined]
+        return format_html('<a href="{}" class="cc-link">{}</a>', run.get_absolute_url(), run) if run else "–"
 
-    @action(description="Replay (a comment never counts twice)", permissions=["act"])
-    def take_again(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> None:
-        taken, left = replay_all(queryset)
-        self.message_user(request, f"{taken} queued for replay.")
-        for line in left[:20]:
-            self.message_user(request, line, messages.WARNING)
-        if len(left) > 20:
-            self.message_user(request, f"And {len(left) - 20} more whose content was not kept.", messages.WARNING)
+    @row_action("Replay (a comment never counts twice)", "act")
+    def take_again(self, request: HttpRequest, delivery: Delivery) -> str:
+        taken, left = replay_all(Delivery.objects.filter(pk=delivery.pk))
+        if not taken:
+            raise NotDone(" ".join(left))
+        return f"{delivery} is queued for replay."

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from django.db.models import Count, Exists, Max, OuterRef, Q
 from django.http import HttpRequest
@@ -11,10 +12,7 @@ from django.urls import reverse
 from controlplane.operator_page import listed
 from controlplane.registry import Concern, Figure
 from infra.models import AlertSent, InfraApp, Upgrade
-from infra.states import MENDED, WORKING, UpgradeState
 from infra.web.permissions import may_see
-
-_ENDS = (UpgradeState.ROLLBACK_FAILED, UpgradeState.SUCCEEDED)
 
 
 def concerns(request: HttpRequest) -> Iterator[Concern]:
@@ -25,19 +23,17 @@ def concerns(request: HttpRequest) -> Iterator[Concern]:
 
 
 def _apps() -> Iterator[Concern]:
-    last = Upgrade.objects.filter(app=OuterRef("pk"), state__in=[*WORKING, *_ENDS]).order_by("-id")
-    for app in InfraApp.objects.filter(declared=True).annotate(
+    declared = InfraApp.objects.filter(declared=True).with_last_upgrade()
+    apps: Iterable[Any] = declared.annotate(
         held=Count("releases", Q(releases__state="held", releases__gone=False), distinct=True),
-        last_state=last.values("state")[:1],
-        last_step=last.values("step")[:1],
-        last_id=last.values("pk")[:1],
         saved_at=Max("taken__taken_at", filter=Q(taken__proved=True)),
-    ):
+    )
+    for app in apps:
         url, name = app.get_absolute_url(), app.name
         if app.state == InfraApp.State.DRIFTED:
             text = f"{name} was changed without cc-ci"
             yield Concern("error", text, "Nothing is done there before you decide.", url, "Adopt, restore or hand over")
-        if app.last_state == UpgradeState.ROLLBACK_FAILED and not (app.last_step or {}).get(MENDED):
+        if app.lost:
             page = reverse("infra-upgrade", args=[app.last_id])
             yield Concern("error", f"{name}: the rollback failed", "The app may not work.", page, "See what to do")
         if app.held and app.ours:

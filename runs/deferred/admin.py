@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import QuerySet
 from django.http import HttpRequest
 from unfold.admin import ModelAdmin
-from unfold.decorators import action, display
+from unfold.decorators import display
 
+from controlplane.adminsite import NotDone, row_action
 from runs.deferred import registry
 from runs.models import DeferredItem
 
@@ -53,7 +53,8 @@ class DeferredItemAdmin(ModelAdmin):
             return "gone"
         return "closed, box empty" if item.state == DeferredItem.State.CLOSED and not item.ticked else item.state
 
-    @action(description="Reopen (closed here while the box is still empty)", permissions=["change"])
-    def reopen(self, request: HttpRequest, queryset: QuerySet[DeferredItem]) -> None:
-        done = registry.reopen(queryset)
-        self.message_user(request, f"Reopened {done} of {queryset.count()}.")
+    @row_action("Reopen (closed here while the box is still empty)", "change")
+    def reopen(self, request: HttpRequest, item: DeferredItem) -> str:
+        if not registry.reopen(DeferredItem.objects.filter(pk=item.pk)):
+            raise NotDone(f"{item} is open, or its box is ticked.")
+        return f"Reopened {item}."

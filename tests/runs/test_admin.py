@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import pytest
+from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.test import Client
 from django.urls import reverse
@@ -21,8 +23,8 @@ pytestmark = [pytest.mark.django_db, pytest.mark.slow(0.1)]
 
 
 def act(client: Client, model: str, action: str, *rows: Any) -> str:
-    """Choose an action for rows of a list, and give the page that comes back."""
-    data = {"action": action, "_selected_action": [row.pk for row in rows]}
+    """Choose an action for rows of a list, confirm it, and give the page that comes back."""
+    data = {"action": action, "_selected_action": [row.pk for row in rows], "sure": "yes"}
     return client.post(reverse(f"admin:{model}_changelist"), data, follow=True).content.decode()
 
 
@@ -100,3 +102,28 @@ def test_a_report_is_tried_now(world: World, admin_client: Client) -> None:
     act(admin_client, "runs_report", "try_now", report)
     report.refresh_from_db()
     assert report.next_try_at and report.next_try_at <= timezone.now()
+
+
+def test_what_starts_or_stops_something_says_what_will_happen_and_leaves_a_trace(admin_client: Client, db: None) -> None:
+    run = TestRunFactory(state=State.QUEUED)
+    data = {"action": "cancel", "_selected_action": [run.pk]}
+    page = admin_client.post(reverse("admin:runs_testrun_changelist"), data).content.decode()
+    run.refresh_from_db()
+    assert run.state == State.QUEUED, "it asks first"
+    assert f"{run} ends now without a verdict." in page and 'name="sure"' in page
+    act(admin_client, "runs_testrun", "cancel", run)
+    entry = LogEntry.objects.get()
+    assert (entry.user.get_username(), entry.object_id) == ("admin", str(run.pk))
+    assert entry.change_message == f"Cancel: {run}: {run} is being stopped."
+    assert "Cancel: " in admin_client.get(reverse("admin:runs_testrun_history", args=[run.pk])).content.decode()
+    act(admin_client, "runs_testrun", "cancel", run)
+    assert LogEntry.objects.count() == 1, "what was not done leaves none"
+
+
+def test_no_action_is_done_to_more_than_a_page(admin_client: Client, db: None) -> None:
+    TestRunFactory.create_batch(3, state=State.QUEUED)
+    data = {"action": "cancel", "_selected_action": [str(TestRun.objects.first().pk)], "select_across": "1", "sure": "yes"}  # type: ignore[union-attr]
+    with mock.patch("controlplane.adminsite.AT_ONCE", 2):
+        page = admin_client.post(reverse("admin:runs_testrun_changelist"), data, follow=True).content.decode()
+    assert "Select at most 2 at once." in page
+    assert TestRun.objects.filter(state=State.QUEUED).count() == 3
