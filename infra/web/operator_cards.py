@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from django.db.models import Count, Exists, Max, OuterRef, Q
+from django.db.models import Count, Max, Q
 from django.http import HttpRequest
 from django.urls import reverse
 
 from controlplane.operator_page import listed
 from controlplane.registry import Concern, Figure
-from infra.models import AlertSent, InfraApp, Upgrade
+from infra.models import AlertSent, InfraApp
+from infra.states import UNDER_WAY
 from infra.web.permissions import may_see
 
 
@@ -55,9 +56,9 @@ def _alerts() -> Iterator[Concern]:
 def figures(request: HttpRequest) -> Iterator[Figure]:
     if not may_see(request.user, "infraapp"):
         return
-    under_way = Upgrade.objects.under_way().filter(app=OuterRef("pk"))
-    found = InfraApp.objects.annotate(busy=Exists(under_way)).aggregate(
-        busy=Count("pk", Q(busy=True), distinct=True), saved_at=Max("taken__taken_at", filter=Q(taken__proved=True))
+    found = InfraApp.objects.aggregate(
+        busy=Count("upgrades", Q(upgrades__state__in=UNDER_WAY), distinct=True),
+        saved_at=Max("taken__taken_at", filter=Q(taken__proved=True)),
     )
     if found["busy"]:
         yield Figure(found["busy"], "upgrades under way", listed("infra.upgrade"))

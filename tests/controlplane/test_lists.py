@@ -61,6 +61,7 @@ def test_few_queries_each_by_an_index(operator: Client) -> None:
 BIG = ["testrun", "stageresult", "caseresult", "artefact", "runevent", "report"]
 
 
+@pytest.mark.both_databases
 def test_runs_are_found_by_what_one_has_in_hand(operator: Client) -> None:
     seed(RUNS, repositories=20)
     run = TestRun.objects.select_related("repository").order_by("pk")[3]

@@ -95,6 +95,7 @@ WORDS = [
 ]
 
 
+@pytest.mark.both_databases
 def test_what_needs_a_person_is_there_and_one_click_from_its_fix(admin_client: Client) -> None:
     troubles()
     with CaptureQueriesContext(connection) as queries:
