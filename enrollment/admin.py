@@ -6,8 +6,10 @@ from typing import Any
 
 from django import forms
 from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied
 from django.db.models import Count, Q, QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect, render
 from django.utils import timezone
 from unfold.admin import ModelAdmin
 from unfold.decorators import display
@@ -15,6 +17,7 @@ from unfold.widgets import UnfoldAdminPasswordWidget, UnfoldAdminTextareaWidget,
 
 from controlplane.adminsite import BigAdmin, NotDone, ReadOnlyAdmin, ReadOnlyInline, choices, row_action, values
 from controlplane.secrets import SecretUnreadable
+from enrollment import removal
 from enrollment.forge_access import permissions
 from enrollment.forge_access.clients import client_for
 from enrollment.forge_access.clock_skew import server_now
@@ -32,7 +35,7 @@ from enrollment.permission_admin import (
     traffic_table,
 )
 from enrollment.polling import poller
-from enrollment.repositories import bare, enroll, refresh_identity
+from enrollment.repositories import bare, enroll, refresh_identity, unenroll
 from enrollment.webhooks.admin import reconcile_soon, webhook_of
 
 
@@ -92,6 +95,42 @@ class AddressForm(forms.ModelForm):  # type: ignore[type-arg]
         return typed or self.instance.token
 
 
+class Removable(ModelAdmin):
+    """Of what takes long to delete: a page with counts and "switch off instead", and a task that deletes bit by bit."""
+
+    def get_actions(self, request: HttpRequest) -> Any:
+        actions = super().get_actions(request)
+        actions.pop("delete_selected", None)  # it would do it in one request
+        return actions
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return bool(super().has_change_permission(request, obj)) and not (obj is not None and obj.removal_at)
+
+    def delete_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> HttpResponse:
+        row = self.get_object(request, object_id)
+        if row is None or not self.has_delete_permission(request, row):
+            raise PermissionDenied
+        back = redirect(f"admin:{self.opts.app_label}_{self.opts.model_name}_changelist")
+        if request.method == "POST" and request.POST.get("do") == "switch off":
+            if not self.has_change_permission(request, row):
+                raise PermissionDenied
+            self.switch_off(row)
+            self.log_change(request, row, "Switched off.")
+            self.message_user(request, f"{row} is switched off; what belongs to it is kept.", messages.SUCCESS)
+            return back
+        if request.method == "POST" and request.POST.get("do") == "delete":
+            if removal.begin(row):
+                self.log_deletions(request, [row])
+            text = f"{row} is no longer watched, and is being deleted, which may take minutes. It is listed until it is gone."
+            self.message_user(request, text, messages.SUCCESS)
+            return back
+        context = {"title": f"Delete {row}?", "row": row, "opts": self.opts, "belongings": removal.belongings(row)}
+        return render(request, "enrollment/admin_delete.html", {**self.admin_site.each_context(request), **context})
+
+    def switch_off(self, row: Any) -> None:
+        raise NotImplementedError
+
+
 class ForgeForm(AddressForm, ListsForm):
     token = token_field("It needs to read repositories, issues and the organisation, and to write comments.")
 
@@ -125,7 +164,7 @@ class ForgeForm(AddressForm, ListsForm):
 
 
 @admin.register(Forge)
-class ForgeAdmin(ModelAdmin):
+class ForgeAdmin(Removable):
     form = ForgeForm
     list_display = ("name", "url", "health", "bot_login", "version", "search", "watched", "last_ok_at")
     list_filter = ("enabled", "search")
@@ -181,13 +220,21 @@ class ForgeAdmin(ModelAdmin):
         if {"url", "token"} & set(form.changed_data):
             permissions.forget_tried(obj)
 
-    @display(description="health", label={"healthy": "success", "failing": "danger", "not polled yet": "info", "off": "warning"})
+    @display(
+        description="health",
+        label={"healthy": "success", "failing": "danger", "not polled yet": "info", "off": "warning", "being deleted": "warning"},
+    )
     def health(self, forge: Forge) -> str:
+        if forge.removal_at:
+            return "being deleted"
         if not forge.enabled:
             return "off"
         if forge.failures or forge.last_error:
             return "failing"
         return "healthy" if forge.last_ok_at else "not polled yet"
+
+    def switch_off(self, row: Forge) -> None:
+        Forge.objects.filter(pk=row.pk).update(enabled=False)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Forge]:
         return super().get_queryset(request).annotate(number=Count("repositories", Q(repositories__active=True)))
@@ -263,7 +310,7 @@ class RepositoryForm(ListsForm):
 
 
 @admin.register(Repository)
-class RepositoryAdmin(ModelAdmin):
+class RepositoryAdmin(Removable):
     list_display = ("full_name", "forge", "watched", "source", "visibility", "enrolled_at", "trouble")
     list_filter = (
         "active",
@@ -275,6 +322,10 @@ class RepositoryAdmin(ModelAdmin):
     search_fields = ("owner", "name")
     list_select_related = ("forge",)
     actions = [refresh_permissions_now]
+
+    def switch_off(self, row: Repository) -> None:
+        unenroll(row)
+        reconcile_soon(row.forge, row)
 
     def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
         return super().get_form(request, obj, change, form=RepositoryForm if change else EnrollForm, **kwargs)

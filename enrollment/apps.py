@@ -17,6 +17,7 @@ class EnrollmentConfig(AppConfig):
             ("see_to_hooks", 60, "Find webhooks that missed comments; register and repair those that are due."),
             ("drop_old_deliveries", 3600, "Drop deliveries older than CC_CI_DELIVERY_DAYS."),
             ("see_to_rights", 900, "Check the forges' capabilities and the tokens' permissions."),
+            ("delete_removed", 10, "Delete the forges and repositories that a person chose to delete, a little at a time."),
             ("drop_old_request_counts", 86400, "Drop request statistics older than 30 days."),
         ):
             registry.recur(Recurring(f"enrollment.tasks.{name}", f"enrollment.tasks.{name}", seconds, text=text))

@@ -32,6 +32,8 @@ def add_forge(url: str, token: str, name: str = "", kind: str = "") -> tuple[For
     """
     url = bare(url)
     forge = Forge.objects.filter(url=url).first() or Forge(url=url, kind=kind or next(iter(KINDS)))
+    if forge.removal_at:
+        raise ValueError(f"{forge.name} is being deleted here. Add it again when that is done.")
     forge.name = name or forge.name or urlsplit(url).netloc
     forge.token = token
     refresh_identity(forge, client_for(forge))
@@ -74,6 +76,8 @@ def enroll(forge: Forge, remote: Repo, source: str, client: ForgeClient) -> tupl
         row = Repository.objects.select_for_update().filter(forge=forge, forge_repo_id=remote.id).first()
         if row is None:
             row = Repository(forge=forge, forge_repo_id=remote.id, enrolled_at=now, active=False)
+        if row.removal_at:
+            return row, False  # it can be enrolled again when it is gone
         changed = not row.active
         if changed:
             # Also if it returns: comments from while it was not watched start nothing.

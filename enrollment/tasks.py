@@ -6,6 +6,7 @@ from django.utils import timezone
 from django_q.tasks import async_task
 
 from controlplane.secrets import SecretUnreadable
+from enrollment import removal
 from enrollment.forge_access import permissions, rate_limit
 from enrollment.forge_access.clients import client_for
 from enrollment.forges.base import ForgeError
@@ -82,3 +83,8 @@ def drop_old_request_counts() -> str:
 def drop_old_deliveries() -> str:
     """Drop deliveries that are older than CC_CI_DELIVERY_DAYS."""
     return f"{process.drop_old()} dropped"
+
+
+def delete_removed() -> str:
+    """Go on deleting forges and repositories."""
+    return removal.step()

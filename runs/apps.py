@@ -21,6 +21,7 @@ class RunsConfig(AppConfig):
         registry.check("executors", "runs.executors.check.check_executors")
         registry.guard("/runs/executors/", "runs.executors.hook.guard")
         registry.answer("version_evidence", "runs.track_record.version_evidence")
+        registry.answer("delete_runs", "runs.tasks.delete_runs")
         registry.card("now", Card("runs/_now_card.html", "runs.views.now_card", 10))
         registry.card("repositories", Card("runs/_repositories_card.html", "runs.recipe_pages.repositories_card", 20))
         registry.card("runs", Card("runs/_recent_card.html", "runs.views.recent_card", 30))

@@ -10,9 +10,9 @@ from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
 
 from infra.deployers.isolation import trees
-from runs import dispatcher, intake, known_good, reporting, scheduled
+from runs import dispatcher, intake, known_good, lifecycle, reporting, scheduled
 from runs.executors import local
-from runs.models import ACTIVE, FINAL, ScheduledRun, TestRun
+from runs.models import ACTIVE, FINAL, ScheduledRun, State, TestRun
 
 #: Old runs that are deleted in one task.
 AT_ONCE = 500
@@ -75,8 +75,26 @@ def drop_old_runs() -> str:
     old = old.filter(Exists(of_pull) | Q(Exists(of_none), pull_request=None))
     runs = list(old.order_by("created_at").only("pk")[:AT_ONCE])
     for run in runs:
-        trees.remove(Path(settings.CC_CI.data_dir) / "runs" / str(run.pk))
-        run.delete()
+        _delete(run)
     long_ago = timezone.now() - timedelta(days=settings.CC_CI.keep_days)
     ScheduledRun.objects.filter(run=None, created_at__lt=long_ago).delete()
     return f"{len(runs)} deleted"
+
+
+def delete_runs(repository_id: int, at_once: int = 20) -> tuple[int, bool]:
+    """For `enrollment.removal`: end what is under way in a repository, and delete some of the runs that have ended.
+
+    Returns how many were deleted, and whether any are left.
+    """
+    runs = TestRun.objects.filter(repository=repository_id)
+    for run in runs.filter(state__in=ACTIVE, stop_wanted=""):
+        lifecycle.want_stop(run, State.CANCELLED, "Its repository is being deleted here.")
+    ended = list(runs.filter(state__in=FINAL).only("pk").order_by("created_at")[:at_once])
+    for run in ended:
+        _delete(run)
+    return len(ended), runs.exists()
+
+
+def _delete(run: TestRun) -> None:
+    trees.remove(Path(settings.CC_CI.data_dir) / "runs" / str(run.pk))
+    run.delete()

@@ -61,6 +61,8 @@ class Command(BaseCommand):
             raise CommandError(f"The name {name} is already taken by {taken.url}: choose another one with --name.")
         try:
             forge, made = add_forge(options["url"], token, options["name"], options["kind"])
+        except ValueError as error:
+            raise CommandError(str(error)) from error
         except Unauthorized as error:
             raise CommandError(f"{error}\n{error.advice}\nNothing was changed.") from error
         except ForgeError as error:
