@@ -166,7 +166,8 @@ class Demo:
 
     def _links(self, forge: dict[str, Any]) -> None:
         console.print(
-            f"\n  Recipes {self.url}/\n  Runs    {self.url}/runs/\n  Docs    {self.url}/docs/\n  Admin   {self.url}/admin/   (admin / {self.password})\n"
+            f"\n  Recipes {self.url}/\n  Runs    {self.url}/runs/\n  Docs    {self.url}/docs/\n"
+            f"  Admin   {self.url}/admin/   (admin / {self.password})\n"
             f"  Forge   {forge['url']}/   write !testme on a pull request there\n  Logs    {FOLDER}\n",
             markup=False,
             soft_wrap=True,
