@@ -54,6 +54,7 @@ class BigAdmin(ModelAdmin):
     show_full_result_count = False
     list_max_show_all = 0
     list_disable_select_all = True
+    list_fullwidth = True
     paginator = BoundedPaginator
     ordering: tuple[str, ...] = ("-pk",)
     sortable_by = ()

@@ -168,18 +168,7 @@ FINDS = "A recipe, #12, at least 7 digits of a commit or a run, or who asked"
 
 @admin.register(TestRun)
 class TestRunAdmin(BigAdmin, ReadOnlyAdmin):
-    list_display = (
-        "page",
-        "repository",
-        "pull",
-        "short_sha",
-        "result",
-        "level",
-        "requested_by",
-        "created_at",
-        "took",
-        "reason_short",
-    )
+    list_display = ("page", "about", "short_sha", "result", "level", "created_at", "took", "requested_by", "reason_short")
     list_display_links = None
     list_filter = (
         "state",
@@ -195,7 +184,14 @@ class TestRunAdmin(BigAdmin, ReadOnlyAdmin):
     list_select_related = ("repository", "pull_request")
     deferred = HEAVY
     inlines = [StageInline, EventInline]
-    exclude = ("log", "log_offset", "event_seq")
+    fieldsets = (
+        (None, {"fields": ("repository", "pull_request", "comment", "requested_by", "sha", "state", "reason", "level")}),
+        ("What is run", {"fields": ("stages", "trusted", "quick", "scheduled", "retry_of", "taken_over", "upgrade_from")}),
+        ("When", {"fields": ("created_at", "started_at", "finished_at", "stop_wanted", "stop_reason")}),
+        ("Where", {"fields": ("host", "executor", "executor_name", "build_url", "attempt", "deployer", "sandbox")}),
+        ("What it left", {"fields": ("warnings", "teardown", "details"), "classes": ("collapse",)}),
+    )
+    readonly_fields = ("created_at",)
     actions = ["run", "run_with_extra_tests", "cancel", "approve"]
 
     def get_search_results(self, request: HttpRequest, queryset: QuerySet[Any], search_term: str) -> tuple[QuerySet[Any], bool]:
@@ -209,9 +205,9 @@ class TestRunAdmin(BigAdmin, ReadOnlyAdmin):
         record = reverse("admin:runs_testrun_change", args=[run.pk])
         return format_html('{} <a href="{}" class="cc-soft">record</a>', _link(run, run.short_id), record)
 
-    @display(description="pull request")
-    def pull(self, run: TestRun) -> str:
-        return f"#{run.pull_request.number}" if run.pull_request else "–"
+    @display(description="recipe")
+    def about(self, run: TestRun) -> str:
+        return f"{run.repository}#{run.pull_request.number}" if run.pull_request else str(run.repository)
 
     @display(description="commit")
     def short_sha(self, run: TestRun) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.db.models import F, QuerySet
 from django.http import HttpRequest
 from django.template.loader import render_to_string
 from django.utils.html import format_html
-from unfold.decorators import display
+from unfold.decorators import action, display
 
-from controlplane.adminsite import BigAdmin, NotDone, ReadOnlyAdmin, row_action
+from controlplane.adminsite import AT_ONCE, BigAdmin, NotDone, ReadOnlyAdmin, row_action
 from enrollment.models import Comment, Delivery, Forge, Repository, WebhookConfig
 from enrollment.webhooks.plan import WRITES
 from enrollment.webhooks.process import replay_all
@@ -169,9 +169,14 @@ class DeliveryAdmin(BigAdmin, ReadOnlyAdmin):
         run = delivery.run_id and model(pk=delivery.run_id)  # type: ignore[attr-defined]
         return format_html('<a href="{}" class="cc-link">{}</a>', run.get_absolute_url(), run) if run else "–"
 
-    @row_action("Replay (a comment never counts twice)", "act")
-    def take_again(self, request: HttpRequest, delivery: Delivery) -> str:
-        taken, left = replay_all(Delivery.objects.filter(pk=delivery.pk))
-        if not taken:
-            raise NotDone(" ".join(left))
-        return f"{delivery} is queued for replay."
+    @action(description="Replay (a comment never counts twice)", permissions=["act"])
+    def take_again(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> None:
+        """Of any number: one task takes them all."""
+        taken, left = replay_all(queryset)
+        self.message_user(request, f"{taken} queued for replay.")
+        for delivery in queryset[:AT_ONCE]:
+            self.log_change(request, delivery, "Asked for a replay.")
+        for line in left[:20]:
+            self.message_user(request, line, messages.WARNING)
+        if len(left) > 20:
+            self.message_user(request, f"And {len(left) - 20} more whose content was not kept.", messages.WARNING)

@@ -397,7 +397,7 @@ def test_in_the_admin_people_make_tokens_of_their_own_and_see_them_once(user: Us
     assert browser().get(reverse("admin:controlplane_apitoken_change", args=[others.pk])).status_code == 302
     shown = browser().get(reverse("admin:controlplane_apitoken_change", args=[row.pk])).content.decode()
     assert row.key in shown and row.digest not in shown
-    browser().post(listing, {"action": "revoke", "_selected_action": [row.pk, others.pk]})
+    browser().post(listing, {"action": "revoke", "_selected_action": [row.pk, others.pk], "sure": "yes"})
     assert ask("/api/runs", token).status_code == 401
     others.refresh_from_db()
     assert others.revoked_at is None

@@ -309,7 +309,7 @@ def text_of_escaped(response: HttpResponse) -> str:
 
 
 def act(client: Client, where: str, action: str, *rows: Any) -> str:
-    form = {"action": action, "_selected_action": [row.pk for row in rows]}
+    form = {"action": action, "_selected_action": [row.pk for row in rows], "sure": "yes"}
     return text(client.post(f"/admin/enrollment/{where}/", form, follow=True))
 
 
@@ -365,7 +365,7 @@ def test_hooks_are_put_in_order_and_renewed_from_the_admin(
     world.remote.tables.hooks.clear()
     assert "create   recipes: it was deleted at the forge" in act(admin_client, "webhookconfig", "put_in_order", hook)
     assert len(world.remote.tables.hooks) == 1
-    assert "1 secrets rotated" in act(admin_client, "webhookconfig", "new_secret", hook)
+    assert "was rotated; the previous one stays valid" in act(admin_client, "webhookconfig", "new_secret", hook)
     assert len(world.remote.tables.hooks) == 2
 
 

@@ -299,7 +299,7 @@ def test_a_run_that_was_never_let_go_says_nothing_of_a_commit(world: World) -> N
 
 
 def act(client: Client, run: TestRun) -> str:
-    data = {"action": "approve", "_selected_action": [run.pk]}
+    data = {"action": "approve", "_selected_action": [run.pk], "sure": "yes"}
     return client.post(reverse("admin:runs_testrun_changelist"), data, follow=True).content.decode()
 
 

@@ -41,7 +41,7 @@ def hear(world: World, body: str = "!testme", user: str = "mallory") -> TestRun:
 
 
 def act(client: Client, action: str, run: TestRun) -> str:
-    data = {"action": action, "_selected_action": [run.pk]}
+    data = {"action": action, "_selected_action": [run.pk], "sure": "yes"}
     return client.post(reverse("admin:runs_testrun_changelist"), data, follow=True).content.decode()
 
 
