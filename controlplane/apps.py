@@ -9,7 +9,7 @@ class ControlplaneConfig(AppConfig):
     def ready(self) -> None:
         from django_q.signals import pre_execute
 
-        from controlplane import logins
+        from controlplane import logins, roles
         from controlplane.registry import Card, Recurring, registry
         from controlplane.schedules import note_work
 
@@ -18,7 +18,7 @@ class ControlplaneConfig(AppConfig):
                 "controlplane.tasks.tidy",
                 "controlplane.tasks.tidy",
                 3600,
-                text="Delete old queue rows, expired leases and stale hosts.",
+                text="Delete old queue rows, expired leases and sessions, and stale hosts.",
             )
         )
         registry.recur(
@@ -36,6 +36,7 @@ class ControlplaneConfig(AppConfig):
         logins.watch()
         pre_execute.connect(note_work)
         post_migrate.connect(_after_migrate, sender=self)
+        post_migrate.connect(roles.grant, dispatch_uid="controlplane.roles")
 
 
 def _after_migrate(**kwargs: object) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.auth.decorators import login_not_required
+from django.contrib.auth.views import LoginView
 from django.core.exceptions import ValidationError
 from django.core.paginator import Page, Paginator
 from django.db import DatabaseError, connection
@@ -74,6 +75,15 @@ def start(request: HttpRequest) -> HttpResponse:
 def working() -> bool:
     """Whether any host's ticker is alive."""
     return Host.objects.filter(ticked_at__gt=timezone.now() - SILENT).exists()
+
+
+class LoginPage(LoginView):
+    """Log in with a forge, or with the password of an account here."""
+
+    template_name = "controlplane/login.html"
+
+    def get_context_data(self, **more: Any) -> dict[str, Any]:
+        return super().get_context_data(forges=registry.ask("forge logins", default=()), **more)
 
 
 @login_not_required

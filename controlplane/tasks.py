@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from django.conf import settings
+from django.contrib.sessions.models import Session
 from django.utils import timezone
 from django_q.models import Failure
 
@@ -17,7 +18,7 @@ def heartbeat() -> str:
 
 
 def tidy() -> str:
-    """Delete what django-q keeps forever (failures), long-expired leases, and stale hosts."""
+    """Delete what django-q keeps forever (failures), long-expired leases, stale hosts, and sessions that have ended."""
     old = timezone.now() - timedelta(days=settings.CC_CI.keep_days)
     failures, _ = Failure.objects.filter(stopped__lt=old).delete()
     leases, _ = Lease.objects.filter(expires_at__lt=timezone.now() - timedelta(days=1)).delete()
@@ -26,4 +27,6 @@ def tidy() -> str:
         # Its own tasks go with it; starting cc-ci there creates both again.
         RecurringTask.objects.filter(per_host=True, name__endswith=f"@{machine.name}").delete()
         machine.delete()
-    return f"deleted {failures} failures, {leases} leases, {len(machines)} hosts"
+    # Those of a forge's login contain an encrypted token, which is of no use any more.
+    sessions, _ = Session.objects.filter(expire_date__lt=timezone.now()).delete()
+    return f"deleted {failures} failures, {leases} leases, {len(machines)} hosts, {sessions} sessions"

@@ -1,6 +1,7 @@
 """URL configuration."""
 
 from django.contrib import admin
+from django.contrib.auth.views import LogoutView
 from django.urls import include, path
 
 from controlplane import api, pages
@@ -9,6 +10,8 @@ from controlplane import api, pages
 admin.autodiscover()
 urlpatterns = [
     path("", pages.start, name="start"),
+    path("login/", pages.LoginPage.as_view(), name="login"),
+    path("logout/", LogoutView.as_view(next_page="start"), name="logout"),
     path("healthz", pages.health, name="health"),
     path("docs/", pages.docs_index, name="docs-index"),
     path("docs/<path:name>", pages.docs_page, name="docs"),

@@ -11,6 +11,7 @@ from django.db.models import Count, Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.utils import timezone
+from django.utils.html import format_html
 from unfold.admin import ModelAdmin
 from unfold.decorators import display
 from unfold.widgets import UnfoldAdminPasswordWidget, UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
@@ -19,9 +20,10 @@ from controlplane.adminsite import BigAdmin, NotDone, ReadOnlyAdmin, ReadOnlyInl
 from controlplane.secrets import SecretUnreadable
 from enrollment import removal
 from enrollment.forge_access import permissions
-from enrollment.forge_access.clients import client_for
+from enrollment.forge_access.clients import client_for, kind_of
 from enrollment.forge_access.clock_skew import server_now
 from enrollment.forge_access.rate_limit import forgive
+from enrollment.forge_login.views import redirect_url
 from enrollment.forges.base import ForgeError, explain
 from enrollment.lookup import NotNamed, split_name
 from enrollment.models import Comment, Forge, PullRequest, Repository
@@ -78,7 +80,7 @@ def token_field(needs: str) -> forms.CharField:
 
 
 class AddressForm(forms.ModelForm):  # type: ignore[type-arg]
-    """With a server's `url` and our `token` for it, which can be entered and is never shown."""
+    """With a server's `url` and our secrets for it (its `token`), which can be entered and are never shown."""
 
     def clean_url(self) -> str:
         try:
@@ -87,12 +89,16 @@ class AddressForm(forms.ModelForm):  # type: ignore[type-arg]
             raise forms.ValidationError(str(error)) from error
 
     def clean_token(self) -> Any:
-        typed = self.cleaned_data["token"]
-        if not typed and self.instance.pk and self.cleaned_data.get("url") != self.instance.url:
-            raise forms.ValidationError("The URL is another one: enter the token again, or it would be sent there.")
-        if not typed and "token" in self.changed_data:
-            self.changed_data.remove("token")  # an empty field keeps the current token
-        return typed or self.instance.token
+        return self.secret("token", "token")
+
+    def secret(self, name: str, label: str) -> Any:
+        """What was typed into a field for a secret, or the one that is there."""
+        typed, present = self.cleaned_data[name], getattr(self.instance, name)
+        if not typed and present and self.instance.pk and self.cleaned_data.get("url") != self.instance.url:
+            raise forms.ValidationError(f"The URL is another one: enter the {label} again, or it would be sent there.")
+        if not typed and name in self.changed_data:
+            self.changed_data.remove(name)  # an empty field keeps the current one
+        return typed or present
 
 
 class Removable(ModelAdmin):
@@ -133,10 +139,14 @@ class Removable(ModelAdmin):
 
 class ForgeForm(AddressForm, ListsForm):
     token = token_field("It needs to read repositories, issues and the organisation, and to write comments.")
+    oauth_client_secret = token_field("Of the same application.")
 
     class Meta:
         model = Forge
-        fields = ("name", "url", "token", "enabled", "watched_owners", "tests_repository", *POLICIES, "webhooks")
+        fields = (
+            *("name", "url", "token", "enabled", "watched_owners", "tests_repository", *POLICIES, "webhooks"),
+            *("oauth_client_id", "oauth_client_secret"),
+        )
         widgets = {"watched_owners": short_list(), "allow": short_list(), "block": short_list()}
 
     def __init__(self, *args: Any, **more: Any) -> None:
@@ -144,6 +154,9 @@ class ForgeForm(AddressForm, ListsForm):
         # Only of this forge: a run's credential is for it.
         of_forge = Repository.objects.filter(forge=self.instance.pk) if self.instance.pk else Repository.objects.none()
         self.fields["tests_repository"].queryset = of_forge  # type: ignore[attr-defined]
+
+    def clean_oauth_client_secret(self) -> Any:
+        return self.secret("oauth_client_secret", "client secret")
 
     def clean_watched_owners(self) -> list[str]:
         return _list_of(self.cleaned_data["watched_owners"], str, '["recipes"]')
@@ -183,19 +196,31 @@ class ForgeAdmin(Removable):
         "failures",
         "backoff_until",
     )
-    tables = ("asking", "permissions_seen", "capabilities_found", "requests_made")
+    tables = ("login_redirect", "asking", "permissions_seen", "capabilities_found", "requests_made")
     fieldsets = (
         (None, {"fields": ("name", "url", "token", "enabled")}),
         ("What is watched, who may ask", {"fields": ("watched_owners", *POLICIES)}),
         ("Tests", {"fields": ("tests_repository",)}),
         ("Webhooks", {"fields": ("webhooks",)}),
+        ("Log in with this forge", {"fields": ("login_redirect", "oauth_client_id", "oauth_client_secret")}),
         ("Status", {"fields": readonly_fields}),
-        ("Permissions, capabilities, requests", {"fields": tables}),
+        ("Permissions, capabilities, requests", {"fields": tables[1:]}),
     )
     actions = ["poll_now", refresh_now]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         return (*self.readonly_fields, *self.tables)
+
+    @display(description="redirect URL")
+    def login_redirect(self, forge: Forge) -> str:
+        if not forge.pk:
+            return "Save the forge first."
+        return format_html(
+            'Create an OAuth2 application at <a href="{0}">{0}</a> (a confidential client) with the redirect URL '
+            "<code>{1}</code>, and enter its client ID and secret here.",
+            kind_of(forge).pages.tokens.format(forge=forge.url),
+            redirect_url(forge),
+        )
 
     @display(description="requests now")
     def asking(self, forge: Forge) -> str:

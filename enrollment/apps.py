@@ -26,4 +26,5 @@ class EnrollmentConfig(AppConfig):
         registry.guard("/hooks/", "enrollment.webhooks.receiver.guard")
         registry.check("forges", "enrollment.checks.check_forges")
         registry.check("webhooks", "enrollment.webhooks.checks.check_webhooks")
+        registry.answer("forge logins", "enrollment.forge_login.views.offers")
         registry.answer("allowances", "enrollment.access.allowances.listed")

@@ -24,7 +24,7 @@ from enrollment.models import Repository
 from runs import approval, manual
 from runs.manual_actions import ACTIONS, NotDone
 from runs.models import ACTIVE, FINAL, CaseResult, StageResult, State, TestRun
-from runs.views import visible_repositories, visible_runs
+from runs.permissions import visible_repositories, visible_runs
 
 #: As many runs in a page of a recipe's history, since each comes with all its tests.
 HISTORY = 25

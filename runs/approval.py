@@ -24,7 +24,7 @@ from enrollment.access import authorization
 from enrollment.access.policy import policy_of
 from enrollment.forge_access.clients import client_for
 from enrollment.forge_access.rate_limit import Purpose
-from enrollment.forges.base import ForgeClient, ForgeError, Garbage, NotFound, RateLimited, Unavailable, User
+from enrollment.forges.base import ForgeClient, ForgeError, Garbage, NotFound, Pull, RateLimited, Unavailable, User
 from enrollment.models import Comment, PullRequest
 from enrollment.repositories import update_facts
 from runs import lifecycle, outcomes, render, reporting, scheduling
@@ -85,29 +85,47 @@ def _waiting(pull: PullRequest) -> TestRun | None:
     return TestRun.objects.filter(pull_request=pull, state=State.AWAITING_APPROVAL).order_by("created_at").last()
 
 
-def let_go(run: TestRun, who: str, text: str, *, comment: Comment | None = None) -> bool:
-    """Approve a run: queue it for the commit it is pinned to. Returns False if it is no longer waiting."""
+def let_go(
+    run: TestRun, who: str, text: str, *, comment: Comment | None = None, person: authorization.Person | None = None
+) -> bool:
+    """Approve a run: queue it for the commit it is pinned to. Returns False if it is no longer waiting.
+
+    By a comment, by a person of the forge, or by an account of this server named `who`.
+    """
     with transaction.atomic():
         if not lifecycle.move(run, "approve", text):
             return False
-        by = {"id": comment.author_id, "comment": comment.forge_comment_id} if comment else {}
+        by = {"id": comment.author_id, "comment": comment.forge_comment_id} if comment else {"id": person.id} if person else {}
         lifecycle.note(run, APPROVED, f"approved by {who}", login=who, **by)
         async_task("runs.tasks.dispatch")
     return True
 
 
-def let_go_by_hand(run: TestRun, who: str, where: str = "in the admin") -> str:
-    """Approve in the admin, or through the API. Returns why not, or "" on success. Raises ForgeError if the head is unknown."""
+def let_go_by_hand(run: TestRun, who: str, where: str = "in the admin", person: authorization.Person | None = None) -> str:
+    """Approve in the admin, through the API, or as a person of the forge on the run's page.
+
+    Returns why not, or "" on success. Raises ForgeError if the head is unknown.
+    """
     if run.pull_request is None or run.state != State.AWAITING_APPROVAL:
         return f"{run} is not awaiting approval."
     if refusal := _refused_here(run):
         return f"{run}: {refusal}"
+    text = f"approved {where} by {who}"
+    if person is not None:
+        # The button is for the commit that its page shows, as the comment is for the one that it names.
+        decision = authorization.approve(authorization.Approval(person, waiting_sha=run.sha, wanted_sha=run.sha))
+        if not decision.allowed:
+            return f"{run}: {decision.reason}."
+        text = f"{text}: {decision.reason}"
     row, client = run.repository, client_for(run.repository.forge)
     update_facts(row, client)
-    head = client.pull(row.owner, row.name, run.pull_request.number).head_sha
+    pull = client.pull(row.owner, row.name, run.pull_request.number)
+    if pull.state != "open":
+        return f"{run}: the pull request is {pull.state}."
+    head = pull.head_sha
     if head != run.sha:
         return f"{run}: the pull request has changed since {run.short_sha}; its newest commit {head[:10]} needs its own run."
-    return "" if let_go(run, who, f"approved {where} by {who}") else f"{run} is no longer awaiting approval."
+    return "" if let_go(run, who, text, person=person) else f"{run} is no longer awaiting approval."
 
 
 def may_ask(user: Any) -> bool:
@@ -151,6 +169,17 @@ def origin(run: TestRun) -> Comment | None:
     return run.comment
 
 
+def facts_now(run: TestRun, asker: authorization.Person, pull: Pull, client: ForgeClient) -> authorization.Facts | None:
+    """The facts about a run's code as they are now, for somebody who wants it repeated. Raises ForgeError.
+
+    None if it was not trusted then: a commit approved for a sandbox stays in one.
+    """
+    if not run.trusted:
+        return None
+    code, author = authorization.code_of(pull, run.repository, client)
+    return authorization.Facts(asker, author, code, pull.head_sha)
+
+
 def approval_of(run: TestRun) -> RunEvent | None:
     """The event that approved a stranger's run; None if it needed no approval."""
     return None if run.trusted else run.events.filter(kind=APPROVED).order_by("id").last()
@@ -185,7 +214,7 @@ def ask_again(skip: Collection[UUID] = ()) -> set[UUID]:
     silent: set[int] = set()  # forges that did not answer
     for one in scheduling.in_turn([one for one in waiting if one.run not in skip], load):
         run = TestRun.objects.select_related("comment", "repository__forge").get(pk=one.run)
-        if run.comment is not None or not run.trusted:
+        if run.comment is not None or run.asked_by is not None or not run.trusted:
             try:
                 if not _may_still(run, silent):
                     continue
@@ -280,13 +309,16 @@ def _ask_forge(run: TestRun, approval: RunEvent | None) -> tuple[bool, str]:
     is not visible.
     """
     comment = origin(run)
-    assert comment is not None
+    if comment is None:
+        return False, "it is no longer known who asked for it."
     row, client = run.repository, client_for(run.repository.forge, Purpose.ANSWERS)
     update_facts(row, client)
     if approval is not None and approval.data.get("id") is None:
         reason = f"{approval.data['login']} approved it in the admin"
     else:
         user = User(comment.author_id, comment.author_login)
+        if run.asked_by is not None:
+            user = User(run.asked_by, run.requested_by)
         if approval is not None:
             user = User(approval.data["id"], approval.data["login"])
         asked = authorization.person(user, row, client)

@@ -216,11 +216,7 @@ def _retry(comment: Comment, everything: bool, asker: authorization.Person, pull
         return reply(comment, render.reply_nothing("retry"), "nothing to repeat")
     if last.state == State.PASSED and not everything:
         return reply(comment, render.reply_passed(last), f"{last} passed: nothing to repeat")
-    facts = None
-    if last.trusted:
-        # Trust may have been lost since. A commit approved for a sandbox stays in one.
-        code, author = authorization.code_of(pull, comment.pull_request.repository, client)
-        facts = authorization.Facts(asker, author, code, pull.head_sha)
+    facts = approval.facts_now(last, asker, pull, client)
     trusted = facts is not None and facts.trusts(last.sha)
     taken_over: tuple[str, ...] = ()
     joins = None

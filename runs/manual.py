@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from django.db import transaction
 
+from enrollment.access.authorization import Person
 from enrollment.forge_access.clients import client_for
+from enrollment.forges.base import Garbage
 from enrollment.models import Repository
 from enrollment.repositories import update_facts
 from runs import approval, lifecycle, outcomes, retry
@@ -39,16 +41,19 @@ def run_repository(row: Repository, who: str, *, extra: bool = False, expected: 
     return outcomes.create_run(row, sha=sha, ref=ref, stages=stages_of(extra), requested_by=who, trusted=True, text=text)
 
 
-def run_again(run: TestRun, who: str, *, extra: bool = False, where: str = ADMIN) -> TestRun:
+def run_again(run: TestRun, who: str, *, extra: bool = False, where: str = ADMIN, person: Person | None = None) -> TestRun:
     """Create a run of the same commit with all stages, and with extra tests if asked for or if the earlier run had them.
 
     A stranger's run keeps its approval, which is checked again before the start. Raises NotRepeated for a run that was never
     approved or may no longer start, and if its repository is no longer watched; ForgeError if that could not be checked.
+
+    If a `person` of the forge asks, the pull request must be open, and the code is trusted only if it still is.
     """
     if not Repository.objects.watched().filter(pk=run.repository_id).exists():
         raise NotRepeated(f"{run} cannot be repeated: {run.repository.full_name} is no longer watched.")
     if refusal := approval.refuses_again(run):
         raise NotRepeated(refusal)
+    trusted = run.trusted if person is None else _still_trusted(run, person)
     let_go = approval.approval_of(run)
     with transaction.atomic():
         new = outcomes.create_run(
@@ -58,11 +63,26 @@ def run_again(run: TestRun, who: str, *, extra: bool = False, where: str = ADMIN
             stages=stages_of(extra or "extra" in retry.asked(run)),
             upgrade_from=run.upgrade_from,
             requested_by=who,
-            trusted=run.trusted,
+            trusted=trusted,
             pull_request=run.pull_request,
             retry_of=run,
+            asked_by=person.id if person else None,
             text=f"repeats {run}, requested {where} by {who}",
         )
         if let_go:
             lifecycle.note(new, approval.APPROVED, let_go.text, **let_go.data)
     return new
+
+
+def _still_trusted(run: TestRun, person: Person) -> bool:
+    """Whether a run is trusted if this person repeats it, as with a comment. Raises NotRepeated and ForgeError."""
+    if run.pull_request is None or approval.origin(run) is None:
+        raise NotRepeated(f"{run} cannot be repeated by its maintainers: it was not requested on a pull request.")
+    row, client = run.repository, client_for(run.repository.forge)
+    pull = client.pull(row.owner, row.name, run.pull_request.number)
+    if pull.base.id != row.forge_repo_id:
+        raise Garbage(f"the name {row.full_name} now belongs to another repository")
+    if pull.state != "open":
+        raise NotRepeated(f"{run} cannot be repeated: the pull request is {pull.state}.")
+    facts = approval.facts_now(run, person, pull, client)
+    return facts is not None and facts.trusts(run.sha)

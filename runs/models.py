@@ -114,6 +114,9 @@ class TestRun(models.Model):
     comment = models.OneToOneField(Comment, null=True, blank=True, on_delete=models.CASCADE, related_name="run")
     retry_of = models.ForeignKey("self", null=True, blank=True, on_delete=models.SET_NULL, related_name="retries")
     requested_by = models.CharField(max_length=255)
+    asked_by = models.BigIntegerField(
+        null=True, blank=True, help_text="The forge's id of who asked by a button instead of a comment."
+    )
     sha = models.CharField(max_length=64)
     ref = models.CharField(max_length=255, help_text="What is fetched, such as refs/pull/3/head.")
     base_ref = models.CharField(max_length=255, blank=True, help_text="The branch it goes to; empty: the default branch.")

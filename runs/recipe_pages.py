@@ -18,8 +18,9 @@ from runs.deferred import registry
 from runs.harness.stage_table import DEFAULT_STAGES, STAGES, StageName
 from runs.models import ACTIVE, JUDGED, CaseResult, StageResult, State, TestRun
 from runs.overview import SHOWN, SORTS, VERDICTS, charts, chosen, overviews
+from runs.permissions import may_see, visible_repositories, visible_runs
 from runs.shared_pages import badge_markdown
-from runs.views import may_see, visible_repositories, visible_runs, whole
+from runs.views import whole
 
 #: Rows of the table on one page.
 PAGE = 200

@@ -8,7 +8,6 @@ from typing import Any
 
 from django.contrib import messages
 from django.contrib.auth.views import redirect_to_login
-from django.core.exceptions import PermissionDenied
 from django.core.paginator import Paginator
 from django.db.models import Exists, OuterRef, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
@@ -18,19 +17,21 @@ from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_POST, require_safe
 
-from controlplane.pages import may_see_private, newest
+from controlplane.pages import newest
+from controlplane.secrets import SecretUnreadable
 from controlplane.templatetags.frame import weblink
 from controlplane.untrusted import commit
+from enrollment.forges.base import ForgeError, explain
 from enrollment.models import Repository
-from enrollment.models.core import RepositoryQuerySet
 from enrollment.webhooks.receiver import OUTCOMES, Answer, judge_head
 from enrollment.webhooks.views import body_of, respond
-from runs import approval, case_history, commands, scheduling, search
+from runs import case_history, commands, scheduling, search
 from runs.comparison import compare
 from runs.executors import hook
 from runs.harness.stage_table import DEFAULT_STAGES, in_order
 from runs.manual_actions import ACTIONS, NotDone
 from runs.models import ACTIVE, FINAL, JUDGED, Artefact, State, TestRun
+from runs.permissions import asker, may_act, may_see, visible_repositories, visible_runs
 from runs.render import HEADLINE, again, expectation, origin, outdated, progress, to_repeat
 from runs.templatetags.run_pages import commit_url
 
@@ -47,26 +48,6 @@ FAVICONS = {
     State.STARTING: "favicon-running",
     State.RUNNING: "favicon-running",
 }
-
-
-def visible_runs(request: HttpRequest) -> QuerySet[TestRun]:
-    """The runs that this user may see."""
-    runs = TestRun.objects.select_related("repository__forge", "pull_request")
-    return runs if may_see_private(request) else runs.filter(repository__private=False)
-
-
-def visible_repositories(request: HttpRequest) -> RepositoryQuerySet:
-    """The repositories that this user may see."""
-    return Repository.objects.all() if may_see_private(request) else Repository.objects.filter(private=False)
-
-
-def may_see(request: HttpRequest, repository: Repository) -> HttpResponse | None:
-    """None if this user may see the repository's runs; else the way to the login. Raises Http404 for who has logged in."""
-    if not repository.private or may_see_private(request):
-        return None
-    if request.user.is_authenticated:
-        raise Http404
-    return redirect_to_login(request.get_full_path())
 
 
 def _run_or_login(request: HttpRequest, run_id: uuid.UUID) -> TestRun | HttpResponse:
@@ -130,12 +111,11 @@ def act(request: HttpRequest, run_id: uuid.UUID, name: str) -> HttpResponse:
     run = get_object_or_404(visible_runs(request), pk=run_id)
     if not request.user.is_authenticated:
         return redirect_to_login(run.get_absolute_url())
-    if not approval.may_ask(request.user):
-        raise PermissionDenied
     try:
-        shown = ACTIONS[name].do(run, request.user.get_username(), "on its page")
-    except NotDone as refusal:
-        messages.error(request, str(refusal))
+        who = asker(request, run)
+        shown = ACTIONS[name].do(run, who.name, "on its page", who.person)
+    except (NotDone, ForgeError, SecretUnreadable) as refusal:
+        messages.error(request, explain(refusal))
         return redirect(run)
     messages.success(request, ACTIONS[name].done.format(run=shown))
     return redirect(shown)
@@ -147,7 +127,7 @@ def run(request: HttpRequest, run_id: uuid.UUID) -> HttpResponse:
     row = _run_or_login(request, run_id)
     if isinstance(row, HttpResponse):
         return row
-    return render(request, "runs/run.html", {**run_context(row), "actions": ACTIONS.values()})
+    return render(request, "runs/run.html", {**run_context(row), "actions": ACTIONS.values() if may_act(request, row) else ()})
 
 
 def run_context(row: TestRun) -> dict[str, Any]:

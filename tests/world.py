@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import requests
 from django.db.models import F
 from django.utils import timezone
 from django_q.models import OrmQ
@@ -115,6 +117,14 @@ class World:
     def reactions(self, comment: RemoteComment) -> list[str]:
         issue = next(row for row in self.remote.tables.issues.values() if row.id == comment.issue_id)
         return [row.content for row in self.remote.reactions_of(issue, comment)]
+
+    def consent(self, target: str, name: str) -> str:
+        """Say yes, as this person, at the forge's address that a login leads to. Gives where the forge leads back to."""
+        origin = "{0.scheme}://{0.netloc}".format(urlsplit(target))
+        form = {"user": name, "granted": "true"}
+        answer = requests.post(target, form, headers={"Origin": origin}, allow_redirects=False, timeout=60)
+        assert answer.status_code == 303, answer.text
+        return answer.headers["Location"]
 
     # --- cc-ci
 

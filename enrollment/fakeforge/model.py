@@ -28,6 +28,16 @@ class Token:
 
 
 @dataclass
+class Application:
+    """An OAuth2 application; only its secret's hash is stored."""
+
+    id: int
+    client_id: str
+    digest: str
+    redirect_uris: list[str] = field(default_factory=list)
+
+
+@dataclass
 class Membership:
     """A user in a team of an organisation: permission (read, write, admin, owner) applies to all its repositories."""
 

@@ -38,14 +38,14 @@ def handle(forge: Forge, request: Request) -> Response:
         for pattern, view in _VIEWS:
             if match := re.fullmatch(pattern, request.path):
                 try:
-                    return view(_Page(forge, request), *(unquote(part) for part in match.groups()))
+                    return view(Page(forge, request), *(unquote(part) for part in match.groups()))
                 except (LookupError, git.GitError):
                     break
-        page = _Page(forge, request)
+        page = Page(forge, request)
         return page.show("Not found", "<h1>Not found</h1><p>There is nothing at this address.</p>", status=404)
 
 
-class _Page:
+class Page:
     """A page being rendered: the forge, the request, and the layout around the content."""
 
     def __init__(self, forge: Forge, request: Request) -> None:
@@ -111,7 +111,7 @@ def _rows(rows: list[str], nothing: str) -> str:
 # Views
 
 
-def _home(page: _Page) -> Response:
+def _home(page: Page) -> Response:
     tables = page.forge.tables
     rows = []
     for repo in tables.repos.values():
@@ -126,7 +126,7 @@ def _home(page: _Page) -> Response:
     return page.show("Repositories", content)
 
 
-def _repo(page: _Page, owner: str, name: str) -> Response:
+def _repo(page: Page, owner: str, name: str) -> Response:
     repo = page.forge.repo(f"{owner}/{name}")
     folder = page.forge.folder(repo)
     issues = [row for row in page.forge.tables.issues.values() if row.repo_id == repo.id]
@@ -152,14 +152,14 @@ def _repo(page: _Page, owner: str, name: str) -> Response:
     return page.show(repo.full_name, content, page.crumbs(repo))
 
 
-def _issue_row(page: _Page, repo: Repo, issue: Issue) -> str:
+def _issue_row(page: Page, repo: Repo, issue: Issue) -> str:
     comments = f"{issue.comments} comment{'' if issue.comments == 1 else 's'}"
     about = f"#{issue.number} by {escape(page.name(issue.user_id))} · {comments} · last activity {_time(issue.updated)}"
     link = f'<a class="title" href="{_url(repo, issue)}">{escape(issue.title)}</a>'
     return f'{_state(issue)}<div class="grow">{link}<div class="soft">{about}</div></div>'
 
 
-def _issue(page: _Page, owner: str, name: str, number: str) -> Response:
+def _issue(page: Page, owner: str, name: str, number: str) -> Response:
     repo = page.forge.repo(f"{owner}/{name}")
     issue = page.forge.issue(repo, int(number))
     if page.request.method == "POST":
@@ -175,7 +175,7 @@ def _issue(page: _Page, owner: str, name: str, number: str) -> Response:
     return page.show(f"{issue.title} #{issue.number}", content, page.crumbs(repo, issue))
 
 
-def _head(page: _Page, repo: Repo, issue: Issue, tab: str) -> str:
+def _head(page: Page, repo: Repo, issue: Issue, tab: str) -> str:
     heading = f'<h1>{escape(issue.title)} <span class="number">#{issue.number}</span></h1>'
     if not isinstance(issue, Pull):
         return f'{heading}<p class="lead">{_state(issue)}</p>'
@@ -192,7 +192,7 @@ def _head(page: _Page, repo: Repo, issue: Issue, tab: str) -> str:
 <nav class="tabs" aria-label="Pull request">{tabs}</nav>"""
 
 
-def _live(page: _Page, repo: Repo, issue: Issue) -> str:
+def _live(page: Page, repo: Repo, issue: Issue) -> str:
     """The parts that change while the page is open: commits with statuses, and comments. Each has an id."""
     parts = []
     if isinstance(issue, Pull):
@@ -213,7 +213,7 @@ def _live(page: _Page, repo: Repo, issue: Issue) -> str:
     return "\n".join(parts)
 
 
-def _commit_row(page: _Page, repo: Repo, row: dict[str, str]) -> str:
+def _commit_row(page: Page, repo: Repo, row: dict[str, str]) -> str:
     statuses = page.forge.statuses_of(repo, row["sha"])
     link = f'<a href="{_url(repo)}/commit/{row["sha"]}"><code>{row["sha"][:10]}</code></a>'
     return f'{link}<span class="grow">{escape(row["message"].split(chr(10))[0])}</span>{_mark(statuses)}'
@@ -233,7 +233,7 @@ def _status_row(status: Status) -> str:
     return f'{_mark([status])}<span class="grow">{name}</span>{details}'
 
 
-def _comment(page: _Page, issue: Issue, comment: Comment) -> str:
+def _comment(page: Page, issue: Issue, comment: Comment) -> str:
     author = escape(page.name(comment.user_id))
     edited = f" · edited {_time(comment.updated)}" if comment.updated != comment.created else ""
     counts: dict[str, list[str]] = {}
@@ -251,7 +251,7 @@ def _reaction(content: str, who: str, count: int) -> str:
     return f'<li title="{who}">{escape(content)} <b>{count}</b><span class="unseen"> by {who}</span></li>'
 
 
-def _form(page: _Page, repo: Repo, issue: Issue) -> str:
+def _form(page: Page, repo: Repo, issue: Issue) -> str:
     people = [user for user in page.forge.tables.users.values() if not user.is_org]
     chosen = page.request.parameters.get("as", "alice")
     options = "".join(
@@ -266,14 +266,14 @@ def _form(page: _Page, repo: Repo, issue: Issue) -> str:
 </div></form>"""
 
 
-def _right(page: _Page, user: User, repo: Repo) -> str:
+def _right(page: Page, user: User, repo: Repo) -> str:
     inside = page.forge.membership(page.forge.tables.users[repo.owner_id], user) or user.id == repo.owner_id
     level = page.forge.level(user, repo)
     right = ("no access", "may read", "may write", "admin", "admin")[level]
     return f"{'member' if inside else 'outsider'}, {right}"
 
 
-def _write(page: _Page, repo: Repo, issue: Issue) -> Response:
+def _write(page: Page, repo: Repo, issue: Issue) -> Response:
     # There are no sessions to exploit, but other sites must still not post here through the visitor's browser.
     origin = urlsplit(page.request.header("Origin")).netloc
     if not origin or origin != page.request.header("Host"):
@@ -291,7 +291,7 @@ def _write(page: _Page, repo: Repo, issue: Issue) -> Response:
     return Response(303, b"", {"Location": target})
 
 
-def _files(page: _Page, owner: str, name: str, number: str) -> Response:
+def _files(page: Page, owner: str, name: str, number: str) -> Response:
     repo = page.forge.repo(f"{owner}/{name}")
     pull = page.forge.pull(repo, int(number))
     span = f"{pull.merge_base}..{pull.head_sha}"
@@ -299,7 +299,7 @@ def _files(page: _Page, owner: str, name: str, number: str) -> Response:
     return page.show(f"Files of #{number}", content, page.crumbs(repo, pull))
 
 
-def _commit(page: _Page, owner: str, name: str, sha: str) -> Response:
+def _commit(page: Page, owner: str, name: str, sha: str) -> Response:
     repo = page.forge.repo(f"{owner}/{name}")
     folder = page.forge.folder(repo)
     [row] = git.commits(folder, git.resolve(folder, sha), 1)
@@ -313,7 +313,7 @@ def _commit(page: _Page, owner: str, name: str, sha: str) -> Response:
     return page.show(subject, content, page.crumbs(repo))
 
 
-def _file(page: _Page, owner: str, name: str, ref: str, path: str) -> Response:
+def _file(page: Page, owner: str, name: str, ref: str, path: str) -> Response:
     repo = page.forge.repo(f"{owner}/{name}")
     folder = page.forge.folder(repo)
     raw = git.git(folder, "cat-file", "blob", f"{git.resolve(folder, ref)}:{path}").decode(errors="replace")
@@ -322,7 +322,7 @@ def _file(page: _Page, owner: str, name: str, ref: str, path: str) -> Response:
     return page.show(path, content, page.crumbs(repo))
 
 
-def _picture(page: _Page, login: str) -> Response:
+def _picture(page: Page, login: str) -> Response:
     letter = escape(login[:1].upper())
     svg = f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">
 <circle cx="16" cy="16" r="16" fill="{_colour(login)}"/>

@@ -143,6 +143,8 @@ def _team(team: Team) -> dict[str, object]:
 def search(call: Call) -> Response:
     """Search by a word in the name or by topic, ordered by name, then id; the results are under `data`."""
     found = [repo for repo in seen(call) if _matches(call, repo)]
+    if call.query.get("is_private"):
+        found = [repo for repo in found if repo.private == call.flag("is_private")]
     if uid := call.number("uid"):
         holder = call.forge.tables.users.get(uid)
         exclusive = call.flag("exclusive")

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
-from enrollment.fakeforge import api, gitserve, pages, routes_hooks, routes_issues, routes_people, routes_repo
+from enrollment.fakeforge import api, gitserve, oauth, pages, routes_hooks, routes_issues, routes_people, routes_repo
 from enrollment.fakeforge.deliveries import Deliverer
 from enrollment.fakeforge.faults import Fault, Request, Response
 from enrollment.fakeforge.render import encode
@@ -28,7 +28,7 @@ def answer(forge: Forge, request: Request) -> Response:
     """The forge's response to a request, without faults."""
     if request.path == api.PREFIX or request.path.startswith(api.PREFIX + "/"):
         return api.handle(forge, request)
-    return gitserve.handle(forge, request) or pages.handle(forge, request)
+    return gitserve.handle(forge, request) or oauth.handle(forge, request) or pages.handle(forge, request)
 
 
 class Server:

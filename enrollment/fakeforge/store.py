@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import secrets
 import threading
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from enrollment.fakeforge import git
 from enrollment.fakeforge.faults import FaultPlan, Request
 from enrollment.fakeforge.features import features_of
 from enrollment.fakeforge.issues import Event, IssueStore
-from enrollment.fakeforge.model import Collaborator, Membership, Pull, Redirect, Repo, Team, Token, User
+from enrollment.fakeforge.model import Application, Collaborator, Membership, Pull, Redirect, Repo, Team, Token, User
 from enrollment.fakeforge.tables import Tables
 
 LEVELS = {"none": 0, "read": 1, "write": 2, "admin": 3, "owner": 4}
@@ -52,6 +54,8 @@ class Forge(IssueStore):
         self._depth = 0
         self._state = self.root / "state.json" if persist else None
         (self.root / "repositories").mkdir(parents=True, exist_ok=True)
+        #: Codes of the OAuth2 server, each for one exchange; see `oauth`.
+        self.codes: dict[str, Any] = {}
         self.tables = Tables.load(self._state) if self._state and self._state.exists() else Tables()
 
     @contextmanager
@@ -167,6 +171,20 @@ class Forge(IssueStore):
         """The token row for a secret, or None."""
         with self.lock:
             return next((row for row in self.tables.tokens.values() if row.digest == _digest(secret)), None)
+
+    def add_application(self, *redirect_uris: str) -> tuple[str, str]:
+        """Register an OAuth2 application. Returns its client id and secret."""
+        with self.changing() as tables:
+            secret = secrets.token_urlsafe(32)
+            row = Application(tables.next_id("applications"), str(uuid.uuid4()), _digest(secret), list(redirect_uris))
+            tables.applications[row.id] = row
+            return row.client_id, secret
+
+    def application(self, client_id: str, secret: str | None = None) -> Application | None:
+        """The application with this id and, if given, this secret, or None."""
+        with self.lock:
+            rows = (row for row in self.tables.applications.values() if row.client_id == client_id)
+            return next((row for row in rows if secret is None or row.digest == _digest(secret)), None)
 
     def revoke_tokens(self, user: User | str) -> None:
         """Revoke all tokens of a user."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from enrollment.fakeforge import model
 from enrollment.fakeforge.model import (
+    Application,
     Collaborator,
     Comment,
     Hook,
@@ -32,6 +33,7 @@ class Tables:
 
     users: dict[int, User] = field(default_factory=dict)
     tokens: dict[int, Token] = field(default_factory=dict)
+    applications: dict[int, Application] = field(default_factory=dict)
     memberships: dict[int, Membership] = field(default_factory=dict)
     teams: dict[int, Team] = field(default_factory=dict)
     collaborators: dict[int, Collaborator] = field(default_factory=dict)

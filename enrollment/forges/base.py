@@ -271,6 +271,8 @@ class ForgeClient(Protocol):
     def repository(self, owner: str, name: str) -> Repo: ...
     def repository_by_id(self, repo_id: int) -> Repo: ...
     def repositories_with_topic(self, owner: str, topic: str) -> Iterator[Repo]: ...
+    # The ids of private repositories that the token's owner may see.
+    def private_repositories(self) -> Iterator[int]: ...
     def branch_head(self, owner: str, name: str, branch: str) -> str: ...
     def tags(self, owner: str, name: str) -> Iterator[RemoteTag]: ...
     def read_file(self, owner: str, name: str, path: str, branch: str) -> RemoteFile: ...
@@ -374,13 +376,22 @@ class Pages:
     """
 
     version: str = ""  #: reports the version without a token
-    tokens: str = ""  #: where a token is created
+    tokens: str = ""  #: where a token, or an OAuth2 application, is created
     teams: str = ""
     collaborators: str = ""
     hooks: str = ""
     pulls: str = ""
     commit: str = ""
     compare: str = ""  #: the commits from `before` to `sha`
+
+
+@dataclass(frozen=True)
+class SignIn:
+    """How people log in with a forge (OAuth2): paths below its URL, and the scopes to ask for."""
+
+    authorize: str
+    token: str
+    scope: str
 
 
 @dataclass(frozen=True)
@@ -394,6 +405,7 @@ class ForgeKind:
     pages: Pages = Pages()
     api: str = ""  #: path of the API, which people may append to a forge's URL
     deliveries: Deliveries | None = None  #: None: takes no webhooks
+    sign_in: SignIn | None = None  #: None: nobody can log in with it
     events: tuple[Event, ...] = ()
     #: How a maintainer adds a hook, step by step: HTML, to be formatted with `hooks` (a link), `url` and `events`.
     hook_steps: tuple[str, ...] = ()

@@ -37,6 +37,13 @@ class Forge(models.Model):
     # Not a URLField: Django's rejects hosts without a dot, as forges in the same container network have.
     url = models.CharField(max_length=200, unique=True, help_text="Such as https://git.coopcloud.tech, without /api.")
     token = EncryptedTextField(blank=True, default="")
+    oauth_client_id = models.CharField(
+        "client ID",
+        max_length=255,
+        blank=True,
+        help_text="Of the OAuth2 application there. Empty: nobody logs in with this forge.",
+    )
+    oauth_client_secret = EncryptedTextField("client secret", blank=True, default="")
     enabled = models.BooleanField(default=True)
     watched_owners = models.JSONField(
         default=list, blank=True, help_text="Owners whose repositories with the topic are enrolled, as a list of names."

@@ -6,7 +6,7 @@ The file's format is in `file_format`, its location in `sources`, what git and t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
@@ -214,10 +214,11 @@ def items(recipe: str = "", only_open: bool = False) -> QuerySet[DeferredItem]:
     return rows.filter(state=State.OPEN) if only_open else rows
 
 
-def public(rows: QuerySet[DeferredItem]) -> QuerySet[DeferredItem]:
-    """The entries that anybody may see: `DeferredItem.private` as a query."""
+def public(rows: QuerySet[DeferredItem], seen: Collection[int] = ()) -> QuerySet[DeferredItem]:
+    """The entries that anybody may see (`DeferredItem.private` as a query), or somebody who sees these private repositories."""
     lost = ~Q(source_path="") & Q(source_repository=None)
-    return rows.exclude(lost).exclude(recipe__private=True).exclude(source_repository__private=True)
+    hidden = Repository.objects.filter(private=True).exclude(pk__in=seen)
+    return rows.exclude(lost).exclude(recipe__in=hidden).exclude(source_repository__in=hidden)
 
 
 def would_close(recipe_name: str, extra_tests: Sequence[ExtraTest], changed: Sequence[str]) -> list[str]:

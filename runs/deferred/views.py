@@ -7,6 +7,7 @@ from django.shortcuts import render
 from django.views.decorators.http import require_safe
 
 from controlplane.pages import may_see_private, paginate
+from enrollment.forge_login.visitors import private_seen
 from runs.deferred import registry
 from runs.models import DeferredItem
 
@@ -16,7 +17,7 @@ def deferred_list(request: HttpRequest) -> HttpResponse:
     """All entries, newest first, filtered by state and recipe."""
     rows = registry.items()
     if not may_see_private(request):
-        rows = registry.public(rows)
+        rows = registry.public(rows, private_seen(request))
     names = rows.exclude(recipe=None).values_list("recipe__owner", "recipe__name").order_by()
     recipes = sorted({f"{owner}/{name}" for owner, name in names.distinct()[:500]})
     chosen = {name: request.GET.get(name, "") for name in ("state", "recipe")}

@@ -79,7 +79,7 @@ def test_a_recipe_shows_its_newest_verdict(client: Client) -> None:
 
 def test_the_head_of_the_page_follows_the_login(client: Client) -> None:
     text = client.get("/runs/").content.decode()
-    assert f'href="{reverse("admin:login")}?next=/runs/"' in text
+    assert f'href="{reverse("login")}?next=/runs/"' in text
     assert "Log out" not in text
     assert reverse("admin:index") + '"' not in text
     client.force_login(User.objects.create_user("somebody"))
@@ -91,7 +91,7 @@ def test_the_head_of_the_page_follows_the_login(client: Client) -> None:
 
 
 def test_logging_out_leads_to_the_start_page(operator: Client) -> None:
-    answer = operator.post(reverse("admin:logout"), {"next": "/"})
+    answer = operator.post(reverse("logout"))
     assert (answer.status_code, answer["Location"]) == (302, "/")
     assert "Log in" in operator.get("/").content.decode()
 
@@ -99,9 +99,9 @@ def test_logging_out_leads_to_the_start_page(operator: Client) -> None:
 def test_logging_in_leads_back(client: Client) -> None:
     User.objects.create_superuser("operator", password="secret")
     form = {"username": "operator", "password": "secret"}
-    answer = client.post(f"{reverse('admin:login')}?next=/runs/", {**form, "next": "/runs/"})
+    answer = client.post(reverse("login"), {**form, "next": "/runs/"})
     assert (answer.status_code, answer["Location"]) == (302, "/runs/")
-    assert client.post(reverse("admin:login"), form)["Location"] == "/"
+    assert client.post(reverse("login"), form)["Location"] == "/"
 
 
 # --- health
@@ -235,10 +235,10 @@ def test_without_public_pages_all_need_a_login_but_what_programs_ask(
     assert [nobody.get(page).status_code for page in pages] == [200] * len(pages)
     monkeypatch.setattr(settings.CC_CI, "public", False)
     for page in pages:
-        assert nobody.get(page)["Location"] == f"/admin/login/?next={page}"
+        assert nobody.get(page)["Location"] == f"/login/?next={page}"
         assert operator.get(page).status_code == 200, page
     assert nobody.get("/healthz").status_code in (200, 503) and nobody.get("/robots.txt").status_code == 200
-    assert nobody.get("/admin/login/").status_code == 200
+    assert nobody.get("/admin/login/").status_code == 200 and nobody.get("/login/").status_code == 200
     assert nobody.get("/api/runs").status_code == 401, "which knows its callers by their token"
     assert nobody.post("/hooks/none/", b"{}", content_type="application/json").status_code in (401, 403, 404)
     assert nobody.get("/static/controlplane/cc-ci.css").status_code == 200

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 from django.conf import settings
+from django.contrib.sessions.models import Session
 from django.utils import timezone
 from django_q.models import Task
 
@@ -26,8 +27,9 @@ def test_tidy_drops_what_is_old_and_keeps_what_is_not() -> None:
         Host.objects.create(name=name, ticked_at=ticked)
         RecurringTask.objects.create(name=f"x@{name}", every_seconds=5, per_host=True, due_at=now)
         Lease.objects.create(name=name, expires_at=expired)
+        Session.objects.create(session_key=name, session_data="", expire_date=ticked + timedelta(days=7))
         Task.objects.create(id=name, name=name, func="x", started=stopped, stopped=stopped, success=False)
-    assert tidy() == "deleted 1 failures, 1 leases, 1 hosts"
+    assert tidy() == "deleted 1 failures, 1 leases, 1 hosts, 1 sessions"
     assert [row.name for row in Host.objects.all()] == ["new"]
     assert [row.name for row in RecurringTask.objects.all()] == ["x@new"]
     assert [row.name for row in Lease.objects.all()] == ["new"]

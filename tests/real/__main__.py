@@ -21,13 +21,16 @@ import requests
 from enrollment.fakeforge.features import VERSIONS
 
 PROJECT = Path(__file__).resolve().parents[2]
-#: The main job, whose code is whose, rights, reviews, renames and transfers, reports, webhooks.
+#: The main job, whose code is whose, rights, reviews, renames and transfers, reports, webhooks, logins.
 WHERE = [
     *(
         f"tests/enrollment/test_{name}.py"
-        for name in ("trust", "whose_code", "policies", "enrolling", "polling", "rights", "webhooks", "real_deliveries")
+        for name in (
+            *("trust", "whose_code", "policies", "enrolling", "polling", "rights", "webhooks", "real_deliveries"),
+            "forge_login",
+        )
     ),
-    *(f"tests/runs/test_{name}.py" for name in ("intake", "approval", "reporting", "allowances", "starting")),
+    *(f"tests/runs/test_{name}.py" for name in ("intake", "approval", "reporting", "allowances", "starting", "visitors")),
 ]
 _NEEDED = """{name} is not set.
 

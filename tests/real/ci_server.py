@@ -5,14 +5,13 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
-from urllib.parse import urljoin
 
 import requests
 
 from tests.real.forge import PASSWORD, SECONDS, RealForge
+from tests.real.forms import submit
 
 DOCS = Path(__file__).parents[2] / "docs" / "executors"
 MINUTES = 155
@@ -62,11 +61,11 @@ class RealServer:
         with requests.Session() as browser:
             browser.trust_env = False
             page = browser.get(f"{self.forge.url}/user/login", timeout=SECONDS)
-            page = _submit(browser, page, {"user_name": self.login, "password": PASSWORD})
+            page = submit(browser, page, {"user_name": self.login, "password": PASSWORD})
             assert page.ok and not page.url.endswith("/user/login"), f"{self.login} cannot log in at {self.forge.url}"
             page = browser.get(self.url + self.login_path, timeout=SECONDS)
             if page.url.startswith(self.forge.url):  # not granted yet
-                page = _submit(browser, page, {"granted": "true"})
+                page = submit(browser, page, {"granted": "true"})
             answer = browser.post(f"{self.url}/api/user/token", headers=self._csrf(browser), timeout=SECONDS)
             assert answer.ok, f"{self.url} did not let {self.login} in: {page.url} {page.text[-500:]}"
             return self._token_in(answer)
@@ -206,34 +205,3 @@ class RealWoodpecker(RealServer):
 
 
 SERVERS: dict[str, type[RealServer]] = {"drone": RealDrone, "woodpecker": RealWoodpecker}
-
-
-class _Form(HTMLParser):
-    """The first form with method POST of a page: where it goes, and its hidden fields."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.action: str | None = None
-        self.fields: dict[str, str] = {}
-        self._inside = False
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = {name: value or "" for name, value in attrs}
-        if tag == "form":
-            self._inside = self.action is None and given.get("method", "").lower() == "post"
-            if self._inside:
-                self.action = given.get("action", "")
-        elif tag == "input" and self._inside and given.get("type") == "hidden":
-            self.fields[given["name"]] = given.get("value", "")
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag == "form":
-            self._inside = False
-
-
-def _submit(browser: requests.Session, page: requests.Response, fields: dict[str, str]) -> requests.Response:
-    form = _Form(page.text)
-    assert form.action is not None, f"{page.url} has no form: {page.status_code} {page.text[:300]}"
-    headers = {"Referer": page.url}
-    return browser.post(urljoin(page.url, form.action), {**form.fields, **fields}, headers=headers, timeout=SECONDS)

@@ -21,6 +21,7 @@ import pytest
 import requests
 
 from enrollment.fakeforge import git
+from tests.real.forms import submit
 from tests.world import World
 
 #: By this address what these tests made is told from what others made.
@@ -88,6 +89,9 @@ class RealForge:
 
     def clear(self) -> None:
         """Remove what these tests made, here or earlier."""
+        for application in self.listed("/user/applications/oauth2"):
+            if application["name"].startswith(DOMAIN):
+                self.call("DELETE", f"/user/applications/oauth2/{application['id']}")
         for org in self.listed("/admin/orgs"):
             if DOMAIN in org["website"]:
                 for repo in self.listed(f"/orgs/{org['username']}/repos"):
@@ -104,6 +108,11 @@ class RealForge:
         self.call("DELETE", f"/users/{self.admin}/tokens/{self._name}", auth=auth)
 
     # --- people
+
+    def add_application(self, *redirect_uris: str) -> tuple[str, str]:
+        body = {"name": self._name, "redirect_uris": list(redirect_uris), "confidential_client": True}
+        made = self.call("POST", "/user/applications/oauth2", body)
+        return made["client_id"], made["client_secret"]
 
     def add_user(self, login: str, *, admin: bool = False) -> Any:
         address = f"{login}-{os.urandom(4).hex()}@{DOMAIN}"  # whoever is renamed keeps theirs
@@ -446,6 +455,18 @@ class RealWorld(World):
 
     def close(self) -> None:
         self.remote.close()  # type: ignore[attr-defined]
+
+    def consent(self, target: str, name: str) -> str:
+        with requests.Session() as browser:
+            browser.trust_env = False
+            submit(
+                browser, browser.get(f"{self.remote.url}/user/login", timeout=SECONDS), {"user_name": name, "password": PASSWORD}
+            )
+            answer = browser.get(target, allow_redirects=False, timeout=SECONDS)
+            if answer.status_code == 200:  # not granted before
+                answer = submit(browser, answer, {"granted": "true"}, follow=False)
+        assert answer.status_code in (302, 303), f"{answer.status_code} {answer.text[:500]}"
+        return answer.headers["Location"]
 
     def own_requests(self) -> list:  # type: ignore[type-arg]
         return sandbox_only("a list of requests")  # type: ignore[no-any-return]

@@ -325,7 +325,7 @@ def test_a_private_run_sends_a_stranger_to_the_login(client: Client, private: Te
     address = reverse(name, args=[private.id])
     answer = client.get(address)
     assert answer.status_code == 302
-    assert answer["Location"] == f"{reverse('admin:login')}?next={address}"
+    assert answer["Location"] == f"{reverse('login')}?next={address}"
 
 
 def test_live_of_a_private_run_is_forbidden_in_json(client: Client, private: TestRun) -> None:

@@ -130,6 +130,14 @@ class GiteaClient:
             if repo.owner.lower() == owner.lower():
                 yield repo
 
+    def private_repositories(self) -> Iterator[int]:
+        """The ids of the private repositories that the token's owner may see."""
+        params = {"private": "true", "is_private": "true"}
+        for item in self._pages("/repos/search", params, lambda data: data["data"]):
+            repo = _read(_repo, item)
+            if repo.private:
+                yield repo.id
+
     def branch_head(self, owner: str, name: str, branch: str) -> str:
         """The newest commit of a branch. Raises NotFound if the branch does not exist."""
         path = f"{_of(owner, name)}/branches/{_part(branch)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from enrollment.forges.base import Event, ForgeKind, Pages
+from enrollment.forges.base import Event, ForgeKind, Pages, SignIn
 from enrollment.forges.gitea import payloads
 from enrollment.forges.gitea.client import API, GiteaClient
 
@@ -36,6 +36,8 @@ GITEA = ForgeKind(
         compare="{repository}/compare/{before}...{sha}",
     ),
     deliveries=payloads,
+    # Older servers ignore scopes, and give a token that may do all that its owner may.
+    sign_in=SignIn("/login/oauth/authorize", "/login/oauth/access_token", "read:user read:repository"),
     events=(
         # A hook for the first alone never reports comments on pull requests: those are the second.
         Event("issue_comment", "Issue Comment"),

@@ -154,6 +154,8 @@ VALUES = {
     "limit": r"[1-9]\d*",
     "uid": r"\d+",
     "topic": r"(?i:true|false)|[01tTfF]",  # what Go reads as a yes or no
+    "private": r"(?i:true|false)|[01tTfF]",
+    "is_private": r"(?i:true|false)|[01tTfF]",
     "since": r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)",
     "before": r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)",
 }
