@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from django.contrib.auth.models import User
 from django.db import models, transaction
 from django.utils import timezone
 
@@ -78,6 +79,9 @@ def _empty_forge(forge: Forge, until: float) -> bool:
         if not _empty(row, until):
             return False
         row.delete()
+    # An account that only the forge could open is of no use without it.
+    if not _shrink(User.objects.filter(forge_account__forge=forge, is_staff=False, is_superuser=False), until):
+        return False
     return all(_shrink(rows, until) for rows in _rows_of(forge))
 
 

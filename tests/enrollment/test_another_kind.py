@@ -118,6 +118,9 @@ class Memory:
     def repositories_with_topic(self, owner: str, topic: str) -> Iterator[Repo]:
         yield from ()
 
+    def private_repositories(self) -> Iterator[int]:
+        yield from ()
+
     def branch_head(self, owner: str, name: str, branch: str) -> str:
         return ("a" if branch == "change" else "b") * 40
 

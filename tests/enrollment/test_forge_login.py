@@ -21,6 +21,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from controlplane import logins
+from enrollment import removal
 from enrollment.fakeforge.faults import Fault, FaultPlan
 from enrollment.models import Forge, ForgeAccount
 from enrollment.repositories import add_forge
@@ -385,3 +386,10 @@ def test_the_roles_are_made_by_migrate() -> None:
     assert maintainer - viewer == {"runs.add_testrun"} and maintainer < operator
     assert {name.partition(".")[2].partition("_")[0] for name in viewer} == {"view"}
     assert {"infra.change_infraapp", "enrollment.change_forge"} <= operator and "auth.change_user" not in operator
+
+
+def test_accounts_go_with_their_forge(world: World) -> None:
+    log_in(world, "alice")
+    removal.begin(world.forge)
+    removal.step()
+    assert not Forge.objects.exists() and not User.objects.filter(first_name="alice").exists()
