@@ -384,6 +384,7 @@ ALLOWED = {
     "enrollment/forges/kinds.py": "the line that names it",
     "enrollment/fakeforge/": "plays one",
     "runs/demo.py": "a person at the fake forge",
+    "runs/recipe_urls.py": "the address of a page of ours",
     "enrollment/models/core.py": "the kind of a forge that was added before there were kinds",
     "runs/models.py": "an example in the help of a field",
     "runs/management/commands/run.py": "an example in the help of an option",
@@ -432,7 +433,7 @@ def test_the_docs_name_what_the_first_kind_has() -> None:
 
 
 def test_each_page_of_the_first_kind_can_be_written() -> None:
-    words = {"forge": "https://f", "repository": "https://f/o/r", "owner": "o", "sha": "a"}
+    words = {"forge": "https://f", "repository": "https://f/o/r", "owner": "o", "before": "b", "sha": "a"}
     assert all(page.format(**words).startswith("https://f/") for page in vars(GITEA.pages).values())
     assert GITEA.pull_ref.format(number=3) == "refs/pull/3/head"
     assert all(step.format(hooks="", url="", events="") for step in GITEA.hook_steps)
