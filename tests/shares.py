@@ -55,6 +55,17 @@ PARTS: dict[str, tuple[str, ...]] = {
         "runs/test_retry",
         "runs/test_schedul",
     ),
+    "what people see": (
+        "browser/test_pages",
+        "controlplane/test_docs_pages",
+        "controlplane/test_pages",
+        "enrollment/test_forge_login",
+        "runs/test_admin",
+        "runs/test_recipe_pages",
+        "runs/test_shared_pages",
+        "runs/test_views",
+        "runs/test_visitors",
+    ),
     "own apps": ("browser/test_own_apps", "e2e/test_infra", "e2e/test_rebuild", "infra"),
 }
 MAIN = "main job"
