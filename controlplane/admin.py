@@ -111,6 +111,7 @@ class HostAdmin(ReadOnlyAdmin):
 
 admin.site.index_template = "controlplane/admin_start.html"
 admin.site.index_title = "Overview"
+admin.site.login_template = "controlplane/admin_login.html"
 
 # Schedules are `RecurringTask` rows; django-q's own would never run and only confuse.
 for model in (Schedule, Success, Failure, OrmQ, User, Group):

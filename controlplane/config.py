@@ -523,17 +523,44 @@ def env_file() -> Path | None:
     return PROJECT / name if name else None
 
 
+#: pydantic's kinds of errors in our words, to be formatted with its context.
+_WORDS = {
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "bool_parsing": "must be true or false",
+    "greater_than_equal": "must be at least {ge:g}",
+    "greater_than": "must be more than {gt:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "less_than": "must be less than {lt:g}",
+    "literal_error": "must be {expected}",
+    "enum": "must be {expected}",
+    "string_pattern_mismatch": "must match {pattern}",
+    "string_too_short": "must have at least {min_length} characters",
+    "string_too_long": "must have at most {max_length} characters",
+}
+#: Settings whose values are, or may hold, secrets.
+_SECRET = re.compile(r"SECRET|KEY|PASSWORD|TOKEN|DATABASE_URL|ALERT")
+
+
+def _in_words(problem: Any, name: str) -> str:
+    """What is wrong with a setting, with its value unless that may be a secret."""
+    words = _WORDS.get(problem["type"])
+    if words is None:
+        return str(problem["msg"]).removeprefix("Value error, ")
+    given = "" if _SECRET.search(name) else f", but is {str(problem['input'])[:80]!r}"
+    return words.format(**problem.get("ctx", {})) + given
+
+
 def load(**values: Any) -> Config:
     """Load the settings. Raises ConfigurationError with a line for each invalid value."""
     try:
         config = Config(_env_file=env_file(), **values)  # type: ignore[call-arg]
     except ValidationError as error:
         lines = []
-        for problem in error.errors(include_url=False, include_input=False):
-            place = problem["loc"][0] if problem["loc"] else ""
-            name = str(place)
-            reason = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"{name}: {reason}" if name else reason)
+        for problem in error.errors(include_url=False):
+            name = str(problem["loc"][0]) if problem["loc"] else ""
+            lines.append(f"{name}: {_in_words(problem, name)}" if name else _in_words(problem, name))
         raise ConfigurationError("\n".join(lines)) from None
     if not config.data_dir.is_absolute():
         config.data_dir = PROJECT / config.data_dir

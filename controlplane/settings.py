@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from importlib.metadata import version
+from logging import WARNING, LogRecord
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,10 +17,12 @@ BASE_DIR: Path = config.BASE_DIR
 CC_CI = config.load()
 VERSION = version("cc-ci")
 
+STATIC_ROOT = CC_CI.data_dir / "static"
 try:
     CC_CI.data_dir.mkdir(parents=True, exist_ok=True)
+    STATIC_ROOT.mkdir(exist_ok=True)
 except OSError as error:
-    raise config.ConfigurationError(f"CC_CI_DATA_DIR: cannot create {CC_CI.data_dir}: {error.strerror}") from None
+    raise config.ConfigurationError(f"CC_CI_DATA_DIR: cannot create {error.filename}: {error.strerror}") from None
 
 DEBUG = CC_CI.debug
 ALLOWED_HOSTS = CC_CI.hosts
@@ -141,8 +144,6 @@ USE_I18N = False
 FORMAT_MODULE_PATH = "controlplane.formats"
 
 STATIC_URL = "/static/"
-STATIC_ROOT = CC_CI.data_dir / "static"
-STATIC_ROOT.mkdir(exist_ok=True)
 # Whitenoise serves directly from the apps' folders, so collectstatic is not needed.
 WHITENOISE_USE_FINDERS = True
 WHITENOISE_AUTOREFRESH = DEBUG
@@ -166,15 +167,28 @@ Q_CLUSTER = {
     "guard_cycle": 0.5,
 }
 
+
+def _without_traceback(record: LogRecord) -> bool:
+    """Of a request that Django refuses, such as one for a foreign host, one line is enough."""
+    record.exc_info = record.exc_text = None
+    record.levelno, record.levelname = WARNING, "WARNING"
+    return True
+
+
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {"line": {"format": "{asctime} {levelname:<7} {name}: {message}", "style": "{"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "filters": {"one_line": {"()": "django.utils.log.CallbackFilter", "callback": _without_traceback}},
+    "handlers": {
+        "stderr": {"class": "logging.StreamHandler", "formatter": "line"},
+        "one_line": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["one_line"]},
+    },
     "root": {"handlers": ["stderr"], "level": "INFO"},
     "loggers": {
         "axes": {"level": "ERROR"},  # `controlplane.logins` logs the same in plain text
         "django-q": {"level": "WARNING"},
+        "django.security": {"handlers": ["one_line"], "propagate": False},  # what strangers send is no fault of ours
         "django.request": {"level": "ERROR"},
         "urllib3": {"level": "ERROR"},
         "waitress.queue": {"level": "ERROR"},

@@ -2,7 +2,9 @@
 
 from django.contrib import admin
 from django.contrib.auth.views import LogoutView
+from django.templatetags.static import static
 from django.urls import include, path
+from django.views.generic import RedirectView
 
 from controlplane import api, pages
 
@@ -19,6 +21,8 @@ urlpatterns = [
     path("api/", include(api.urls())),
     path("runs/", include("runs.urls")),
     path("badge/", include("runs.badge_urls")),
+    # What browsers ask for where a page names none: JSON, texts, feeds.
+    path("favicon.ico", RedirectView.as_view(url=static("controlplane/favicon.svg"))),
     path("robots.txt", pages.robots, name="robots"),
     path("recipes/", include("runs.recipe_urls")),
     path("", include("enrollment.urls")),

@@ -13,7 +13,7 @@ from django.utils import timezone
 from enrollment.forge_access import permissions
 from enrollment.forge_access.clients import client_for
 from enrollment.forge_access.clock_skew import server_now
-from enrollment.forges.base import ForgeClient, NotFound, Pull, Repo, explain
+from enrollment.forges.base import ForgeClient, Garbage, NoForge, NotFound, Pull, Repo, Unavailable, explain
 from enrollment.forges.kinds import KINDS
 from enrollment.models import Forge, PullRequest, Repository
 from enrollment.signals import head_moved
@@ -63,8 +63,13 @@ def bare(url: str) -> str:
 
 
 def refresh_identity(forge: Forge, client: ForgeClient) -> None:
-    """Ask the forge for its version and who we are there. Sets fields, saves nothing."""
-    forge.version = client.version()[:100]
+    """Ask the forge for its version and who we are there. Sets fields, saves nothing. Raises NoForge if none answers."""
+    try:
+        forge.version = client.version()[:100]
+    except (Garbage, NotFound, Unavailable) as error:
+        if isinstance(error, Unavailable) and error.status is not None:
+            raise  # something answers, which is not well
+        raise NoForge(f"No forge answers at {forge.url}; is the address right? ({error})") from error
     me = client.whoami()
     forge.bot_id, forge.bot_login = me.id, me.login
 

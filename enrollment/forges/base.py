@@ -72,6 +72,12 @@ class Garbage(ForgeError):
     advice = "The response is not from a forge, or a proxy is in between: open the URL in a browser."
 
 
+class NoForge(Garbage):
+    """At a typed address no forge answered."""
+
+    advice = "A forge's address is that of its start page in a browser."
+
+
 class NoRoute(Garbage):
     """404 in plain text: the forge is too old for this route, or only a proxy responded. Asking for something that every forge
     has shows which.

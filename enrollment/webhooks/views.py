@@ -10,7 +10,7 @@ from django.core.exceptions import PermissionDenied, RequestDataTooBig
 from django.db import DatabaseError, IntegrityError
 from django.http import Http404, HttpRequest, HttpResponse
 from django.http.request import UnreadablePostError
-from django.shortcuts import get_object_or_404, render
+from django.shortcuts import get_object_or_404, redirect, render
 from django.utils.html import format_html, format_html_join
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt
@@ -27,6 +27,9 @@ from enrollment.webhooks.receiver import OUTCOMES, Answer
 from enrollment.webhooks.registration import SeenTo, secret_by_hand
 
 log = logging.getLogger(__name__)
+
+#: In a session: the hook whose new secret its next page shows.
+MADE = "webhook_made"
 
 
 @csrf_exempt
@@ -79,8 +82,8 @@ def body_of(request: HttpRequest) -> bytes | Answer:
 @never_cache
 @require_http_methods(["GET", "HEAD", "POST"])
 def by_hand(request: HttpRequest, pk: int) -> HttpResponse:
-    """The steps for adding a repository's hook manually, for people with a login. A POST creates a secret and shows it in that
-    response only: it is stored encrypted, and no page shows it again.
+    """The steps for adding a repository's hook manually, for people with a login. A POST creates a secret and leads back to the
+    page, which shows it once: to this session, and only if it is opened next. The session holds the hook's id, not the secret.
     """
     if not request.user.is_authenticated:
         return redirect_to_login(request.get_full_path())
@@ -89,17 +92,21 @@ def by_hand(request: HttpRequest, pk: int) -> HttpResponse:
     if not any(request.user.has_perm(f"enrollment.{right}_repository") for right in ("view", "change")):
         raise PermissionDenied
     row = get_object_or_404(Repository.objects.select_related("forge"), pk=pk)
-    secret, problem, status = "", "", 200
     if request.method == "POST":
         if not request.user.has_perm("enrollment.change_repository"):
             raise PermissionDenied
         try:
             made = secret_by_hand(row)
-            secret = made.reveal_secret()
-            receiver.forget()
         except (SeenTo, IntegrityError) as error:
-            problem, status = str(error), 409
-    return render(request, "enrollment/webhook.html", steps(row) | {"secret": secret, "problem": problem}, status=status)
+            return render(request, "enrollment/webhook.html", steps(row) | {"problem": str(error)}, status=409)
+        receiver.forget()
+        request.session[MADE] = made.pk
+        return redirect("webhook_by_hand", pk=row.pk)
+    secret = ""
+    if request.method == "GET" and (made_pk := request.session.pop(MADE, None)):
+        hook = WebhookConfig.objects.filter(pk=made_pk, repository=row, by_hand=True).first()
+        secret = hook.reveal_secret() if hook else ""
+    return render(request, "enrollment/webhook.html", steps(row) | {"secret": secret})
 
 
 def steps(row: Repository) -> dict[str, object]:

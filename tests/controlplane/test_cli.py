@@ -120,7 +120,7 @@ def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
 def test_a_wrong_setting_stops_every_command_without_a_traceback(words: list[str]) -> None:
     done = run(*words, CC_CI_SLOTS="none", DJANGO_SETTINGS_MODULE="controlplane.settings")
     assert done.returncode == MISUSE
-    assert "CC_CI_SLOTS: Input should be a valid integer" in done.stderr
+    assert "CC_CI_SLOTS: must be a whole number, but is 'none'" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -163,7 +163,9 @@ def test_a_database_that_cannot_be_reached(url: str) -> None:
     assert "hunter2" not in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_data_folder_that_cannot_be_made() -> None:
-    done = run("list", CC_CI_DATA_DIR="/dev/null/data", DJANGO_SETTINGS_MODULE="controlplane.settings")
-    assert done.returncode == MISUSE
-    assert "CC_CI_DATA_DIR: cannot create /dev/null/data: Not a directory" in done.stderr
+def test_a_data_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "static").touch()
+    for folder, reason in (("/dev/null/data", "/dev/null/data: Not a directory"), (tmp_path, f"{tmp_path}/static: File exists")):
+        done = run("list", CC_CI_DATA_DIR=str(folder), DJANGO_SETTINGS_MODULE="controlplane.settings")
+        assert done.returncode == MISUSE
+        assert f"CC_CI_DATA_DIR: cannot create {reason}" in done.stderr and "Traceback" not in done.stderr

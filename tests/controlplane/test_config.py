@@ -45,13 +45,13 @@ def test_words_are_split_at_commas_and_spaces(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
-        ("CC_CI_POLL_SECONDS", "0", "greater than or equal to 1"),
-        ("CC_CI_POLL_SECONDS", "often", "valid number"),
-        ("CC_CI_DEPLOYER", "kubernetes", "'auto', 'swarm' or 'process'"),
+        ("CC_CI_POLL_SECONDS", "0", "must be at least 1, but is '0'"),
+        ("CC_CI_POLL_SECONDS", "often", "must be a number, but is 'often'"),
+        ("CC_CI_DEPLOYER", "kubernetes", "must be 'auto', 'swarm' or 'process', but is 'kubernetes'"),
         ("CC_CI_BASE_URL", "ci.example.org", "must look like https://ci.example.org"),
         ("CC_CI_BASE_URL", "", "must not be empty"),
         ("CC_CI_PROXY_URL", "tcp://proxy", "must look like"),
-        ("CC_CI_HOST", "a host", "match pattern"),
+        ("CC_CI_HOST", "a host", "but is 'a host'"),
         ("CC_CI_REGISTRIES", "docker.io https://ghcr.io", "invalid registry https://ghcr.io"),
         ("CC_CI_SCHEDULE_WINDOW", "25:00-26:00", "invalid time 25:00"),
         ("CC_CI_SECRET_KEYS", "hunter2", "key number 1 is not a Fernet key"),
@@ -59,7 +59,7 @@ def test_words_are_split_at_commas_and_spaces(monkeypatch: pytest.MonkeyPatch) -
         ("DATABASE_URL", "postgresql://db:port/x", "the port must be a number"),
         ("DATABASE_URL", "postgresql://db", "missing database name"),
         ("DATABASE_URL", "sqlite://relative.sqlite3", "must look like sqlite:///"),
-        ("DEBUG", "perhaps", "valid boolean"),
+        ("DEBUG", "perhaps", "must be true or false, but is 'perhaps'"),
     ],
 )
 def test_wrong_value(monkeypatch: pytest.MonkeyPatch, name: str, value: str, reason: str) -> None:

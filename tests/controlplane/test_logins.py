@@ -183,3 +183,12 @@ def test_it_is_in_the_log_in_one_line_each(caplog: pytest.LogCaptureFixture) -> 
     assert said[2] == f"Failed login: alice from {HERE}"
     assert said[-1] == f"Too many failed logins, locked out: alice from {HERE}"
     assert "wrong" not in said[2].lower()
+
+
+def test_a_login_that_fails_says_so_once_and_keeps_the_name(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    answer = client.post("/admin/login/?next=/admin/", {"username": 'bob"<b>', "password": "wrong"})
+    text = " ".join(answer.content.decode().split())
+    assert answer.status_code == 200
+    assert text.count("Please") == 1 and "Please enter the correct username" in text
+    assert 'value="bob&quot;&lt;b&gt;"' in text and "wrong" not in text
+    assert "Failed login: bob" in caplog.text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import re
 from datetime import timedelta
 from typing import Any
@@ -242,3 +244,24 @@ def test_without_public_pages_all_need_a_login_but_what_programs_ask(
     assert nobody.get("/api/runs").status_code == 401, "which knows its callers by their token"
     assert nobody.post("/hooks/none/", b"{}", content_type="application/json").status_code in (401, 403, 404)
     assert nobody.get("/static/controlplane/cc-ci.css").status_code == 200
+
+
+def test_every_page_has_an_icon(client: Client) -> None:
+    for page in ("/", "/admin/login/", "/nowhere", "/api/", "/docs/"):
+        text = client.get(page, headers={"accept": "text/html"}).content.decode()
+        assert re.search(r'<link rel="icon"[^>]* href="/static/controlplane/favicon', text), page
+    answer = client.get("/favicon.ico")
+    assert (answer.status_code, answer["Location"]) == (302, "/static/controlplane/favicon.svg")
+
+
+def test_a_foreign_host_gets_a_400_and_one_line_in_the_log(client: Client) -> None:
+    log = logging.getLogger("django.security")
+    handler = next(one for one in log.handlers if one.filters)
+    stream, handler.stream = handler.stream, io.StringIO()  # type: ignore[attr-defined]
+    try:
+        assert client.get("/", headers={"host": "evil.example.org"}).status_code == 400
+        lines = handler.stream.getvalue().splitlines()  # type: ignore[attr-defined]
+    finally:
+        handler.stream = stream  # type: ignore[attr-defined]
+    assert len(lines) == 1 and "WARNING django.security.DisallowedHost: Invalid HTTP_HOST header: 'evil.example.org'" in lines[0]
+    assert not log.propagate

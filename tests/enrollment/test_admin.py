@@ -92,7 +92,7 @@ def test_a_new_token_is_tried_and_kept(world: World, admin_client: Client) -> No
         ({"url": "https://evil.example.org"}, "enter the token again"),
         ({"token": "wrong-token"}, "The forge does not accept the token"),
         ({"token": "wrong token"}, "the token contains a space"),
-        ({"url": "http://127.0.0.1:9", "token": "some-token"}, "The forge is down or unreachable"),
+        ({"url": "http://127.0.0.1:9", "token": "some-token"}, "No forge answers at http://127.0.0.1:9; is the address right?"),
         ({"url": "nonsense of an address"}, "expected the forge"),
         ({"watched_owners": '"recipes"'}, "Enter a list"),
         ({"watched_owners": "[1]"}, "Enter a list"),
@@ -113,7 +113,7 @@ def test_what_is_wrong_is_told_in_the_form(world: World, admin_client: Client, f
 
 def test_something_that_is_no_forge(world: World, admin_client: Client) -> None:
     world.remote.faults = lambda request: Fault(status=200, body="<html>")
-    assert "The response is not from a forge" in text(save_forge(admin_client, world, token="abc"))
+    assert "is the address right?" in text(save_forge(admin_client, world, token="abc"))
 
 
 def test_a_dead_forge_can_be_switched_off(world: World, admin_client: Client) -> None:

@@ -103,7 +103,7 @@ def test_forge_add_again_gives_a_new_token(known: World, shell: Shell, monkeypat
         ("", "two\nlines", MISUSE, "the token contains a space"),
         ("", "geheim\N{EN DASH}1", MISUSE, "the token contains a space"),
         ("git.example.org", "abc", MISUSE, "expected the forge"),
-        ("http://127.0.0.1:9", "abc", OURS, "Nothing was changed"),
+        ("http://127.0.0.1:9", "abc", OURS, "No forge answers at http://127.0.0.1:9; is the address right?"),
         ("https://", "abc", MISUSE, "expected the forge"),
     ],
 )
@@ -120,7 +120,7 @@ def test_forge_add_with_something_wrong(
 def test_forge_add_where_something_else_answers(world: World, shell: Shell) -> None:
     world.remote.faults = lambda request: Fault(body="<html>Welcome to nginx!</html>")
     assert shell("forge", "add", "--url", world.server.url, "--token-env", "TOKEN") == OURS
-    assert "not from a forge" in shell.err
+    assert f"No forge answers at {world.server.url}; is the address right?" in shell.err
 
 
 def test_forge_add_without_a_variable_that_is_set(world: World, shell: Shell) -> None:

@@ -110,7 +110,7 @@ def test_the_docs_say_the_same() -> None:
 
 def test_it_needs_a_login(row: Repository, client: Client) -> None:
     for answer in (client.get(page(row)), client.post(page(row))):
-        assert (answer.status_code, answer["Location"]) == (302, f"/admin/login/?next=/repositories/{row.pk}/webhook/")
+        assert (answer.status_code, answer["Location"]) == (302, f"/login/?next=/repositories/{row.pk}/webhook/")
     client.force_login(User.objects.create_user("nobody"))
     assert client.get(page(row)).status_code == 404
     assert not WebhookConfig.objects.exists()
@@ -149,7 +149,8 @@ def test_no_such_repository(admin_client: Client) -> None:
 
 def test_the_secret_is_shown_once_and_kept_sealed(row: Repository, admin_client: Client) -> None:
     assert not WebhookConfig.objects.exists(), "looking at the page makes nothing"
-    answer = admin_client.post(page(row))
+    assert admin_client.post(page(row)).status_code == 302, "reloading the page that follows makes no other"
+    answer = admin_client.get(page(row))
     secret = shown_secret(answer)
     assert "no-store" in answer["Cache-Control"]
     hook = WebhookConfig.objects.get()
@@ -164,11 +165,18 @@ def test_the_secret_is_shown_once_and_kept_sealed(row: Repository, admin_client:
         assert secret not in str(cursor.fetchall())
 
 
+def test_nobody_else_sees_it_nor_who_looks_elsewhere_first(row: Repository, admin_client: Client, reader: Client) -> None:
+    admin_client.post(page(row))
+    assert WebhookConfig.objects.get().reveal_secret() not in text(reader.get(page(row)))
+    for answer in (admin_client.get(page(RepositoryFactory())), admin_client.get(page(row))):
+        assert not re.search(r"\b[0-9a-f]{64}\b", text(answer))
+
+
 def test_a_new_one_takes_its_place_and_both_count_for_a_day(row: Repository, admin_client: Client) -> None:
-    first = shown_secret(admin_client.post(page(row)))
+    first = shown_secret(admin_client.post(page(row), follow=True))
     before = WebhookConfig.objects.get()
     assert "Create new secret" in text(admin_client.get(page(row)))
-    second = shown_secret(admin_client.post(page(row)))
+    second = shown_secret(admin_client.post(page(row), follow=True))
     assert first != second
     before.refresh_from_db()
     now = WebhookConfig.objects.exclude(pk=before.pk).get()
@@ -209,7 +217,7 @@ def test_refused_then_by_hand_then_verified(refused: World, admin_client: Client
     row = Repository.objects.get()
     for path in (page(row), admin_page(row)):
         assert "refused: The token lacks the admin permission on recipes/web" in text(admin_client.get(path))
-    secret = shown_secret(admin_client.post(page(row)))
+    secret = shown_secret(admin_client.post(page(row), follow=True))
     hook = WebhookConfig.objects.get(repository=row)
     assert (hook.state, hook.by_hand) == ("refused", True)
     bridge = Bridge(refused)
@@ -229,7 +237,7 @@ def test_one_that_is_renewed_by_hand(refused: World, admin_client: Client) -> No
     row = Repository.objects.get()
     bridge = Bridge(refused)
     for _ in range(2):
-        secret = shown_secret(admin_client.post(page(row)))
+        secret = shown_secret(admin_client.post(page(row), follow=True))
         hook = WebhookConfig.objects.exclude(state="rotating").get(repository=row)
         assert hook.state == "refused"
         by_hand_at_the_forge(refused, hook.url, secret)
@@ -247,7 +255,7 @@ def test_one_that_is_renewed_by_hand(refused: World, admin_client: Client) -> No
 
 def test_by_hand_works_where_nothing_is_registered_by_itself(world: World, admin_client: Client) -> None:
     assert settings.CC_CI.webhook_autoregister is False
-    secret = shown_secret(admin_client.post(page(Repository.objects.get())))
+    secret = shown_secret(admin_client.post(page(Repository.objects.get()), follow=True))
     hook = WebhookConfig.objects.get()
     bridge = Bridge(world)
     by_hand_at_the_forge(world, hook.url, secret)
@@ -263,7 +271,7 @@ def test_by_hand_works_where_nothing_is_registered_by_itself(world: World, admin
 
 def test_given_the_right_later_the_one_by_hand_is_kept_well(refused: World, admin_client: Client) -> None:
     row = Repository.objects.get()
-    secret = shown_secret(admin_client.post(page(row)))
+    secret = shown_secret(admin_client.post(page(row), follow=True))
     hook = by_hand_at_the_forge(refused, WebhookConfig.objects.get(repository=row).url, secret)
     hook.events = ["issue_comment"]
     refused.remote.add_collaborator("recipes/web", refused.bot, "admin")
