@@ -139,6 +139,10 @@ def _trust() -> dict[str, tuple[str, Q]]:
     return {"yes": ("trusted", lately(trusted=True)), "no": ("a stranger's", lately(trusted=False))}
 
 
+#: The newest runs that a search means; more rows of runs nobody pages through.
+RUNS = 1000
+
+
 class RunPages(BigAdmin, ReadOnlyAdmin):
     """Of rows of runs, found by what finds the run, or a text. `run`: the path to it."""
 
@@ -146,8 +150,8 @@ class RunPages(BigAdmin, ReadOnlyAdmin):
 
     def get_search_results(self, request: HttpRequest, queryset: QuerySet[Any], search_term: str) -> tuple[QuerySet[Any], bool]:
         if search_term:
-            runs = search.found(TestRun.objects.order_by(), search_term).values_list("pk", flat=True)
-            if runs[:1]:
+            found = search.found(TestRun.objects.order_by("-created_at"), search_term)
+            if runs := list(found.values_list("pk", flat=True)[:RUNS]):
                 return queryset.filter(**{f"{self.run}__in": runs}), False
         return super().get_search_results(request, queryset, search_term)
 
@@ -274,7 +278,7 @@ class StageResultAdmin(RunPages):
 @admin.register(Artefact)
 class ArtefactAdmin(RunPages):
     list_display = ("name", "kind", "of_run", "size", "page")
-    list_filter = ("kind",)
+    list_filter = (values("kind", "kind", dict(Artefact.Kind.choices)),)
     search_fields = ("name",)
     search_help_text = f"{FINDS}; or a name, among the newest"
     list_select_related = ("run__repository",)

@@ -167,7 +167,7 @@ class TestRun(models.Model):
         indexes = [
             models.Index(fields=["repository", "-created_at"]),
             models.Index(fields=["-created_at", "-id"]),
-            models.Index(fields=["state", "-created_at"]),
+            models.Index(fields=["state", "-created_at", "-id"]),
             models.Index(fields=["repository", "-started_at"]),
             models.Index(fields=["repository", "sha"]),
             models.Index(fields=["sha"]),

@@ -124,6 +124,19 @@ def test_as_many_queries_however_much_there_is(admin_client: Client) -> None:
     assert "3 more runs: each ended by a fault of ours" in text and "More webhooks have a problem" in text
 
 
+def test_no_query_reads_all_runs(admin_client: Client) -> None:
+    troubles()
+    with CaptureQueriesContext(connection) as queries:
+        admin_client.get("/admin/")
+    asked = [query["sql"] for query in queries if 'FROM "runs_' in query["sql"]]
+    assert len(asked) > 3
+    for sql in asked:
+        with connection.cursor() as cursor:
+            cursor.execute(f"EXPLAIN QUERY PLAN {sql}")
+            plan = [row[3] for row in cursor.fetchall()]
+        assert not {"SCAN runs_testrun", "SCAN runs_report"} & set(plan), (plan, sql)
+
+
 def test_a_quiet_server_says_so(admin_client: Client, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings.CC_CI, "base_url", "http://ci.example.org")
     RecurringTask.objects.all().delete()
