@@ -147,9 +147,13 @@ class FailureAdmin(TaskTrail):
 class QueueAdmin(ReadOnlyAdmin):
     """Waiting and running tasks: a task stays here until it has finished."""
 
-    list_display = ("id", "key", "name", "func", "state", "lock")
+    list_display = ("name", "func", "state", "machine", "lock")
     list_filter = ("key",)
     fields = ("id", "key", "name", "func", "args", "lock")
+
+    @display(description="machine", ordering="key")
+    def machine(self, row: OrmQ) -> str:
+        return str(row.key).removeprefix("cc-ci-")
 
     @display(description="state", label={"waiting": "info", "taken": "warning"})
     def state(self, row: OrmQ) -> str:

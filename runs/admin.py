@@ -258,11 +258,21 @@ def _do(request: HttpRequest, run: TestRun, name: str) -> SafeString:
 
 
 @admin.register(ScheduledRun)
-class ScheduledRunAdmin(ReadOnlyAdmin):
-    list_display = ("repository", "kind", "night", "extra", "version", "run", "change", "note", "created_at")
-    list_filter = ("kind", "change", "repository")
-    search_fields = ("repository__owner", "repository__name", "version")
-    list_select_related = ("repository", "run")
+class ScheduledRunAdmin(RunPages):
+    list_display = ("repository", "what_for", "night", "outcome", "change", "created_at")
+    list_filter = ("kind", values("change", "change", {"worse": "worse", "better": "better"}), "repository__forge")
+    search_fields = ("repository__name", "version")
+    search_help_text = f"{FINDS}; or a version, among the newest"
+    list_select_related = ("repository", "run__repository")
+    deferred = tuple(f"run__{name}" for name in (*HEAVY, "reason"))
+
+    @display(description="tested")
+    def what_for(self, row: ScheduledRun) -> str:
+        return f"{row.what}, with extra tests" if row.extra else row.what
+
+    @display(description="run")
+    def outcome(self, row: ScheduledRun) -> str:
+        return _link(row.run, f"{row.run}: {State(row.run.state).label}") if row.run else row.note
 
 
 @admin.register(StageResult)

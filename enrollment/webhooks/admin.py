@@ -57,7 +57,7 @@ def reconcile_soon(forge: Forge, repository: Repository | None = None) -> None:
 
 @admin.register(WebhookConfig)
 class WebhookConfigAdmin(ReadOnlyAdmin):
-    list_display = ("where", "forge", "standing", "short_reason", "state_at", "checked_at", "by_hand")
+    list_display = ("where", "forge", "standing", "short_reason", "state_at", "checked_at", "made_by")
     list_filter = ("state", "by_hand", "forge")
     search_fields = ("owner", "repository__name", "reason", "key")
     list_select_related = ("repository", "forge")
@@ -82,6 +82,10 @@ class WebhookConfigAdmin(ReadOnlyAdmin):
     @display(description="place")
     def where(self, hook: WebhookConfig) -> str:
         return hook.place
+
+    @display(description="added by")
+    def made_by(self, hook: WebhookConfig) -> str:
+        return "a maintainer" if hook.by_hand else "cc-ci"
 
     @display(description="state", label=STATES)
     def standing(self, hook: WebhookConfig) -> str:

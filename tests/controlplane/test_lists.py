@@ -8,6 +8,7 @@ import pytest
 from django.contrib import admin
 from django.contrib.auth.models import User
 from django.db import connection
+from django.db.models import BooleanField
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
@@ -56,6 +57,20 @@ def test_few_queries_each_by_an_index(operator: Client) -> None:
             slow += [(address, plan) for sql in asked if "TEMP B-TREE" in (plan := in_use(sql))]
     assert too_many == []
     assert slow == []
+
+
+def test_no_red_cross_for_a_harmless_no_and_no_raw_id() -> None:
+    """A list says in a word what is so; only whether a task is enabled is a mark."""
+    marks, numbers = [], []
+    for model, page in admin.site._registry.items():
+        if model._meta.app_label == "auth":
+            continue  # Django's own
+        fields = {field.name: field for field in model._meta.get_fields()}
+        columns = [name for name in page.list_display if isinstance(name, str)]
+        marks += [f"{model.__name__}.{name}" for name in columns if isinstance(fields.get(name), BooleanField)]
+        numbers += [f"{model.__name__}.{name}" for name in columns if name in ("id", "pk") or name.endswith("_id")]
+        marks += [f"{model.__name__}.{name}" for name in columns if getattr(getattr(page, name, None), "boolean", False)]
+    assert (marks, numbers) == (["RecurringTask.enabled"], [])
 
 
 BIG = ["testrun", "stageresult", "caseresult", "artefact", "runevent", "report"]
