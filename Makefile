@@ -6,7 +6,7 @@ PIP := $(BIN)/pip --quiet --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
-.PHONY: help install dev demo test test-quick test-long lint coverage hostile test-real bench docs screenshots lock clean
+.PHONY: help install dev demo test test-quick test-long lint coverage hostile test-real seed bench docs screenshots lock clean
 
 help:         ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /make \1 \t/p' $(MAKEFILE_LIST) | expand -t 20

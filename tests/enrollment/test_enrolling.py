@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from enrollment import repositories, tasks
 from enrollment.fakeforge.faults import Fault
-from enrollment.forges.base import Unauthorized, Unavailable
+from enrollment.forges.base import NoForge, Unauthorized
 from enrollment.models import Comment, Forge, PullRequest, Repository
 from enrollment.polling import poller
 from enrollment.repositories import add_forge, bare, unenroll
@@ -220,7 +220,7 @@ def test_a_forge_is_asked_who_we_are_before_it_is_added(world: World) -> None:
     forge.refresh_from_db()
     assert forge.reveal_token() == world.token
     world.server.stop()
-    with pytest.raises(Unavailable):
+    with pytest.raises(NoForge, match="is the address right"):
         add_forge("http://127.0.0.1:9", "abc")
     assert Forge.objects.count() == 1
 
