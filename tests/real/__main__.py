@@ -107,6 +107,8 @@ def tell(sandbox: dict[str, tuple[str, str]], real: dict[str, tuple[str, str]]) 
     both = [name for name, (outcome, _) in real.items() if outcome == "failed" and sandbox.get(name, ("", ""))[0] == "failed"]
     counts = Counter(outcome for outcome, _ in real.values())
     print(f"\nAt the real forge: {', '.join(f'{count} {name}' for name, count in sorted(counts.items()))}.")
+    for why, count in Counter(why for outcome, why in real.values() if outcome == "skipped").most_common():
+        print(f"  {count} skipped: {why}")
     for title, names in (("It does differently from the fake forge", different), ("Fails at both, of this version", both)):
         if names:
             print(f"\n{title}:")
