@@ -241,7 +241,16 @@ class RealForge:
             if "denied" not in str(error):
                 raise
             self._git(row, self.admin, "push", "--quiet", "URL", f"refs/heads/{branch}")  # as the fake forge lets them
+        self._await(row, branch, sha)
         return sha
+
+    def _await(self, repo: Any, branch: str, sha: str) -> None:
+        """Git was answered a moment before the forge knows of a push; asked for the branch meanwhile, it may even answer 500."""
+        until = time.monotonic() + SECONDS
+        url = f"{self.url}/api/v1{self._path(repo)}/branches/{quote(branch, safe='')}"
+        while (answer := self._session.get(url, timeout=SECONDS)).status_code != 200 or answer.json()["commit"]["id"] != sha:
+            assert time.monotonic() < until, f"{repo.full_name} does not show {sha} on {branch}: {answer.text[:300]}"
+            time.sleep(0.1)
 
     def push_for_review(
         self,

@@ -61,8 +61,10 @@ def _fits(item: pytest.Item, versions: set[str]) -> bool:
     version = version if version in versions else _AS.get(version, version)
     if "world" not in getattr(item, "fixturenames", ()) or _versions(item) - {version}:
         return False
+    given = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    functions = [item.function, *(value for value in given if inspect.isfunction(value))]  # type: ignore[attr-defined]
     # (Where this does not see it, the real forge skips the test, after it has made all its people.)
-    return not _SANDBOX.search(_source(item.function, set()))  # type: ignore[attr-defined]
+    return not any(_SANDBOX.search(_source(function, set())) for function in functions)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Config) -> None:
