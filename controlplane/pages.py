@@ -83,7 +83,11 @@ class LoginPage(LoginView):
     template_name = "controlplane/login.html"
 
     def get_context_data(self, **more: Any) -> dict[str, Any]:
-        return super().get_context_data(forges=registry.ask("forge logins", default=()), **more)
+        context = super().get_context_data(forges=registry.ask("forge logins", default=()), **more)
+        if context["forges"]:
+            # Most people press the button above it, and a phone would open its keyboard.
+            context["form"].fields["username"].widget.attrs.pop("autofocus", None)
+        return context
 
 
 @login_not_required

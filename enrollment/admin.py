@@ -70,8 +70,9 @@ class ListsForm(forms.ModelForm):  # type: ignore[type-arg]
         return _list_of(self.cleaned_data["block"], int, "[17, 42]")
 
 
-def token_field(needs: str) -> forms.CharField:
+def token_field(needs: str, label: str | None = None) -> forms.CharField:
     return forms.CharField(
+        label=label,
         required=False,
         strip=True,
         widget=UnfoldAdminPasswordWidget(render_value=False, attrs={"autocomplete": "new-password"}),
@@ -139,7 +140,7 @@ class Removable(ModelAdmin):
 
 class ForgeForm(AddressForm, ListsForm):
     token = token_field("It needs to read repositories, issues and the organisation, and to write comments.")
-    oauth_client_secret = token_field("Of the same application.")
+    oauth_client_secret = token_field("Of the same application.", "Client secret")
 
     class Meta:
         model = Forge

@@ -26,7 +26,7 @@ def addresses(made: Examples) -> list[str]:
     row, pull = made.failed.repository, made.failed.pull_request
     assert pull is not None
     recipe = [f"/recipes/{row.pk}/", f"/recipes/{row.pk}/pulls/{pull.number}/", f"/runs/tests/{row.pk}/"]
-    return ["/", "/runs/", "/nowhere/", *recipe, *(run.get_absolute_url() for run in runs)]
+    return ["/", "/runs/", "/login/", "/nowhere/", *recipe, *(run.get_absolute_url() for run in runs)]
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
