@@ -29,7 +29,7 @@ from enrollment.forges.base import (
     User,
 )
 from enrollment.forges.gitea import client as gitea
-from enrollment.forges.gitea.client import GiteaClient
+from enrollment.forges.gitea.client import GiteaClient, _repo
 from tests.world import EVERY_VERSION, World
 
 CAPTURED = Path(__file__).parents[1] / "data" / "gitea" / "responses"
@@ -677,3 +677,19 @@ def test_a_value_that_is_not_documented_is_no_answer(
 def _api_path(part: str) -> str:
     places = {"/pulls/1": "/repos/recipes/web/pulls/1", "/permission": "/repos/recipes/web/collaborators/alice/permission"}
     return places.get(part, part)
+
+
+@pytest.mark.parametrize(
+    ("change", "private"),
+    [
+        ({}, False),
+        ({"private": True}, True),
+        ({"internal": True}, True),  # of a private organisation
+        ({"visibility": "limited"}, True),  # of an organisation that only those see who have logged in
+        ({"visibility": "private"}, True),
+        ({"visibility": "something new"}, True),
+    ],
+)
+def test_what_is_hidden_with_its_owner_is_private(change: dict[str, object], private: bool) -> None:
+    owner = {"id": 2, "login": "recipes", "visibility": change.pop("visibility", "public")}
+    assert _repo({"id": 1, "name": "web", "owner": owner, "private": False, "internal": False, **change}).private is private

@@ -526,13 +526,20 @@ def _user(data: Any) -> User:
     return User(id=_id(data["id"]), login=_label(data["login"]))
 
 
+def _hidden(data: Any) -> bool:
+    """Whether a repository is not for everybody to see: it is private itself, or its owner is visible to some people only."""
+    # The first is about the repository alone; 1.15 says the second of private organisations, newer servers of no limited ones.
+    shown = data["owner"].get("visibility", "public") == "public"
+    return _flag(data["private"]) or _flag(data.get("internal", False)) or not shown
+
+
 def _repo(data: Any) -> Repo:
     return Repo(
         id=_key(data["id"]),
         owner=_label(data["owner"]["login"]),
         owner_id=_id(data["owner"]["id"]),
         name=_label(data["name"]),
-        private=_flag(data["private"]),
+        private=_hidden(data),
         default_branch=_text(data.get("default_branch"))[:255] or "main",
         clone_url=_text(data.get("clone_url"))[:500],
         html_url=_text(data.get("html_url"))[:500],
