@@ -67,6 +67,7 @@ def filled(address: str, text: str, number: str) -> str:
     values = {
         "<uuid:run_id>": str(run.pk),
         "<str:name>": text or "a.txt",
+        "<path:name>": text or "stages/",
         "<slug:name>": "adopt",
         "<str:forge>": text or "1",
         "<str:owner>": text or "recipes",
