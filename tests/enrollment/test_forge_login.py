@@ -129,6 +129,12 @@ def test_a_code_is_of_use_only_in_the_browser_that_asked_for_it(world: World) ->
     victim = Client()
     to_the_forge(victim, world)  # has begun a login of her own
     assert victim.get(back).status_code == 403 and not is_in(victim)
+    mine = consent(world, to_the_forge(victim, world), "alice")
+    state = parse_qs(urlsplit(mine).query)["state"][0]
+    for wrong in ("", f"&state={state[:-1]}"):
+        to_the_forge(victim, world)
+        answer = victim.get(mine.replace(f"&state={state}", wrong))
+        assert answer.status_code == 403 and "does not belong" in answer.content.decode()
     # Even with her own state, it is not the code of her challenge.
     theirs = parse_qs(urlsplit(back).query)["code"][0]
     mine = parse_qs(urlsplit(to_the_forge(victim, world)).query)["state"][0]
@@ -164,6 +170,7 @@ def test_the_answer_of_one_forge_is_not_taken_for_another(world: World) -> None:
     back = consent(world, to_the_forge(browser, world), "alice")
     moved = back.replace(back_to(world), reverse("forge-login-back", args=[other.pk]))
     assert browser.get(moved).status_code == 403 and not is_in(browser)
+    assert EXCHANGE not in [request.path for request in world.remote.requests]
 
 
 def test_who_refuses_at_the_forge_is_told_so(world: World) -> None:

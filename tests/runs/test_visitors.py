@@ -336,8 +336,9 @@ def test_a_pushed_head_is_not_approved_by_a_page_from_before(world: World) -> No
 def test_nothing_is_done_when_the_forge_does_not_say(world: World) -> None:
     public = failed(world, private=False)
     alice = log_in(world, "alice")
+    somebody = f'{{"id": {world.admin.id}, "login": "root"}}'
     for path in ("/user", "/repositories/1", "/users/alice", "/orgs/recipes/members/alice"):
-        for fault in (Fault(500), Fault(status=200, body="{}"), Fault(status=200, body='{"id": 1}')):
+        for fault in (Fault(500), Fault(status=200, body="{}"), Fault(status=200, body='{"id": 1}'), Fault(200, somebody)):
             world.remote.faults = lambda request, path=path, fault=fault: fault if request.path == f"/api/v1{path}" else None
             press(alice, public)
             assert TestRun.objects.count() == 1, (path, fault)
