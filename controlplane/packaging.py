@@ -7,8 +7,9 @@ from pathlib import Path
 
 from setuptools.command.build_py import build_py  # type: ignore[import-untyped]
 
-#: A link to what is no page.
-LINK = re.compile(r"\]\(([^)#:]+\.(?:png|svg|json))\)")
+#: A link within the docs, and what a page may show besides text.
+LINK = re.compile(r"\]\(([^()\[\]#:\s]{1,200})\)")
+SHOWN = (".png", ".svg", ".json")
 
 
 class WithDocs(build_py):  # type: ignore[misc]
@@ -21,7 +22,7 @@ class WithDocs(build_py):  # type: ignore[misc]
         if not self.editable_mode:
             target = Path(self.build_lib) / "controlplane" / "docs"
             pages = sorted(Path("docs").rglob("*.md"))
-            shown = {page.parent / name for page in pages for name in LINK.findall(page.read_text())}
+            shown = {page.parent / name for page in pages for name in LINK.findall(page.read_text()) if name.endswith(SHOWN)}
             for path in [*pages, *sorted(path for path in shown if path.is_file())]:
                 copy = target / path.relative_to("docs")
                 self.mkpath(str(copy.parent))
