@@ -40,7 +40,7 @@ def entries(*words: str) -> dict[str, dict[str, Any]]:
     return {entry["slug"]: entry for entry in json.loads(deferred("list", "--json", *words))}
 
 
-@pytest.mark.timeout(600)  # a machine's first time brings the image, too
+@pytest.mark.timeout(1800)  # a machine's first time brings the image, too
 def test_the_deferred_tests_of_matrix_synapse_are_ported_run_and_closed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     need_swarm()
     image = need_synapse()
@@ -64,7 +64,7 @@ def test_the_deferred_tests_of_matrix_synapse_are_ported_run_and_closed(world: W
     # One run on the Swarm, as a maintainer asks for it.
     world.say("recipes/matrix-synapse", "!testme --stages install,extra", number=pull.number)
     world.hear()
-    world.run_all(240)
+    world.run_all(1200)
     run = TestRun.objects.get()
     assert run.state == "passed", f"{run.reason}\n{run.log[-5000:]}"
     cases = run.stage_results.get(name="extra").cases
