@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from django.conf import settings
 from hypothesis import HealthCheck, example, given
 from hypothesis import settings as profile
 
@@ -160,7 +161,7 @@ def test_nothing_in_a_reply_acts(run: TestRun, reply: str, text: str) -> None:
     page = shown(body)
     assert all(element[0].strip("/") in allowed or element == ("comment", " cc-ci:reply:1 ") for element in page.elements)
     assert all(
-        element[1].startswith((f"href={run.url}", "href=https://git.example.org/"))
+        element[1].startswith((f"href={run.url}", f"href={settings.CC_CI.base_url}/docs/", "href=https://git.example.org/"))
         for element in page.elements
         if element[0] == "a"
     )
