@@ -63,15 +63,16 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture
-def listener(kind: str) -> Iterator[None]:
+@pytest.fixture(scope="module")
+def listener() -> Iterator[None]:
     """cc-ci's pages, where Drone's webhooks go: it makes no builds of unreadable pipelines while nobody takes those."""
-    if kind == "drone" and (address := urlsplit(HOOK["DRONE_WEBHOOK_ENDPOINT"]).netloc):
-        server = LiveServer(address)
+    address = urlsplit(HOOK["DRONE_WEBHOOK_ENDPOINT"]).netloc
+    if not URLS["drone"] or not address:
         yield
-        server.stop()
-    else:
-        yield
+        return
+    server = LiveServer(address)  # one for all tests: its port is not free again at once
+    yield
+    server.stop()
 
 
 @pytest.fixture
