@@ -42,6 +42,7 @@ from runs.models import (
     State,
     TestRun,
 )
+from runs.render import STAGE_MARK
 
 STATE_LABELS = {
     "passed": "success",
@@ -53,7 +54,7 @@ STATE_LABELS = {
     "running": "primary",
     "starting": "primary",
 }
-STATUSES = {name: name for name in ("passed", "failed", "error", "skipped")}
+STATUSES = {name: name.replace("_", " ") for name in STAGE_MARK if name != "running"}
 #: Kinds of events that one looks for; the harness has more.
 EVENTS = {name: name for name in (*State.values, "stop_wanted", "approved", "lost", "stage_finished")}
 
@@ -119,6 +120,13 @@ class ExecutorChoiceAdmin(ModelAdmin):
 
 #: Columns that a list of runs does not need, and that are most of a row.
 HEAVY = ("log", "details", "warnings", "teardown", "stages", "taken_over", "stop_reason", "build_url")
+
+
+def heavy_of(run: str) -> tuple[str, ...]:
+    """The same for a list of what belongs to runs, which shows no reason either. `run`: the path to it."""
+    return tuple(f"{run}__{name}" for name in (*HEAVY, "reason"))
+
+
 #: Filters by columns without an index read at most the runs of this time.
 LATELY = timedelta(days=90)
 
@@ -264,7 +272,7 @@ class ScheduledRunAdmin(RunPages):
     search_fields = ("repository__name", "version")
     search_help_text = f"{FINDS}; or a version, among the newest"
     list_select_related = ("repository", "run__repository")
-    deferred = tuple(f"run__{name}" for name in (*HEAVY, "reason"))
+    deferred = heavy_of("run")
 
     @display(description="tested")
     def what_for(self, row: ScheduledRun) -> str:
@@ -282,7 +290,7 @@ class StageResultAdmin(RunPages):
     search_fields = ("reason",)
     search_help_text = f"{FINDS}; or a reason, among the newest"
     list_select_related = ("run__repository",)
-    deferred = tuple(f"run__{name}" for name in (*HEAVY, "reason"))
+    deferred = heavy_of("run")
 
 
 @admin.register(Artefact)
@@ -292,7 +300,7 @@ class ArtefactAdmin(RunPages):
     search_fields = ("name",)
     search_help_text = f"{FINDS}; or a name, among the newest"
     list_select_related = ("run__repository",)
-    deferred = ("data", *(f"run__{name}" for name in (*HEAVY, "reason")))
+    deferred = ("data", *heavy_of("run"))
     exclude = ("data",)
 
     @display(description="size")
@@ -312,7 +320,7 @@ class CaseResultAdmin(RunPages):
     search_fields = ("name", "file")
     search_help_text = f"{FINDS}; or a test's name, among the newest"
     list_select_related = ("stage__run__repository",)
-    deferred = ("message", "output", *(f"stage__run__{name}" for name in (*HEAVY, "reason")))
+    deferred = ("message", "output", *heavy_of("stage__run"))
 
     @display(description="stage")
     def stage_name(self, row: CaseResult) -> str:
@@ -326,7 +334,7 @@ class RunEventAdmin(RunPages):
     search_fields = ("text",)
     search_help_text = f"{FINDS}; or a text, among the newest"
     list_select_related = ("run__repository",)
-    deferred = ("data", *(f"run__{name}" for name in (*HEAVY, "reason")))
+    deferred = ("data", *heavy_of("run"))
 
 
 @admin.register(Report)
@@ -348,7 +356,7 @@ class ReportAdmin(RunPages):
     search_fields = ("key", "last_error", "marker")
     search_help_text = f"{FINDS}; or an error, among the newest"
     list_select_related = ("repository", "pull_request__repository", "run__repository")
-    deferred = ("wanted", "stale_ids", *(f"run__{name}" for name in (*HEAVY, "reason")))
+    deferred = ("wanted", "stale_ids", *heavy_of("run"))
     actions = ["try_now"]
 
     @display(description="about")

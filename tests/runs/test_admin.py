@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 from unittest import mock
 
@@ -16,7 +17,7 @@ from enrollment.fakeforge.faults import Fault
 from enrollment.models import Repository
 from runs.harness.stage_table import DEFAULT_STAGES
 from runs.models import Report, State, TestRun
-from tests.factories import TestRunFactory
+from tests.factories import CaseResultFactory, StageResultFactory, TestRunFactory
 from tests.world import World
 
 pytestmark = [pytest.mark.django_db, pytest.mark.slow(0.1)]
@@ -127,3 +128,12 @@ def test_no_action_is_done_to_more_than_a_page(admin_client: Client, db: None) -
         page = admin_client.post(reverse("admin:runs_testrun_changelist"), data, follow=True).content.decode()
     assert "Select at most 2 at once." in page
     assert TestRun.objects.filter(state=State.QUEUED).count() == 3
+
+
+@pytest.mark.parametrize("page", ["caseresult", "stageresult"])
+def test_a_list_is_filtered_by_every_status_that_there_is(admin_client: Client, db: None, page: str) -> None:
+    for number, status in enumerate(("passed", "failed", "errored", "skipped")):
+        stage = StageResultFactory(status=status, reason=f"it-is-{number}")
+        CaseResultFactory(stage=stage, status=status, name=f"it-is-{number}")
+        shown = admin_client.get(f"/admin/runs/{page}/?status={status}").content.decode()
+        assert re.findall(r"it-is-\d", shown) == [f"it-is-{number}"] * shown.count("it-is-") and f"it-is-{number}" in shown
