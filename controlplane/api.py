@@ -32,6 +32,7 @@ from pydantic import WithJsonSchema
 
 from controlplane import tokens
 from controlplane.models import ApiToken
+from controlplane.pages import rows_after
 from controlplane.registry import registry
 
 log = logging.getLogger(__name__)
@@ -138,11 +139,7 @@ class Newest(PaginationBase):
                 place = signer.unsign_object(pagination.cursor)
             except (BadSignature, ValueError):
                 raise Refused(404, "There is no such page. Take `next` of the answer before as cursor, unchanged.") from None
-            if at:
-                # Both in one range of the index: what is as old, but was listed already, is left out of it.
-                rows = rows.filter(**{f"{at}__lte": place[0]}).exclude(**{at: place[0], "pk__gte": place[1]})
-            else:
-                rows = rows.filter(pk__lt=place[0])
+            rows = rows_after(rows, at, place[0], place[1]) if at else rows.filter(pk__lt=place[0])
         size = min(pagination.limit, self.most)
         if self.weight:
             weights = rows.prefetch_related(None).values_list(self.weight, flat=True)[:size]

@@ -40,6 +40,14 @@ class Slice:
     first: bool = True
 
 
+def rows_after(rows: QuerySet[Any], at: str, time: Any, key: Any) -> QuerySet[Any]:
+    """Of rows ordered by `at` and then the key, newest first: those after this place.
+
+    In one range of the index: what is as old, but was listed already, is left out of it.
+    """
+    return rows.filter(**{f"{at}__lte": time}).exclude(**{at: time, "pk__gte": key})
+
+
 def newest(request: HttpRequest, rows: QuerySet[Any], size: int) -> Slice:
     """The rows from the request's `before` on, found by an index on (created_at, id) however many are newer.
 
@@ -52,7 +60,7 @@ def newest(request: HttpRequest, rows: QuerySet[Any], size: int) -> Slice:
         if key:
             time, pk = datetime.fromisoformat(at), rows.model._meta.pk.to_python(key)
             if timezone.is_aware(time):
-                rows, first = rows.filter(created_at__lte=time).exclude(created_at=time, pk__gte=pk), False
+                rows, first = rows_after(rows, "created_at", time, pk), False
     except (ValueError, OverflowError, ValidationError):
         pass
     found = list(rows[: size + 1])

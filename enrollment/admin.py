@@ -25,7 +25,7 @@ from enrollment.forge_access.clock_skew import server_now
 from enrollment.forge_access.rate_limit import forgive
 from enrollment.forge_login.views import redirect_url
 from enrollment.forges.base import ForgeError, explain
-from enrollment.lookup import NotNamed, split_name
+from enrollment.lookup import NotNamed, like, split_name
 from enrollment.models import Comment, Forge, PullRequest, Repository
 from enrollment.permission_admin import (
     POLICIES,
@@ -412,7 +412,7 @@ class RepositoryAdmin(Removable):
 
 
 class Said(BigAdmin, ReadOnlyAdmin):
-    """Of what was said on pull requests: found by #12, a recipe's name, or a text in the newest rows. `pull`: the path to one."""
+    """Of what was said on pull requests: found by #12, a recipe's name, or a text in the newest rows. The names are paths."""
 
     repository, number = "pull_request__repository", "pull_request__number"
 
@@ -420,11 +420,8 @@ class Said(BigAdmin, ReadOnlyAdmin):
         term = search_term.strip()
         if term.startswith("#") and term[1:].isdecimal():
             return queryset.filter(**{self.number: int(term[1:][:9])}), False
-        owner, _, name = term.rpartition("/")
-        if name:
-            rows = Repository.objects.filter(name__icontains=name, **({"owner__iexact": owner} if owner else {}))
-            if keys := list(rows.values_list("pk", flat=True)[:200]):
-                return queryset.filter(**{f"{self.repository}__in": keys}), False
+        if term and not term.endswith("/") and (keys := like(term)):
+            return queryset.filter(**{f"{self.repository}__in": keys}), False
         return super().get_search_results(request, queryset, search_term)
 
 

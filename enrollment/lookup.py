@@ -56,3 +56,14 @@ def find_repository(typed: str, forge: Forge) -> Repository:
         near = get_close_matches(f"{owner}/{name}", names, 3)
         raise NotNamed(f"{owner}/{name} is not enrolled." + (f" Did you mean {' or '.join(near)}?" if near else ""))
     return row
+
+
+#: Repositories that one text may mean.
+MOST = 200
+
+
+def like(text: str) -> list[int]:
+    """The keys of repositories with this in their names; with an owner before it (OWNER/NAME), of this owner only."""
+    owner, _, name = text.rpartition("/")
+    rows = Repository.objects.filter(name__icontains=name, **({"owner__iexact": owner} if owner else {}))
+    return list(rows.values_list("pk", flat=True)[:MOST])

@@ -29,11 +29,19 @@ class InfraFile(models.Model):
         return self.path
 
 
+#: The last upgrade in one of these states decides whether an app is lost.
+DECISIVE = (*WORKING, UpgradeState.ROLLBACK_FAILED, UpgradeState.SUCCEEDED)
+
+
+def _is_lost(state: str | None, step: dict[str, Any] | None) -> bool:
+    """Whether the rollback of an upgrade failed, and nobody has repaired the app since."""
+    return state == UpgradeState.ROLLBACK_FAILED and not (step or {}).get(MENDED)
+
+
 class InfraAppQuerySet(models.QuerySet["InfraApp"]):
     def with_last_upgrade(self) -> InfraAppQuerySet:
         """For `lost`: the last upgrade of each that is active, succeeded, or could not be rolled back."""
-        ends = (UpgradeState.ROLLBACK_FAILED, UpgradeState.SUCCEEDED)
-        last = Upgrade.objects.filter(app=models.OuterRef("pk"), state__in=[*WORKING, *ends]).order_by("-id")
+        last = Upgrade.objects.filter(app=models.OuterRef("pk"), state__in=DECISIVE).order_by("-id")
         return self.annotate(
             last_id=last.values("pk")[:1], last_state=last.values("state")[:1], last_step=last.values("step")[:1]
         )
@@ -114,15 +122,14 @@ class InfraApp(models.Model):
 
     def rollback_failed(self) -> Upgrade | None:
         """The upgrade whose rollback failed, unless somebody has repaired the app since."""
-        ends = (UpgradeState.ROLLBACK_FAILED, UpgradeState.SUCCEEDED)
-        last = self.upgrades.filter(state__in=[*WORKING, *ends]).first()
-        return last if last and last.state == UpgradeState.ROLLBACK_FAILED and not last.step.get(MENDED) else None
+        last = self.upgrades.filter(state__in=DECISIVE).first()
+        return last if last and _is_lost(last.state, last.step) else None
 
     @property
     def lost(self) -> bool:
         """The same of one that was read `with_last_upgrade`, without another query."""
         row: Any = self
-        return row.last_state == UpgradeState.ROLLBACK_FAILED and not (row.last_step or {}).get(MENDED)
+        return _is_lost(row.last_state, row.last_step)
 
     def last_success(self) -> Upgrade | None:
         """The upgrade that led to the running version, if cc-ci did it; snapshots do not change the version."""

@@ -110,7 +110,6 @@ def pull_request(request: HttpRequest, repository_id: int, number: int) -> HttpR
         "pull": pull,
         "runs": runs,
         "obstacles": obstacles(pull, runs),
-        "ready": ready(pull, runs),
         "now": now,
         "failing": [case for case in _cases(now) if case.status in case_history.FAILING] if now else [],
         "comparison": compare(whole(before), whole(now)) if before and now else None,
@@ -131,11 +130,6 @@ def _passed_before(pull: PullRequest, now: TestRun) -> TestRun | None:
     passed = passed.select_related("repository__forge", "pull_request").defer("log").order_by("-created_at")
     base = pull.base_ref or pull.repository.default_branch
     return passed.filter(pull_request=pull).first() or passed.filter(pull_request=None, ref=f"refs/heads/{base}").first()
-
-
-def ready(pull: PullRequest, runs: Sequence[TestRun]) -> bool:
-    """Whether the newest commit passed in full."""
-    return not obstacles(pull, runs)
 
 
 def obstacles(pull: PullRequest, runs: Sequence[TestRun]) -> list[str]:

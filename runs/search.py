@@ -10,11 +10,10 @@ from uuid import UUID
 
 from django.db.models import QuerySet
 
-from enrollment.models import PullRequest, Repository
+from enrollment.lookup import MOST, like
+from enrollment.models import PullRequest
 from runs.models import TestRun
 
-#: Recipes, or pull requests, that one text may mean.
-MOST = 200
 _HEX = re.compile(r"[0-9a-f]{7,64}")
 _NUMBER = re.compile(r"#?([0-9]{1,9})")
 
@@ -31,9 +30,7 @@ def found(runs: QuerySet[TestRun], text: str) -> QuerySet[TestRun]:
     if _HEX.fullmatch(digits):
         commits = runs.filter(sha__gte=digits, sha__lt=digits + "g")
         return commits if len(digits) > 32 or commits.exists() else runs.filter(pk__range=_ids(digits))
-    owner, _, name = text.rpartition("/")
-    rows = Repository.objects.filter(name__icontains=name, **({"owner__iexact": owner} if owner else {}))
-    recipes = list(rows.values_list("pk", flat=True)[:MOST])
+    recipes = like(text)
     return runs.filter(repository__in=recipes) if recipes else runs.filter(requested_by=text)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from django.contrib import messages
 from django.contrib.auth.views import redirect_to_login
 from django.core.paginator import Paginator
-from django.db.models import Exists, OuterRef, QuerySet
+from django.db.models import Exists, OuterRef, Prefetch, QuerySet, prefetch_related_objects
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.templatetags.static import static
@@ -30,7 +30,7 @@ from runs.comparison import compare
 from runs.executors import hook
 from runs.harness.stage_table import DEFAULT_STAGES, in_order
 from runs.manual_actions import ACTIONS, NotDone
-from runs.models import ACTIVE, FINAL, JUDGED, Artefact, State, TestRun
+from runs.models import ACTIVE, FINAL, JUDGED, Artefact, CaseResult, State, TestRun
 from runs.permissions import asker, may_act, may_see, visible_repositories, visible_runs
 from runs.render import HEADLINE, again, expectation, origin, outdated, progress, to_repeat
 from runs.templatetags.run_pages import commit_url
@@ -132,7 +132,8 @@ def run(request: HttpRequest, run_id: uuid.UUID) -> HttpResponse:
 
 def run_context(row: TestRun) -> dict[str, Any]:
     """The context of a run's page, and of its live updates, so that both show the same."""
-    stages = list(row.stage_results.prefetch_related("cases"))
+    prefetch_related_objects([row], "stage_results__cases")
+    stages = list(row.stage_results.all())
     state = State(row.state)
     final = row.state in FINAL
     last_pass = _last_pass(row) if final else None
@@ -156,7 +157,7 @@ def run_context(row: TestRun) -> dict[str, Any]:
         "elapsed": int((timezone.now() - row.started_at).total_seconds()) if row.started_at and not final else None,
         "expectation": expectation(row, scheduling.place_of(row), scheduling.usual_seconds(row)) if row.active else [],
         "outdated": outdated(row),
-        "comparison": compare(whole(last_pass), whole(row)) if last_pass and row.state in JUDGED else None,
+        "comparison": compare(whole(last_pass), row) if last_pass and row.state in JUDGED else None,
         "known_good": origin(row) if row.quick else None,
         "attempt": again(row) if row.attempt > 1 else "",
         "stages": stages,
@@ -189,9 +190,11 @@ def _by_hand(row: TestRun) -> str:
 
 
 def whole(run: TestRun) -> TestRun:
-    """A run with all its results, without its log."""
+    """A run with all its results, without its log and what its tests printed."""
     runs = TestRun.objects.select_related("repository__forge", "pull_request").defer("log")
-    return runs.prefetch_related("stage_results__cases").get(pk=run.pk)
+    return runs.prefetch_related("stage_results", Prefetch("stage_results__cases", CaseResult.objects.defer("output"))).get(
+        pk=run.pk
+    )
 
 
 def _progress(row: TestRun) -> list[tuple[str, str]]:
