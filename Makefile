@@ -28,7 +28,7 @@ $(INSTALLED_DEV): $(INSTALLED) requirements-dev.lock
 	@$(PIP) install -r requirements.lock -r requirements-dev.lock
 	@touch $@
 
-demo: install                  ## see it work: a fake forge, two recipes, a comment, an answer (ONCE=1: check it, and end)
+demo: install                  ## see it work: a fake forge, three recipes, comments, answers (ONCE=1: check them, and end)
 	@$(BIN)/python -m runs.demo $(if $(ONCE),--once)
 
 test: dev                      ## linters, types, import rules, and the tests on SQLite and PostgreSQL

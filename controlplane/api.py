@@ -105,7 +105,7 @@ def _judge(request: HttpRequest) -> None:
         raise Refused(422, f"{unknown[0][:50]!r} is not a parameter. Parameters: {', '.join(known) or 'none'}.")
     if int(request.META.get("CONTENT_LENGTH") or 0) > BODY_BYTES:
         raise Refused(413, f"The request's body is larger than {BODY_BYTES} bytes.")
-    if request.content_type not in ("", "application/json"):
+    if request.method not in ("GET", "HEAD") and request.content_type not in ("", "application/json"):
         raise Refused(415, "Send the body as JSON, with the header Content-Type: application/json.")
 
 

@@ -1,5 +1,5 @@
 from django.apps import AppConfig
-from django.db.models.signals import post_migrate
+from django.db.models.signals import post_migrate, pre_migrate
 
 
 class ControlplaneConfig(AppConfig):
@@ -9,7 +9,7 @@ class ControlplaneConfig(AppConfig):
     def ready(self) -> None:
         from django_q.signals import pre_execute
 
-        from controlplane import logins, roles
+        from controlplane import database, logins, roles
         from controlplane.registry import Card, Recurring, registry
         from controlplane.schedules import note_work
 
@@ -35,6 +35,7 @@ class ControlplaneConfig(AppConfig):
         registry.card("concerns", Card("", "controlplane.operator_page.concerns", 10, "concerns"))
         logins.watch()
         pre_execute.connect(note_work)
+        pre_migrate.connect(database.refuse_between, sender=self)
         post_migrate.connect(_after_migrate, sender=self)
         post_migrate.connect(roles.grant, dispatch_uid="controlplane.roles")
 

@@ -17,6 +17,7 @@ from django.utils import timezone
 from controlplane import doctor
 from controlplane.models import ApiToken, Host, RecurringTask
 from controlplane.registry import Concern, call, registry
+from controlplane.staff import may_see
 
 #: Of concerns of one kind this many are shown one by one.
 SHOWN = 5
@@ -35,12 +36,6 @@ def context(request: HttpRequest, of_theme: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def may_see(request: HttpRequest, model: str) -> bool:
-    """Whether the user may see the rows of a model, such as runs.testrun."""
-    app, _, name = model.partition(".")
-    return any(request.user.has_perm(f"{app}.{right}_{name}") for right in ("view", "change"))
-
-
 def listed(model: str, query: str = "") -> str:
     """The address of a model's list in the admin, with a filter."""
     return reverse(f"admin:{model.replace('.', '_')}_changelist") + (f"?{query}" if query else "")
@@ -48,12 +43,12 @@ def listed(model: str, query: str = "") -> str:
 
 def concerns(request: HttpRequest) -> Iterator[Concern]:
     """Those of the control plane: what doctor finds without asking anybody, workers, recurring tasks, and API tokens."""
-    if may_see(request, "controlplane.host"):
+    if may_see(request.user, "controlplane.host"):
         yield from _hosts()
         for finding in (*doctor.check_disk(), *doctor.check_settings()):
             if finding.level != "ok":
                 yield Concern(finding.level, f"{finding.name}: {finding.text}", "", "", finding.fix)
-    if may_see(request, "controlplane.recurringtask"):
+    if may_see(request.user, "controlplane.recurringtask"):
         yield from _tasks()
     yield from _tokens(request)
 
@@ -85,7 +80,7 @@ def _tasks() -> Iterator[Concern]:
 
 
 def _tokens(request: HttpRequest) -> Iterator[Concern]:
-    if not may_see(request, "controlplane.apitoken"):
+    if not may_see(request.user, "controlplane.apitoken"):
         return
     now = timezone.now()
     rows = ApiToken.objects.filter(revoked_at=None, expires_at__gt=now, expires_at__lt=now + SOON).select_related("user")

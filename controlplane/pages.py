@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.conf import settings
@@ -48,6 +48,11 @@ def rows_after(rows: QuerySet[Any], at: str, time: Any, key: Any) -> QuerySet[An
     return rows.filter(**{f"{at}__lte": time}).exclude(**{at: time, "pk__gte": key})
 
 
+def first_of(rows: QuerySet[Any], number: int) -> list[Any]:
+    """The first rows, found by their keys: else SQLite may begin with the tables that they are joined with, and read all rows."""
+    return list(rows.filter(pk__in=list(rows.values_list("pk", flat=True)[:number])))
+
+
 def newest(request: HttpRequest, rows: QuerySet[Any], size: int) -> Slice:
     """The rows from the request's `before` on, found by an index on (created_at, id) however many are newer.
 
@@ -60,10 +65,11 @@ def newest(request: HttpRequest, rows: QuerySet[Any], size: int) -> Slice:
         if key:
             time, pk = datetime.fromisoformat(at), rows.model._meta.pk.to_python(key)
             if timezone.is_aware(time):
-                rows, first = rows_after(rows, "created_at", time, pk), False
+                # In UTC, as databases compare it, a time may have a year that there is none of.
+                rows, first = rows_after(rows, "created_at", time.astimezone(UTC), pk), False
     except (ValueError, OverflowError, ValidationError):
         pass
-    found = list(rows[: size + 1])
+    found = first_of(rows, size + 1)
     last = found[size - 1] if len(found) > size else None
     return Slice(found[:size], f"{last.created_at.isoformat()}_{last.pk}" if last else "", first)
 
@@ -76,7 +82,9 @@ def may_see_private(request: HttpRequest) -> bool:
 
 @require_safe
 def start(request: HttpRequest) -> HttpResponse:
-    cards = [{"template": card.template, **call(card.context, request)} for card in registry.cards_of("start")]
+    """The start page; with `?fresh=` only what an open one asks for again."""
+    wanted = [card for card in registry.cards_of("start") if card.fresh or "fresh" not in request.GET]
+    cards = [{"template": card.template, **call(card.context, request)} for card in wanted]
     return render(request, "controlplane/start.html", {"cards": cards, "working": working(), "base_url": settings.CC_CI.base_url})
 
 

@@ -55,12 +55,14 @@ class Card:
     """A part of a page: a template, and a function from the request to its context.
 
     Those for `concerns` and `now` have no template: their functions return lists of `Concern` and `Figure`, shown together.
+    `fresh`: it has parts with `data-refresh`, which open pages ask for again every few seconds.
     """
 
     template: str
     context: Function
     order: int = 100
     place: Place = "start"
+    fresh: bool = False
 
 
 @dataclass(frozen=True)

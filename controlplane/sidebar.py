@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from django.apps import apps
@@ -10,6 +10,8 @@ from django.http import HttpRequest
 from django.urls import reverse_lazy
 from django.utils.functional import lazy
 from django.utils.text import capfirst
+
+from controlplane.staff import may_see
 
 #: Each with its icon. Its name is the model's, as everywhere in the admin.
 GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -63,6 +65,7 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
 
 #: Pages listed first in their group, each with the model whose view permission they need.
 PAGES: dict[str, tuple[tuple[str, str, str, str], ...]] = {
+    "Runs": (("Deployments here", "deployed_code", "deployments", "runs.testrun"),),
     "Own apps": (
         ("Status", "monitor_heart", "infra", "infra.infraapp"),
         ("Maintenance run", "bedtime", "infra-night", "infra.infraapp"),
@@ -71,11 +74,8 @@ PAGES: dict[str, tuple[tuple[str, str, str, str], ...]] = {
 }
 
 
-def _may_see(app: str, name: str) -> Callable[[HttpRequest], bool]:
-    def permitted(request: HttpRequest) -> bool:
-        return any(request.user.has_perm(f"{app}.{right}_{name}") for right in ("view", "change"))
-
-    return permitted
+def _may_see(model: str, request: HttpRequest) -> bool:
+    return may_see(request.user, model)
 
 
 def _never(request: HttpRequest) -> bool:
@@ -101,7 +101,7 @@ def navigation() -> list[dict[str, Any]]:
                 "icon": icon,
                 "link": reverse_lazy(page),
                 "active": _never,
-                "permission": _may_see(*model.split(".")),
+                "permission": partial(_may_see, model),
             }
             for label, icon, page, model in PAGES.get(title, ())
         ]
@@ -112,7 +112,7 @@ def navigation() -> list[dict[str, Any]]:
                     "title": _lazy_name_of(model),
                     "icon": icon,
                     "link": reverse_lazy(f"admin:{app}_{name}_changelist"),
-                    "permission": _may_see(app, name),
+                    "permission": partial(_may_see, model),
                 }
             )
         groups.append({"title": title, "separator": True, "items": items})

@@ -33,6 +33,8 @@ THREADS = 16
 CONNECTIONS = 500
 #: Most bytes of a request's headers, its body, and all incomplete bodies together.
 HEAD_BYTES, BODY_BYTES, ALL_BYTES = 32 * 1024, 1024 * 1024, 64 * 1024 * 1024
+#: Most bytes of all answers together that clients have not read yet. They are in files.
+ALL_ANSWERS = 1 << 30
 #: Deadline of a connection in seconds, by its state. A proxy keeps connections open between requests for up to 90 s.
 SECONDS = {"head": 10, "body": 20, "idle": 120, "answer": 120, "closing": 2}
 #: Seconds to finish open requests when the server stops.
@@ -179,11 +181,12 @@ class Server(TcpWSGIServer):  # type: ignore[misc]
         channels: list[Channel] = list(self.active_channels.values())
         for channel in channels:
             channel.tend(now)
-        waiting = sum(channel.bytes_waiting for channel in channels)
-        for channel in sorted(channels, key=lambda channel: channel.since) if waiting > ALL_BYTES else []:
-            if waiting > ALL_BYTES and channel.bytes_waiting:
-                waiting -= channel.bytes_waiting
-                channel.drop()
+        for held, most in (("bytes_waiting", ALL_BYTES), ("total_outbufs_len", ALL_ANSWERS)):
+            together = sum(getattr(channel, held) for channel in channels)
+            for channel in sorted(channels, key=lambda channel: channel.since) if together > most else []:
+                if together > most and (mine := getattr(channel, held)):
+                    together -= mine
+                    channel.drop()
 
     def handle_accept(self) -> None:
         super().handle_accept()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from django import forms
@@ -24,7 +25,7 @@ from enrollment.forge_access.clients import client_for, kind_of
 from enrollment.forge_access.clock_skew import server_now
 from enrollment.forge_access.rate_limit import forgive
 from enrollment.forge_login.views import redirect_url
-from enrollment.forges.base import ForgeError, explain
+from enrollment.forges.base import ForgeClient, ForgeError, explain
 from enrollment.lookup import NotNamed, like, split_name
 from enrollment.models import Comment, Forge, PullRequest, Repository
 from enrollment.permission_admin import (
@@ -49,25 +50,69 @@ class CommentInline(ReadOnlyInline):
     ordering = ("-created_at",)
 
 
-def short_list() -> UnfoldAdminTextareaWidget:
-    """A small field for a list of names or numbers."""
-    return UnfoldAdminTextareaWidget(attrs={"rows": 2})
+class Lines(forms.Field):
+    """A list of names, one per line."""
+
+    def __init__(self, help_text: str) -> None:
+        super().__init__(
+            required=False, widget=UnfoldAdminTextareaWidget(attrs={"rows": 2}), help_text=f"{help_text} One per line."
+        )
+
+    def prepare_value(self, value: Any) -> Any:
+        return "\n".join(map(str, value)) if isinstance(value, list) else value
+
+    def to_python(self, value: Any) -> list[str]:
+        return [line for line in map(str.strip, (value or "").replace("\0", "").splitlines()) if line]
+
+    def has_changed(self, initial: Any, data: Any) -> bool:
+        return [str(one) for one in initial or []] != self.to_python(data)
 
 
-def _list_of(value: Any, kind: type, example: str) -> Any:
-    if not isinstance(value or [], list) or not all(isinstance(item, kind) for item in value or []):
-        raise forms.ValidationError(f"Enter a list, such as {example}.")
-    return value or []
+class PeopleForm(forms.ModelForm):  # type: ignore[type-arg]
+    """A form with lists of people: kept as ids, since names can be taken over; shown with names, and taken by name."""
 
+    LISTS = ("allow", "block")
 
-class ListsForm(forms.ModelForm):  # type: ignore[type-arg]
-    """A form with lists of user ids."""
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        for name in self.LISTS:
+            if name in self.fields:
+                text = f"{self.fields[name].help_text} Names of users or organisations at the forge, or ids."
+                self.fields[name] = Lines(text)
+                self.initial[name] = [
+                    f"{one} {self.forge.names.get(str(one), '')}".strip() for one in getattr(self.instance, name)
+                ]
 
-    def clean_allow(self) -> list[int]:
-        return _list_of(self.cleaned_data["allow"], int, "[17, 42]")
+    @property
+    def forge(self) -> Forge:
+        """The forge whose users they are. Before it is chosen: an empty one."""
+        return self.cleaned_data.get("forge") or Forge() if not self.instance.pk else self.instance.forge
 
-    def clean_block(self) -> list[int]:
-        return _list_of(self.cleaned_data["block"], int, "[17, 42]")
+    def client(self) -> ForgeClient:
+        return client_for(self.forge)
+
+    def clean(self) -> dict[str, Any] | None:
+        data = super().clean() or {}
+        for name in self.LISTS:
+            if name in data and not self.errors:
+                try:
+                    data[name] = list(dict.fromkeys(self._id_of(line) for line in data[name]))
+                except (ForgeError, SecretUnreadable) as error:
+                    self.add_error(name, explain(error))
+                except forms.ValidationError as error:
+                    self.add_error(name, error)
+        return data
+
+    def _id_of(self, line: str) -> int:
+        """`17` and `17 alice` are ids, with the name that was shown; anything else is a name."""
+        number = line.split(maxsplit=1)[0]
+        if number.isascii() and number.isdigit() and len(number) < 19:
+            return int(number)
+        if len(line.split()) > 1 or (user := self.client().user(line)) is None:
+            message = f"Nobody at the forge has the name {line!r}. If the forge hides them from cc-ci, enter their id."
+            raise forms.ValidationError(message)
+        self.forge.names[str(user.id)] = user.login
+        return user.id
 
 
 def token_field(needs: str, label: str | None = None) -> forms.CharField:
@@ -138,7 +183,8 @@ class Removable(ModelAdmin):
         raise NotImplementedError
 
 
-class ForgeForm(AddressForm, ListsForm):
+class ForgeForm(AddressForm, PeopleForm):
+    watched_owners = Lines("Owners whose repositories with the topic are enrolled.")
     token = token_field("It needs to read repositories, issues and the organisation, and to write comments.")
     oauth_client_secret = token_field("Of the same application.", "Client secret")
 
@@ -148,7 +194,6 @@ class ForgeForm(AddressForm, ListsForm):
             *("name", "url", "token", "enabled", "watched_owners", "tests_repository", *POLICIES, "webhooks"),
             *("oauth_client_id", "oauth_client_secret"),
         )
-        widgets = {"watched_owners": short_list(), "allow": short_list(), "block": short_list()}
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -156,17 +201,31 @@ class ForgeForm(AddressForm, ListsForm):
         of_forge = Repository.objects.filter(forge=self.instance.pk) if self.instance.pk else Repository.objects.none()
         self.fields["tests_repository"].queryset = of_forge  # type: ignore[attr-defined]
 
+    def clean_watched_owners(self) -> list[str]:
+        for owner in self.cleaned_data["watched_owners"]:
+            if not re.fullmatch(r"[\w.-]+", owner):
+                raise forms.ValidationError(f"Enter one owner per line, without quotes and commas, not {owner!r}.")
+        return list(self.cleaned_data["watched_owners"])
+
     def clean_oauth_client_secret(self) -> Any:
         return self.secret("oauth_client_secret", "client secret")
 
-    def clean_watched_owners(self) -> list[str]:
-        return _list_of(self.cleaned_data["watched_owners"], str, '["recipes"]')
+    @property
+    def forge(self) -> Forge:
+        return self.instance
+
+    def trial(self) -> Forge:
+        """The forge as it was entered."""
+        return Forge(url=self.cleaned_data["url"], token=self.cleaned_data["token"], kind=self.instance.kind)
+
+    def client(self) -> ForgeClient:
+        return client_for(self.trial())
 
     def clean(self) -> dict[str, Any] | None:
         """Ask the forge who we are there, so that a wrong URL or token is reported now."""
         data = super().clean()
         if not self.errors and data and ({"url", "token"} & set(self.changed_data)):
-            trial = Forge(url=data["url"], token=data["token"], kind=self.instance.kind)
+            trial = self.trial()
             try:
                 refresh_identity(trial, client_for(trial))
             except (ForgeError, SecretUnreadable) as error:
@@ -280,7 +339,7 @@ class ForgeAdmin(Removable):
         return result.text()
 
 
-class EnrollForm(ListsForm):
+class EnrollForm(PeopleForm):
     """Enrol manually by forge and name; the rest is asked."""
 
     full_name = forms.CharField(label="Repository", help_text="OWNER/REPO", widget=UnfoldAdminTextInputWidget())
@@ -288,7 +347,6 @@ class EnrollForm(ListsForm):
     class Meta:
         model = Repository
         fields = ("forge", "full_name", "allow")
-        widgets = {"allow": short_list()}
 
     def clean(self) -> dict[str, Any] | None:
         data = super().clean() or {}
@@ -296,8 +354,7 @@ class EnrollForm(ListsForm):
             return data
         try:
             owner, name = split_name(data["full_name"])
-            self.client = client_for(data["forge"])
-            self.remote = self.client.repository(owner, name)
+            self.remote = self.client().repository(owner, name)
         except (NotNamed, SecretUnreadable) as error:
             raise forms.ValidationError(str(error)) from error
         except ForgeError as error:
@@ -311,7 +368,7 @@ class EnrollForm(ListsForm):
 EDITABLE = ("active", *POLICIES, "allowances", "allowances_for_strangers", "slots", "webhooks")
 
 
-class RepositoryForm(ListsForm):
+class RepositoryForm(PeopleForm):
     allowances = forms.CharField(
         required=False,
         strip=True,
@@ -325,7 +382,6 @@ class RepositoryForm(ListsForm):
     class Meta:
         model = Repository
         fields = EDITABLE
-        widgets = {"allow": short_list(), "block": short_list()}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -369,9 +425,10 @@ class RepositoryAdmin(Removable):
 
     def save_model(self, request: HttpRequest, obj: Repository, form: Any, change: bool) -> None:
         if not change:
-            row, _ = enroll(form.cleaned_data["forge"], form.remote, Repository.Source.HAND, form.client)
+            row, _ = enroll(form.cleaned_data["forge"], form.remote, Repository.Source.HAND, form.client())
             row.allow = form.cleaned_data["allow"] or []
             row.save(update_fields=["allow"])
+            form.forge.save(update_fields=["names"])
             obj.pk, obj.owner, obj.name = row.pk, row.owner, row.name
             return
         if "active" in form.changed_data:
@@ -387,6 +444,7 @@ class RepositoryAdmin(Removable):
                     self.message_user(request, f"{error}; the enrolment counts from this server's clock", messages.WARNING)
                 obj.enrolled_at = obj.net_cursor = now
         super().save_model(request, obj, form, change)
+        form.forge.save(update_fields=["names"])
         if {"active", "webhooks"} & set(form.changed_data):
             reconcile_soon(obj.forge, obj)
 
@@ -420,7 +478,7 @@ class Said(BigAdmin, ReadOnlyAdmin):
         term = search_term.strip()
         if term.startswith("#") and term[1:].isdecimal():
             return queryset.filter(**{self.number: int(term[1:][:9])}), False
-        if term and not term.endswith("/") and (keys := like(term)):
+        if term and not term.endswith("/") and (keys := like(term, Repository.objects.all())):
             return queryset.filter(**{f"{self.repository}__in": keys}), False
         return super().get_search_results(request, queryset, search_term)
 

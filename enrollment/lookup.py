@@ -5,6 +5,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from django.core.management.base import CommandError
+from django.db.models import QuerySet
 
 from enrollment.models import Forge, Repository
 
@@ -62,8 +63,8 @@ def find_repository(typed: str, forge: Forge) -> Repository:
 MOST = 200
 
 
-def like(text: str) -> list[int]:
-    """The keys of repositories with this in their names; with an owner before it (OWNER/NAME), of this owner only."""
+def like(text: str, repositories: QuerySet[Repository]) -> list[int]:
+    """The keys of those with this in their names; with an owner before it (OWNER/NAME), of this owner only."""
     owner, _, name = text.rpartition("/")
-    rows = Repository.objects.filter(name__icontains=name, **({"owner__iexact": owner} if owner else {}))
+    rows = repositories.filter(name__icontains=name, **({"owner__iexact": owner} if owner else {}))
     return list(rows.values_list("pk", flat=True)[:MOST])

@@ -10,8 +10,9 @@ from django.http import HttpRequest
 from django.urls import reverse
 from django.utils import timezone
 
-from controlplane.operator_page import SHOWN, listed, may_see
+from controlplane.operator_page import SHOWN, listed
 from controlplane.registry import Concern
+from controlplane.staff import may_see
 from enrollment.forge_access import rate_limit
 from enrollment.models import Comment, Forge, Repository, Right, WebhookConfig
 
@@ -26,9 +27,9 @@ HOOKS = {
 
 
 def concerns(request: HttpRequest) -> Iterator[Concern]:
-    if may_see(request, "enrollment.forge"):
+    if may_see(request.user, "enrollment.forge"):
         yield from _forges()
-    if may_see(request, "enrollment.webhookconfig"):
+    if may_see(request.user, "enrollment.webhookconfig"):
         yield from _hooks()
 
 

@@ -14,6 +14,7 @@ class InfraConfig(AppConfig):
         registry.check("addresses", "infra.checks.check_addresses")
         registry.check("sandbox", "infra.checks.check_sandbox")
         registry.check("kernel limits", "infra.checks.check_kernel_limits")
+        registry.check("service addresses", "infra.checks.check_service_addresses")
         registry.check("firewall", "infra.firewall.check.check_firewall")
         registry.check("infra", "infra.doctor.check_infra")
         registry.router("/infra", "infra.web.api.router")

@@ -23,6 +23,7 @@ from infra.deployers.isolation import bubblewrap
 DOCKER_SECONDS = 15.0
 INIT = "docker swarm init --advertise-addr 127.0.0.1"
 SYSCTL = Path("/proc/sys")
+IPVS = Path("/proc/net/ip_vs")
 #: Limits that a run's containers share with the whole host, or with all processes of the same uid, including root; and how many
 #: bytes each object takes at least. The kernel charges them to the container's memory, which is the limit if these are high.
 SHARED = {
@@ -113,6 +114,21 @@ def check_addresses() -> Iterable[Finding]:
 
 #: Docker's default network size (a /24). It is full with about a hundred services.
 SMALL_NETWORK = 254
+
+
+def check_service_addresses() -> Iterable[Finding]:
+    """Whether the services of a stack reach one another by name: Docker forwards a service's address with the kernel's IPVS."""
+    if settings.CC_CI.deployer == "process" or swarm_problem():
+        return
+    modprobe = shutil.which("modprobe", path="/usr/sbin:/sbin")
+    # Docker loads the module only when it needs it.
+    if IPVS.exists() or (
+        modprobe and subprocess.run([modprobe, "-n", "-q", "ip_vs"], check=False, timeout=DOCKER_SECONDS).returncode == 0
+    ):
+        yield Finding("service addresses", "ok", "the kernel has IPVS")
+        return
+    text = "the kernel has no IPVS, so services do not reach one another by name, and recipes with a database fail"
+    yield Finding("service addresses", "warning", text, "modprobe ip_vs, or use a kernel with CONFIG_IP_VS")
 
 
 def _some(names: Iterable[str]) -> str:

@@ -158,7 +158,7 @@ class RunPages(BigAdmin, ReadOnlyAdmin):
 
     def get_search_results(self, request: HttpRequest, queryset: QuerySet[Any], search_term: str) -> tuple[QuerySet[Any], bool]:
         if search_term:
-            found = search.found(TestRun.objects.order_by("-created_at"), search_term)
+            found = search.found(TestRun.objects.order_by("-created_at"), search_term, Repository.objects.all())
             if runs := list(found.values_list("pk", flat=True)[:RUNS]):
                 return queryset.filter(**{f"{self.run}__in": runs}), False
         return super().get_search_results(request, queryset, search_term)
@@ -207,7 +207,7 @@ class TestRunAdmin(BigAdmin, ReadOnlyAdmin):
     actions = ["run", "run_with_extra_tests", "cancel", "approve"]
 
     def get_search_results(self, request: HttpRequest, queryset: QuerySet[Any], search_term: str) -> tuple[QuerySet[Any], bool]:
-        return (search.found(queryset, search_term) if search_term else queryset), False
+        return (search.found(queryset, search_term, Repository.objects.all()) if search_term else queryset), False
 
     def has_run_permission(self, request: HttpRequest) -> bool:
         return approval.may_ask(request.user)

@@ -21,9 +21,9 @@ from controlplane.api import FullName, Newest, Number, Refused, Scope, Text, ans
 from controlplane.secrets import SecretUnreadable
 from enrollment.forges.base import ForgeError, explain
 from enrollment.models import Repository
-from runs import approval, manual
+from runs import approval, manual, search
 from runs.manual_actions import ACTIONS, NotDone
-from runs.models import ACTIVE, FINAL, CaseResult, StageResult, State, TestRun
+from runs.models import FINAL, CaseResult, StageResult, State, TestRun
 from runs.permissions import visible_repositories, visible_runs
 
 #: As many runs in a page of a recipe's history, since each comes with all its tests.
@@ -192,7 +192,7 @@ def list_runs(request: HttpRequest, filters: Query[Filters]) -> QuerySet[TestRun
     if filters.state:
         runs = runs.filter(state=filters.state)
     if filters.active:
-        runs = runs.filter(state__in=ACTIVE)
+        runs = search.active(runs)
     if filters.repository:
         owner, _, name = filters.repository.partition("/")
         runs = runs.filter(repository__in=list(visible_repositories(request).filter(owner__iexact=owner, name__iexact=name)))

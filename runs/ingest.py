@@ -12,7 +12,7 @@ from django.db import transaction
 from enrollment.forges.http import storable
 from runs import known_good, lifecycle, retry
 from runs.executors.base import Observation
-from runs.executors.local import LOG_BYTES
+from runs.executors.local import LOG_BYTES, WHOLE_LOG
 from runs.harness.protocol import Event, Results, Verdict
 from runs.models import Artefact, CaseResult, RunEvent, StageResult, State, TestRun
 
@@ -129,6 +129,7 @@ _DETAILS = {
     "timings",
     "level",
     "lint",
+    "metadata",
     "extras",
     "loosened",
     "settings",
@@ -146,10 +147,11 @@ def _details(results: Results) -> dict[str, Any]:
 
 
 def _artefacts(run: TestRun, results: Results, files: Mapping[str, bytes]) -> list[Artefact]:
-    known = [("results.json", "results", "Results (JSON)"), *((a.name, a.kind, a.title) for a in results.artefacts)]
+    known: dict[str, tuple[str, str]] = {file.name: (file.kind, file.title) for file in results.artefacts}
+    known |= {"results.json": ("results", "Results (JSON)"), WHOLE_LOG: ("log", "The whole log")}
     return [
-        Artefact(run=run, name=name[:120], kind=kind, title=_storable(title, 120), bytes=len(files[name]), data=files[name])
-        for name, kind, title in known
+        Artefact(run=run, name=name, kind=kind, title=_storable(title, 120), bytes=len(files[name]), data=files[name])
+        for name, (kind, title) in known.items()
         if name in files
     ]
 

@@ -11,7 +11,7 @@ from enrollment.models import Repository
 from enrollment.repositories import update_facts
 from runs import approval, lifecycle, outcomes, retry
 from runs.harness.stage_table import DEFAULT_STAGES, in_order
-from runs.models import TestRun
+from runs.models import ACTIVE, TestRun
 
 #: Where a person asked, as it is recorded.
 ADMIN = "in the admin"
@@ -42,7 +42,8 @@ def run_repository(row: Repository, who: str, *, extra: bool = False, expected: 
 
 
 def run_again(run: TestRun, who: str, *, extra: bool = False, where: str = ADMIN, person: Person | None = None) -> TestRun:
-    """Create a run of the same commit with all stages, and with extra tests if asked for or if the earlier run had them.
+    """Create a run of the same commit with all stages, and with extra tests if asked for or if the earlier run had them; if this
+    person asked for the same already and it has not ended, that run is returned.
 
     A stranger's run keeps its approval, which is checked again before the start. Raises NotRepeated for a run that was never
     approved or may no longer start, and if its repository is no longer watched; ForgeError if that could not be checked.
@@ -55,18 +56,23 @@ def run_again(run: TestRun, who: str, *, extra: bool = False, where: str = ADMIN
         raise NotRepeated(refusal)
     trusted = run.trusted if person is None else _still_trusted(run, person)
     let_go = approval.approval_of(run)
+    stages, asked_by = stages_of(extra or "extra" in retry.asked(run)), person.id if person else None
     with transaction.atomic():
+        TestRun.objects.select_for_update().get(pk=run.pk)  # of two clicks, one comes after the other
+        theirs = TestRun.objects.filter(retry_of=run, requested_by=who[:255], asked_by=asked_by, state__in=ACTIVE, stop_wanted="")
+        if there := theirs.filter(stages=list(stages), trusted=trusted).first():
+            return there
         new = outcomes.create_run(
             run.repository,
             sha=run.sha,
             ref=run.ref,
-            stages=stages_of(extra or "extra" in retry.asked(run)),
+            stages=stages,
             upgrade_from=run.upgrade_from,
             requested_by=who,
             trusted=trusted,
             pull_request=run.pull_request,
             retry_of=run,
-            asked_by=person.id if person else None,
+            asked_by=asked_by,
             text=f"repeats {run}, requested {where} by {who}",
         )
         if let_go:

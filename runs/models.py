@@ -186,6 +186,11 @@ class TestRun(models.Model):
         return settings.CC_CI.base_url + self.get_absolute_url()
 
     @property
+    def card_url(self) -> str:
+        """The picture for previews of links."""
+        return settings.CC_CI.base_url + reverse("run-card", args=[self.id])
+
+    @property
     def tests_path(self) -> str:
         """The page with the history of the repository's tests; for a stranger's code with the runs of this commit."""
         query = "" if self.trusted else f"?commit={quote(self.sha)}"
@@ -305,6 +310,7 @@ class Artefact(models.Model):
         SERVICE_LOG = "service_log", "log of a service"
         DOCKER_EVENTS = "docker_events", "Docker's events"
         PICTURE = "picture", "picture"
+        LOG = "log", "whole log"
 
     run = models.ForeignKey(TestRun, on_delete=models.CASCADE, related_name="artefacts")
     name = models.CharField(max_length=120)

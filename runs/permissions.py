@@ -27,8 +27,9 @@ def visible_runs(request: HttpRequest) -> QuerySet[TestRun]:
     runs = TestRun.objects.select_related("repository__forge", "pull_request")
     if may_see_private(request):
         return runs
-    seen = visitors.private_seen(request)
-    return runs.filter(Q(repository__private=False) | Q(repository__in=seen) if seen else Q(repository__private=False))
+    # Of the run's own column, and as a "not": else SQLite may begin with the repositories, and read all their runs.
+    hidden = Repository.objects.filter(private=True).exclude(pk__in=visitors.private_seen(request))
+    return runs.exclude(repository__in=hidden)
 
 
 def visible_repositories(request: HttpRequest) -> RepositoryQuerySet:
@@ -41,9 +42,19 @@ def may_see(request: HttpRequest, repository: Repository) -> HttpResponse | None
     """None if this user may see the repository's runs; else the way to the login. Raises Http404 for who has logged in."""
     if not repository.private or may_see_private(request) or repository.pk in visitors.private_seen(request):
         return None
+    return _not_there(request)
+
+
+def _not_there(request: HttpRequest) -> HttpResponse:
     if request.user.is_authenticated:
         raise Http404
     return redirect_to_login(request.get_full_path())
+
+
+def repository_or_login(request: HttpRequest, pk: int) -> Repository | HttpResponse:
+    """The repository; what is private is like what is not there, since numbers are easily guessed. Raises Http404."""
+    row = visible_repositories(request).select_related("forge").filter(pk=pk).first()
+    return row or _not_there(request)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from runs.deferred import registry
 from runs.harness.stage_table import DEFAULT_STAGES, STAGES, StageName
 from runs.models import ACTIVE, JUDGED, CaseResult, StageResult, State, TestRun
 from runs.overview import SHOWN, SORTS, VERDICTS, charts, chosen, overviews
-from runs.permissions import may_see, visible_repositories, visible_runs
+from runs.permissions import repository_or_login, visible_repositories, visible_runs
 from runs.shared_pages import badge_markdown
 from runs.views import whole
 
@@ -48,9 +48,9 @@ def repositories_card(request: HttpRequest) -> dict[str, Any]:
 @require_safe
 def recipe(request: HttpRequest, repository_id: int) -> HttpResponse:
     """One recipe: how its runs end, stage by stage, what is slow or flaky, what was tested, what is deferred."""
-    row = get_object_or_404(Repository.objects.select_related("forge"), pk=repository_id)
-    if (denied := may_see(request, row)) is not None:
-        return denied
+    row = repository_or_login(request, repository_id)
+    if isinstance(row, HttpResponse):
+        return row
     runs = visible_runs(request).filter(repository=row).defer("log")
     counting = list(runs.filter(trusted=True, quick=False, state__in=JUDGED)[:CHARTED])
     stages = StageResult.objects.filter(run__in=counting, status__in=VERDICTS).order_by("run__created_at")
@@ -70,7 +70,7 @@ def recipe(request: HttpRequest, repository_id: int) -> HttpResponse:
         "timed": min(TIMED, len(counting)),
         "flaky": found[:MOST],
         "versions": _versions(counting),
-        "deferred": list(registry.public(registry.items(only_open=True)).filter(recipe=row)[:MOST]),
+        "deferred": list(registry.public(registry.items(only_open=True), [row.pk]).filter(recipe=row)[:MOST]),
         "pulls": _pulls(row),
         "runs": list(runs[:MOST]),
         "command": commands.RUN.form,
@@ -99,10 +99,10 @@ def _pulls(row: Repository) -> list[PullRequest]:
 @require_safe
 def pull_request(request: HttpRequest, repository_id: int, number: int) -> HttpResponse:
     """One pull request: all its runs, what stands between it and a merge, and what changed since a run passed."""
-    found = PullRequest.objects.select_related("repository__forge")
-    pull = get_object_or_404(found, repository=repository_id, number=number)
-    if (denied := may_see(request, pull.repository)) is not None:
-        return denied
+    row = repository_or_login(request, repository_id)
+    if isinstance(row, HttpResponse):
+        return row
+    pull = get_object_or_404(row.pull_requests.select_related("repository__forge"), number=number)
     runs = list(visible_runs(request).filter(pull_request=pull).defer("log")[:PAGE])
     now = next((run for run in runs if run.state in JUDGED and not run.quick), None)
     before = _passed_before(pull, now) if now else None

@@ -73,7 +73,8 @@ class Remote(BaseCommand):
             raise CommandError(
                 f"A token is needed, in {TOKEN} or in the file of --token-file. To create one, on the server: cc-ci token add"
             )
-        headers = {"Authorization": f"Bearer {token}", "Accept": "application/json", "User-Agent": f"cc-ci/{settings.VERSION}"}
+        kinds = dict.fromkeys(("Accept", "Content-Type"), "application/json")
+        headers = {"Authorization": f"Bearer {token}", "User-Agent": f"cc-ci/{settings.VERSION}", **kinds}
         self._http = Http(url, "/api", headers, TIMEOUT, None, lambda method, path: Ask(method), redirects=False)
 
     def _read(self, path: Path) -> str:

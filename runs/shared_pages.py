@@ -13,14 +13,16 @@ from django.shortcuts import get_object_or_404
 from django.template.loader import render_to_string
 from django.urls import reverse
 from django.utils.feedgenerator import Atom1Feed
+from django.utils.html import escape
 from django.views.decorators.http import require_safe
 
 from controlplane.untrusted import plain
 from enrollment.models import Repository
+from runs import card as drawing
 from runs.models import FINAL, State, TestRun
 from runs.overview import Overview, overviews
 from runs.render import HEADLINE
-from runs.templatetags.run_pages import tone
+from runs.templatetags.run_pages import tone, words
 
 #: Entries of a feed.
 NEWEST = 30
@@ -66,6 +68,24 @@ def badge_markdown(row: Repository) -> str:
     return f"[![cc-ci]({picture})]({base}{reverse('recipe', args=[row.pk])})"
 
 
+@require_safe
+def card(request: HttpRequest, run_id: UUID) -> HttpResponse:
+    """The picture for previews of a link to a run of a public recipe. Those who make previews have no login."""
+    run = get_object_or_404(TestRun.objects.select_related("repository", "pull_request").defer("log", "details"), pk=run_id)
+    if run.repository.private:
+        raise Http404
+    state = State(run.state)
+    stages = [(stage.name, words(stage.status), tone(stage.status)) for stage in run.stage_results.all()]
+    facts = [run.short_sha]
+    facts += [f"pull request #{run.pull_request.number}"] if run.pull_request else []
+    facts += [] if run.level is None else [f"level {run.level} of 5"]
+    picture = drawing.draw(run.repository.full_name, HEADLINE[state], tone(state), stages, " · ".join(facts))
+    response = HttpResponse(picture, content_type="image/png")
+    response["Cache-Control"] = f"public, max-age={KEPT}"
+    response["X-Content-Type-Options"] = "nosniff"
+    return response
+
+
 class RecipeFeed(Feed):  # type: ignore[type-arg]  # no type parameters when Django runs
     """The newest runs of a public recipe that ended, as Atom."""
 
@@ -96,7 +116,7 @@ class RecipeFeed(Feed):  # type: ignore[type-arg]  # no type parameters when Dja
         return plain(f"{item.repository.name} {HEADLINE[State(item.state)]}: {what}", 300)
 
     def item_description(self, item: Any) -> str:
-        return plain(item.reason, 1000)
+        return escape(plain(item.reason, 1000))  # readers take it for HTML
 
     def item_link(self, item: Any) -> str:
         return str(item.get_absolute_url())

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import gzip
 import shlex
 import uuid
+import zipfile
+from collections.abc import Iterable, Iterator
+from io import BytesIO
+from tempfile import SpooledTemporaryFile
 from typing import Any
 
+from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth.views import redirect_to_login
 from django.core.paginator import Paginator
 from django.db.models import Exists, OuterRef, Prefetch, QuerySet, prefetch_related_objects
-from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.http import FileResponse, Http404, HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
+from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404, redirect, render
 from django.templatetags.static import static
 from django.utils import timezone
@@ -21,24 +28,29 @@ from controlplane.pages import newest
 from controlplane.secrets import SecretUnreadable
 from controlplane.templatetags.frame import weblink
 from controlplane.untrusted import commit
+from enrollment.forge_access.rate_limit import within
 from enrollment.forges.base import ForgeError, explain
-from enrollment.models import Repository
 from enrollment.webhooks.receiver import OUTCOMES, Answer, judge_head
 from enrollment.webhooks.views import body_of, respond
 from runs import case_history, commands, scheduling, search
 from runs.comparison import compare
 from runs.executors import hook
+from runs.executors.local import WHOLE_LOG
 from runs.harness.stage_table import DEFAULT_STAGES, in_order
 from runs.manual_actions import ACTIONS, NotDone
-from runs.models import ACTIVE, FINAL, JUDGED, Artefact, CaseResult, State, TestRun
-from runs.permissions import asker, may_act, may_see, visible_repositories, visible_runs
+from runs.models import FINAL, JUDGED, Artefact, CaseResult, State, TestRun
+from runs.permissions import asker, may_act, may_see, repository_or_login, visible_repositories, visible_runs
 from runs.render import HEADLINE, again, expectation, origin, outdated, progress, to_repeat
 from runs.templatetags.run_pages import commit_url
 
 #: Lines of the log in one answer of the live page; the whole log is a file of its own.
 LIVE_CHARS = 200_000
+#: So many tests of a run need no search.
+FEW = 10
 #: The parts of the run's page that change while it runs: templates `runs/_<name>.html`.
 PARTS = ("summary", "failing", "facts", "stages", "more", "trail")
+#: How many of a forge's slowest answers a button waits for.
+ANSWERS = 3
 #: The picture in the browser's tab.
 FAVICONS = {
     State.PASSED: "favicon-passed",
@@ -60,15 +72,16 @@ def run_list(request: HttpRequest) -> HttpResponse:
     """All runs, newest first, filtered by state and repository, and searched."""
     runs = visible_runs(request).defer("log", "details")
     chosen = {name: request.GET.get(name, "") for name in ("state", "repository", "search")}
-    if chosen["search"].strip():
-        runs = search.found(runs, chosen["search"])
-    if chosen["state"] in State.values:
+    if chosen["state"] == "active":
+        runs = search.active(runs)
+    elif chosen["state"] in State.values:
         runs = runs.filter(state=chosen["state"])
-    elif chosen["state"] == "active":
-        runs = runs.filter(state__in=ACTIVE)
+    repositories = visible_repositories(request)
+    if chosen["search"].strip():
+        runs = search.found(runs, chosen["search"], repositories)
     if chosen["repository"]:
         owner, _, name = chosen["repository"].partition("/")
-        runs = runs.filter(repository__owner=owner, repository__name=name)
+        runs = runs.filter(repository__in=list(repositories.filter(owner=owner, name=name)))
     context = {
         "page": newest(request, runs, 25),
         "chosen": chosen,
@@ -112,8 +125,9 @@ def act(request: HttpRequest, run_id: uuid.UUID, name: str) -> HttpResponse:
     if not request.user.is_authenticated:
         return redirect_to_login(run.get_absolute_url())
     try:
-        who = asker(request, run)
-        shown = ACTIONS[name].do(run, who.name, "on its page", who.person)
+        with within(ANSWERS * settings.CC_CI.http_timeout):
+            who = asker(request, run)
+            shown = ACTIONS[name].do(run, who.name, "on its page", who.person)
     except (NotDone, ForgeError, SecretUnreadable) as refusal:
         messages.error(request, explain(refusal))
         return redirect(run)
@@ -127,11 +141,12 @@ def run(request: HttpRequest, run_id: uuid.UUID) -> HttpResponse:
     row = _run_or_login(request, run_id)
     if isinstance(row, HttpResponse):
         return row
-    return render(request, "runs/run.html", {**run_context(row), "actions": ACTIONS.values() if may_act(request, row) else ()})
+    actions = ACTIONS.values() if may_act(request, row) else ()
+    return render(request, "runs/run.html", {**run_context(row, request.GET.get("tests", "")), "actions": actions})
 
 
-def run_context(row: TestRun) -> dict[str, Any]:
-    """The context of a run's page, and of its live updates, so that both show the same."""
+def run_context(row: TestRun, words: str = "") -> dict[str, Any]:
+    """The context of a run's page, and of its live updates, so that both show the same. `words`: to find its tests by."""
     prefetch_related_objects([row], "stage_results__cases")
     stages = list(row.stage_results.all())
     state = State(row.state)
@@ -139,6 +154,10 @@ def run_context(row: TestRun) -> dict[str, Any]:
     last_pass = _last_pass(row) if final else None
     artefacts = list(row.artefacts.defer("data")) if final else []
     cases = [case for stage in stages for case in stage.cases.all()]
+    words = words.strip()[:200]
+    for stage in stages:
+        found = [case for case in stage.cases.all() if words.lower() in f"{case.file}::{case.name}".lower()]
+        stage.found = found  # type: ignore[attr-defined]
     if cases:
         flaky = case_history.flaky(row.repository_id, row.sha)
         for case in cases:
@@ -161,6 +180,8 @@ def run_context(row: TestRun) -> dict[str, Any]:
         "known_good": origin(row) if row.quick else None,
         "attempt": again(row) if row.attempt > 1 else "",
         "stages": stages,
+        "searched": words,
+        "searchable": final and len(cases) > FEW,
         "progress": _progress(row) if not stages else [],
         "failing": [case for case in cases if case.status in case_history.FAILING],
         "trail": list(row.events.all()[:500]),
@@ -223,9 +244,9 @@ def _last_pass(row: TestRun) -> TestRun | None:
 @require_safe
 def test_history(request: HttpRequest, repository_id: int) -> HttpResponse:
     """The history of a repository's tests, flaky ones first. `?commit=`: with the runs of a stranger's code at that commit."""
-    repository = get_object_or_404(Repository.objects.select_related("forge"), pk=repository_id)
-    if (denied := may_see(request, repository)) is not None:
-        return denied
+    repository = repository_or_login(request, repository_id)
+    if isinstance(repository, HttpResponse):
+        return repository
     sha = commit(request.GET.get("commit", ""))
     found = case_history.sorted_cases(case_history.of_repository(repository.pk, sha))
     context = {
@@ -243,25 +264,61 @@ def test_history(request: HttpRequest, repository_id: int) -> HttpResponse:
 def live(request: HttpRequest, run_id: uuid.UUID) -> HttpResponse:
     """The changing parts of a run's page, as JSON: state, log, and HTML.
 
-    `?seen=` identifies the log that the client has (`log_mark`); if it has not changed, `log` is null.
+    `?seen=` identifies the log that the client has (`log_mark`); if it has not changed, `log` is null. With `more`, `log` is only
+    what came after it.
     """
     row = _run_or_login(request, run_id)
     if isinstance(row, HttpResponse):
         return JsonResponse({"error": "login"}, status=403)
     context = run_context(row)
     parts = {name: render(request, f"runs/_{name}.html", context).content.decode() for name in PARTS}
-    seen = request.GET.get("seen") == context["log_mark"]
+    news = _after(row, request.GET.get("seen", ""))
     answer = {name: context[name] for name in ("final", "title", "favicon", "headline", "log_mark", "cut")}
-    return JsonResponse({"state": row.state, **answer, "log": None if seen else context["log"], "parts": parts})
+    text = context["log"] if news is None else news or None
+    return JsonResponse({"state": row.state, **answer, "log": text, "more": bool(news), "parts": parts})
+
+
+def _after(row: TestRun, mark: str) -> str | None:
+    """What a log has after a `log_mark`; None if that cannot be told from what is kept of it."""
+    attempt, _, rest = mark.partition("-")
+    offset = rest.partition("-")[0]
+    if attempt != str(row.attempt) or not offset.isascii() or not offset.isdigit() or len(offset) > 18:
+        return None
+    kept, count = row.log.encode(), row.log_offset - int(offset)
+    return kept[len(kept) - count :].decode(errors="ignore") if 0 <= count < len(kept) else None
 
 
 @require_safe
-def log(request: HttpRequest, run_id: uuid.UUID) -> HttpResponse:
-    """The log as plain text."""
+def log(request: HttpRequest, run_id: uuid.UUID) -> HttpResponseBase:
+    """The log as plain text: all of it, or if the machine was lost, its end."""
     row = _run_or_login(request, run_id)
     if isinstance(row, HttpResponse):
         return row
-    response = HttpResponse(row.log, content_type="text/plain; charset=utf-8")
+    file = row.artefacts.filter(name=WHOLE_LOG).first()
+    parts: Iterable[str | bytes] = _unpacked(bytes(file.data)) if file else [row.log]
+    response = StreamingHttpResponse(parts, content_type="text/plain; charset=utf-8")
+    response["X-Content-Type-Options"] = "nosniff"
+    return response
+
+
+def _unpacked(data: bytes) -> Iterator[bytes]:
+    with gzip.open(BytesIO(data)) as stream:
+        yield from iter(lambda: stream.read(1 << 16), b"")
+
+
+@require_safe
+def archive(request: HttpRequest, run_id: uuid.UUID) -> HttpResponseBase:
+    """All files of a run in one, stored as they are: packing them tighter would be work for whoever asks."""
+    row = _run_or_login(request, run_id)
+    if isinstance(row, HttpResponse):
+        return row
+    packed = SpooledTemporaryFile(max_size=4 << 20)  # noqa: SIM115  # the response closes it
+    with zipfile.ZipFile(packed, "w") as files:
+        for file in row.artefacts.iterator(chunk_size=1):
+            files.writestr(file.name, bytes(file.data))
+        files.writestr("log.txt", row.log)
+    packed.seek(0)
+    response = FileResponse(packed, as_attachment=True, filename=f"run-{row.short_id}.zip", content_type="application/zip")
     response["X-Content-Type-Options"] = "nosniff"
     return response
 
@@ -274,7 +331,8 @@ def artefact(request: HttpRequest, run_id: uuid.UUID, name: str) -> HttpResponse
         return row
     file = get_object_or_404(Artefact, run=row, name=name)
     kinds = {Artefact.Kind.PICTURE: "image/png", Artefact.Kind.RESULTS: "application/json"}
-    response = HttpResponse(bytes(file.data), content_type=kinds.get(Artefact.Kind(file.kind), "text/plain; charset=utf-8"))
+    kind = "application/gzip" if name == WHOLE_LOG else kinds.get(Artefact.Kind(file.kind), "text/plain; charset=utf-8")
+    response = HttpResponse(bytes(file.data), content_type=kind)
     response["X-Content-Type-Options"] = "nosniff"
     response["Content-Security-Policy"] = "default-src 'none'; sandbox"
     response["Cache-Control"] = "private, max-age=86400" if row.repository.private else "public, max-age=86400"
@@ -287,7 +345,7 @@ NOW, NEWEST = 20, 5
 
 def now_card(request: HttpRequest) -> dict[str, Any]:
     """The start page's section on what runs, and what waits with its place and estimate."""
-    runs = visible_runs(request).filter(state__in=ACTIVE).defer("log").order_by("created_at")
+    runs = search.active(visible_runs(request).defer("log")).order_by("created_at")
     active = list(runs[:NOW])
     places = scheduling.places() if any(run.state == State.QUEUED for run in active) else {}
     usual = scheduling.usual(active) if active else {}
@@ -298,7 +356,7 @@ def now_card(request: HttpRequest) -> dict[str, Any]:
 
 def recent_card(request: HttpRequest) -> dict[str, Any]:
     """The start page's section on verdicts."""
-    return {"recent": list(visible_runs(request).filter(state__in=FINAL).defer("log")[:NEWEST])}
+    return {"recent": search.newest_ended(visible_runs(request).defer("log"), NEWEST)}
 
 
 def commands_card(request: HttpRequest) -> dict[str, Any]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import sqlite3
+import uuid
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 from django.conf import settings
 from django.db import connection
@@ -20,6 +24,11 @@ from tests import shares
 
 if TYPE_CHECKING:
     from tests.world import World
+
+if os.environ.get("CI") != "true":  # there hypothesis has a profile that says the same
+    # No test fails on a clock.
+    hypothesis.settings.register_profile("ours", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+    hypothesis.settings.load_profile("ours")
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +43,11 @@ def django_db_keepdb(
     with (folder / "migrated.lock").open("w") as lock, django_db_blocker.unblock():
         fcntl.flock(lock, fcntl.LOCK_EX)
         if migrated.exists():
-            shutil.copy(migrated, connection.settings_dict["TEST"]["NAME"])
+            copy = connection.settings_dict["TEST"]["NAME"]
+            shutil.copy(migrated, copy)
+            with closing(sqlite3.connect(copy, isolation_level=None)) as database:
+                # Each is an installation of its own: one removes from the Docker that they share what its runs have lost.
+                database.execute("UPDATE controlplane_installation SET id = ?", [uuid.uuid4().hex[:12]])
         else:
             connection.creation.create_test_db(verbosity=0, autoclobber=True, serialize=False)
             connection.cursor().execute("VACUUM INTO %s", [str(migrated)])
@@ -65,6 +78,10 @@ def world(db: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: py
     world.close()
 
 
+#: Characters of the beginning, and of the end, of why a test failed.
+MOST_TOLD = 1500
+
+
 def _seconds(item: pytest.Item) -> float:
     """About how long a test takes, by its markers."""
     if slow := item.get_closest_marker("slow"):
@@ -86,9 +103,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Name what failed at once: the whole run takes a while."""
+    """Say what failed and why at once: the whole run takes a while, and of a long output CI keeps a part."""
     if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
-        print(f"\nFAILED {report.nodeid}", flush=True)
+        crash = getattr(report.longrepr, "reprcrash", None)
+        why = str(crash.message if crash else report.longrepr)
+        if len(why) > 2 * MOST_TOLD:
+            why = f"{why[:MOST_TOLD]}\n[…]\n{why[-MOST_TOLD:]}"
+        print(f"\nFAILED {report.nodeid} ({report.when})\n{why}\n", flush=True)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from tests.postgres import NoPostgres, postgres
@@ -75,9 +76,11 @@ def main() -> int:
             else:
                 with ThreadPoolExecutor() as pool:
                     others = [beside(pool, "linters, types, import rules, migrations", lint)]
-                    if url:
-                        others.append(beside(pool, "tests, PostgreSQL", lambda: pytest(POSTGRESQL, url, workers=1, aloud=False)))
                     if not options.only:
+                        compile_once()
+                        if url:
+                            on_postgresql = partial(pytest, POSTGRESQL, url, workers=1, aloud=False)
+                            others.append(beside(pool, "tests, PostgreSQL", on_postgresql))
                         marks = QUICK if options.quick else SQLITE if url else "not long"
                         others.append(beside(pool, "tests, SQLite", lambda: pytest(marks, "", workers=3 if options.quick else 5)))
                 for other in others:
@@ -120,6 +123,12 @@ def lint() -> None:
             print(f"{name}:\n{output}")
     if bad:
         raise Failed(f"{', '.join(bad)} found something")
+
+
+def compile_once() -> None:
+    """In a new clone let one process compile the tests: else each worker does so, all at the same time."""
+    if not any((PROJECT / "tests" / "__pycache__").glob("*-pytest-*.pyc")):
+        subprocess.run([sys.executable, "-m", "pytest", "-q", "--collect-only"], cwd=PROJECT, capture_output=True, check=False)
 
 
 #: pytest's last line, such as `2 failed, 81 passed, 3 skipped in 12.31s`.

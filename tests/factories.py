@@ -255,6 +255,11 @@ def details(**changes: Any) -> dict[str, Any]:
         "lint": [
             {"rule": "C010", "level": "warning", "text": "The service db has no health check.", "file": "compose.yml", "line": 12}
         ],
+        "metadata": [
+            {"name": "Healthcheck", "says": "Yes", "shown": "Yes", "agrees": True, "why": "The service app has a health check."},
+            {"name": "Backups", "says": "", "shown": "No", "agrees": False, "why": "The recipe declares no backups."},
+            {"name": "Tests", "says": "0", "shown": "3", "agrees": False, "why": "Deployed, and its health checked."},
+        ],
         "extras": {"not_run": 1, "suggested": [extra], "tests": [extra]},
         "loosened": ["cc-ci.toml changes app.status from [200] to [200, 404]: this counts once it is merged."],
         "secret_leaks": [],

@@ -178,10 +178,10 @@ class World:
 
     @staticmethod
     def until(done: Callable[[], bool], seconds: float = 300) -> None:
-        end = time.monotonic() + seconds
+        end, pause = time.monotonic() + seconds, 0.05
         while not done():
             assert time.monotonic() < end, "it did not come to pass in time"
-            time.sleep(0.1)
+            time.sleep(pause := min(pause * 1.2, 0.5))
 
     @staticmethod
     def queue_length() -> int:

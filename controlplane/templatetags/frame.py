@@ -11,6 +11,8 @@ from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
+from controlplane import untrusted
+
 register = template.Library()
 
 
@@ -55,6 +57,12 @@ def _relative(value: datetime) -> str:
             number = int(seconds // size)
             return f"{number} {unit}{'s' if unit == 'day' and number > 1 else ''} ago"
     return f"{int(seconds)} s ago"
+
+
+@register.filter
+def plain(text: str) -> str:
+    """Text from outside for where it is shown beyond our own pages."""
+    return untrusted.plain(text, at_forge=False)
 
 
 @register.filter

@@ -10,6 +10,8 @@ from pathlib import Path
 
 APPLETS = ("sh", "httpd", "cat", "echo", "sleep", "wget", "true", "false", "test", "ls", "touch", "date", "id", "nc")
 
+_INSTALL = "Type: apt-get install busybox-static"
+
 
 class NoImage(Exception):
     """The image cannot be built. The message says what to install or start."""
@@ -21,12 +23,15 @@ def import_busybox(name: str) -> None:
         return
     busybox = shutil.which("busybox")
     if not busybox:
-        raise NoImage("busybox is not installed. Run: apt-get install busybox-static")
+        raise NoImage(f"busybox is not installed. {_INSTALL}")
     done = _docker(
         "import", "--change", "ENV PATH=/bin", "--change", 'CMD ["sleep", "1000000"]', "-", name, data=_tar(Path(busybox))
     )
     if done.returncode:
         raise NoImage(f"docker import: {done.stderr.decode(errors='replace').strip()}")
+    if _docker("run", "--rm", "--network=none", name, "httpd", "--help").returncode:
+        _docker("image", "rm", name)
+        raise NoImage(f"{busybox} does not run in a container: it is not static, or has no httpd. {_INSTALL}")
 
 
 def _tar(busybox: Path) -> bytes:
@@ -51,6 +56,6 @@ def _docker(*arguments: str, data: bytes | None = None) -> subprocess.CompletedP
     try:
         return subprocess.run(["docker", *arguments], input=data, capture_output=True, timeout=60, check=False)
     except FileNotFoundError:
-        raise NoImage("docker is not installed. Run: apt-get install docker.io") from None
+        raise NoImage("docker is not installed. Type: apt-get install docker.io") from None
     except subprocess.TimeoutExpired:
         raise NoImage("Docker does not respond. Is its daemon running?") from None

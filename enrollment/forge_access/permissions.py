@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from django.db import IntegrityError, transaction
 from django.db.models import Max, Q, QuerySet
@@ -189,17 +189,17 @@ def refresh(forge: Forge, client: ForgeClient, *, everything: bool = False, seco
     deadline, now = time.monotonic() + seconds, timezone.now()
     refreshed, silent = 0, 0
     login, trouble = _who(forge, client)
-    if everything or _due(Right.objects.filter(forge=forge, repository=None, owner=""), FORGE_EVERY):
+    if everything or _due(Right.objects.filter(forge=forge, repository=None, owner="")):
         silent += _failed(keep(forge, of_forge(client)))
     rows = Repository.objects.watched().filter(forge=forge)
     for owner in sorted(set(rows.values_list("owner", flat=True))):
-        if everything or _due(Right.objects.filter(forge=forge, repository=None, owner=owner), FORGE_EVERY):
+        if everything or _due(Right.objects.filter(forge=forge, repository=None, owner=owner)):
             silent += _failed(keep(forge, of_owner(owner, login, client), owner=owner))
     Right.objects.filter(forge=forge, repository=None).exclude(owner="").exclude(owner__in=rows.values("owner")).delete()
-    due = rows.annotate(seen=Max("rights__at", filter=Q(rights__name="read")))
+    due = rows.annotate(due_at=Max("rights__due_at", filter=Q(rights__name="read")))
     if not everything:
-        due = due.filter(Q(seen=None) | Q(seen__lt=now - REPOSITORY_EVERY))
-    for row in due.order_by("seen"):
+        due = due.filter(Q(due_at=None) | Q(due_at__lt=now))
+    for row in due.order_by("due_at"):
         if time.monotonic() > deadline:
             break
         silent += _failed(keep(forge, of_repository(row, client), repository=row))
@@ -231,9 +231,9 @@ def stranger(forge: Forge, me: User) -> str:
     return f"the token now belongs to {me.login} (user {me.id}), but cc-ci is known as user {forge.bot_id}"
 
 
-def _due(rows: QuerySet[Right], every: timedelta) -> bool:
-    newest = rows.filter(name__in=DUE_BY).aggregate(at=Max("at"))["at"]
-    return newest is None or newest < timezone.now() - every
+def _due(rows: QuerySet[Right]) -> bool:
+    due_at = rows.filter(name__in=DUE_BY).aggregate(at=Max("due_at"))["at"]
+    return due_at is None or due_at < timezone.now()
 
 
 def _failed(seen: Iterable[Found]) -> int:
@@ -244,28 +244,25 @@ def keep(forge: Forge, seen: Iterable[Found], *, repository: Repository | None =
     """Store what was observed, and return it. A repository's next check is spread out a little, so that a thousand are not due
     at once. If something got no answer, the next check comes sooner and the earlier observation stays.
     """
-    found = list(seen)
-    at, every = timezone.now(), FORGE_EVERY if repository is None else REPOSITORY_EVERY
-    if repository is not None:
-        at -= every * random.uniform(0, 0.2)  # noqa: S311
-    soon = timezone.now() - every + AGAIN_AFTER
+    found, now = list(seen), timezone.now()
+    every = FORGE_EVERY if repository is None else REPOSITORY_EVERY * random.uniform(0.8, 1)  # noqa: S311
+    due_at = now + (AGAIN_AFTER if _failed(found) else every)
     known = {row.name: row for row in Right.objects.filter(forge=forge, repository=repository, owner=owner)}
     for one in found:
-        when = soon if one.name in DUE_BY and _failed(found) else at
-        held, evidence = _joined(one, known.get(one.name))
-        values = {"held": held, "evidence": evidence, "at": when}
+        held, evidence, at = _joined(one, known.get(one.name), now)
+        values = {"held": held, "evidence": evidence, "at": at, "due_at": due_at if one.name in DUE_BY else None}
         Right.objects.update_or_create(forge=forge, repository=repository, owner=owner, name=one.name, defaults=values)
     return found
 
 
-def _joined(one: Found, before: Right | None) -> tuple[str, str]:
-    """What to store, given the new observation and the previous row."""
+def _joined(one: Found, before: Right | None, now: datetime) -> tuple[str, str, datetime]:
+    """What to store, and when that was observed, given the new observation and the previous row."""
     known = "" if before is None else before.evidence.partition(STILL)[0][:250]
     if before is not None and one.evidence == LISTED and known.startswith((DONE, REFUSED)):
-        return before.held, before.evidence.partition(STILL)[0]  # a write attempt says more
+        return before.held, before.evidence.partition(STILL)[0], before.at  # a write attempt says more
     if before is None or before.held == Held.UNKNOWN or not one.failed:
-        return HELD[one.value], one.evidence[:500]
-    return before.held, f"{known}{STILL}{one.evidence.removeprefix(FAILED)}"[:500]
+        return HELD[one.value], one.evidence[:500], now
+    return before.held, f"{known}{STILL}{one.evidence.removeprefix(FAILED)}"[:500], before.at
 
 
 def note_use(forge_id: int, full_name: str, name: str, allowed: bool, refusal: str) -> None:

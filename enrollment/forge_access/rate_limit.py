@@ -14,6 +14,7 @@ minute are summed, so that no burst follows when a new minute begins.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -33,7 +34,7 @@ from django.utils import timezone
 from controlplane import backoff
 from controlplane.secrets import SecretUnreadable
 from enrollment.forge_access import permissions
-from enrollment.forges.base import Ask, CircuitOpen, Forbidden, ForgeError, OverBudget, RateLimited, Unavailable
+from enrollment.forges.base import Ask, CircuitOpen, Forbidden, ForgeError, OutOfTime, OverBudget, RateLimited, Unavailable
 from enrollment.models import Forge, RequestCount, Traffic
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,8 @@ Used = Mapping[str, Mapping[str, int]]
 
 #: Seconds that an interactive command waits for its share instead of failing. Tasks never wait.
 _patience: ContextVar[float] = ContextVar("patience", default=0.0)
+#: When the last request may begin, by the monotonic clock.
+_until: ContextVar[float] = ContextVar("until", default=math.inf)
 #: Whether the current request is the one that finds out whether a failing forge is down.
 _itself: ContextVar[bool] = ContextVar("itself", default=False)
 
@@ -89,6 +92,19 @@ def patient(seconds: float = 600) -> Iterator[None]:
         yield
     finally:
         _patience.reset(token)
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Within this block no request is begun after so many seconds: somebody waits at a page, which has one thread of few.
+
+    Each request has its own timeout, but there may be any number, such as the pages of a long list.
+    """
+    token = _until.set(time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        _until.reset(token)
 
 
 # --- decisions
@@ -182,6 +198,8 @@ class RateLimiter:
         self._seen: dict[tuple[str, str], bool] = {}  #: what was already recorded as a permission
 
     def enter(self, ask: Ask) -> None:
+        if time.monotonic() > _until.get():
+            raise OutOfTime("the forge took all the time there was for this")
         end = time.monotonic() + _patience.get()
         while True:
             try:

@@ -24,6 +24,8 @@ from enrollment.models import Forge
 
 #: The longest time for which a token is used, whatever the forge says about it, and the time if it says nothing, in seconds.
 MOST, USUAL = 12 * 3600, 3600
+#: Characters of the longest token: each request that has a login reads it.
+LONGEST = 4096
 
 
 class NotLoggedIn(Exception):
@@ -98,6 +100,8 @@ def exchange(forge: Forge, sign_in: SignIn, made: Attempt, redirect: str, answer
     given = json_of(response)
     if not isinstance(given, dict) or not isinstance(given.get("access_token"), str) or not given["access_token"]:
         raise Garbage(f"POST {sign_in.token}: the response has no access token")
+    if len(given["access_token"]) > LONGEST:
+        raise Garbage(f"POST {sign_in.token}: the token has more than {LONGEST} characters")
     if str(given.get("token_type")).lower() != "bearer":
         raise Garbage(f"POST {sign_in.token}: the token is of an unknown type")
     seconds: Any = given.get("expires_in")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
 
+from django.conf import settings
 from django.contrib.auth import login
 from django.contrib.auth.models import User
 from django.core.cache import cache
@@ -25,6 +26,7 @@ from controlplane.secrets import SecretUnreadable, decrypt, encrypt
 from controlplane.untrusted import plain
 from enrollment.access import authorization
 from enrollment.forge_access.clients import client_for, client_of
+from enrollment.forge_access.rate_limit import within
 from enrollment.forge_login.oauth import Token, sign_in_of
 from enrollment.forges.base import ForgeClient, ForgeError, Garbage
 from enrollment.forges.base import User as Somebody
@@ -127,7 +129,8 @@ def _ask_private(visitor: Visitor) -> Collection[int] | None:
     if not ours.exists():
         return ()
     try:
-        ids = set(islice(visitor.client.private_repositories(), MOST))
+        with within(settings.CC_CI.http_timeout):
+            ids = set(islice(visitor.client.private_repositories(), MOST))
     except ForgeError as error:
         log.warning("cannot see what %s may see: %s", visitor.account, error)
         return None
@@ -163,7 +166,8 @@ def may_ask_at(request: HttpRequest, repository: Repository) -> bool:
     if found is None:
         seconds = FRESH
         try:
-            person = person_at(request, repository)
+            with within(settings.CC_CI.http_timeout):
+                person = person_at(request, repository)
             found = person is not None and person.trusted
         except (ForgeError, SecretUnreadable) as error:
             log.warning("cannot see what %s may do at %s: %s", visitor.account, repository, error)

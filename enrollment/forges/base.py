@@ -68,6 +68,12 @@ class CircuitOpen(Unavailable):
     """Not sent: the forge has failed many times in a row, and its circuit is open."""
 
 
+class OutOfTime(ForgeError):
+    """Not sent: the requests before it took all the time that there was."""
+
+    advice = "The forge is slow. Try again later."
+
+
 class Garbage(ForgeError):
     advice = "The response is not from a forge, or a proxy is in between: open the URL in a browser."
 

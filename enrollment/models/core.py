@@ -46,12 +46,11 @@ class Forge(models.Model):
     oauth_client_secret = EncryptedTextField("client secret", blank=True, default="")
     enabled = models.BooleanField(default=True)
     watched_owners = models.JSONField(
-        default=list, blank=True, help_text="Owners whose repositories with the topic are enrolled, as a list of names."
+        default=list, blank=True, help_text="Owners whose repositories with the topic are enrolled."
     )
-    allow = models.JSONField(default=list, blank=True, help_text="Ids of users who may always ask, as a list of numbers.")
-    block = models.JSONField(
-        default=list, blank=True, help_text="Ids of users who get nothing, whatever else applies, as a list of numbers."
-    )
+    allow = models.JSONField(default=list, blank=True, help_text="Users who may always ask.")
+    block = models.JSONField(default=list, blank=True, help_text="Users who get nothing, whatever else applies.")
+    names = models.JSONField(default=dict, blank=True, help_text="Names of the users on lists, by id, as they were when entered.")
     members_may_ask = models.BooleanField(default=True, help_text="Whether every member of a repository's organisation may ask.")
     team = models.CharField(
         max_length=255, blank=True, help_text="Name of a team of the organisation whose members may ask. cc-ci has to be in it."
@@ -141,8 +140,8 @@ class Repository(models.Model):
     active = models.BooleanField(default=True, help_text="Whether it is watched.")
     source = models.CharField(max_length=10, choices=Source.choices, default=Source.HAND)
     enrolled_at = models.DateTimeField(help_text="The forge's time; older comments never start anything.")
-    allow = models.JSONField(default=list, blank=True, help_text="Ids of users who may ask here, as a list of numbers.")
-    block = models.JSONField(default=list, blank=True, help_text="Ids of users who get nothing here, as a list of numbers.")
+    allow = models.JSONField(default=list, blank=True, help_text="Users who may ask here.")
+    block = models.JSONField(default=list, blank=True, help_text="Users who get nothing here.")
     members_may_ask = models.CharField(max_length=3, choices=Switch.choices, default=Switch.INHERIT, blank=True)
     team = models.CharField(
         max_length=255, blank=True, help_text="Name of a team whose members may ask here. Empty: the forge's."

@@ -23,6 +23,7 @@ class Right(models.Model):
     held = models.CharField(max_length=10, choices=Held.choices, default=Held.UNKNOWN)
     evidence = models.CharField(max_length=500, blank=True, help_text="What was asked, and the forge's answer.")
     at = models.DateTimeField(help_text="When it was observed.")
+    due_at = models.DateTimeField(null=True, blank=True, help_text="When its place is checked again; for what decides that.")
 
     class Meta:
         ordering = ["forge", "owner", "repository", "name"]

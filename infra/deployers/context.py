@@ -70,6 +70,8 @@ def _untimed(_step: str) -> AbstractContextManager[None]:
 class Bounds:
     """The limits of each service of a run (`memory_mb` … `log_mb`), and of the run as a whole."""
 
+    __pydantic_config__ = {"extra": "forbid"}  # a request carries them
+
     memory_mb: int = 2048
     cpus: float = 1.0
     processes: int = 1024
@@ -79,7 +81,7 @@ class Bounds:
     secrets: int = 50
     configs: int = 50
     networks: int = 20
-    volumes_mb: int = 8192
+    volumes_mb: int = 8192  #: in volumes and beside them; the run ends above it
 
 
 #: How long the pulls of a run may take together when nobody says otherwise, in seconds.

@@ -33,7 +33,8 @@ class Asker:
             return self._not_through_proxy(address)
         message = f"All services are running, but the app did not answer on port {port} within {context.settle_seconds} s"
         if answer is None:
-            return DeployError("never_answered", f"{message}.{asked_for}", "See the services' logs.")
+            elsewhere = "" if context.app else " If it serves no web there, set no_web in cc-ci.toml, under [app], to the reason."
+            return DeployError("never_answered", f"{message}.{asked_for}", f"See the services' logs.{elsewhere}")
         return DeployError(
             "never_answered", f"{message} as expected: {self._last(answer)}.{asked_for}", "See the services' logs."
         )

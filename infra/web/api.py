@@ -12,9 +12,9 @@ from ninja import Field, Path, Query, Router, Schema
 from ninja.pagination import paginate
 
 from controlplane.api import Newest, Number, Refused, Scope, Text, answers, one_of
+from controlplane.staff import may_see
 from infra.models import InfraApp, Upgrade
 from infra.states import UpgradeState
-from infra.web.permissions import may_see
 from infra.web.status import describe
 
 Owner = Annotated[InfraApp.Owner, one_of(InfraApp.Owner)]
@@ -93,14 +93,14 @@ class Filters(Schema):
 @paginate(Newest)
 def list_apps(request: HttpRequest) -> QuerySet[InfraApp]:
     """List the server's own apps."""
-    _may_see(request, "infraapp")
+    _may_see(request, "infra.infraapp")
     return InfraApp.objects.all()
 
 
 @router.get("/apps/{app_id}", **answers(Scope.INFRA, Status))
 def show_app(request: HttpRequest, app_id: Path[Number]) -> dict[str, Any]:
     """Show one app: what runs, what is newer, and what blocks it."""
-    _may_see(request, "infraapp")
+    _may_see(request, "infra.infraapp")
     return describe(get_object_or_404(InfraApp, pk=app_id))
 
 
@@ -108,7 +108,7 @@ def show_app(request: HttpRequest, app_id: Path[Number]) -> dict[str, Any]:
 @paginate(Newest)
 def list_upgrades(request: HttpRequest, filters: Query[Filters]) -> QuerySet[Upgrade]:
     """List the upgrades, newest first."""
-    _may_see(request, "upgrade")
+    _may_see(request, "infra.upgrade")
     rows = Upgrade.objects.select_related("app").defer("specs", "baseline", "facts", "step")
     return rows.filter(app__name=filters.app) if filters.app else rows
 

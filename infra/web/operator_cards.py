@@ -11,15 +11,15 @@ from django.urls import reverse
 
 from controlplane.operator_page import listed
 from controlplane.registry import Concern, Figure
+from controlplane.staff import may_see
 from infra.models import AlertSent, InfraApp
 from infra.states import UNDER_WAY
-from infra.web.permissions import may_see
 
 
 def concerns(request: HttpRequest) -> Iterator[Concern]:
-    if may_see(request.user, "infraapp"):
+    if may_see(request.user, "infra.infraapp"):
         yield from _apps()
-    if may_see(request.user, "alertsent"):
+    if may_see(request.user, "infra.alertsent"):
         yield from _alerts()
 
 
@@ -54,7 +54,7 @@ def _alerts() -> Iterator[Concern]:
 
 
 def figures(request: HttpRequest) -> Iterator[Figure]:
-    if not may_see(request.user, "infraapp"):
+    if not may_see(request.user, "infra.infraapp"):
         return
     found = InfraApp.objects.aggregate(
         busy=Count("upgrades", Q(upgrades__state__in=UNDER_WAY), distinct=True),

@@ -14,13 +14,13 @@ from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.http import require_safe
 
+from controlplane.staff import may_see, to_see
 from infra.models import InfraApp, InfraRelease, Upgrade
 from infra.releases.evaluate import command
 from infra.runtime.inspect import folder_of, without_secrets
 from infra.states import CHANGING, MENDED, UpgradeState
 from infra.upgrades import install
 from infra.web.actions import BUTTONS
-from infra.web.permissions import may_see, to_see
 
 S = UpgradeState
 PARTS = ("summary", "facts", "steps", "probes", "trail")
@@ -181,7 +181,7 @@ def _context(upgrade: Upgrade) -> dict[str, Any]:
     }
 
 
-@to_see("upgrade")
+@to_see("infra.upgrade")
 @require_safe
 def page(request: HttpRequest, pk: int) -> HttpResponse:
     upgrade = get_object_or_404(Upgrade.objects.select_related("app", "snapshot"), pk=pk)
@@ -191,7 +191,7 @@ def page(request: HttpRequest, pk: int) -> HttpResponse:
 @require_safe
 def live(request: HttpRequest, pk: int) -> HttpResponse:
     """The parts of the page that change, as JSON; `?seen=` names the log that the reader already has."""
-    if not may_see(request.user, "upgrade"):
+    if not may_see(request.user, "infra.upgrade"):
         return JsonResponse({"error": "login"}, status=403)
     upgrade = get_object_or_404(Upgrade.objects.select_related("app", "snapshot"), pk=pk)
     context = _context(upgrade)

@@ -12,6 +12,7 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.views.decorators.http import require_http_methods, require_safe
 
+from controlplane.staff import may_see, to_see
 from infra import doctor
 from infra.config import apply
 from infra.config.diff import to_apply
@@ -23,7 +24,6 @@ from infra.runtime.drift import Refused
 from infra.snapshots import snapshot
 from infra.upgrades import scheduler
 from infra.web.actions import BUTTONS, Button, On, that_fit
-from infra.web.permissions import may_see, to_see
 from infra.web.status import describe, marked_notes
 
 SHOWN_VERSIONS = 10
@@ -34,7 +34,7 @@ _ROWS = {"app": InfraApp, "release": InfraRelease, "snapshot": Snapshot}
 
 def card(request: HttpRequest) -> dict[str, Any]:
     """The start page's card on the apps; empty for those who may not see them."""
-    if not may_see(request.user, "infraapp"):
+    if not may_see(request.user, "infra.infraapp"):
         return {"apps": []}
     apps = list(InfraApp.objects.filter(declared=True))
     held = InfraRelease.objects.filter(app__declared=True, state=InfraRelease.State.HELD, gone=False)
@@ -60,7 +60,7 @@ def _standing(app: InfraApp, *, held: bool) -> dict[str, Any]:
     return {"word": word, "tone": tone, "icon": icon, "about": upgrade}
 
 
-@to_see("infraapp")
+@to_see("infra.infraapp")
 @require_safe
 def app_list(request: HttpRequest) -> HttpResponse:
     """All apps, each with the gate's current blockers. Runs no preflight."""
@@ -149,7 +149,7 @@ def _address(name: str, row: Any) -> str:
 # --- infra.yml, and the maintenance run
 
 
-@to_see("infrafile")
+@to_see("infra.infrafile")
 @require_safe
 def file_page(request: HttpRequest) -> HttpResponse:
     """`cc-ci infra diff`, `check` (only with `?check`, because it contacts the stores) and `export`, on one page."""
@@ -167,7 +167,7 @@ def file_page(request: HttpRequest) -> HttpResponse:
     return render(request, "infra/file.html", {**context, "buttons": _shown_of_server("apply", request.user)})
 
 
-@to_see("infrafile")
+@to_see("infra.infrafile")
 @require_safe
 def export(request: HttpRequest) -> HttpResponse:
     """`cc-ci infra export`: download the database as an infra.yml."""
@@ -175,7 +175,7 @@ def export(request: HttpRequest) -> HttpResponse:
     return HttpResponse(dump(apply.export()), content_type="text/yaml; charset=utf-8", headers=headers)
 
 
-@to_see("infraapp")
+@to_see("infra.infraapp")
 @require_safe
 def maintenance_run(request: HttpRequest) -> HttpResponse:
     """`cc-ci infra nightly --dry-run`: the whole plan with all reasons, after a fresh preflight."""
@@ -201,7 +201,7 @@ def do(request: HttpRequest, name: str, pk: int = 0) -> HttpResponse:
     button = BUTTONS.get(name)
     if button is None or (button.on == "server") == bool(pk):
         raise Http404("There is no such button.")
-    if not (request.user.has_perm(button.right) or may_see(request.user, "infraapp")):
+    if not (request.user.has_perm(button.right) or may_see(request.user, "infra.infraapp")):
         raise PermissionDenied  # reveal neither what it would do nor whether the row exists
     row = get_object_or_404(_ROWS[button.on], pk=pk) if button.on != "server" else None
     if not request.user.has_perm(button.right):

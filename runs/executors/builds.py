@@ -507,10 +507,9 @@ def _conclude(run: TestRun, folder: RunFolder, build: Build, found: marked_lines
         )
     if (results.verdict is Verdict.PASSED) != (build.status == "success"):  # the exit code of `cc-ci harness`
         return f"its report says {results.verdict}"
-    ours = set(_OURS) - {folder.log.name}
-    artefacts = {one.name: one for one in results.artefacts if _NAME.fullmatch(one.name) and one.name not in ours}
+    artefacts = {one.name: one for one in results.artefacts if _NAME.fullmatch(one.name) and one.name not in _OURS}
     results = results.model_copy(update={"artefacts": list(artefacts.values())})
-    for name in artefacts.keys() & found.files.keys() - {folder.log.name}:
+    for name in artefacts.keys() & found.files.keys():
         (folder.path / name).write_bytes(found.files[name])
     folder.write_results(results)
     return ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import gzip
 import json
 import os
 import signal
@@ -22,9 +24,11 @@ from enrollment.forge_access.clients import client_for
 from enrollment.forge_access.rate_limit import Purpose
 from enrollment.forges.base import ForgeError
 from enrollment.repositories import update_facts
+from infra.deployers.context import Bounds
 from runs import known_good
 from runs.executors.base import ExecutorError, Observation
-from runs.harness.protocol import AppLimits, FolderState, Images, Limits, Oidc, Request, Results, RunFolder, Source
+from runs.harness.events import LONGEST_LOG
+from runs.harness.protocol import FolderState, Images, Limits, Oidc, Request, Results, RunFolder, Source
 from runs.models import TestRun
 
 START_SECONDS = 20
@@ -34,6 +38,8 @@ GRACE = timedelta(seconds=90)
 LOG_BYTES = 512 * 1024
 #: Larger files of a run are not stored.
 ARTEFACT_BYTES = 4 << 20
+#: The file with the whole of a log that is longer than LOG_BYTES.
+WHOLE_LOG = "log.txt.gz"
 
 
 class LocalExecutor:
@@ -159,7 +165,7 @@ def limits() -> Limits:
         memory_mb=config.memory_mb,
         processes=config.processes,
         disk_mb=config.disk_mb,
-        app=AppLimits(
+        app=Bounds(
             memory_mb=config.app_memory_mb,
             cpus=config.app_cpus,
             processes=config.app_processes,
@@ -255,13 +261,18 @@ def sweep() -> None:
 
 
 def artefacts_of(folder: RunFolder, results: Results) -> dict[str, bytes]:
-    """The files named in the results, and the results themselves. Skips files that are too big."""
-    names = ["results.json", *(artefact.name for artefact in results.artefacts)]
+    """The files named in the results, the results themselves, and a log that is longer than what a row keeps of it, compressed.
+
+    Skips files that are too big.
+    """
+    names = {"results.json", *(artefact.name for artefact in results.artefacts)}
     files = {}
-    for name in names:
+    for name in names - {WHOLE_LOG}:  # that one is made here
         path = folder.path / Path(name).name
         if path.is_file() and not path.is_symlink() and path.stat().st_size <= ARTEFACT_BYTES:
             files[name] = path.read_bytes()
+    if folder.log.is_file() and LOG_BYTES < folder.log.stat().st_size <= 2 * LONGEST_LOG:
+        files[WHOLE_LOG] = gzip.compress(folder.log.read_bytes(), mtime=0)
     return files
 
 
@@ -274,8 +285,10 @@ def _new_log(path: Path, offset: int) -> tuple[str, int]:
             data = stream.read(LOG_BYTES)
     except FileNotFoundError:
         return "", offset
-    text = data.decode("utf-8", "replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
-    return text, start + len(data)
+    # Of a character that is only begun, the rest comes later.
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    text = decoder.decode(data).replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return text, start + len(data) - len(decoder.getstate()[0])
 
 
 def _signal(folder: RunFolder, number: signal.Signals) -> None:

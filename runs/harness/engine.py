@@ -19,8 +19,21 @@ from infra.deployers.errors import DeployError
 from infra.deployers.isolation import bubblewrap, trees
 from infra.deployers.probe import Address, probe
 from infra.deployers.select import choose
+from infra.deployers.swarm.ephemeral import SwarmDeployer
 from infra.git.runner import GitError
-from runs.harness import artefacts, disk_full, known_good, level, lint, oidc, prepare, process_limits, recipe_config, stages
+from runs.harness import (
+    artefacts,
+    disk_full,
+    known_good,
+    level,
+    lint,
+    oidc,
+    prepare,
+    process_limits,
+    readme,
+    recipe_config,
+    stages,
+)
 from runs.harness.checkout import Checkout
 from runs.harness.deadlines import Cancelled, Deadlines, Exceeded, TimedOut
 from runs.harness.events import Journal
@@ -567,6 +580,10 @@ class Engine:
         )
         results.artefacts = artefacts.finish(self._folder, self._journal)
         results.secret_leaks = sorted(self._journal.leaks)
+        if ready and not self._request.app_url:
+            health = "app" in self._checked if results.deployer == SwarmDeployer.name else None
+            connected = self._realm is not None
+            results.metadata = readme.claims(ready.metadata, self._results, verdict, health=health, connected=connected)
         if not self._request.app_url:
             results.level = level.assess(self._results, results.lint if ready else None, verdict, results.secret_leaks)
         return results

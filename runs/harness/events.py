@@ -17,8 +17,8 @@ from runs.harness import disk_full
 from runs.harness.protocol import Event, RunFolder, Timing
 
 #: A recipe's code decides how much it prints; the disk is ours.
-LONGEST_LOG = 16 << 20
-LONGEST_LINE = 8192
+LONGEST_LOG = 16 << 20  #: bytes
+LONGEST_LINE = 8192  #: characters
 MOST_EVENTS = 5000
 
 SHORTEST_SECRET = 8
@@ -97,7 +97,7 @@ class Journal:
         with self._lock:
             if self._log.closed:
                 return
-            self._written += len(text)
+            self._written += len(text.encode())
             if self._written > LONGEST_LOG:
                 text = f"{stamp} == The log was cut here: it exceeded {LONGEST_LOG >> 20} MB.\n"
             self._write(self._log, text)

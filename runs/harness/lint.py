@@ -20,6 +20,7 @@ from infra.deployers.compose.environment import EnvironmentProblem, Filling
 from infra.deployers.compose.recipe import compose_files as compose_files_of
 from infra.deployers.errors import DeployError
 from infra.recipe_version import Unreadable, Version
+from runs.harness import readme
 from runs.harness.protocol import LintFinding
 
 _BIGGEST = 256 << 10
@@ -152,6 +153,12 @@ RULES: Mapping[str, Rule] = {
             "Use backupbot.backup, backup.path, backup.volumes.<volume>, backup.pre-hook, backup.post-hook, restore.pre-hook and "
             "restore.post-hook.",
         ),
+        Rule(
+            "C027",
+            "warning",
+            "Services have only options that Swarm applies.",
+            "Write `deploy.restart_policy` for `restart`, a volume of type tmpfs for `tmpfs` and `shm_size`; remove the others.",
+        ),
     )
 }
 
@@ -169,10 +176,15 @@ _KNOWN = (
     *("placement", "constraints", "preferences", "limits", "reservations", "interval", "retries", "start_period", "test"),
     *("timeout", "disable", "parallelism", "delay", "failure_action", "monitor", "max_failure_ratio", "order", "condition"),
 )
-_METADATA = ("Category", "Status", "Image", "Healthcheck", "Backups", "Email", "Tests", "SSO")
+
+#: What `docker stack deploy` ignores, some with a warning that nobody sees in a run. (Not here: `build`, `depends_on` and
+#: `expose`, which say something to people and other tools.)
+_IGNORED = (
+    *("cgroup_parent", "cgroupns_mode", "container_name", "devices", "domainname", "external_links", "ipc", "links"),
+    *("mac_address", "network_mode", "pid", "privileged", "restart", "security_opt", "shm_size", "tmpfs", "userns_mode"),
+)
 
 _COMMENTED = re.compile(r"^[ \t]*#[# \t]*(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_]*)=", re.MULTILINE)
-_METADATUM = re.compile(r"^[ \t]*[*-][ \t]+\*\*([^*\n]{1,40})\*\*:[ \t]*\S", re.MULTILINE)
 _VERSIONED = re.compile(r"\$\{STACK_NAME\}_.+_\$\{([A-Z][A-Z0-9_]*_VERSION)(?::?-[^}$]*)?\}")
 _VERSION_LABEL = re.compile(r"coop-cloud\.\$\{?STACK_NAME\}?\.version")
 
@@ -277,7 +289,7 @@ def read(checkout: Path) -> RecipeFiles:
 def of_backups(plan: BackupPlan) -> Iterator[LintFinding]:
     """Findings about data that the recipe's labels leave without a backup."""
     for problem in plan.problems:
-        yield finding("C024", f"{problem[:1].upper()}{problem[1:]}.")
+        yield finding("C024", f"{problem}.")
     for name in plan.unsaved:
         yield finding("C025", f"The volume {name} is not backed up.")
     for place in plan.lost:
@@ -294,6 +306,7 @@ def _findings(
     yield from _read(recipe, by_docker=refused is not None)
     for file in recipe.files:
         yield from _keys(file)
+        yield from _ignored(file)
         yield from _configs(recipe, file)
         yield from _secrets(recipe, file)
         yield from _images(recipe, file)
@@ -373,8 +386,9 @@ def _read(recipe: RecipeFiles, by_docker: bool) -> Iterator[LintFinding]:
         recipe.exported = set(environment.build(sample="", exports=exports, recipe="", fixed={}).values)
     except EnvironmentProblem as error:
         recipe.readable, recipe.broken = False, True
-        at = re.match(r"\.env\.sample:(\d+)", str(error))
-        yield finding("C014", str(error), ".env.sample", int(at[1]) if at else 0)
+        at = re.match(r"(\.env\.sample|abra\.sh):(\d+): (.)", str(error))
+        file, line, words = (at[1], int(at[2]), str(error)[at.start(3) :]) if at else (".env.sample", 0, str(error))
+        yield finding("C009" if file == "abra.sh" else "C014", f"{words[:1].upper()}{words[1:]}", file, line)
 
 
 def _keys(file: _File) -> Iterator[LintFinding]:
@@ -395,6 +409,13 @@ def _keys(file: _File) -> Iterator[LintFinding]:
 
 
 _NESTED = re.compile(r"\$\{[A-Za-z0-9_]+:?-[^}$]*\$\{")
+
+
+def _ignored(file: _File) -> Iterator[LintFinding]:
+    for name, service in file.items("services"):
+        for key in _IGNORED:
+            if service.get(key):
+                yield finding("C027", f"Swarm ignores {key} of {name}.", file.name, file.line("services", name, key))
 
 
 def _nested(checkout: Path, name: str) -> Iterator[LintFinding]:
@@ -546,6 +567,14 @@ def _is_file(path: Path) -> bool:
         return False
 
 
+def metadata(checkout: Path) -> dict[str, str]:
+    """The metadata of a checkout's README, by name; empty for one that cannot be read."""
+    try:
+        return readme.values(_text(checkout, "README.md") or "")
+    except ValueError:
+        return {}
+
+
 def _metadata(recipe: RecipeFiles) -> Iterator[LintFinding]:
     try:
         text = _text(recipe.checkout, "README.md")
@@ -555,14 +584,14 @@ def _metadata(recipe: RecipeFiles) -> Iterator[LintFinding]:
     if text is None:
         yield finding("C013", "README.md is missing.")
         return
-    start, end = text.find("<!-- metadata -->"), text.find("<!-- endmetadata -->")
+    start, end = text.find(readme.START), text.find(readme.END)
     if start < 0 or end < start:
-        missing = "<!-- metadata -->" if start < 0 else "<!-- endmetadata --> after <!-- metadata -->"
+        missing = readme.START if start < 0 else f"{readme.END} after {readme.START}"
         yield finding("C013", f"README.md has no {missing}.", "README.md")
         return
     line = text[:start].count("\n") + 1
-    given = {match[1] for match in _METADATUM.finditer(text[start:end])}
-    if missing_ones := [name for name in _METADATA if name not in given]:
+    given = readme.values(text)
+    if missing_ones := [name for name in readme.NAMES if name not in given]:
         yield finding("C013", f"The metadata lacks {', '.join(missing_ones)}.", "README.md", line)
 
 

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from infra.deployers.base import Deployer
 from infra.deployers.compose import files
 from infra.deployers.compose.recipe import Recipe
-from infra.deployers.context import Bounds, Clock, Context, stack_name
+from infra.deployers.context import Clock, Context, stack_name
 from infra.deployers.errors import DeployError
 from infra.deployers.swarm import backups
 from infra.deployers.swarm.ephemeral import timeout
@@ -49,6 +49,7 @@ class Prepared:
     tests: list[ExtraTest] = field(default_factory=list)
     suggested: list[ExtraTest] = field(default_factory=list)  #: those tests that the change asks for
     history: History | None = None  #: where there is one
+    metadata: dict[str, str] = field(default_factory=dict)  #: of the README
     kept: KeptTests | None = None  #: the tests kept on the server for this recipe
     known_good: KnownGood | None = None  #: the data that a quick run starts on
 
@@ -89,6 +90,7 @@ def read(request: Request, ready: Prepared, deployer: Deployer, journal: Journal
     refused = deployer.refused(context.checkout, lint.compose_files(context.checkout))
     findings = lint.lint(context.checkout, tag.name if tag else "", tag.annotated if tag else None, refused)
     _note(ready, findings)
+    ready.metadata = lint.metadata(context.checkout)
     recipe = deployer.recipe(context.checkout)
     if ready.kept and ready.kept.overlays:
         recipe = _laid_over(ready.kept, context, deployer)
@@ -139,7 +141,7 @@ def context_of(request: Request, work: Path, credential: Mapping[str, str], jour
         memory_mb=limits.memory_mb,
         processes=limits.processes,
         disk_mb=limits.disk_mb,
-        bounds=Bounds(**limits.app.model_dump()),
+        bounds=limits.app,
         allow=request.allow,
         withheld=request.withheld,
         locks=Path(request.locks) if request.locks else None,

@@ -6,13 +6,15 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+
+from infra.deployers.context import Bounds
 
 SCHEMA = 1
 
@@ -28,23 +30,19 @@ class Verdict(StrEnum):
     TIMED_OUT = "timed_out"
 
 
+def _in_utc(at: datetime) -> datetime:
+    try:
+        return at.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("it is in no year that UTC has") from error
+
+
+#: A time that a database can store.
+Time = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid")
-
-
-class AppLimits(_Model):
-    """Limits of the app's services: of each (`memory_mb` to `log_mb`), and of all together."""
-
-    memory_mb: int = 2048
-    cpus: float = 1.0
-    processes: int = 1024
-    log_mb: int = 20
-    tasks: int = 20
-    services: int = 20
-    secrets: int = 50
-    configs: int = 50
-    networks: int = 20
-    volumes_mb: int = 8192  #: in volumes and beside them; the run ends above it
 
 
 class Limits(_Model):
@@ -58,7 +56,7 @@ class Limits(_Model):
     memory_mb: int = 2048
     processes: int = 512
     disk_mb: int = 2048
-    app: AppLimits = Field(default_factory=AppLimits)
+    app: Bounds = Field(default_factory=Bounds)
 
     @property
     def longest(self) -> int:
@@ -140,8 +138,8 @@ class StageResult(_Model):
     reason: str = ""
     proven: bool = True  #: False: nothing shows that it worked (a backup without a marker), or that it does not apply
     seconds: float = 0.0
-    started: datetime | None = None
-    finished: datetime | None = None
+    started: Time | None = None
+    finished: Time | None = None
     cases: list[CaseResult] = Field(default_factory=list)
 
 
@@ -167,6 +165,16 @@ class LintFinding(_Model):
     text: str
     file: str = ""
     line: int = 0
+
+
+class Claim(_Model):
+    """A value of the README's metadata: what the README says, and what the run shows."""
+
+    name: str  #: such as `Backups`
+    says: str = ""  #: empty: the README does not say
+    shown: str
+    agrees: bool
+    why: str
 
 
 #: Statuses of a rung that stop the level from rising.
@@ -227,7 +235,7 @@ class KnownGood(_Model):
 
     run_id: UUID
     sha: str = Field(pattern="^[0-9a-f]{40}$")
-    made: AwareDatetime
+    made: Time
 
 
 class Results(_Model):
@@ -243,8 +251,8 @@ class Results(_Model):
     upgraded_from: str = ""  #: the version, or commit, that the run started on; empty when it started on the commit itself
     version: str = ""  #: the version label, read back
     images: list[ImageResult] = Field(default_factory=list)
-    started: datetime
-    finished: datetime
+    started: Time
+    finished: Time
     stages: list[StageResult] = Field(default_factory=list)
     teardown: Teardown = Field(default_factory=Teardown)
     timings: list[Timing] = Field(default_factory=list)
@@ -259,6 +267,7 @@ class Results(_Model):
     secret_leaks: list[str] = Field(default_factory=list)  #: artefacts that contained a secret of the run (redacted)
     artefacts: list[Artefact] = Field(default_factory=list)
     known_good: KnownGood | None = None  #: the data that a quick run started on
+    metadata: list[Claim] = Field(default_factory=list)  #: of the README, as far as the run shows anything
     changed: list[str] = Field(default_factory=list)  #: paths that differ from the base, at most 1000
 
 
@@ -266,7 +275,7 @@ class Event(_Model):
     """One line of events.jsonl. `kind`: begun, step, stage_started, stage_finished, warning, finished."""
 
     seq: int
-    at: datetime
+    at: Time
     kind: str
     stage: str = ""
     text: str = ""

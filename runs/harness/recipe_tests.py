@@ -22,6 +22,7 @@ from infra.deployers.base import Deployer
 from infra.deployers.context import Context
 from infra.deployers.isolation import bubblewrap
 from runs.harness import extra_tests, junit
+from runs.harness.browser import chromium
 from runs.harness.deadlines import Deadlines
 from runs.harness.doors import CERTIFICATES, Doors
 from runs.harness.events import Journal
@@ -284,7 +285,7 @@ def _config(
 ) -> dict[str, object]:
     gate = place.where(_GATE)
     python = str(Path(sys.prefix) / "bin" / "python") if sys.prefix != sys.base_prefix else bubblewrap.interpreter()
-    chromium = os.environ.get("CC_CI_CHROMIUM", "")
+    browser = chromium() or os.environ.get("CC_CI_CHROMIUM", "")
     return {
         "command": [python, *command],
         "env": {
@@ -298,7 +299,7 @@ def _config(
             "CC_CI_RECIPE": context.recipe,
             "CC_CI_MARKER": marker(context),
             **context.lent,
-            **({"CC_CI_CHROMIUM": chromium} if chromium else {}),
+            **({"CC_CI_CHROMIUM": browser} if browser else {}),
             **environment,
         },
         "source": place.where("/recipe"),

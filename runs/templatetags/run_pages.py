@@ -12,7 +12,7 @@ from enrollment.forge_access.clients import kind_of
 from enrollment.models import Repository
 from runs import render
 from runs.comparison import Comparison
-from runs.models import CaseResult
+from runs.models import CaseResult, StageResult
 from runs.overview import TREND, Overview, StageChart
 
 register = template.Library()
@@ -62,6 +62,12 @@ def once(text: str, message: str) -> str:
 
 
 @register.filter
+def metadata_lines(claims: list[dict[str, Any]]) -> str:
+    """The lines of a README's metadata that a run shows to be others."""
+    return "\n".join(f"* **{claim['name']}**: {claim['shown']}" for claim in claims if not claim["agrees"])
+
+
+@register.filter
 def duration(seconds: float | None) -> str:
     """Seconds as `12.3 s` (whole ones as `12 s`) or `2 min 5 s`; a dash for None."""
     if isinstance(seconds, int) and 0 < seconds < 60:
@@ -88,6 +94,8 @@ def longer_than(text: str, number: int) -> bool:
 
 #: The size of a chart's bar, and of the space for it.
 BAR, STEP, TALL = 5, 7, 28
+#: The length of the line that stands for the time of a run.
+LINE = 96
 
 
 @register.inclusion_tag("runs/_bars.html")
@@ -105,6 +113,28 @@ def times(chart: StageChart) -> dict[str, Any]:
     bars = [_bar(number, tone(status), max(seconds / most, 0.08)) for number, (seconds, status) in enumerate(chart.points)]
     label = f"{chart.name}: how long it took in the last {len(bars)} runs, at most {duration(most)}, the newest on the right"
     return {"bars": bars, "width": STEP * len(bars), "height": TALL, "label": label}
+
+
+@register.inclusion_tag("runs/_bars.html")
+def timeline(stage: StageResult, stages: Iterable[StageResult]) -> dict[str, Any]:
+    """When a stage ran, as a part of the time that all took; nothing for one that was taken over or did not run."""
+    ran = [(one.started_at, one.finished_at) for one in stages if one.started_at and one.finished_at and not one.taken_from]
+    if stage.taken_from or not stage.started_at or not stage.finished_at:
+        return {}
+    begun, ended = min(start for start, _ in ran), max(end for _, end in ran)
+    whole = (ended - begun).total_seconds() or 1
+    start, end = ((at - begun).total_seconds() for at in (stage.started_at, stage.finished_at))
+    bars = [
+        {"x": 0, "y": 1, "width": LINE, "height": 4, "tone": "track"},
+        {
+            "x": LINE * start / whole,
+            "y": 0,
+            "width": max(LINE * (end - start) / whole, 2),
+            "height": 6,
+            "tone": tone(stage.status),
+        },
+    ]
+    return {"bars": bars, "width": LINE, "height": 6, "label": f"{stage.name} ran from second {start:.0f} to {end:.0f}"}
 
 
 def _bar(number: int, colour: str, share: float) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from django.utils import timezone  # noqa: E402
 
 from enrollment.fakeforge.model import Repo  # noqa: E402
 from enrollment.models import Repository  # noqa: E402
-from tests.bench import control  # noqa: E402
+from tests.bench import control, pages  # noqa: E402
 from tests.bench.harness import whole_runs  # noqa: E402
 from tests.bench.infra import rebuild  # noqa: E402
 from tests.bench.webhooks import idle_hours, receiver_ratio  # noqa: E402
@@ -168,6 +168,7 @@ def main() -> None:
             reaction(Path(folder))
             whole_runs(Path(folder))
             rebuild(Path(folder))
+        pages.compare()
     finally:
         teardown_databases(databases, verbosity=0)
 

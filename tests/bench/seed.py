@@ -61,6 +61,8 @@ def seed(number: int, repositories: int = 300) -> None:
     )
     states = dice.choices(list(ENDS), list(ENDS.values()), k=number)
     for numbers in _batched(range(number), BATCH):
+        if numbers[0] % 50_000 == 0 < numbers[0]:
+            print(f"  {numbers[0]:,} of {number:,} runs", file=sys.stderr, flush=True)
         runs, comments, stages, cases, events, files, reports, deliveries = ([] for _ in range(8))
         for one in numbers:
             at = now - timedelta(days=365) * (1 - one / number) - timedelta(minutes=5)
@@ -176,7 +178,7 @@ def main() -> None:
     django.setup()
     call_command("migrate", verbosity=0)
     number, begun = int(sys.argv[1]), time.monotonic()
-    seed(number)
+    seed(number, *(int(text) for text in sys.argv[2:]))
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE")
     print(f"{number} runs in {time.monotonic() - begun:.0f} s, in {connection.settings_dict['NAME']}")

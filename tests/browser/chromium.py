@@ -6,8 +6,11 @@ browser's end; a driver that starts nothing has nothing to wait for.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import socket
+import struct
 import subprocess
 import tempfile
 import time
@@ -15,6 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from infra.deployers.isolation import bubblewrap
 
 CHROMIUM = "/usr/bin/chromium"
 #: How long a slow machine may take to start it.
@@ -43,7 +48,7 @@ def chromium() -> Iterator[Any]:
     folder = Path(tempfile.mkdtemp(prefix="cc-ci-chromium-"))
     log = (folder / "log").open("wb")
     process = subprocess.Popen(
-        [CHROMIUM, *ARGUMENTS, f"--user-data-dir={folder}", "about:blank"],
+        [undisturbed(folder), *ARGUMENTS, f"--user-data-dir={folder}", "about:blank"],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
@@ -60,6 +65,37 @@ def chromium() -> Iterator[Any]:
         process.wait()
         log.close()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def undisturbed(folder: Path) -> str:
+    """A program like Chromium, in a folder that is there while it runs, that does not hear of networks, where that is possible.
+
+    Networks of containers come and go beside the tests. At each Chromium breaks off what it loads, loopback or not
+    (ERR_NETWORK_CHANGED), and goes on as if there were no networks at all if it cannot ask for them.
+    """
+    if not bubblewrap.available().ok:
+        return CHROMIUM
+    rules, program = folder / "rules", folder / "chromium"
+    rules.write_bytes(_no_netlink())
+    program.write_text(f'#!/bin/sh\nexec bwrap --dev-bind / / --seccomp 9 -- {CHROMIUM} "$@" 9< {rules}\n')
+    program.chmod(0o755)
+    return str(program)
+
+
+def _no_netlink() -> bytes:
+    """A filter for seccomp, by which there are no netlink sockets."""
+    load, jump_if_equal, give, denied, allowed = 0x20, 0x15, 0x06, 0x50000 | errno.EAFNOSUPPORT, 0x7FFF0000
+    call, first_argument = 0, 16  # where the kernel puts them: `struct seccomp_data`
+    number = {"aarch64": 198}.get(os.uname().machine, 41)
+    rules = [
+        (load, 0, 0, call),
+        (jump_if_equal, 0, 3, number),
+        (load, 0, 0, first_argument),
+        (jump_if_equal, 0, 1, socket.AF_NETLINK),
+        (give, 0, 0, denied),
+        (give, 0, 0, allowed),
+    ]
+    return b"".join(struct.pack("HBBI", *rule) for rule in rules)
 
 
 def _port(process: subprocess.Popen[bytes], folder: Path) -> int:

@@ -60,8 +60,7 @@ class Watched:
         page.on("pageerror", lambda error: self.errors.append(str(error)))
 
     def _console(self, message: Any) -> None:
-        # Networks of containers come and go beside these tests; Chromium then breaks off what it loads, loopback or not.
-        if message.type in ("error", "warning") and "ERR_NETWORK_CHANGED" not in message.text:
+        if message.type in ("error", "warning"):
             self.errors.append(message.text)
 
     def _request(self, request: Any) -> None:

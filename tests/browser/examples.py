@@ -165,8 +165,47 @@ def _passed(row: Repository) -> TestRun:
     custom = StageResultFactory(run=run, name="custom", order=4, seconds=9.1)
     CaseResultFactory(stage=custom, name="test_the_login_page_answers", file="tests/test_login.py")
     CaseResultFactory(stage=custom, name="test_a_wrong_password_is_refused", file="tests/test_login.py", seconds=2.8)
+    _one_after_another(run)
     _trail(run, begun, "passed")
     _kept(run)
+    return run
+
+
+def lost_data() -> TestRun:
+    """The run of the demo's recipe whose upgrade loses data."""
+    reason = (
+        "upgrade: app:/www/notes was on the volume notes and is now on web, which is empty: data that operators have in notes is "
+        "no longer visible. Keep the name, or describe in release/<version> how to migrate it."
+    )
+    run: TestRun = TestRunFactory(
+        repository=RepositoryFactory(name="forgetful-web"),
+        pull_request__title="Name the volume after the app",
+        failed=True,
+        reason=reason,
+        requested_by="alice",
+        level=1,
+        **_times(timezone.now(), 37),
+    )
+    times = {"install": (4.5, ["passed"]), "upgrade": (11.0, ["failed", "passed", "passed"])}
+    for order, stage in enumerate(DEFAULT_STAGES):
+        seconds, cases = times.get(stage, (0.0, []))
+        status, why = (cases[0], "") if cases else ("skipped", "The stage upgrade failed.")
+        row = StageResultFactory(run=run, name=stage, order=order, status=status, seconds=seconds, reason=why)
+        for case in cases:
+            CaseResultFactory(stage=row, status=case, message=reason)
+    rungs = [
+        {"level": 1, "name": "install", "status": "reached", "reason": ""},
+        {"level": 2, "name": "upgrade", "status": "failed", "reason": "upgrade failed."},
+    ]
+    run.details = details(
+        upgraded_from="1.0.0+1.36.1",
+        version="1.1.0+1.36.1",
+        level={"value": 1, "rungs": rungs},
+        lint=[],
+        extras={},
+        loosened=[],
+    )
+    run.save()
     return run
 
 
@@ -186,6 +225,16 @@ def registry() -> None:
         closed_at=timezone.now(),
         ticked=True,
     )
+
+
+def _one_after_another(run: TestRun) -> None:
+    """The times at which the stages of a run began and ended."""
+    at = run.created_at + timedelta(seconds=8)
+    for stage in run.stage_results.all():
+        if stage.seconds:
+            stage.started_at, at = at, at + timedelta(seconds=stage.seconds)
+            stage.finished_at = at
+            stage.save()
 
 
 def _kept(run: TestRun) -> None:
@@ -255,6 +304,7 @@ def _failed(row: Repository) -> TestRun:
     StageResultFactory(
         run=run, name="extra", order=2, status="skipped", seconds=0, reason="Not run, since the stage custom failed."
     )
+    _one_after_another(run)
     _trail(run, begun, "failed")
     return run
 

@@ -1,15 +1,23 @@
-"""`make screenshots`: the pictures in docs/screenshots, of a server of its own with example data."""
+"""`make screenshots`: the pictures in docs/screenshots, of a server of its own with example data, and of a fake forge.
+
+Comments have emoji: on Debian they take the package fonts-noto-color-emoji.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.browser.chromium import CHROMIUM, chromium
+
+if TYPE_CHECKING:
+    from runs.models import TestRun
 
 PHONE = {"width": 390, "height": 844}
 DESKTOP = {"width": 1280, "height": 800}
@@ -47,6 +55,26 @@ def server() -> Iterator[str]:
         web.server_close()
 
 
+@contextmanager
+def forge(run: TestRun) -> Iterator[str]:
+    """The demo's forge, where cc-ci has answered with the report of this run."""
+    from enrollment.fakeforge import demo
+    from enrollment.fakeforge.server import serve
+    from enrollment.fakeforge.store import Forge
+    from runs.render import description, report
+
+    with tempfile.TemporaryDirectory() as folder:
+        forge = Forge(Path(folder))
+        demo.seed(forge)
+        recipe = run.repository.full_name
+        run.sha = run.pull_request.head_sha = forge.pull(recipe, 1).head_sha
+        forge.comment(recipe, 1, "alice", "!testme")
+        forge.comment(recipe, 1, "cc-ci", report(run))
+        forge.set_status(recipe, run.sha, "failure", "cc-ci", target_url=run.url, description=description(run))
+        with serve(forge) as server:
+            yield server.url
+
+
 def main() -> None:
     """Take the pictures: each page on a phone and a desktop, light and dark."""
     if not Path(CHROMIUM).exists():
@@ -60,7 +88,7 @@ def main() -> None:
         from infra.config.load import parse
         from infra.releases.gate import Preflight
         from infra.upgrades import enqueue
-        from tests.browser.examples import examples, registry, worker
+        from tests.browser.examples import examples, lost_data, registry, worker
         from tests.browser.own_apps import file_of, own_apps
 
         with chromium() as browser:
@@ -103,6 +131,8 @@ def main() -> None:
                 "upgrade-rollback-failed": apps.lost.get_absolute_url(),
             }
             _take(browser, url, pages, login=True)
+            with forge(lost_data()) as address:
+                _take(browser, address, {"comment": "/recipes/forgetful-web/pulls/1#comments"})
 
 
 def _take(browser: object, url: str, pages: dict[str, str], *, login: bool = False) -> None:

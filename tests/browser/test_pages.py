@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -15,7 +16,7 @@ from runs import lifecycle
 from runs.models import RunEvent, State, TestRun
 from tests.browser.conftest import Watched
 from tests.browser.examples import Examples, examples, hostile
-from tests.factories import CaseResultFactory, RunEventFactory, StageResultFactory, TestRunFactory
+from tests.factories import ArtefactFactory, CaseResultFactory, RunEventFactory, StageResultFactory, TestRunFactory
 
 CONTRAST = Path(__file__).with_name("contrast.js").read_text()
 Look = Callable[..., Watched]
@@ -51,7 +52,11 @@ def test_the_two_schemes_differ(look: Look) -> None:
 def test_every_page_fits_a_desktop(look: Look) -> None:
     watched = look()
     for path in addresses(examples()):
-        assert watched.go(path).evaluate("document.documentElement.scrollWidth") <= 1280, path
+        page = watched.go(path)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 1280, path
+        panels = "[...document.querySelectorAll('.panel')]"
+        cut = page.evaluate(f"{panels}.filter((box) => box.scrollWidth > box.clientWidth + 1).map((box) => box.innerText)")
+        assert cut == [], path
     watched.errors = [error for error in watched.errors if "status of 404" not in error]
 
 
@@ -182,6 +187,21 @@ def test_the_log_follows_only_a_reader_at_its_end(look: Look) -> None:
     assert page.evaluate("document.getElementById('log').scrollTop") == 100
 
 
+def test_lines_of_a_log_have_their_own_number_or_none(look: Look) -> None:
+    """What a page has of a log is all of it while it follows, and only its end if more came than the server kept meanwhile."""
+    lines = "".join(f"line {number}\n" for number in range(1, 20_001))
+    run = TestRunFactory(running=True, log=lines[:1000], log_offset=1000)
+    page = look().go(run.get_absolute_url())
+    page.wait_for_selector("#log:has-text('line 100')")
+    TestRun.objects.update(log=lines, log_offset=len(lines))
+    page.wait_for_selector("#log:has-text('line 20000')")
+    assert page.is_hidden("#log-cut") and page.inner_text("#L20000").strip() == "line 20000"
+    burst = "".join(f"burst {number}\n" for number in range(20_000))
+    TestRun.objects.update(log=burst, log_offset=10**6)
+    page.wait_for_selector("#log:has-text('burst 19999')")
+    assert page.is_visible("#log-cut") and page.locator("#log [id]").count() == 0
+
+
 def test_the_log_has_parts_a_search_and_lines_with_an_address(look: Look) -> None:
     lines = "".join(
         f"12:00:0{number % 10} == part {number // 100}\n" if number % 100 == 0 else f"line {number}\n" for number in range(300)
@@ -202,6 +222,49 @@ def test_the_log_has_parts_a_search_and_lines_with_an_address(look: Look) -> Non
     page.fill("#log-search", "nowhere")
     assert page.inner_text("#log-count") == "No line has it"
     assert page.locator(".log .bad").inner_text().strip().endswith("FAILED")
+
+
+def test_a_log_of_100_mb_is_read_without_holding_up_the_page(look: Look) -> None:
+    line = "12:00:00 tests/test_a.py::test_b PASSED, and what it prints until the line is a hundred characters long\n"
+    stage = "12:00:00 == install: passed\n" + line * 249_999
+    whole = stage * 4 + "12:00:00 == the end\n"
+    assert len(whole) > 100_000_000
+    run = TestRunFactory(failed=True, log=whole[-500_000:], log_offset=len(whole))
+    ArtefactFactory(run=run, name="log.txt.gz", kind="log", data=gzip.compress(whole.encode(), 1))
+    page = look().go(f"{run.get_absolute_url()}#L500001")
+    page.wait_for_selector("#log-cut", state="hidden")
+    assert page.evaluate("document.getElementById('log').textContent.length") == len(whole)
+    page.wait_for_selector(".line.here")
+    assert page.inner_text(".line.here").strip() == "12:00:00 == install: passed"
+    assert page.get_attribute(".line.here", "id") == "L500001"
+    assert page.locator("#log-sections button").count() == 5
+    page.fill("#log-search", "the end")
+    page.wait_for_selector("#log-count:has-text('1 of 1 lines')")
+    page.wait_for_selector("#L1000001.here")
+    made = page.evaluate("document.querySelectorAll('#log .line').length")
+    assert made < 20_000, "only what is looked at was made into lines"
+
+
+def test_a_log_of_nothing_but_headings_does_not_bury_the_page_in_buttons(look: Look) -> None:
+    """Whoever writes a recipe writes the log, too."""
+    headings = "== x\n" * 39_999
+    run = TestRunFactory(running=True, log=headings, log_offset=len(headings))
+    page = look().go(run.get_absolute_url())
+    assert page.locator("#log-sections button").count() == 100
+    assert page.evaluate("document.getElementById('log').textContent.length") == len(headings)
+    more = headings + "12:00:09 == The end\n"
+    TestRun.objects.update(log=more, log_offset=len(more))
+    page.wait_for_selector("#log:has-text('The end')")
+    assert page.locator("#log-sections button").count() == 100
+
+
+def test_a_services_log_opens_in_its_place(look: Look) -> None:
+    run = TestRunFactory(failed=True)
+    ArtefactFactory(run=run, name="service-app.log", title="Log of app", data=b"the app says <b>so</b>\n")
+    page = look().go(run.get_absolute_url())
+    page.locator("summary", has_text="Show it here").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".files pre:has-text('the app says <b>so</b>')")
 
 
 def test_a_list_of_runs_keeps_fresh(look: Look) -> None:

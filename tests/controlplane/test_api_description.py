@@ -72,7 +72,6 @@ def test_all_answers_are_as_described(count: int, monkeypatch: pytest.MonkeyPatc
 
     @examples(
         max_examples=count,
-        deadline=None,
         database=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),

@@ -7,13 +7,16 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import pytest
-from django.core.management import get_commands, load_command_class
+from django.core.management import call_command, get_commands, load_command_class
 from django.core.management.base import BaseCommand, CommandError
+from django.db import connection
+from django.db.migrations.recorder import MigrationRecorder
 
-from controlplane import cli
+from controlplane import cli, database
 from controlplane.cli import DJANGOS, DONE, MISUSE, NO, OURS, SUBJECTS, Exit, execute
 from controlplane.config import BASE_DIR
 
@@ -152,6 +155,22 @@ def test_a_database_with_migrations_missing(tmp_path: Path) -> None:
     done = run("list", **environment)
     assert (done.returncode, done.stdout) == (MISUSE, "")
     assert re.fullmatch(r"\d+ migrations have not been applied to the database\. Run: cc-ci migrate\n", done.stderr)
+
+
+@pytest.mark.django_db
+def test_a_database_of_the_migrations_before_they_were_one_file_for_each_app() -> None:
+    recorder = MigrationRecorder(connection)
+    for app in ("controlplane", "enrollment", "infra", "runs"):
+        recorder.record_unapplied(app, "0001_tables")
+        for name in import_module(f"{app}.migrations.0001_tables").Migration.replaces:
+            recorder.record_applied(*name)
+    assert database.missing() == ""
+    call_command("migrate", verbosity=0)
+    recorder.record_unapplied("runs", "0001_tables")
+    recorder.record_unapplied("runs", "0020_whole_log")
+    assert database.missing() == database.BETWEEN
+    with pytest.raises(CommandError, match="type cc-ci migrate there"):
+        call_command("migrate", verbosity=0)
 
 
 @pytest.mark.parametrize("url", ["postgresql://ccci:hunter2@127.0.0.1:1/ccci", "sqlite:////nowhere/at/all.sqlite3"])

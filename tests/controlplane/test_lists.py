@@ -59,6 +59,24 @@ def test_few_queries_each_by_an_index(operator: Client) -> None:
     assert slow == []
 
 
+def test_no_public_list_reads_all_runs(client: Client) -> None:
+    """Anybody can ask for these, and pages that are open ask for them every few seconds."""
+    seed(RUNS, repositories=20)
+    lists = ("", "state=active", "state=active&search=recipe", "state=passed", "repository=recipes/recipe-001", "repository=x/y")
+    for address in ("/", *(f"/runs/?{query}" for query in lists)):
+        with CaptureQueriesContext(connection) as queries:
+            client.get(address)
+        of_runs = [query["sql"] for query in queries if 'FROM "runs_testrun"' in query["sql"]]
+        keys = [sql for sql in of_runs if sql.startswith('SELECT "runs_testrun"."id" AS "pk" FROM')]
+        assert keys or address.endswith("x/y"), address
+        for sql in keys:
+            plan = in_use(sql)
+            assert "JOIN" not in sql and "TEMP B-TREE FOR ORDER BY" not in plan, (address, sql, plan)
+            assert "LIMIT" in sql or "SCAN runs_testrun" not in plan, (address, sql, plan)
+        rows = [sql for sql in of_runs if '"runs_testrun"."requested_by",' in sql]
+        assert all('"runs_testrun"."id" IN (' in sql for sql in rows), (address, rows)
+
+
 def test_no_red_cross_for_a_harmless_no_and_no_raw_id() -> None:
     """A list says in a word what is so; only whether a task is enabled is a mark."""
     marks, numbers = [], []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from datetime import timedelta
 from html import unescape
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from django.contrib import admin
 from django.contrib.auth.models import Permission, User
+from django.core.cache import cache
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -38,6 +40,13 @@ from tests.factories import (
 pytestmark = [pytest.mark.django_db, pytest.mark.slow(0.5)]
 
 MOST_QUERIES = 15
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept() -> Iterator[None]:
+    cache.clear()
+    yield
+    cache.clear()
 
 
 def troubles() -> None:
@@ -168,3 +177,14 @@ def test_one_name_for_each_thing(admin_client: Client) -> None:
         assert not re.search(r"test run|alert sent|infra |rights", name), name
     apps = {model._meta.app_config.verbose_name for model in admin.site._registry}
     assert {"Runs", "Watched", "Own apps", "Machinery"} <= apps & set(sidebar.GROUPS)
+
+
+def test_the_trend_is_counted_once_a_minute(admin_client: Client) -> None:
+    TestRunFactory(passed=True)
+    assert "1 passed" in admin_client.get("/admin/").content.decode()
+    TestRunFactory(passed=True)
+    with CaptureQueriesContext(connection) as queries:
+        assert "2 passed" not in admin_client.get("/admin/").content.decode()
+    assert not any("SUBSTR" in query["sql"].upper() for query in queries)
+    cache.clear()
+    assert "2 passed" in admin_client.get("/admin/").content.decode()

@@ -15,7 +15,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -44,6 +44,12 @@ from tests.factories import RepositoryFactory, WebhookConfigFactory
 row = RepositoryFactory(forge_repo_id=3, owner="recipes", name="keycloak")
 hook = WebhookConfigFactory(repository=row)
 print("HOOK", hook.forge_id, hook.key)
+"""
+
+RUN = """
+from enrollment.models import Repository
+from tests.factories import TestRunFactory
+print("RUN", TestRunFactory(repository=Repository.objects.get(), pull_request=None, log="x" * 12_000_000).pk)
 """
 
 
@@ -346,6 +352,39 @@ def test_there_is_room_for_one_more(own: Web) -> None:
         assert closed(silent[0]) == b"", "the first one made room"
     finally:
         for client in silent:
+            client.close()
+
+
+def test_answers_that_nobody_reads_are_dropped_once_they_are_too_much(own: Web) -> None:
+    """Each is in a file until it is read: a few hundred clients, who send one line each, would fill the disk."""
+    said = own.tree.command("shell", "-c", RUN)
+    run = re.search(r"RUN (\S+)", said.stdout)
+    assert run, said.stderr
+    own.start(also="webserver.ALL_ANSWERS = 20 << 20", answer=9999)
+    assert own.process
+    sockets = Path(f"/proc/{own.process.pid}/fd")
+
+    def held() -> int:
+        number = 0
+        for one in sockets.iterdir():
+            with suppress(FileNotFoundError):  # closed meanwhile
+                number += str(one.readlink()).startswith("socket:")
+        return number
+
+    before, clients = held(), []
+    try:
+        for _ in range(4):  # of each at least 8 MB do not fit into what the kernel holds
+            clients.append(socket.socket())
+            clients[-1].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+            clients[-1].connect(own.address)
+            clients[-1].sendall(f"GET /runs/{run[1]}/log/ HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
+            until(lambda: held() == before + len(clients))
+        until(lambda: held() <= before + 2)
+        assert own.page().startswith(b"HTTP/1.1 200")
+        got = [len(closed(client)) for client in clients]
+        assert got[0] < 12_000_000 < got[-1], "the oldest has waited longest"
+    finally:
+        for client in clients:
             client.close()
 
 

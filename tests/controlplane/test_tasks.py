@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 from django.conf import settings
 from django.contrib.sessions.models import Session
+from django.db import connection
 from django.utils import timezone
 from django_q.models import Task
 
@@ -30,6 +31,10 @@ def test_tidy_drops_what_is_old_and_keeps_what_is_not() -> None:
         Session.objects.create(session_key=name, session_data="", expire_date=ticked + timedelta(days=7))
         Task.objects.create(id=name, name=name, func="x", started=stopped, stopped=stopped, success=False)
     assert tidy() == "deleted 1 failures, 1 leases, 1 hosts, 1 sessions"
+    if connection.vendor == "sqlite":  # else it guesses which index is a good one
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT idx FROM sqlite_stat1 WHERE tbl = %s", [Host._meta.db_table])
+            assert cursor.fetchall()
     assert [row.name for row in Host.objects.all()] == ["new"]
     assert [row.name for row in RecurringTask.objects.all()] == ["x@new"]
     assert [row.name for row in Lease.objects.all()] == ["new"]

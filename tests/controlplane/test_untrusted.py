@@ -18,7 +18,7 @@ anything = st.one_of(hostile, st.text(max_size=300))
 
 
 def often(check: Callable[..., None], examples: int) -> None:
-    settings(max_examples=examples, deadline=None, database=None)(check)()
+    settings(max_examples=examples, database=None)(check)()
 
 
 form = pytest.mark.parametrize("examples", [200, pytest.param(1500, marks=pytest.mark.long)], ids=["usual", "long"])

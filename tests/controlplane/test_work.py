@@ -170,11 +170,14 @@ def test_left_overs_of_an_earlier_one_are_ended(idle: Tree) -> None:
 
 
 def test_a_queue_that_stands_still_is_restarted(idle: Tree) -> None:
-    idle.start(margin=3)
-    for process in idle.cluster():
+    idle.start()
+    still = idle.cluster()
+    for process in still:
         process.suspend()
-    assert idle.works_again() > 5
-    assert idle.database.run("SELECT restarts FROM controlplane_host") == [(1,)]
+    until(lambda: not any(process.is_running() for process in still), why="the queue that stands still is there yet")
+    idle.works_again()
+    # On a very busy machine a queue that works is late enough for it, too.
+    assert idle.database.run("SELECT restarts > 0 FROM controlplane_host") == [(True,)]
     assert "restarting the stalled queue" in idle.said()
     # Twice asked, it waits for nothing.
     idle.put("sh", "-c", f"touch {idle.folder}/begun; sleep 3600")

@@ -89,7 +89,7 @@ def folder_of(tmp_path: Path, source: Source, base: Source | None, **changes: An
         "base": base,
         "stages": ALL,
         "deployer": "swarm",
-        "limits": Limits(run_seconds=240, settle_seconds=60),
+        "limits": Limits(run_seconds=800, settle_seconds=300),
         "picture": False,
         **changes,
     }

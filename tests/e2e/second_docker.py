@@ -83,6 +83,7 @@ class SecondDocker:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                env={**os.environ, "DOCKER_SERVICE_PREFER_OFFLINE_IMAGE": "1"},
                 start_new_session=True,
             )
 

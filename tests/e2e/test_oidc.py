@@ -26,7 +26,7 @@ def run(tmp_path: Path, there: Keycloak | None, **changes: Any) -> Results:
     shutil.copytree(DATA / "signs-in", recipe)
     compose = recipe / "compose.yml"
     compose.write_text(compose.read_text().replace("cc-ci-test/python:1", need_python()))
-    limits = Limits(run_seconds=200, stage_seconds=90, settle_seconds=40, memory_mb=1024, processes=256)
+    limits = Limits(run_seconds=800, stage_seconds=300, settle_seconds=300, memory_mb=1024, processes=256)
     given = {"recipe": "signs-in", "stages": ["install", "custom"], "limits": limits, "trusted": False, **changes}
     if there:
         given["oidc"] = Oidc(url=there.url, user=there.user)

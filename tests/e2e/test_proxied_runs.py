@@ -114,13 +114,13 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
         asked = {
             "plain": _ask(tmp, f"http://{host}", "web", "${DOMAIN}"),
             "secure": _ask(tmp, f"https://{host}", "web-secure", "${DOMAIN}", tls=True, trusted=False),
-            "other": _ask(tmp, f"http://{host}", "web", "sub.${DOMAIN}", settle=15),
-            "port": _ask(tmp, f"http://{host}:81", "web-secure", "${DOMAIN}", tls=True, settle=15),
-            "astray": _ask(tmp, f"http://{host}:82", "web-secure", "${DOMAIN}", tls=True, settle=15),
+            "other": _ask(tmp, f"http://{host}", "web", "sub.${DOMAIN}", settle=60),
+            "port": _ask(tmp, f"http://{host}:81", "web-secure", "${DOMAIN}", tls=True, settle=60),
+            "astray": _ask(tmp, f"http://{host}:82", "web-secure", "${DOMAIN}", tls=True, settle=60),
             "insists": _ask(tmp, f"http://{host}", "200 OK", "${DOMAIN}", _INSISTS),
             "insists-secure": _ask(tmp, f"https://{host}", "200 OK", "${DOMAIN}", _INSISTS),
-            "broken": _ask(tmp, f"http://{host}", "500 Broken", "${DOMAIN}", _INSISTS, settle=15),
-            "down": _ask(tmp, f"http://{host}:9", "web", "${DOMAIN}", settle=15),
+            "broken": _ask(tmp, f"http://{host}", "500 Broken", "${DOMAIN}", _INSISTS, settle=60),
+            "down": _ask(tmp, f"http://{host}:9", "web", "${DOMAIN}", settle=60),
             "stranger": _ask(tmp, f"http://{host}", "web", "ci.example.com", trusted=False),
         }
         started: dict[str, subprocess.Popen[str]] = {}
@@ -128,7 +128,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
             for name, folder in asked.items():
                 started[name] = harness("run", folder.path)
             for process in started.values():
-                process.wait(100)
+                process.wait(800)
         finally:
             for process in started.values():
                 if process.poll() is None:
@@ -140,7 +140,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
 
 
 def _ask(
-    tmp: Path, proxy: str, entry: str, rule: str, recipe_text: str = _RECIPE, tls: bool = False, settle: int = 30, **changes: Any
+    tmp: Path, proxy: str, entry: str, rule: str, recipe_text: str = _RECIPE, tls: bool = False, settle: int = 300, **changes: Any
 ) -> RunFolder:
     number = len(list(tmp.iterdir()))
     recipe = tmp / f"recipe-{number}"
@@ -151,7 +151,7 @@ def _ask(
     (recipe / "serve.sh").write_text(_SERVE.replace("STATUS", entry))
     (recipe / "index.html").write_text("the app behind the proxy")
     (recipe / "tests" / "test_page.py").write_text(_TEST)
-    limits = Limits(run_seconds=90, settle_seconds=settle)
+    limits = Limits(run_seconds=600, settle_seconds=settle)
     return make(tmp, "web", source=Source(url=str(recipe)), proxy_url=proxy, limits=limits, **changes)
 
 

@@ -42,7 +42,7 @@ def make(tmp_path: Path, recipe: str, **changes: Any) -> RunFolder:
         "source": Source(url=str(RECIPES / recipe)),
         "stages": ["install", "custom"],
         "deployer": "swarm",
-        "limits": Limits(run_seconds=120, settle_seconds=60),
+        "limits": Limits(run_seconds=600, settle_seconds=300),
         **changes,
     }
     folder.write_request(Request.model_validate(request))
@@ -60,7 +60,7 @@ def left(folder: RunFolder) -> list[str]:
 
 def test_a_whole_run_of_a_web_recipe(tmp_path: Path) -> None:
     folder = make(tmp_path, "web", trusted=False)
-    assert harness("run", folder.path).wait(240) == 0
+    assert harness("run", folder.path).wait(800) == 0
     results = folder.results()
     assert results and results.verdict is Verdict.PASSED
     assert results.deployer == "swarm"
@@ -75,7 +75,7 @@ def test_a_whole_run_of_a_web_recipe(tmp_path: Path) -> None:
 
 def test_a_failed_pull_is_our_error_says_why_and_leaves_nothing(tmp_path: Path) -> None:
     folder = make(tmp_path, "image-missing")
-    assert harness("run", folder.path).wait(240) == 2
+    assert harness("run", folder.path).wait(800) == 2
     results = folder.results()
     assert results and results.verdict is Verdict.ERRORED
     assert "missing:1" in results.reason and "could not be pulled" in results.reason
@@ -85,32 +85,32 @@ def test_a_failed_pull_is_our_error_says_why_and_leaves_nothing(tmp_path: Path) 
 
 @pytest.mark.crash
 def test_a_killed_harness_leaves_a_stack_that_the_sweep_takes(tmp_path: Path) -> None:
-    folder = make(tmp_path, "no-web-port", limits=Limits(run_seconds=120))
+    folder = make(tmp_path, "no-web-port", limits=Limits(run_seconds=600))
     process = harness("run", folder.path)
-    until = time.monotonic() + 240
+    until = time.monotonic() + 800
     while not ids("container", f"{LABEL_RUN}={folder.request().run_id}"):
         assert time.monotonic() < until
         time.sleep(0.1)
     sweep = ("sweep", "--installation", INSTALLATION, "--runs-dir", tmp_path)
-    assert harness(*sweep).wait(240) == 0  # it lives: nothing happens
+    assert harness(*sweep).wait(800) == 0  # it lives: nothing happens
     assert ids("service", f"{LABEL_RUN}={folder.request().run_id}")
     os.kill(process.pid, 9)
     process.wait()
     assert folder.state() is FolderState.LOST
     assert left(folder)
-    assert harness(*sweep).wait(240) == 0
+    assert harness(*sweep).wait(800) == 0
     assert left(folder) == []
 
 
 def test_a_cancelled_run_takes_its_stack_away(tmp_path: Path) -> None:
     folder = make(tmp_path, "never-healthy")
     process = harness("run", folder.path)
-    until = time.monotonic() + 240
+    until = time.monotonic() + 800
     while not ids("service", f"{LABEL_RUN}={folder.request().run_id}"):
         assert time.monotonic() < until
         time.sleep(0.1)
     folder.cancel.touch()
-    assert process.wait(240) == 2
+    assert process.wait(800) == 2
     results = folder.results()
     assert results and results.verdict is Verdict.CANCELLED
     assert left(folder) == []
@@ -130,7 +130,7 @@ def test_a_version_whose_image_is_gone_is_skipped_and_a_registry_that_is_away_is
     with registry() as there:
         source = _history(tmp_path / "recipe", **{"1.0.0+1": f"{there.host}/gone-{uuid.uuid4().hex[:8]}:1", "1.1.0+1": IMAGE})
         folder = make(tmp_path, "moved", source=source, stages=ALL, images=Images(registries=[there.host]))
-        assert harness("run", folder.path).wait(240) == 0
+        assert harness("run", folder.path).wait(800) == 0
         results = folder.results()
         again = make(tmp_path, "moved", source=source, stages=ALL, images=Images(registries=[there.host]))
     assert results
@@ -138,7 +138,7 @@ def test_a_version_whose_image_is_gone_is_skipped_and_a_registry_that_is_away_is
     assert (upgrade.name, upgrade.status) == ("upgrade", "skipped")
     assert "1.0.0+1 can no longer be installed" in upgrade.reason and "manifest unknown" in upgrade.reason
     assert results.deployments == 1 and results.upgraded_from == ""
-    assert harness("run", again.path).wait(240) == 2  # the registry has gone
+    assert harness("run", again.path).wait(800) == 2  # the registry has gone
     away = again.results()
     assert away and away.verdict is Verdict.ERRORED and "could not be pulled" in away.reason
 
@@ -155,7 +155,7 @@ def test_a_commit_cannot_break_the_published_version_to_be_rid_of_the_upgrade(se
     base = Source(url=source.url, ref="refs/heads/main")
     source = source.model_copy(update={"sha": git(repository, "rev-parse", "HEAD")})
     folder = make(tmp_path, "moved", source=source, base=base, stages=ALL)
-    assert harness("run", folder.path).wait(240) == 1
+    assert harness("run", folder.path).wait(800) == 1
     results = folder.results()
     assert results and results.verdict is Verdict.FAILED
     assert "1.0.0+1 does not work with the settings of this commit (cc-ci.toml changes env)" in results.reason
@@ -164,12 +164,12 @@ def test_a_commit_cannot_break_the_published_version_to_be_rid_of_the_upgrade(se
 def test_the_version_to_upgrade_from_can_be_chosen(tmp_path: Path) -> None:
     source = _history(tmp_path / "recipe", **{"1.0.0+1": IMAGE, "1.1.0+1": "127.0.0.1:9/gone:1", "1.2.0+1": IMAGE})
     folder = make(tmp_path, "moved", source=source, stages=ALL, upgrade_from="1.0.0+1")
-    assert harness("run", folder.path).wait(240) == 0
+    assert harness("run", folder.path).wait(800) == 0
     results = folder.results()
     assert results and results.upgraded_from == "1.0.0+1"
     assert results.stages[1].status == "passed"
     folder = make(tmp_path, "moved", source=source, stages=ALL, upgrade_from="3.0.0+1")
-    assert harness("run", folder.path).wait(240) == 1
+    assert harness("run", folder.path).wait(800) == 1
     results = folder.results()
     assert results and "no published version 3.0.0+1 to upgrade from (newest: 1.1.0+1, 1.0.0+1)" in results.reason
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from infra.deployers.docker.cli import docker
+from runs.harness.browser import chromium
 from runs.harness.engine import Engine
 from runs.harness.protocol import Results, RunFolder, Verdict
-from runs.harness.screenshot import chromium
 from tests.docker import need_swarm
 from tests.e2e.recipes import ALL, FIRST, NEXT, Repository, folder_of, left
 
@@ -58,6 +58,11 @@ def test_every_stage_of_a_pull_request(recipe: Repository, tmp_path: Path) -> No
     assert set(cases["extra"]) == {"test_a_long_look_at_the_hooks", "test_many_requests"}
     assert all(stage.proven for stage in results.stages)
     assert results.level and results.level.value >= 4
+    assert [(claim.name, claim.says, claim.shown, claim.agrees) for claim in results.metadata] == [
+        ("Healthcheck", "Yes", "Yes", True),
+        ("Backups", "Yes", "Yes", True),
+        ("Tests", "2", "3", False),
+    ]
     assert results.extras.not_run == 0
     assert results.secret_leaks == []
     steps = {timing.step for timing in results.timings}

@@ -28,12 +28,12 @@ def text(response: HttpResponse) -> str:
 
 def save_forge(client: Client, world: World, **fields: Any) -> HttpResponse:
     """Send the form of the forge as a browser would: the token's field is empty."""
-    form = {"name": "sandbox", "url": world.server.url, "token": "", "enabled": "on", "watched_owners": "[]", "allow": "[]"}
+    form = {"name": "sandbox", "url": world.server.url, "token": "", "enabled": "on", "watched_owners": "", "allow": ""}
     form = {name: value for name, value in {**form, **fields}.items() if value is not None}
     return client.post(f"{FORGES}{world.forge.pk}/change/", form)
 
 
-def enroll(client: Client, world: World, full_name: str, allow: str = "[]") -> HttpResponse:
+def enroll(client: Client, world: World, full_name: str, allow: str = "") -> HttpResponse:
     return client.post(f"{REPOSITORIES}add/", {"forge": world.forge.pk, "full_name": full_name, "allow": allow})
 
 
@@ -64,13 +64,38 @@ def test_nobody_sees_them_without_a_login(db: None, client: Client, path: str) -
 
 def test_an_empty_token_keeps_the_one_there_is(world: World, admin_client: Client) -> None:
     before = len(world.own_requests())
-    assert save_forge(admin_client, world, allow="[17]", watched_owners='["recipes"]').status_code == 302
+    assert save_forge(admin_client, world, allow="17", watched_owners="recipes\n\n other ").status_code == 302
     world.forge.refresh_from_db()
     assert world.forge.reveal_token() == world.token
     assert world.forge.allow == [17]
-    assert world.forge.watched_owners == ["recipes"]
+    assert world.forge.watched_owners == ["recipes", "other"]
     assert len(world.own_requests()) == before, "nothing to ask for"
     assert "token" not in LogEntry.objects.get().get_change_message().lower()
+
+
+def test_people_are_taken_and_shown_by_name_and_kept_by_id(world: World, admin_client: Client) -> None:
+    assert save_forge(admin_client, world, allow="alice\n17\nAlice", block="mallory").status_code == 302
+    world.forge.refresh_from_db()
+    assert (world.forge.allow, world.forge.block) == ([world.alice.id, 17], [world.mallory.id])
+    world.remote.rename_user(world.alice, "alicia")
+    world.remote.add_user("alice")
+    page = text(admin_client.get(f"{FORGES}{world.forge.pk}/change/"))
+    assert f"{world.alice.id} alice\n17</textarea>" in page
+    assert save_forge(admin_client, world, allow=f"{world.alice.id} alice\n17").status_code == 302
+    world.forge.refresh_from_db()
+    assert world.forge.allow == [world.alice.id, 17], "who took over the name got nothing"
+    row = Repository.objects.get()
+    change(admin_client, row, active="on", allow="alicia", block="recipes")
+    row.refresh_from_db()
+    assert (row.allow, row.block) == ([world.alice.id], [world.org.id])
+    page = text(admin_client.get(f"{REPOSITORIES}{row.pk}/change/"))
+    assert f"{world.alice.id} alicia</textarea>" in page and f"{world.org.id} recipes</textarea>" in page
+
+
+def test_a_name_while_the_forge_is_down(world: World, admin_client: Client) -> None:
+    world.remote.faults = lambda request: Fault(status=502)
+    assert "continues by itself" in text(save_forge(admin_client, world, allow="alice"))
+    assert save_forge(admin_client, world, allow="17").status_code == 302
 
 
 def test_a_new_token_is_tried_and_kept(world: World, admin_client: Client) -> None:
@@ -94,11 +119,11 @@ def test_a_new_token_is_tried_and_kept(world: World, admin_client: Client) -> No
         ({"token": "wrong token"}, "the token contains a space"),
         ({"url": "http://127.0.0.1:9", "token": "some-token"}, "No forge answers at http://127.0.0.1:9; is the address right?"),
         ({"url": "nonsense of an address"}, "expected the forge"),
-        ({"watched_owners": '"recipes"'}, "Enter a list"),
-        ({"watched_owners": "[1]"}, "Enter a list"),
-        ({"allow": '["alice"]'}, "Enter a list, such as [17, 42]"),
-        ({"allow": "17"}, "Enter a list"),
-        ({"allow": "{"}, "Enter a valid JSON"),
+        ({"watched_owners": '["recipes"]'}, "one owner per line, without quotes and commas"),
+        ({"watched_owners": "recipes, infra"}, "one owner per line, without quotes and commas"),
+        ({"allow": "nobody"}, "Nobody at the forge has the name 'nobody'."),
+        ({"allow": "17\nalice mallory"}, "Nobody at the forge has the name 'alice mallory'."),
+        ({"block": "../alice"}, "Nobody at the forge has the name '../alice'."),
     ],
 )
 def test_what_is_wrong_is_told_in_the_form(world: World, admin_client: Client, fields: dict[str, str], words: str) -> None:
@@ -131,7 +156,7 @@ def test_a_token_without_its_key_can_be_given_again(world: World, admin_client: 
 def test_a_forge_is_added_with_all_that_it_says(world: World, admin_client: Client) -> None:
     address = world.server.url.replace("127.0.0.1", "localhost")
     form = {"name": "second", "url": f"{address}/api/v1/", "token": world.token, "enabled": "on"}
-    response = admin_client.post(f"{FORGES}add/", {**form, "watched_owners": "[]", "allow": "[]"})
+    response = admin_client.post(f"{FORGES}add/", {**form, "watched_owners": "", "allow": ""})
     assert response.status_code == 302
     forge = Forge.objects.get(name="second")
     assert (forge.url, forge.bot_login, forge.version) == (address, "cc-ci", "1.15")
@@ -170,7 +195,7 @@ def test_look_now(world: World, admin_client: Client) -> None:
 
 def test_a_repository_is_enrolled_by_its_name(world: World, admin_client: Client) -> None:
     world.add_recipe("app")
-    assert enroll(admin_client, world, " recipes/app ", "[17]").status_code == 302
+    assert enroll(admin_client, world, " recipes/app ", "17").status_code == 302
     row = Repository.objects.get(name="app")
     assert (row.active, row.source, row.allow, row.owner_id) == (True, "hand", [17], world.org.id)
     assert abs(row.enrolled_at - world.clock()) < timedelta(seconds=5)
@@ -180,11 +205,11 @@ def test_a_repository_is_enrolled_by_its_name(world: World, admin_client: Client
 @pytest.mark.parametrize(
     ("name", "allow", "words"),
     [
-        ("recipes/none", "[]", "It was deleted or renamed, or the token may not see it"),
-        ("web", "[]", "expected OWNER/REPO"),
-        ("recipes/web", "[]", "recipes/web is already watched"),
-        ("recipes/web", "17", "Enter a list"),
-        ("", "[]", "This field is required"),
+        ("recipes/none", "", "It was deleted or renamed, or the token may not see it"),
+        ("web", "", "expected OWNER/REPO"),
+        ("recipes/web", "", "recipes/web is already watched"),
+        ("recipes/app", "nobody", "Nobody at the forge has the name"),
+        ("", "", "This field is required"),
     ],
 )
 def test_enrolling_what_cannot_be(world: World, admin_client: Client, name: str, allow: str, words: str) -> None:
@@ -200,7 +225,7 @@ def test_enrolling_while_the_forge_is_down(world: World, admin_client: Client) -
 
 
 def change(client: Client, row: Repository, **fields: Any) -> HttpResponse:
-    form = {"allow": "[]", **fields}
+    form = {"allow": "", **fields}
     return client.post(f"{REPOSITORIES}{row.pk}/change/", form, follow=True)
 
 
@@ -215,7 +240,7 @@ def test_watched_no_longer_and_again(world: World, admin_client: Client) -> None
     world.clock.move(minutes=4)
     between = world.say("recipes/web")
     world.clock.move(minutes=4)
-    change(admin_client, row, active="on", allow="[17]")
+    change(admin_client, row, active="on", allow="17")
     row.refresh_from_db()
     assert row.active
     assert row.allow == [17]
@@ -260,7 +285,7 @@ def test_comments_are_read_and_tried_again_and_not_written(world: World, admin_c
 def test_what_a_recipe_may_ask_for_is_written_one_a_line(admin_client: Client, world: World) -> None:
     row = RepositoryFactory(forge=world.forge)
     lines = "services.app: cap_add NET_ADMIN\r\n\r\n  services.app: privileged "
-    form = {"active": "on", "allow": "[]", "allowances": lines}
+    form = {"active": "on", "allow": "", "allowances": lines}
     assert admin_client.post(f"{REPOSITORIES}{row.pk}/change/", form).status_code == 302
     row.refresh_from_db()
     assert row.allowances == ["services.app: cap_add NET_ADMIN", "services.app: privileged"]

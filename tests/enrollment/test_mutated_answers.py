@@ -48,7 +48,6 @@ pytestmark = pytest.mark.django_db
 
 START = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 quick = profile(
-    deadline=None,
     database=None,
     phases=[Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],

@@ -163,7 +163,6 @@ def check(stage: Stage, page: int, plot: list[Said | Tick], nets: bool) -> None:
 
 quick = profile(
     max_examples=EXAMPLES,
-    deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )

@@ -34,7 +34,6 @@ BODIES = [captured(path.stem)[1] for path in sorted(CAPTURED.glob("*.json"))]
 
 quick = profile(
     max_examples=EXAMPLES,
-    deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from django.conf import settings
 from django.core.management import call_command
-from django.db.models import F
+from django.db.models import F, Min
 from django.test import Client
 from django.utils import timezone
 
@@ -349,7 +349,7 @@ def test_a_locked_conversation_is_no_missing_right(
 
 def test_a_forge_that_does_not_answer_says_nothing_about_rights(world: World) -> None:
     see(world)
-    Right.objects.update(at=LONG_AGO)
+    Right.objects.update(due_at=LONG_AGO)
     world.remote.faults = lambda request: Fault(status=500)
     tasks.see_to_rights()
     assert Right.objects.get(name="read").held == "yes"
@@ -377,7 +377,7 @@ def test_one_question_without_an_answer_hides_no_other(world: World, broken: str
     asked = len(world.own_requests())
     tasks.see_to_rights()
     assert f"/api/v1{broken}" not in [request.path for request in world.own_requests()[asked:] if broken != "/user"]
-    Right.objects.filter(name__in=permissions.DUE_BY).update(at=F("at") - permissions.AGAIN_AFTER - timedelta(minutes=1))
+    Right.objects.filter(name__in=permissions.DUE_BY).update(due_at=F("due_at") - permissions.AGAIN_AFTER - timedelta(minutes=1))
     tasks.see_to_rights()
     assert Right.objects.get(name=name).held != "unknown"
 
@@ -395,10 +395,10 @@ def test_one_repository_without_an_answer_hides_no_other(world: World) -> None:
 
 def test_what_was_seen_before_stays_where_nothing_is_answered(world: World) -> None:
     see(world)
-    Right.objects.update(at=LONG_AGO)
+    Right.objects.update(due_at=LONG_AGO)
     world.remote.faults = lambda request: Fault(status=500) if request.path.endswith("/issues/comments") else None
     for _ in range(2):
-        Right.objects.filter(name="read").update(at=LONG_AGO)
+        Right.objects.filter(name="read").update(due_at=LONG_AGO)
         tasks.see_to_rights()
     right = Right.objects.get(name="read")
     assert (right.held, right.evidence.count("no answer")) == ("yes", 1)
@@ -410,16 +410,28 @@ def test_what_was_seen_lately_is_not_asked_again(world: World) -> None:
     asked = len(world.own_requests())
     tasks.see_to_rights()
     assert [request.path for request in world.own_requests()[asked:]] == ["/api/v1/version", "/api/v1/user"]
-    Right.objects.filter(repository__isnull=False).update(at=timezone.now() - permissions.REPOSITORY_EVERY - timedelta(hours=1))
+    Right.objects.filter(repository__isnull=False).update(due_at=F("due_at") - permissions.REPOSITORY_EVERY)
     tasks.see_to_rights()
     assert len(world.own_requests()) == asked + 7
+
+
+def test_when_it_was_seen_is_when_it_was_answered(world: World) -> None:
+    begun = timezone.now()
+    see(world)
+    assert begun <= Right.objects.aggregate(at=Min("at"))["at"]
+    Right.objects.update(at=LONG_AGO, due_at=LONG_AGO)
+    world.remote.faults = lambda request: Fault(status=500) if request.path.endswith("/issues/comments") else None
+    tasks.see_to_rights()
+    at = dict(Right.objects.values_list("name", "at"))
+    assert at.pop("read") == LONG_AGO, "it got no answer"
+    assert begun <= min(at.values())
 
 
 def test_a_bot_that_was_renamed_is_known_by_its_id(world: World) -> None:
     see(world)
     world.remote.rename_user("cc-ci", "robot")
     world.remote.add_user("cc-ci")  # the freed name is taken
-    Right.objects.filter(name="membership").update(at=LONG_AGO)
+    Right.objects.filter(name="membership").update(due_at=LONG_AGO)
     tasks.see_to_rights()
     right = Right.objects.get(name="membership")
     assert (right.held, right.evidence) == ("yes", "robot shows itself as a member of recipes")

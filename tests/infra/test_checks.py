@@ -192,6 +192,22 @@ def test_what_no_memory_can_hold(memory: int, size: int, number: int) -> None:
     assert checks.enough(memory, size) == number
 
 
+def test_a_kernel_without_the_forwarding_of_services_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (program := tmp_path / "modprobe").write_text('#!/bin/sh\n[ "$1$2$3" = -n-qip_vs ] && exit "$FOUND"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(checks, "swarm_problem", lambda: None)
+    monkeypatch.setattr(checks, "IPVS", tmp_path / "ip_vs")
+    monkeypatch.setattr(checks.shutil, "which", lambda name, path: str(program))
+    monkeypatch.setenv("FOUND", "0")
+    assert only(checks.check_service_addresses()).level == "ok"  # Docker will load it
+    monkeypatch.setenv("FOUND", "1")
+    assert only(checks.check_service_addresses()).level == "warning"
+    monkeypatch.setattr(checks.shutil, "which", lambda name, path: None)
+    assert "services do not reach one another by name" in only(checks.check_service_addresses()).text
+    (tmp_path / "ip_vs").touch()
+    assert only(checks.check_service_addresses()).level == "ok"
+
+
 def test_each_limit_is_one_of_this_kernels() -> None:
     """So that a name that is misspelt is not taken for one that a kernel lacks."""
     assert [name for name in checks.SHARED if not (checks.SYSCTL / name.replace(".", "/")).exists()] == []

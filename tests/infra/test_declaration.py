@@ -234,7 +234,7 @@ def test_the_normal_form_reads_as_it_was_written() -> None:
     assert "cooldown: 3d" in text and "soak" not in text, "what is the default anyway is not written"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(documents())
 def test_every_declaration_reads_as_it_was_written(values: dict[str, Any]) -> None:
     declared = parse(yaml.safe_dump(values, allow_unicode=True, sort_keys=False))

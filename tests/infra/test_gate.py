@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from controlplane.time_window import Window
@@ -367,7 +367,6 @@ def test_the_order_in_which_releases_are_told_does_not_matter(situation: GateFac
     assert decide(replace(situation, releases=shuffled)) == decide(situation)
 
 
-@settings(deadline=None)  # the first example compiles all patterns
 @given(situations)
 def test_approving_lifts_the_cumulative_blockers_of_that_version_and_changes_no_other(situation: GateFacts) -> None:
     before = decide(situation)

@@ -118,7 +118,7 @@ def test_a_value_that_would_say_more(value: str) -> None:
         with_value(TEXT, "traefik", "version", value)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(documents())
 def test_in_every_file_just_the_pin_changes(values: dict[str, Any]) -> None:
     text = yaml.safe_dump(values, allow_unicode=True, sort_keys=False)

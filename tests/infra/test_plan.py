@@ -250,7 +250,7 @@ def empty() -> None:
     InfraFile.objects.all().delete()
 
 
-QUICK = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @QUICK

@@ -11,7 +11,7 @@ SECONDS = 60
 
 
 class Form(HTMLParser):
-    """The first form with method POST of a page: where it goes, and its hidden fields."""
+    """The form of a page for logging in, or for letting somebody in: where it goes, and its hidden fields. Forgejo has others."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -23,7 +23,8 @@ class Form(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = {name: value or "" for name, value in attrs}
         if tag == "form":
-            self._inside = self.action is None and given.get("method", "").lower() == "post"
+            wanted = given.get("method", "").lower() == "post" and "login" in given.get("action", "")
+            self._inside = self.action is None and wanted
             if self._inside:
                 self.action = given.get("action", "")
         elif tag == "input" and self._inside and given.get("type") == "hidden":

@@ -52,7 +52,7 @@ def test_the_switch_in_the_admin_says_what_it_means(admin_client: Client) -> Non
     page = f"{REPOSITORIES}{row.pk}/change/"
     words = " ".join(admin_client.get(page).content.decode().split())
     assert "anybody who can open a pull request and have it run is root on this server" in words
-    form = {"active": "on", "allow": "[]", "allowances": SOCKET}
+    form = {"active": "on", "allow": "", "allowances": SOCKET}
     assert admin_client.post(page, form).status_code == 302
     row.refresh_from_db()
     assert (row.allowances, row.allowances_for_strangers) == ([SOCKET], False)

@@ -256,7 +256,7 @@ def comments(draw: st.DrawFn) -> tuple[str, bool]:
 
 
 @given(comments())
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_a_command_counts_where_a_reader_sees_it_and_nowhere_else(comment: tuple[str, bool]) -> None:
     text, shown = comment
     found = parse(text)
@@ -320,7 +320,7 @@ def test_a_strangers_word_cannot_call_people_or_end_the_code() -> None:
 )
 @example("`" * 50, "!testme", "`" * 49)
 @example("\ud800", "!testme", "\0")
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_never_an_exception(before: str, command: str, after: str) -> None:
     result = parse(before + "\n" + command + after)
     assert result is None or isinstance(result, Command | Problem)
@@ -330,7 +330,7 @@ def test_never_an_exception(before: str, command: str, after: str) -> None:
 
 
 @given(st.lists(st.sampled_from(STAGES), min_size=1, max_size=8), st.booleans())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_stages_come_in_their_order_and_once(names: list[str], extra: bool) -> None:
     command = parse(f"!testme --stages {','.join(names)}{' --extra-tests' if extra else ''}")
     assert isinstance(command, Command)

@@ -138,7 +138,7 @@ def registries(draw: st.DrawFn) -> bytes:
     return text.encode() + draw(st.sampled_from([b"", b"\xff\xfe odd bytes"]))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(registries(), st.data())
 def test_every_other_byte_stays(data: bytes, draw: st.DataObject) -> None:
     text = decode(data)
@@ -172,7 +172,7 @@ def test_every_other_byte_stays(data: bytes, draw: st.DataObject) -> None:
             assert [getattr(now[other.key], name) for name in same] == [getattr(other, name) for name in same]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.one_of(anything, anything.map(lambda text: f"## Open deferrals\n### 2026-01-01 — a\n- [ ] **What:** b\n{text}")))
 def test_any_text_is_read_without_a_crash(text: str) -> None:
     document = parse(text)
@@ -183,7 +183,7 @@ def test_any_text_is_read_without_a_crash(text: str) -> None:
             tick(text, entry.key, SHA, "t.py")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(registries())
 def test_the_patch_is_the_change(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     text = decode(data)

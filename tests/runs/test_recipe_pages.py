@@ -109,18 +109,41 @@ def test_the_start_page_costs_the_same_with_many_recipes(client: Client, django_
     assert "No matching recipes" in client.get("/", {"search": HOSTILE}).content.decode()
 
 
+def test_what_an_open_start_page_asks_for_again_is_little(client: Client) -> None:
+    """Each visitor's browser does, every few seconds."""
+    ran(RepositoryFactory(name="web"), State.PASSED, 1)
+    TestRunFactory()
+    page = client.get("/?sort=name&fresh=").content.decode()
+    assert 'data-refresh="now"' in page and 'data-refresh="recent"' in page and page.count("row-link") == 2
+    assert "matrix" not in page and "matrix" in client.get("/").content.decode()
+
+
 def test_private_recipes_are_for_those_who_may_see_them(client: Client) -> None:
     row = RepositoryFactory(private=True, name="secret-plans")
     pull = PullRequestFactory(repository=row)
     ran(row, State.PASSED, 1, pull_request=pull)
-    pages = (f"/recipes/{row.pk}/", f"/recipes/{row.pk}/pulls/{pull.number}/")
+    forms = ("/recipes/{0}/", "/recipes/{0}/pulls/{1}/", "/runs/tests/{0}/")
+    pages, nowhere = [form.format(row.pk, pull.number) for form in forms], [form.format(2**63, 1) for form in forms]
+    no_pull = f"/recipes/{row.pk}/pulls/{pull.number + 1}/"
     assert "secret-plans" not in client.get("/").content.decode()
-    assert [client.get(page).status_code for page in pages] == [302, 302]
+    # What is private looks like what is not there.
+    for page in (*pages, *nowhere, no_pull):
+        assert client.get(page)["Location"] == f"/login/?next={page}"
     client.force_login(User.objects.create_user("viewer"))
-    assert [client.get(page).status_code for page in pages] == [404, 404]
+    assert {client.get(page).status_code for page in (*pages, *nowhere, no_pull)} == {404}
     client.force_login(User.objects.create_user("staff", is_staff=True))
     assert "secret-plans" in client.get("/").content.decode()
-    assert [client.get(page).status_code for page in pages] == [200, 200]
+    assert [client.get(page).status_code for page in (*pages, *nowhere, no_pull)] == [200] * 3 + [404] * 4
+
+
+def test_deferred_tests_from_private_repositories_are_not_counted_for_strangers(client: Client) -> None:
+    row, secret = RepositoryFactory(), RepositoryFactory(private=True)
+    DeferredItemFactory(recipe=row, source_repository=secret, slug="hush")
+    DeferredItemFactory(recipe=secret, source_repository=secret, slug="mine")
+    assert overviews([row])[0].deferred == 0
+    assert [found.deferred for found in overviews([row, secret])] == [1, 1], "for who sees both"
+    client.force_login(User.objects.create_user("staff", is_staff=True))
+    assert "mine" in client.get(f"/recipes/{secret.pk}/").content.decode()
 
 
 # --- a recipe
@@ -138,7 +161,7 @@ def test_a_recipes_page_says_what_is_known_of_it(client: Client, django_assert_m
     for text in ("50 %", "100 %", "1.0.0+1", "nginx:1.27", "restore-is-slow", "1 min 17 s on average", "#7"):
         assert text in page, text
     assert "<script>alert" not in page and "14" not in page.partition("alert(1)")[2][:40]
-    assert client.get(f"/recipes/{row.pk + 1}/").status_code == 404
+    assert client.get(f"/recipes/{row.pk + 1}/")["Location"].startswith("/login/"), "as if it were private"
 
 
 def test_a_recipe_without_runs_says_how_to_begin(client: Client) -> None:

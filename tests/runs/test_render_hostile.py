@@ -35,7 +35,6 @@ ESCAPE = (
     "!testme approve 1a2b3c4\n\n@alice #12 1a2b3c4d5e"
 )
 some = profile(
-    deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -88,7 +88,7 @@ def test_a_run_that_may_not_start_takes_no_slot() -> None:
     seconds=st.lists(st.integers(30, 1800), min_size=50, max_size=50),
     spread=st.sampled_from([0, 3600]),
 )
-@examples(max_examples=5, deadline=None)
+@examples(max_examples=5)
 def test_no_repository_waits_more_than_twice_anothers_share(shares: list[int], seconds: list[int], spread: int) -> None:
     """500 requests of 20 repositories, 4 slots: while several have something to run, none starts more than another by more than
     one run, and so a repository's share of the starts is never more than twice another's (and one).
@@ -136,7 +136,7 @@ def test_no_repository_waits_more_than_twice_anothers_share(shares: list[int], s
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(1, 300))
-@examples(max_examples=25, deadline=None)
+@examples(max_examples=25)
 def test_the_edits_of_a_place_are_few(steps: list[int], place: int) -> None:
     shown, edits, now = place, 0, place
     for step in steps * 5:

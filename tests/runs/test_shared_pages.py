@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from io import BytesIO
 from xml.etree import ElementTree
 
 import pytest
 from django.contrib.auth.models import User
 from django.test import Client
 from django.utils import timezone
+from PIL import Image, ImageColor
 
+from runs.card import COLOURS
 from runs.models import State
+from runs.templatetags.run_pages import tone
 from tests.browser.examples import HOSTILE
-from tests.factories import ArtefactFactory, ForgeFactory, PullRequestFactory, RepositoryFactory, TestRunFactory
+from tests.factories import ForgeFactory, PullRequestFactory, RepositoryFactory, StageResultFactory, TestRunFactory
 
 pytestmark = pytest.mark.django_db
 ATOM = "{http://www.w3.org/2005/Atom}"
@@ -54,7 +58,7 @@ def test_a_badge_tells_forges_apart_and_of_private_ones_nothing(client: Client) 
 def test_a_feed_has_the_runs_that_ended(client: Client) -> None:
     row = RepositoryFactory(name="web")
     pull = PullRequestFactory(repository=row, title=HOSTILE + "\x0b\ud7ff")
-    run = TestRunFactory(repository=row, pull_request=pull, failed=True, reason=HOSTILE)
+    run = TestRunFactory(repository=row, pull_request=pull, failed=True, reason=f"<img src=x> {HOSTILE}")
     TestRunFactory(repository=row, running=True)
     TestRunFactory(passed=True)
     response = client.get(f"/recipes/{row.pk}/feed/")
@@ -62,6 +66,8 @@ def test_a_feed_has_the_runs_that_ended(client: Client) -> None:
     (entry,) = ElementTree.fromstring(response.content).findall(f"{ATOM}entry")
     assert run.get_absolute_url() in str(entry.find(f"{ATOM}link").attrib["href"])  # type: ignore[union-attr]
     assert "web failed: pull request" in str(entry.findtext(f"{ATOM}title"))
+    summary = entry.find(f"{ATOM}summary")
+    assert summary is not None and summary.attrib["type"] == "html" and str(summary.text).startswith("&lt;img src=x&gt;")
     assert client.get(f"/recipes/{RepositoryFactory(private=True).pk}/feed/").status_code == 404
 
 
@@ -74,13 +80,35 @@ def test_a_recipes_page_has_its_badge_to_paste(client: Client) -> None:
 
 def test_links_have_a_preview_unless_they_are_private(client: Client) -> None:
     run = TestRunFactory(failed=True, reason='"><script>')
-    picture = ArtefactFactory(run=run, name="picture.png", kind="picture")
     page = client.get(run.get_absolute_url()).content.decode()
-    assert f'<meta property="og:image" content="{picture.url}">' in page
+    assert f'<meta property="og:image" content="{run.card_url}">' in page
     assert '<meta property="og:description" content="&quot;&gt;&lt;script&gt;">' in page
+    pull = PullRequestFactory(repository=run.repository, title="Update \u202eexe.fdp\u2066 @everyone")
+    page = client.get(f"/recipes/{pull.repository_id}/pulls/{pull.number}/").content.decode()
+    assert '<meta property="og:title" content="Update exe.fdp @\u200beveryone">' in page, "as in all that we say elsewhere"
     client.force_login(User.objects.create_superuser("operator"))
     private = TestRunFactory(failed=True, repository=RepositoryFactory(private=True))
     assert "og:" not in client.get(private.get_absolute_url()).content.decode()
+
+
+@pytest.mark.parametrize("state", State.values)
+def test_the_picture_of_a_preview(client: Client, state: str) -> None:
+    run = TestRunFactory(state=state, repository=RepositoryFactory(owner="recipes" * 30, name="ж\u202e<b>"), level=3)
+    for order, (name, status) in enumerate({"install": "passed", "upgrade": "not_applicable", "custom": "failed"}.items()):
+        StageResultFactory(run=run, name=name, status=status, order=order)
+    response = client.get(f"/recipes/runs/{run.pk}.png")
+    assert response["Content-Type"] == "image/png"
+    with Image.open(BytesIO(response.content)) as picture:
+        assert picture.size == (1200, 630)
+        colours = {colour for _, colour in picture.getcolors(1 << 20) or ()}
+    wanted = {tone(state), "good", "quiet", "bad"}
+    assert {ImageColor.getrgb(COLOURS[name]) for name in wanted} <= colours
+
+
+def test_a_private_run_has_no_picture_whoever_asks(client: Client) -> None:
+    run = TestRunFactory(failed=True, repository=RepositoryFactory(private=True))
+    client.force_login(User.objects.create_superuser("operator"))
+    assert client.get(f"/recipes/runs/{run.pk}.png").status_code == 404
 
 
 def test_robots_are_kept_from_what_is_endless(client: Client) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -213,6 +214,16 @@ def test_a_harness_that_does_not_end_in_time_is_killed(recipe: World, monkeypatc
     recipe.until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
 
 
+def test_a_character_of_the_log_that_is_half_written_waits_for_its_rest(tmp_path: Path) -> None:
+    log, text = tmp_path / "log.txt", "größer 🐘\n"
+    read, at = "", 0
+    for written in range(len(text.encode()) + 1):
+        log.write_bytes(text.encode()[:written])
+        more, at = local._new_log(log, at)
+        read += more
+    assert (read, at) == (text, len(text.encode()))
+
+
 @pytest.mark.django_db(transaction=True)
 def test_two_workers_that_start_the_same_run_start_one_harness(recipe: World) -> None:
     slow(recipe, 2)
@@ -321,6 +332,18 @@ def test_taking_over_the_results_twice_is_once(db: None) -> None:
     assert run.stage_results.count() == 1
     assert run.stage_results.get().cases.get().name == "test_x\N{REPLACEMENT CHARACTER}"
     assert run.events.filter(kind="passed").count() == 1
+
+
+def test_a_log_longer_than_a_row_keeps_is_kept_whole(data_dir: Path) -> None:
+    run = TestRunFactory(running=True, host=settings.CC_CI.host, attempt=1)
+    run.folder.mkdir(parents=True)
+    folder, text = RunFolder(run.folder), b"the first line\n" + b"and another\n" * 60_000
+    folder.log.write_bytes(text)
+    folder.results_file.write_text(concluded(stages=[]).model_dump_json())
+    dispatcher.supervise()
+    run = fresh(run)
+    assert run.state == State.PASSED and len(run.log) == local.LOG_BYTES
+    assert gzip.decompress(run.artefacts.get(kind="log").data) == text
 
 
 def test_a_late_owner_of_an_earlier_attempt_moves_nothing(db: None) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import uuid
+import zipfile
 from datetime import timedelta
+from io import BytesIO
 
 import pytest
 from django.contrib.auth.models import User
@@ -77,6 +80,7 @@ def test_the_page_shows_level_extras_lint_times_and_files(client: Client) -> Non
         "its tag moved: pulled again",
         "none: built on the server",
         "upgraded from <bdi>1.0.0+2.0</bdi>",
+        "* **Backups**: No\n* **Tests**: 3</code>",
         f'<img src="/runs/{run.pk}/files/picture.png"',
     ):
         assert words in text, words
@@ -251,7 +255,7 @@ def test_only_the_end_of_a_long_log_is_on_the_page(client: Client) -> None:
     assert "FIRST" not in text
     assert "LAST" in text
     assert "Only the end is shown here" in text
-    assert client.get(reverse("run-log", args=[run.id])).content.startswith(b"FIRST")
+    assert b"".join(client.get(reverse("run-log", args=[run.id]))).startswith(b"FIRST")
 
 
 def test_staff_gets_a_link_to_the_admin(client: Client, staff: Client) -> None:
@@ -298,7 +302,16 @@ def test_live_leaves_out_a_log_that_the_reader_has(client: Client) -> None:
     mark = client.get(address).json()["log_mark"]
     assert client.get(address, {"seen": mark}).json()["log"] is None
     TestRun.objects.update(log="one\ntwo\n", log_offset=8)
-    assert client.get(address, {"seen": mark}).json()["log"] == "one\ntwo\n"
+    answer = client.get(address, {"seen": mark}).json()
+    assert (answer["log"], answer["more"]) == ("two\n", True)
+
+
+@pytest.mark.parametrize("seen", ["", "0-4-4", "1-x-4", "1-²-4", "1-99-4", "1-0-0", "nonsense", "1-" + "9" * 400])
+def test_live_says_all_to_a_reader_whose_log_is_not_known(client: Client, seen: str) -> None:
+    run = TestRunFactory(running=True, log="one\ntwö\n", log_offset=10, attempt=1)
+    TestRun.objects.update(log_offset=10)  # nine bytes are kept, one is lost
+    answer = client.get(reverse("run-live", args=[run.id]), {"seen": seen}).json()
+    assert (answer["log"], answer["more"]) == ("one\ntwö\n", False)
 
 
 def test_the_log_is_plain_text_that_no_browser_takes_for_a_page(client: Client) -> None:
@@ -306,7 +319,42 @@ def test_the_log_is_plain_text_that_no_browser_takes_for_a_page(client: Client) 
     answer = client.get(reverse("run-log", args=[run.id]))
     assert answer["Content-Type"] == "text/plain; charset=utf-8"
     assert answer["X-Content-Type-Options"] == "nosniff"
-    assert answer.content == b"<script>alert(1)</script>"
+    assert b"".join(answer) == b"<script>alert(1)</script>"
+
+
+def test_a_long_log_is_had_whole(client: Client) -> None:
+    run = TestRunFactory(passed=True, log="the end\n")
+    whole = b"the beginning\n" * 20_000 + b"the end\n"
+    file = ArtefactFactory(run=run, name="log.txt.gz", kind="log", data=gzip.compress(whole))
+    assert b"".join(client.get(reverse("run-log", args=[run.id]))) == whole
+    assert client.get(file.get_absolute_url())["Content-Type"] == "application/gzip"
+
+
+def test_all_files_in_one_archive(client: Client) -> None:
+    run = TestRunFactory(passed=True, log="the log\n")
+    ArtefactFactory(run=run, name="service-app.log", data=b"an app's log")
+    ArtefactFactory(run=run, name="picture.png", kind="picture", data=b"png")
+    assert reverse("run-files", args=[run.pk]) in page(client, run)
+    answer = client.get(reverse("run-files", args=[run.pk]))
+    assert answer["Content-Disposition"] == f'attachment; filename="run-{run.short_id}.zip"'
+    with zipfile.ZipFile(BytesIO(b"".join(answer))) as files:
+        assert {name: files.read(name) for name in files.namelist()} == {
+            "service-app.log": b"an app's log",
+            "picture.png": b"png",
+            "log.txt": b"the log\n",
+        }
+
+
+def test_the_tests_of_a_run_are_searched(client: Client) -> None:
+    run = TestRunFactory(passed=True)
+    stage = StageResultFactory(run=run, name="custom")
+    for number in range(600):
+        CaseResultFactory(stage=stage, name=f"test_{number:03}", file="tests/test_many.py")
+    found = client.get(run.get_absolute_url(), {"tests": " TEST_59 "}).content.decode()
+    assert "10 of 600 tests of custom" in found and "test_599" in found and "test_100" not in found
+    assert "test_599" not in page(client, run)
+    nothing = client.get(run.get_absolute_url(), {"tests": "<b>"}).content.decode()
+    assert "0 of 600 tests of custom" in nothing and 'value="&lt;b&gt;"' in nothing
 
 
 # --- who may see what
@@ -320,7 +368,7 @@ def private() -> TestRun:
     return run
 
 
-@pytest.mark.parametrize("name", ["run", "run-log"])
+@pytest.mark.parametrize("name", ["run", "run-log", "run-files"])
 def test_a_private_run_sends_a_stranger_to_the_login(client: Client, private: TestRun, name: str) -> None:
     address = reverse(name, args=[private.id])
     answer = client.get(address)
@@ -407,7 +455,11 @@ def test_a_page_of_the_list_keeps_the_filter(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "before", ["", "x", "_", "2026-01-01_x", "2026-01-01T00:00:00+00:00_0", "9999-12-31T23:59:59-23:00_1", "a_b_c"]
+    "before",
+    [
+        *("", "x", "_", "2026-01-01_x", "2026-01-01T00:00:00+00:00_0", "9999-12-31T23:59:59-23:00_1", "a_b_c"),
+        *(f"{at}_{'0' * 32}" for at in ("9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00+14:00")),  # no years of UTC
+    ],
 )
 def test_what_is_no_place_in_the_list_is_its_beginning(client: Client, before: str) -> None:
     run = TestRunFactory()
@@ -417,7 +469,8 @@ def test_what_is_no_place_in_the_list_is_its_beginning(client: Client, before: s
 def test_runs_are_found_by_what_people_have_in_hand(client: Client) -> None:
     pull = PullRequestFactory(repository=RepositoryFactory(name="wordpress"), number=118)
     run = TestRunFactory(pull_request=pull, repository=pull.repository, sha="ab" * 20, requested_by="kim")
-    other = TestRunFactory(repository=RepositoryFactory(name="gitea"), sha="cd" * 20, requested_by="sam")
+    pull = PullRequestFactory(repository=RepositoryFactory(name="gitea"), number=7)
+    other = TestRunFactory(pull_request=pull, repository=pull.repository, sha="cd" * 20, requested_by="sam")
     words = ("#118", "118", "abababab", run.sha, run.short_id, str(run.pk), "WordPr", "recipes/word", "kim", f" {run.short_id} ")
     for word in words:
         page = client.get("/runs/", {"search": word}).content.decode()
@@ -426,6 +479,9 @@ def test_runs_are_found_by_what_people_have_in_hand(client: Client) -> None:
         assert "No matching runs" in client.get("/runs/", {"search": word}).content.decode(), word
     private = TestRunFactory(repository=RepositoryFactory(name="secret", private=True))
     assert private.get_absolute_url() not in client.get("/runs/", {"search": "secret"}).content.decode()
+    # Else whoever asks for a run under such a name learns which private repositories there are.
+    namesake = TestRunFactory(requested_by="secret")
+    assert namesake.get_absolute_url() in client.get("/runs/", {"search": "secret"}).content.decode()
 
 
 def test_an_empty_list_says_what_to_do(client: Client) -> None:
@@ -460,7 +516,7 @@ def test_hostile_texts_stay_texts(client: Client, staff: Client) -> None:
     for part in Client().get(reverse("run-live", args=[run.id])).json()["parts"].values():
         assert_harmless(part)
     assert "&lt;script&gt;" in page(client, run)
-    assert client.get(reverse("run-log", args=[run.id])).content.decode() == f"{HOSTILE}\n" * 40
+    assert b"".join(client.get(reverse("run-log", args=[run.id]))).decode() == f"{HOSTILE}\n" * 40
 
 
 def test_no_page_has_a_style_or_script_of_its_own(client: Client) -> None:

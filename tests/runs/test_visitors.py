@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from django.conf import settings
@@ -143,6 +145,36 @@ def test_an_answer_that_is_not_a_documented_one_shows_nothing(world: World, priv
         assert "recipes/web" not in alice.get("/runs/").content.decode()
 
 
+def test_a_slow_forge_does_not_hold_up_a_page_for_as_long_as_it_has_something_to_say(
+    world: World, private: TestRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each answer comes in time, but there are many: a few such pages would take all threads of the web server."""
+    world.add_recipe("wiki")
+    world.enroll("recipes/wiki")
+    public = failed(world, "recipes/wiki", private=False)
+    alice, mallory = log_in(world, "alice"), log_in(world, "mallory")
+    monkeypatch.setattr(settings.CC_CI, "http_timeout", 0.3)
+    asked: list[str] = []
+
+    def fault(request: Any) -> Fault:
+        asked.append(request.path)
+        if not request.path.endswith("/search"):
+            return Fault(delay=0.2)
+        owner = {"id": 9, "login": "somebody"}
+        rows = [{"id": 1000 * len(asked) + at, "name": "x", "private": True, "owner": owner} for at in range(50)]
+        return Fault(200, json.dumps({"ok": True, "data": rows}), delay=0.2)
+
+    world.remote.faults = fault
+    assert mallory.get(private.get_absolute_url()).status_code == 404
+    assert 1 <= len(asked) <= 4 and {path.rpartition("/")[2] for path in asked} == {"search"}
+    asked.clear()
+    assert 'class="buttons"' not in mallory.get(public.get_absolute_url()).content.decode()
+    assert 1 <= len(asked) <= 4
+    asked.clear()
+    assert alice.post(reverse("run-act", args=[public.pk, "again"])).status_code == 302
+    assert TestRun.objects.count() == 2 and 1 <= len([path for path in asked if not path.endswith("/search")]) <= 6
+
+
 def test_what_a_forge_calls_public_in_a_list_of_private_ones_is_no_yes(world: World, private: TestRun) -> None:
     other = RepositoryFactory(forge=world.forge, private=True)
     alice = log_in(world, "alice")
@@ -192,6 +224,18 @@ def test_a_maintainer_runs_again_by_the_button(world: World, private: TestRun) -
     assert (again.requested_by, again.asked_by, again.trusted, again.sha) == ("alice", world.alice.id, True, private.sha)
     assert again.state == State.QUEUED and again.pull_request == private.pull_request
     assert again.pk in approval.ask_again()
+
+
+def test_two_clicks_are_one_run(world: World, private: TestRun) -> None:
+    """As two comments are."""
+    alice = log_in(world, "alice")
+    assert [press(alice, private)[1].count("is queued") for _ in range(2)] == [1, 1]
+    again = TestRun.objects.get(retry_of=private)
+    press(alice, private, "again-with-extra-tests")
+    assert TestRun.objects.filter(retry_of=private).count() == 2, "that is more"
+    end(again)
+    press(alice, private)
+    assert TestRun.objects.filter(retry_of=private).count() == 3, "the first has ended"
 
 
 def test_a_maintainer_cancels_by_the_button(world: World, private: TestRun) -> None:

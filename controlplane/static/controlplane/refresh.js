@@ -15,7 +15,9 @@
 
   async function ask() {
     try {
-      const response = await fetch(location.href, { headers: { Accept: "text/html" }, signal: AbortSignal.timeout(15000) });
+      const address = new URL(location.href);
+      address.searchParams.set("fresh", ""); // without what has no such part
+      const response = await fetch(address, { headers: { Accept: "text/html" }, signal: AbortSignal.timeout(15000) });
       if (!response.ok || response.redirected) throw new Error(String(response.status));
       const news = new DOMParser().parseFromString(await response.text(), "text/html");
       for (const part of document.querySelectorAll("[data-refresh]")) {

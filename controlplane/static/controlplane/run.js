@@ -10,7 +10,9 @@
   const log = document.getElementById("log");
   if (!root || !log) return;
 
+  if (!root.dataset.live) Log.ended();
   if (!Log.follow()) toEnd();
+  root.addEventListener("toggle", (event) => event.target.open && fill(event.target), true); // it does not bubble
   if (!root.dataset.live) return;
 
   const lamp = document.getElementById("live");
@@ -64,8 +66,8 @@
   function show(news) {
     for (const [name, html] of Object.entries(news.parts)) replace(name, html, news.final);
     if (news.log !== null) {
-      write(news.log);
-      document.getElementById("log-cut").hidden = !news.cut;
+      if (!news.more) document.getElementById("log-cut").hidden = !news.cut;
+      write(news.log, news.more);
     }
     mark = news.log_mark;
     if (news.state !== state) {
@@ -107,14 +109,28 @@
     return Boolean(selection && !selection.isCollapsed && part.contains(selection.anchorNode));
   }
 
-  /* Append new lines, so that the text being read does not jump. */
-  function write(text) {
-    const before = log.textContent;
+  /* Append new lines, so that the text being read does not jump. `more`: it comes after what is shown. */
+  function write(text, more) {
     const follow = log.scrollHeight - log.scrollTop - log.clientHeight < 30;
-    if (text !== before) Log.write(text);
-    Log.visible(Boolean(text));
-    document.getElementById("log-empty").hidden = Boolean(text);
+    Log.write(text, more);
+    const some = Boolean(text) || more;
+    Log.visible(some);
+    document.getElementById("log-empty").hidden = some;
     if (follow) toEnd();
+  }
+
+  /* Fetch the file of a fold that was opened. */
+  async function fill(fold) {
+    const output = fold.querySelector("pre[data-file]");
+    if (!output || output.textContent) return;
+    output.textContent = "…";
+    try {
+      const response = await fetch(output.dataset.file, { signal: AbortSignal.timeout(60000) });
+      output.textContent = response.ok ? await response.text() : "It could not be loaded (" + response.status + ").";
+    } catch (error) {
+      output.textContent = "It could not be loaded (" + error.message + ").";
+    }
+    output.scrollTop = output.scrollHeight;
   }
 
   function toEnd() {
@@ -131,6 +147,9 @@
     root.dataset.live = "";
     clearTimeout(timer);
     if (text) say("trouble", text);
-    else lamp.hidden = still.hidden = true;
+    else {
+      lamp.hidden = still.hidden = true;
+      Log.ended();
+    }
   }
 })();

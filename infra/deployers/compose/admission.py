@@ -387,6 +387,7 @@ _SERVICE: Mapping[str, Judge] = {
     "hostname": _filled_in(_text),
     **dict.fromkeys(("domainname", "user", "working_dir", "stop_signal", "restart", "mac_address"), _text),
     "container_name": _text,  # which `docker stack` passes over
+    "security_opt": _list_of(_one_of("no-new-privileges", "no-new-privileges:true", "no-new-privileges=true")),  # this one too
     **dict.fromkeys(
         ("command", "entrypoint", "dns", "dns_search", "extra_hosts", "expose", "links", "depends_on"), _list_of_texts
     ),

@@ -62,14 +62,17 @@ class Recipe:
         return sorted(self.services, key=lambda name: (name != "app", name))
 
     def web(self, known: Collection[int]) -> tuple[str, int] | None:
-        """The service and port that serve the web: by Traefik's label, else a published port that is in `known`.
+        """The service and port that serve the web: by Traefik's labels, else a published port that is in `known`.
 
-        `app` comes first.
+        The one to which the proxy forwards requests to the domain itself comes first, then `app`.
         """
-        for name in self._app_first():
-            if port := routes.web_port(self.labels(name)):
-                return name, port
-        for name in self._app_first():
+        domain = self.env.get("DOMAIN", "")
+        labels = {name: self.labels(name) for name in self._app_first()}
+        serving = {to for one in labels.values() for to in routes.serving(one, domain)}
+        routed = [(name, to, port) for name, one in labels.items() for to, port in routes.ports(one).items()]
+        for name, _, port in sorted(routed, key=lambda one: one[1] not in serving):
+            return name, port
+        for name in labels:
             for entry in self.services[name].get("ports") or []:
                 if entry.get("target") in known:
                     return name, int(entry["target"])

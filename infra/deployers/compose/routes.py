@@ -86,7 +86,9 @@ _OPTIONS = {
     "stripprefixregex": "regex",
 }
 _MIDDLEWARES = {kind: re.compile(options) for kind, options in _OPTIONS.items()}
-_PORT = re.compile(r"traefik\.http\.services\.[^.]+\.loadbalancer\.server\.port", re.IGNORECASE)
+_PORT = re.compile(r"traefik\.http\.services\.([^.]+)\.loadbalancer\.server\.port", re.IGNORECASE)
+_OF_ROUTER = re.compile(r"traefik\.http\.routers\.([^.]+)\.(rule|service)", re.IGNORECASE)
+_OF_HOSTS_ALONE = re.compile(r"(?:host\([^()]*\)(?:\s*\|\|\s*)?)+")
 _BUFFERING = re.compile(r"traefik\.http\.middlewares\.([^.]+)\.buffering(?:\.([a-z]+))?", re.IGNORECASE)
 _SWARM = re.compile(r"traefik\.(?:docker\.network|docker\.lbswarm|swarm\..*)", re.IGNORECASE)
 _FREE = re.compile(r"traefik\.(?:enable|docker\.network|docker\.lbswarm|swarm\.network|swarm\.lbswarm)")
@@ -384,13 +386,30 @@ class _Rule:
         return _Bounds(True)
 
 
-def web_port(labels: Mapping[str, str]) -> int:
-    """The port that the proxy forwards to, from a service's labels; 0 without one.
+def ports(labels: Mapping[str, str]) -> dict[str, int]:
+    """The ports that the proxy forwards to, by Traefik's services, from a service's labels.
 
-    Of several, the one with the shortest name: `${STACK_NAME}` before `${STACK_NAME}-console`.
+    Those with the shortest names come first: `${STACK_NAME}` before `${STACK_NAME}-console`.
     """
-    found = sorted((len(key), port) for key, value in labels.items() if _PORT.fullmatch(key) and (port := _port(value)))
-    return found[0][1] if found else 0
+    named = [(match[1], port) for key, value in labels.items() if (match := _PORT.fullmatch(key)) and (port := _port(value))]
+    return dict(sorted(named, key=lambda one: (len(one[0]), one[1])))
+
+
+def serving(labels: Mapping[str, str], domain: str) -> set[str]:
+    """The Traefik services of the routers for the whole of this very host: one that asks for more, such as a path, is not.
+
+    A router that names none leads to its service's own.
+    """
+    routers: dict[str, dict[str, str]] = {}
+    for key, value in labels.items():
+        if match := _OF_ROUTER.fullmatch(key):
+            routers.setdefault(match[1], {})[match[2].lower()] = value
+    found = set()
+    for router in routers.values():
+        rule = router.get("rule", "")[:_LONGEST_RULE].lower().replace('"', "`")
+        if domain and f"`{domain.lower()}`" in rule and _OF_HOSTS_ALONE.fullmatch(rule.strip()):
+            found.add(router.get("service", "").partition("@")[0] or next(iter(ports(labels)), ""))
+    return found
 
 
 def _port(value: str) -> int:

@@ -36,6 +36,7 @@ _NO_IMAGE = (301, 400, 404)
 _SECONDS = 60.0
 _MOST = 64 << 20  #: bytes of an answer
 _NO_SOCKET, _SET_IT = "Docker is not reached through a unix socket here.", "Set DOCKER_HOST to unix:///var/run/docker.sock."
+_JOIN_GROUP = "Type `sudo usermod -aG docker $USER`, and log in again."
 
 
 def socket_path() -> str:
@@ -128,7 +129,9 @@ def _asked(method: str, path: str, body: Any, seconds: float, missing: Sequence[
             body_text = answer.read(_MOST + 1)
         except (OSError, ValueError, http.client.HTTPException) as error:
             known = late if connection.late or isinstance(error, TimeoutError) else ""
-            raise DeployError("tool_failed", known or f"Docker's socket {where}: {error or type(error).__name__}.") from error
+            advice = _JOIN_GROUP if isinstance(error, PermissionError) else ""
+            problem = known or f"Docker's socket {where}: {error or type(error).__name__}."
+            raise DeployError("tool_failed", problem, advice) from error
         if connection.late:
             raise DeployError("tool_failed", late)
     if len(body_text) > _MOST:

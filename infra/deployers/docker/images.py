@@ -86,6 +86,17 @@ def get(image: str, context: Context, renew: bool = True) -> None:
     context.images[image] = Image(_digest(image, now), "its tag moved: pulled again" if here else "")
 
 
+def by_digest(image: str, context: Context) -> str:
+    """The name under which a service gets the image that is on this host.
+
+    For a tag, Swarm asks the registry at each start of a task, and starts what the tag means by then. An image made here has no
+    digest, nor has one that is here under a mirror's name alone.
+    """
+    known = context.images.get(image, Image())
+    named = f"{image}@{known.digest}"
+    return named if known.digest and "@" not in image and inspect("image", [named]) else image
+
+
 def _moved(image: str, here: Mapping[str, Any], context: Context) -> bool:
     """Whether the registry has another image under this name than this host. An image built here is in no registry."""
     known = {str(name).rpartition("@")[2] for name in here.get("RepoDigests") or []}

@@ -77,14 +77,13 @@ def remove(
     service's grace period, and are removed when they have ended. `check` is called in every round.
     """
     until = time.monotonic() + seconds
-    pause, removed = 0.08, False
+    pause = 0.08
     while True:
         check()
         left = {kind: found for kind in kinds if (found := owned.ids(kind))}
-        if not left and not removed:
+        # A task that was just being started may still make its container, or its network again.
+        if not left and not ("service" in kinds and listed("task", label=owned.labels)):
             return []
-        # A task that was just being started may still make its container: believe "gone" at the second look.
-        removed = bool(left)
         if time.monotonic() > until:
             return [f"{kind} {name}" for kind, names in left.items() for name in names]
         if "network" in left:

@@ -201,9 +201,7 @@ def _unknown(service: Labelled) -> list[str]:
         key.removeprefix(start).removesuffix(".path") for key in service.labels if key.startswith(start) and key.endswith(".path")
     ]
     return [
-        f"the label {start}{key}.path of {service.name} names a volume that the service does not have"
-        for key in wanted
-        if key not in keys
+        f"{start}{key}.path of {service.name} names a volume that the service does not have" for key in wanted if key not in keys
     ]
 
 

@@ -156,6 +156,9 @@ class SwarmDeployer(Deployer):
         self._created += not self._before
         self._count += 1
         document = self._document(recipe, published)
+        for service in document["services"].values():
+            if image := service.get("image"):
+                service["image"] = images.by_digest(image, context)
         path = context.work / f"stack-{self._count}.json"
         path.write_text(stackfile.text(document))
         self._judged[self._mark()] = document

@@ -17,7 +17,7 @@ from typing import Any
 WIDTH, HEIGHT = 1280, 800
 LOAD_SECONDS = 8.0
 QUIET_SECONDS = 0.7  # what a page draws after it was loaded
-STEP_SECONDS = 10.0
+STEP_SECONDS = 30.0
 
 ARGUMENTS = [
     "--headless",

@@ -36,7 +36,7 @@ def deployers(folder: Path) -> Iterator[Callable[..., Any]]:
         work = folder / f"work-{len(made)}"
         work.mkdir()
         run_id = uuid.uuid4().hex
-        given = {"domain": f"{run_id[:12]}.example.com", "settle_seconds": 40, **changes}
+        given = {"domain": f"{run_id[:12]}.example.com", "settle_seconds": 300, **changes}
         made.append(kind(Context(run_id, INSTALLATION, "x", RECIPES / recipe, work, **given)))
         return made[-1]
 

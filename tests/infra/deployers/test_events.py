@@ -16,6 +16,7 @@ import pytest
 
 from infra.deployers.docker import events
 from infra.deployers.docker.events import EventFollower, concerns, line
+from tests.controlplane.trees import until
 from tests.docker import docker, need_swarm
 
 STACK = "ccci-06dacb6b1c78"
@@ -88,20 +89,23 @@ def test_a_watcher_wakes_up_and_ends_with_its_stop() -> None:
     name = f"cc-ci-events-{os.getpid()}"
     watcher = EventFollower(name)
     watcher.start()
+
+    def told(what: str) -> bool:
+        return any(what in text for text in watcher.lines())
+
     try:
         docker("run", "--detach", f"--label=com.docker.stack.namespace={name}", f"--name={name}", "cc-ci-test/busybox:1", "true")
         assert watcher.wait(240)
+        until(lambda: told("die"), 240)
     finally:
         docker("rm", "--force", name)
-    until = time.monotonic() + 240
-    while not any("destroy" in text for text in watcher.lines()) and time.monotonic() < until:
-        watcher.wait(0.1)
+    until(lambda: told("destroy"), 240)
     process = watcher._process
     assert process and process.poll() is None
     watcher.stop()
     assert process.poll() is not None
-    told = [text.split(" ", 1)[1] for text in watcher.lines()]
-    assert told[:3] == [f"container {name} create", f"container {name} start", f"container {name} die: exit code 0"]
+    texts = [text.split(" ", 1)[1] for text in watcher.lines()]
+    assert texts[:3] == [f"container {name} create", f"container {name} start", f"container {name} die: exit code 0"]
     watcher.note("a failure that docker has no event for")
     assert watcher.lines()[-1].endswith(" a failure that docker has no event for")
 

@@ -26,6 +26,8 @@ from tests.infra.deployers.conftest import deployers
 pytestmark = [pytest.mark.docker, pytest.mark.xdist_group("hungry")]
 
 SMALL = Bounds(memory_mb=64, cpus=0.5, processes=48, log_mb=4, volumes_mb=64)
+#: It does not count as up before it has met its limit, however long that takes.
+STARTING = ", healthcheck: {test: [CMD, 'true'], interval: 1h}"
 _NEIGHBOUR = f"""
 services:
   app:
@@ -84,7 +86,7 @@ def test_a_fork_bomb_meets_its_limit_of_processes(deployer: Any, neighbour: Any,
 
 
 def test_a_memory_hog_is_ended_and_that_is_said(deployer: Any, neighbour: Any, tmp_path: Path) -> None:
-    hog = hungry(deployer, tmp_path, "x=x; while :; do x=$$x$$x; done", settle_seconds=120)
+    hog = hungry(deployer, tmp_path, "x=x; while :; do x=$$x$$x; done", STARTING, settle_seconds=600)
     with pytest.raises(DeployError) as caught:
         hog.settle()
     assert caught.value.kind == "out_of_memory" and caught.value.recipes_fault
@@ -93,8 +95,8 @@ def test_a_memory_hog_is_ended_and_that_is_said(deployer: Any, neighbour: Any, t
 
 
 def test_a_tmpfs_counts_as_memory(deployer: Any, neighbour: Any, tmp_path: Path) -> None:
-    more = ", volumes: [{type: tmpfs, target: /t}]"
-    hog = hungry(deployer, tmp_path, "exec dd if=/dev/zero of=/t/x bs=1M count=2000", more, settle_seconds=120)
+    more = f"{STARTING}, volumes: [{{type: tmpfs, target: /t}}]"
+    hog = hungry(deployer, tmp_path, "exec dd if=/dev/zero of=/t/x bs=1M count=2000", more, settle_seconds=600)
     with pytest.raises(DeployError) as caught:
         hog.settle()
     assert caught.value.kind == "out_of_memory"

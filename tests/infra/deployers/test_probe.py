@@ -15,6 +15,7 @@ import pytest
 from infra.deployers import probe as probe_module
 from infra.deployers.context import Context
 from infra.deployers.probe import Address, probe
+from infra.deployers.readiness import Asker
 from runs.harness.certificate import Certificate
 
 DOMAIN = "app.example.com"
@@ -217,3 +218,11 @@ def test_a_chunk_shorter_than_nothing_is_not_read(said: bytes) -> None:
         thread.join()
     assert answer is None
     assert sent < 64 << 20, "all of it was taken"
+
+
+def test_an_app_that_never_answers_may_serve_no_web_at_all() -> None:
+    asked = context()
+    error = Asker(asked).late(Address("127.0.0.1", 1), 1, "")
+    assert "did not answer on port 1" in error.message and "set no_web in cc-ci.toml" in error.fix
+    asked.app = "proxy"
+    assert "cc-ci.toml" not in Asker(asked).late(Address("127.0.0.1", 1), 1, "").fix, "the server's own apps do not read it"

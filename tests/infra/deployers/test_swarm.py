@@ -23,9 +23,11 @@ from infra.deployers.errors import DeployError
 from infra.deployers.probe import probe
 from infra.deployers.select import choose
 from infra.deployers.swarm.ephemeral import SwarmDeployer
+from infra.deployers.swarm.persistent import PersistentDeployer
 from tests.docker import IMAGE, docker, impatient, need_swarm
 from tests.e2e.traefik import proxy_network
 from tests.infra.deployers.conftest import INSTALLATION, RECIPES, left
+from tests.registry import registry
 
 pytestmark = pytest.mark.docker
 
@@ -95,6 +97,8 @@ def test_a_health_check_that_is_slow_meets_the_time_limit(deployer: Any, tmp_pat
     (tmp_path / "slow" / "compose.yml").write_text(yaml.safe_dump(slow))
     red = deployer(tmp_path / "slow", settle_seconds=6)
     red.deploy()
+    while not any(service.health for service in red.state().services):
+        time.sleep(0.1)
     with pytest.raises(DeployError, match="The health check of app did not pass within 6 s") as caught:
         red.settle()
     assert "the database is not there" in caught.value.message
@@ -245,6 +249,39 @@ def test_a_long_lived_app_keeps_its_data_and_gets_time_to_stop(deployer: Any, tm
     assert second.read("app", "/data/state") == b"stopped\n"
     second.context.ephemeral = True
     assert second.teardown() == []
+
+
+@pytest.mark.parametrize("kind", [SwarmDeployer, PersistentDeployer])
+def test_a_task_starts_from_the_image_that_was_pulled_whatever_its_registry_has_by_then(
+    kind: type[SwarmDeployer], deployer: Any, tmp_path: Path
+) -> None:
+    with registry() as there:
+        image = there.add(f"cc-ci-test/{uuid.uuid4().hex[:12]}")
+        (tmp_path / "compose.yml").write_text(yaml.safe_dump({"version": "3.8", "services": {"app": {"image": image}}}))
+        ours = {} if kind is SwarmDeployer else {"app": "x", "app_stack": "", "mark": "1", "ephemeral": False}
+        app = deployer(tmp_path, kind, registries=[there.host], **ours)
+        if ours:
+            app.context.app_stack = f"test-{app.context.run_id[:12]}"
+        app.deploy()
+        [service] = inspect("service", [f"{app.stack}_app"])
+        assert service["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"] == f"{image}@{app.context.images[image].digest}"
+        pulled = inspect("image", [image])[0]["Id"]
+        there.asked.clear()
+        there.moved += 1
+
+        def containers() -> list[str]:
+            """The image of each: a program that is not in it keeps none from being made."""
+            found = ids("container", f"com.docker.swarm.service.name={app.stack}_app")
+            return [str(one["Image"]) for one in inspect("container", found)]
+
+        while not containers():
+            time.sleep(0.1)
+        docker("service", "update", "--force", "--detach", "--quiet", f"{app.stack}_app")
+        while len(started := containers()) < 2:
+            time.sleep(0.1)
+        assert set(started) == {pulled} and there.asked == []
+    assert app.teardown() == []
+    docker("image", "rm", "--force", pulled)
 
 
 def test_an_image_cannot_keep_its_container(tmp_path: Path) -> None:

@@ -244,7 +244,8 @@ def test_an_update_that_swarm_stops_is_told_with_the_services_own_words(
     need_swarm()
     # On a slow machine tasks end often enough to be given up before Swarm stops the update: here Swarm decides.
     monkeypatch.setattr(convergence.Settler, "_give_up", lambda *_: None)
-    app, update = _App(tmp_path), {"failure_action": action, "monitor": "100s"}
+    # Swarm waits before it replaces the second task: else it may do so before it knows that the first one failed.
+    app, update = _App(tmp_path), {"failure_action": action, "monitor": "100s", "delay": "100s"}
     first = app.version("exec sleep 1000", replicas=2, update_config=update)
     second = app.version(command, replicas=2, update_config=update)
     try:

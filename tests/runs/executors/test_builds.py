@@ -524,12 +524,25 @@ def test_numbers_that_no_column_takes_are_left_out(run: TestRun, fake: FakeServe
 
 
 def test_artefacts_have_names_of_their_own(run: TestRun, fake: FakeServer) -> None:
-    names = [".", "..", "results.json", "build-x.log", "lock", "a b", "é.txt", "-x", "junit.xml", "junit.xml", "log.txt"]
+    names = [
+        ".",
+        "..",
+        "results.json",
+        "build-x.log",
+        "lock",
+        "a b",
+        "é.txt",
+        "-x",
+        "junit.xml",
+        "junit.xml",
+        "log.txt",
+        "log.txt.gz",
+    ]
     fake.script = reports(artefacts=[{"name": name, "kind": "log"} for name in names], files=dict.fromkeys(names, b"mine"))
     watch(run)
     run = watch(run)
     assert run.state == State.PASSED
-    assert set(run.artefacts.values_list("name", flat=True)) == {"results.json", "junit.xml", "log.txt"}
+    assert set(run.artefacts.values_list("name", flat=True)) == {"results.json", "junit.xml"}, "an archive has log.txt once"
     assert bytes(run.artefacts.get(name="junit.xml").data) == b"mine"
     assert run.log == "+ git fetch origin\nhello\n"
 
@@ -700,8 +713,15 @@ def test_the_build_of_an_attempt_that_works_is_left_alone(run: TestRun, fake: Fa
     assert [build.status for build in fake.builds] == ["killed", "pending", "pending"]
 
 
-@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
-def test_results_with_numbers_that_are_none_are_refused(run: TestRun, fake: FakeServer, number: str) -> None:
+#: What `report_of` says, and what is said in its place.
+ODD = {
+    "17.25": ("NaN", "Infinity", "-Infinity", "1e999"),
+    "2026-01-01T00:00:00Z": ("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-12:00", "2026-01-01T00:00:00"),
+}
+
+
+@pytest.mark.parametrize(("usual", "odd"), [(usual, odd) for usual, odds in ODD.items() for odd in odds])
+def test_results_with_what_no_database_stores_are_refused(run: TestRun, fake: FakeServer, usual: str, odd: str) -> None:
     def script(fake: FakeServer, build: Build) -> None:
         stages = [{"name": name, "status": "passed", "seconds": 17.25} for name in ("install", "custom")]
         lines = report_of(build, stages=stages, writer=Odd(build.writer()))  # type: ignore[arg-type]
@@ -712,10 +732,10 @@ def test_results_with_numbers_that_are_none_are_refused(run: TestRun, fake: Fake
             self.writer, self.file, self.end = writer, writer.file, writer.end
 
         def event(self, text: str) -> list[str]:
-            return self.writer.event(text.replace('"data":{}', f'"data":{{"x":{number}}}'))
+            return self.writer.event(text.replace('"data":{}', '"data":{"x":17.25}').replace(usual, odd))
 
         def results(self, text: str) -> list[str]:
-            return self.writer.results(text.replace("17.25", number))
+            return self.writer.results(text.replace(usual, odd))
 
     fake.script = script
     watch(run)

@@ -229,7 +229,6 @@ def test_no_order_of_events_makes_two_builds_or_a_verdict_without_evidence(
     profile = settings(
         max_examples=25,
         stateful_step_count=18,
-        deadline=None,
         suppress_health_check=list(HealthCheck),
         database=None,
     )

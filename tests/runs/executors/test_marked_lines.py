@@ -165,7 +165,7 @@ edits = st.lists(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(edits, st.booleans())
 def test_whatever_is_done_to_a_log_it_has_the_true_results_or_none(edits: list[tuple[str, int, int, str]], by_line: bool) -> None:
     text: list[str] = [f"{line}\n" for line in ["hello", *LINES, "bye"]]
@@ -191,7 +191,7 @@ def test_whatever_is_done_to_a_log_it_has_the_true_results_or_none(edits: list[t
     assert bool(seen.problem) == (seen.results is None)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text())
 def test_no_text_is_too_strange(text: str) -> None:
     seen = found(text)

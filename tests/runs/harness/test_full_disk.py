@@ -63,7 +63,9 @@ def _cc_ci(data: Path, *arguments: str | Path, prefix: tuple[str, ...] = ()) -> 
     env = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     env |= {"CC_CI_DATA_DIR": str(data), "CC_CI_DEPLOYER": "process", "CC_CI_ENV_FILE": os.devnull, "CC_CI_PICTURES": "no"}
     command = [*prefix, sys.executable, str(ROOT / "manage.py"), *map(str, arguments)]
-    process = subprocess.Popen(command, env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    printed = data.parent / "printed"
+    with printed.open("w") as output:
+        process = subprocess.Popen(command, env=env, cwd=ROOT, stdout=output, stderr=output)
     family: set[psutil.Process] = set()
     while process.poll() is None:
         try:
@@ -71,13 +73,10 @@ def _cc_ci(data: Path, *arguments: str | Path, prefix: tuple[str, ...] = ()) -> 
         except psutil.Error:
             pass
         time.sleep(0.05)
-    assert process.stdout
-    with process:
-        said = " ".join(process.stdout.read().split())
     _, alive = psutil.wait_procs(list(family), timeout=240)
     assert not alive
     assert not list(data.glob("local-runs/*"))
-    return process.returncode, said
+    return process.returncode, " ".join(printed.read_text().split())
 
 
 def _recipe(make_recipe: Any, kind: str) -> Path:

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from runs.harness import events
 from runs.harness.protocol import Limits, Results, RunFolder, Verdict
 from tests.runs.harness.conftest import RECIPES, ROOT, git
 
@@ -204,7 +205,6 @@ def test_an_endless_test_times_out(make_recipe: Any, run: Any) -> None:
 
 
 def test_endless_output_is_cut(make_recipe: Any, make_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from runs.harness import events
     from runs.harness.engine import Engine
 
     monkeypatch.setattr(events, "LONGEST_LOG", 100_000)
@@ -213,6 +213,16 @@ def test_endless_output_is_cut(make_recipe: Any, make_folder: Any, monkeypatch: 
     assert Engine(folder).run().verdict is Verdict.FAILED
     assert folder.log.stat().st_size < 110_000
     assert "The log was cut here" in folder.log.read_text()
+
+
+def test_a_log_is_cut_by_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept of it, and how long that takes, is counted in bytes."""
+    monkeypatch.setattr(events, "LONGEST_LOG", 100_000)
+    journal = events.Journal(RunFolder(tmp_path))
+    for _ in range(90):
+        journal.log("字" * 1000)
+    journal.close()
+    assert 90_000 < RunFolder(tmp_path).log.stat().st_size < 110_000
 
 
 def test_nothing_privileged_is_left_in_the_sandbox(make_recipe: Any, run: Any) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import subprocess
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,11 +15,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infra.deployers.base import BackupPlan
 from infra.deployers.compose import recipe as recipes
 from infra.deployers.compose import safeyaml
 from runs.harness import lint
 from runs.harness.lint import RULES
 from runs.harness.protocol import LintFinding
+from tests.docker import IMAGE, docker, need_swarm
 from tests.infra.deployers.compose.reading import context, need_reader
 
 pytestmark = pytest.mark.slow(0.1)
@@ -112,9 +117,9 @@ def test_a_recipe_with_nothing_wrong(nice: Callable[..., Path]) -> None:
     assert lint.lint(nice(), "1.2.0+1.27.3", True) == []
 
 
-def test_the_sandbox_forges_recipes_have_nothing_wrong() -> None:
-    for recipe in ("hello-web", "broken-web"):
-        assert [f for f in lint.lint(ROOT / "enrollment" / "fakeforge" / "recipes" / recipe) if f.level == "error"] == []
+def test_the_recipe_of_the_demo_has_nothing_wrong() -> None:
+    found = lint.lint(ROOT / "enrollment" / "fakeforge" / "recipes" / "hello-web")
+    assert [finding for finding in found if finding.level == "error"] == []
 
 
 def linted(folder: Path) -> list[LintFinding]:
@@ -160,7 +165,7 @@ WRONG = {
         "The variable in the label coop-cloud.${STACK_NAME}.version of app is not substituted: write the labels as a list",
     ),
     "C017": ("compose.yml", ("nginx:1.27.3", "nginx:${TAG:-1${MINOR}}"), "${TAG:-1${…}} is a default that contains a variable"),
-    "C014-quote": (".env.sample", ("TYPE=nice", 'TYPE="nice'), ".env.sample:1: unclosed double quote"),
+    "C014-quote": (".env.sample", ("TYPE=nice", 'TYPE="nice'), "Unclosed double quote in the value of"),
     "C008-name": ("compose.yml", ("_conf_${CONF_VERSION}", "_conf"), "expected ${STACK_NAME}_conf_${CONF_VERSION}"),
     "C008-none": ("compose.yml", ("    name: ${STACK_NAME}_conf_${CONF_VERSION}\n", ""), "The config conf has no name"),
     "C009": ("abra.sh", "CONF_VERSION=v3\n", "abra.sh does not export CONF_VERSION"),
@@ -183,6 +188,7 @@ WRONG = {
     "C013-fields": ("README.md", ("* **Tests**: 2\n* **SSO**: No", "* **Tests**:"), "lacks Tests, SSO"),
     "C014-none": (".env.sample", ("DOMAIN=", "#DOMAIN="), "does not set DOMAIN"),
     "C014-empty": (".env.sample", ("TYPE=nice", "TYPE="), "does not set TYPE"),
+    "C027": ("compose.yml", ("nginx:1.27.3", "nginx:1.27.3\n    restart: always"), "Swarm ignores restart of app"),
     "C015": ("release/1.2.0+1.27.3", None, "The release notes release/1.2.0+1.27.3 are missing"),
 }
 
@@ -198,6 +204,18 @@ def test_each_thing_that_can_be_wrong_is_found(what: str, nice: Callable[..., Pa
     if rule != "C001" and what != "C014-quote":  # what cannot be read is missed elsewhere as well
         also = {"C002": {"C001"}, "C004": {"C011"}, "C005": {"C016"}, "C016": {"C005"}}
         assert {f.rule for f in found} - {rule} <= {"C015"} | also.get(rule, set())
+
+
+@pytest.mark.parametrize(
+    ("rule", "file", "text", "line"),
+    [("C014", ".env.sample", "DOMAIN=d\nTYPE='open", 2), ("C009", "abra.sh", f"\nexport A={'x' * 100_001}", 2)],
+)
+def test_an_environment_that_cannot_be_built_is_a_finding_at_its_place(
+    rule: str, file: str, text: str, line: int, nice: Callable[..., Path]
+) -> None:
+    [found] = [one for one in linted(nice({file: text})) if one.rule == rule]
+    assert (found.file, found.line) == (file, line)
+    assert file not in found.text
 
 
 @pytest.mark.parametrize(
@@ -349,3 +367,40 @@ def test_what_unfolds_to_too_much_is_refused_before_it_is_built(text: str) -> No
 def test_the_page_tells_the_rules_as_they_are() -> None:
     rows = re.findall(r"^\| (C\d{3}) \| (\w+) \| (.*) \| (.*) \|$", (ROOT / "docs" / "lint.md").read_text(), re.MULTILINE)
     assert rows == [(rule.id, rule.level, rule.what, rule.fix) for rule in RULES.values()]
+
+
+def test_a_label_is_spelt_as_in_the_recipe() -> None:
+    [found] = lint.of_backups(BackupPlan(problems=["backupbot.backup=true of app backs up nothing"]))
+    assert found.text == "backupbot.backup=true of app backs up nothing."
+
+
+@pytest.mark.docker
+def test_swarm_ignores_the_options_that_we_warn_about(tmp_path: Path) -> None:
+    need_swarm()
+    given = {
+        **dict.fromkeys(lint._IGNORED, "host"),
+        "cgroup_parent": "/x",
+        "mac_address": "02:42:ac:11:65:43",
+        "devices": ["/dev/null:/dev/null"],
+        "external_links": ["x"],
+        "links": ["x"],
+        "shm_size": "1m",
+        "tmpfs": ["/x"],
+        "security_opt": ["no-new-privileges:true"],
+        "privileged": True,
+        "restart": "always",
+        "build": ".",
+        "expose": ["80"],
+    }
+    stack, file = f"cc-ci-test-{uuid.uuid4().hex[:8]}", tmp_path / "compose.yml"
+    file.write_text(yaml.safe_dump({"services": {"app": {"image": IMAGE, "deploy": {"replicas": 0}, **given}}}))
+    command = ["docker", "stack", "deploy", "--resolve-image=never", f"--compose-file={file}", stack]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True).stderr
+        spec = json.loads(docker("service", "inspect", f"{stack}_app"))[0]["Spec"]
+    finally:
+        docker("stack", "rm", stack)
+    ignored = re.search(r"Ignoring unsupported options: (.*)", told)
+    also = re.findall(r"^(\w+): ", told, re.MULTILINE)
+    assert ignored and {*ignored[1].split(", "), *also} == {*lint._IGNORED, "build", "expose"} - {"tmpfs"}
+    assert "tmpfs" not in json.dumps(spec), "of which it says nothing"

@@ -22,6 +22,7 @@ from infra.deployers.context import Context
 from infra.deployers.isolation import cgroups
 from infra.deployers.process.deployer import ProcessDeployer
 from runs.harness import screenshot
+from runs.harness.browser import chromium
 from runs.harness.screenshot import HEIGHT, WIDTH, NoScreenshot, png
 from tests.runs.harness.conftest import INSISTS
 
@@ -32,12 +33,13 @@ real = pytest.mark.browser
 
 
 @pytest.fixture
-def shoot(tmp_path: Path) -> Iterator[Callable[..., str]]:
+def shoot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
     """Deploys process-web with this page, and takes the picture: the reason why there is none."""
-    if not screenshot.chromium():
+    if not chromium():
         if os.environ.get("CI") == "true":
             pytest.fail("There is no Chromium here.")
         pytest.skip("There is no Chromium here.")
+    monkeypatch.setattr(screenshot, "SECONDS", 300.0)
     up: list[ProcessDeployer] = []
 
     def shoot(
@@ -101,6 +103,12 @@ def test_a_filled_password_field_gives_none(shoot: Callable[..., str], tmp_path:
     page = "<input type=password id=i><script>i.value = 'whatever'</script>"
     assert shoot(page) == "The page has a filled password field."
     assert not (tmp_path / "picture.png").exists()
+
+
+@real
+def test_debians_script_stands_for_its_browser(shoot: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC_CI_CHROMIUM", "/usr/bin/chromium")
+    assert shoot() == ""
 
 
 @real

@@ -23,7 +23,7 @@ from runs.harness.guest.cc_ci_plugin import Service as Seen
 from runs.harness.oidc import Realm, environment
 from runs.harness.protocol import Limits, Verdict
 from runs.harness.sandbox_gateway import SandboxGateway
-from tests.browser.chromium import CHROMIUM
+from tests.browser.chromium import CHROMIUM, undisturbed
 from tests.runs.harness.conftest import INSISTS
 
 pytestmark = pytest.mark.slow(0.5)
@@ -87,9 +87,7 @@ def test_a_chromium_that_does_not_start_fails_and_is_quoted(tmp_path: Path) -> N
     broken = tmp_path / "chromium"
     broken.write_text("#!/usr/bin/env python3\nraise SystemExit('no display')\n")
     broken.chmod(0o755)
-    program = "from runs.harness.guest.cc_ci_plugin import chromium\nchromium._DEBIANS = chromium.Path('/nowhere')\n"
-    text = f"{program}def test_browser(browser): pass\n"
-    done = plain_pytest(tmp_path, text, CC_CI_URL="http://127.0.0.1:9", CC_CI_CHROMIUM=str(broken))
+    done = plain_pytest(tmp_path, "def test_browser(browser): pass\n", CC_CI_URL="http://127.0.0.1:9", CC_CI_CHROMIUM=str(broken))
     assert "1 error" in done.stdout
     assert "Chromium did not start (it exited with code 1). Its output:" in done.stdout
     assert "no display" in done.stdout
@@ -273,18 +271,14 @@ def test_what_the_app_says_to_others(app):
 """
 
 
-@pytest.mark.flaky(
-    reruns=3,
-    reason="without a sandbox Chromium gives up what it loads (ERR_NETWORK_CHANGED) when Docker makes or removes a network",
-    since="2026-11-29",
-)
 @pytest.mark.browser
 @pytest.mark.parametrize("sandboxed", [True, False])
 def test_an_app_that_insists_on_https_is_reached_as_by_its_users(
-    sandboxed: bool, make_recipe: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+    sandboxed: bool, make_recipe: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     need_browser()
     if not sandboxed:
+        monkeypatch.setenv("CC_CI_CHROMIUM", undisturbed(tmp_path))
         monkeypatch.setattr(bubblewrap, "available", lambda: bubblewrap.Availability(False, "Not in this test."))
     limits = Limits(run_seconds=90, stage_seconds=60, settle_seconds=10, memory_mb=1024, processes=256)
     more = {"test_led_over": LED_OVER} if sandboxed else {}  # else there is one port, and no name

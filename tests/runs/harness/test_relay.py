@@ -151,7 +151,7 @@ def there(head: Head) -> Head:
     return Head(head.line, [(b"Host", b"there"), *head.without("Host").fields])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.binary(max_size=300), st.booleans())
 def test_whatever_is_sent_no_head_gets_past_unchanged(data: bytes, first: bool) -> None:
     door = Line(there, strict=True)

@@ -36,8 +36,6 @@ _ARGUMENTS = [
     "--ignore-certificate-errors",
     "--remote-debugging-port=0",
 ]
-#: The binary behind Debian's /usr/bin/chromium, a script that needs settings in /etc missing in a sandbox.
-_DEBIANS = Path("/usr/lib/chromium/chromium")
 _SECONDS_TO_START = 30.0
 _MILLISECONDS = 15_000
 
@@ -77,10 +75,7 @@ class Browser:
 
 def program() -> str:
     """Chromium's path: `CC_CI_CHROMIUM`, or the system's. Empty if there is none."""
-    path = shutil.which(os.environ.get("CC_CI_CHROMIUM") or "/usr/bin/chromium")
-    if path and _DEBIANS.is_file() and Path(path).read_bytes()[:2] == b"#!":
-        return str(_DEBIANS)
-    return path or ""
+    return shutil.which(os.environ.get("CC_CI_CHROMIUM") or "/usr/bin/chromium") or ""
 
 
 def _rules(url: str, domain: str) -> list[str]:

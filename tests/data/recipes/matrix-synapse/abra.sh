@@ -28,7 +28,7 @@ PYTHON
 
 # wait_for PATH: ask an admin's API until the task is complete
 wait_for() {
-	for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+	for _ in $(seq 120); do
 		answer=$(api GET "$1") || return 1
 		case "$answer" in
 		*'"complete"'*) return 0 ;;

@@ -31,6 +31,8 @@ registration_shared_secret: "$(cat /run/secrets/registration)"
 macaroon_secret_key: "$(cat /run/secrets/macaroon)"
 form_secret: "$(cat /run/secrets/form)"
 trusted_key_servers: []
+background_updates:
+  sleep_enabled: false
 limit_remote_rooms:
   enabled: true
   complexity: $COMPLEXITY_LIMIT

@@ -27,6 +27,7 @@ SERVICES = {
     "cgroup_parent: /x": "cgroup_parent /x",
     "cgroupns_mode: host": "cgroupns_mode host",
     "security_opt: ['seccomp:unconfined']": "security_opt seccomp:unconfined",
+    "security_opt: ['no-new-privileges:false']": "security_opt no-new-privileges:false",
     "sysctls: {net.core.somaxconn: 1024}": "sysctls net.core.somaxconn=1024",
     "sysctls: ['kernel.msgmax=1']": "sysctls kernel.msgmax=1",
     "userns_mode: host": "userns_mode host",
@@ -260,6 +261,7 @@ services:
     privileged: false
     cap_drop: [ALL]
     cap_add: []
+    security_opt: ["no-new-privileges:true"]
     shm_size: 64m
     stop_grace_period: 1m
     ports: ["22:22", {target: 80, published: 8080, mode: host}]

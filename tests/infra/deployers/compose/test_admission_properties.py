@@ -299,7 +299,7 @@ def _undoubled(node: Any) -> Any:
 SLOW = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=SLOW)
+@settings(max_examples=300, suppress_health_check=SLOW)
 @given(document=documents())
 def test_what_is_admitted_is_on_the_list(document: dict[str, Any], checkout: Path) -> None:
     check_one(checkout, document)
@@ -307,13 +307,13 @@ def test_what_is_admitted_is_on_the_list(document: dict[str, Any], checkout: Pat
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-@settings(max_examples=10_000, deadline=None, suppress_health_check=SLOW)
+@settings(max_examples=10_000, suppress_health_check=SLOW)
 @given(document=documents())
 def test_what_is_admitted_is_on_the_list_of_very_many(document: dict[str, Any], checkout: Path) -> None:
     check_one(checkout, document)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=SLOW)
+@settings(max_examples=300, suppress_health_check=SLOW)
 @given(data=st.data())
 def test_whatever_is_printed_is_read_as_plain_values_or_refused(data: st.DataObject) -> None:
     """The good document's text with pieces cut out and put in."""

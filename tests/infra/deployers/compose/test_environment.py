@@ -6,7 +6,7 @@ import string
 from collections.abc import Mapping
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.deployers.compose.environment import Environment, EnvironmentProblem, Modifiers, alphabet, build
@@ -543,7 +543,6 @@ pieces = st.lists(
 ).map("".join)
 
 
-@settings(deadline=None)
 @given(pieces, pieces, st.dictionaries(st.sampled_from(["A", "X"]), pieces))
 def test_any_text_is_an_environment_or_a_problem(sample: str, exports: str, values: dict[str, str]) -> None:
     try:

@@ -303,6 +303,68 @@ def test_the_web_port_of_several_is_the_stacks_own(tmp_path: Path) -> None:
     )
 
 
+ROUTED = """
+services:
+  app:
+    image: x
+    deploy:
+      labels:
+        - "traefik.http.routers.${STACK_NAME}-ws.rule=Host(`ws.${DOMAIN}`)"
+        - "traefik.http.routers.${STACK_NAME}-ws.service=${STACK_NAME}-ws"
+        - "traefik.http.services.${STACK_NAME}-ws.loadbalancer.server.port=9"
+"""
+OF_THE_DOMAIN = """\
+        - "traefik.http.routers.${STACK_NAME}-api.rule=Host(`${DOMAIN}`) && PathPrefix(`/api`)"
+        - "traefik.http.routers.${STACK_NAME}-api.service=${STACK_NAME}-api"
+        - "traefik.http.services.${STACK_NAME}-api.loadbalancer.server.port=10"
+        - "traefik.http.routers.${STACK_NAME}-pages.rule=Host(`${DOMAIN}`)"
+        - "traefik.http.routers.${STACK_NAME}-pages.service=${STACK_NAME}-pages@docker"
+        - "traefik.http.services.${STACK_NAME}-pages.loadbalancer.server.port=80"
+"""
+FRONT = """\
+  front:
+    image: x
+    deploy:
+      labels:
+        - "traefik.http.routers.${STACK_NAME}.rule=Host(`www.${DOMAIN}`, `${DOMAIN}`)"
+        - "traefik.http.services.${STACK_NAME}.loadbalancer.server.port=81"
+"""
+LEADING_THERE = """\
+        - "traefik.http.routers.${STACK_NAME}-front.rule=Host(`${DOMAIN}`)"
+        - "traefik.http.routers.${STACK_NAME}-front.service=${STACK_NAME}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "web"),
+    [
+        (ROUTED, ("app", 9)),
+        (ROUTED + OF_THE_DOMAIN, ("app", 80)),
+        (
+            ROUTED + OF_THE_DOMAIN.replace('Host(`${DOMAIN}`)"', 'Host(`${DOMAIN}`) || Host(`www.much-longer.${DOMAIN}`)"'),
+            ("app", 80),
+        ),
+        (ROUTED + FRONT, ("front", 81)),
+        (ROUTED + LEADING_THERE + FRONT.replace("`, `${DOMAIN}`", "`"), ("front", 81)),
+        (ROUTED + FRONT.replace("`, `${DOMAIN}`)", "`) && !Host(`${DOMAIN}`)"), ("app", 9)),
+        (ROUTED + FRONT.replace("`, `${DOMAIN}`)", "`) && Header(`X`, `${DOMAIN}`)"), ("app", 9)),
+        (ROUTED.replace("ws.${DOMAIN}`)", "${DOMAIN}`) && PathPrefix(`/ws`)") + FRONT, ("front", 81)),
+    ],
+    ids=[
+        "another host",
+        "several routers",
+        "of hosts",
+        "another service",
+        "by another's router",
+        "not for it",
+        "a header",
+        "a part of it",
+    ],
+)
+def test_the_web_is_what_the_proxy_serves_under_the_domain_itself(text: str, web: tuple[str, int], tmp_path: Path) -> None:
+    assert load(write(tmp_path, text)).web(()) == web
+
+
 def test_a_config_whose_name_docker_does_not_take_is_named(tmp_path: Path) -> None:
     text = f"{APP}\nconfigs: {{conf: {{file: conf, name: '${{STACK_NAME}}_{'x' * 60}'}}}}"
     with pytest.raises(DeployError, match="The name of the config conf has 78 characters; Docker allows 64"):

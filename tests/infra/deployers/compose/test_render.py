@@ -529,7 +529,7 @@ def survives(folder: Path, texts: list[str]) -> None:
 SLOW = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large, HealthCheck.large_base_example]
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=SLOW)
+@settings(max_examples=8, suppress_health_check=SLOW)
 @given(texts=TEXTS)
 def test_any_text_reaches_the_swarm_as_it_is(texts: list[str], tmp_path: Path) -> None:
     survives(tmp_path, texts)
@@ -537,7 +537,7 @@ def test_any_text_reaches_the_swarm_as_it_is(texts: list[str], tmp_path: Path) -
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-@settings(max_examples=300, deadline=None, suppress_health_check=SLOW)
+@settings(max_examples=300, suppress_health_check=SLOW)
 @given(texts=TEXTS)
 def test_very_many_texts_reach_the_swarm_as_they_are(texts: list[str], tmp_path: Path) -> None:
     survives(tmp_path, texts)

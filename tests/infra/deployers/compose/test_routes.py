@@ -11,10 +11,10 @@ from infra.deployers.compose.routes import (
     bounded,
     lead_over,
     misplaced,
+    ports,
     problems,
     rule_problem,
     unruled,
-    web_port,
     without_tcp_and_udp,
 )
 from infra.deployers.context import Bounds
@@ -231,7 +231,7 @@ def test_what_recipes_do_every_day() -> None:
     ("value", "port"), [("1", 1), ("65535", 65535), ("00080", 80), ("", 0), *((port, 0) for port in NO_PORTS)]
 )
 def test_the_web_port_is_a_port(value: str, port: int) -> None:
-    assert web_port({f"{S}.loadbalancer.server.port": value}) == port
+    assert list(ports({f"{S}.loadbalancer.server.port": value}).values()) == [port] * bool(port)
 
 
 def test_what_the_proxy_puts_aside_is_bounded() -> None:

@@ -11,7 +11,7 @@ ABRA_SH = Path(__file__).parents[1] / "abra.sh"
 def helper(app, *words, token="", service="app"):
     """Call a function of abra.sh inside a service, as `abra app cmd` does."""
     script = f'export TOKEN="$1"; shift\n{ABRA_SH.read_text()}\n"$@"\n'
-    return app.exec(["sh", "-c", script, "abra.sh", token, *words], service=service, timeout=90)
+    return app.exec(["sh", "-c", script, "abra.sh", token, *words], service=service, timeout=300)
 
 
 def sql(app, query, *values, service="app"):

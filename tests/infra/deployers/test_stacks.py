@@ -1,0 +1,42 @@
+"""What a deployment had is gone when its removal says so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from infra.deployers.docker import stacks
+from infra.deployers.docker.stacks import Owned
+
+
+def test_a_network_that_the_last_task_brings_back_is_removed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Swarm ends tasks after their service is gone, and one that was just being started makes its network again on the way."""
+    there, looks = {"service": {"app"}, "network": {"one"}}, iter(range(100))
+    tasks = ["of app"]
+
+    def ids(kind: str, *_: str) -> list[str]:
+        if kind == "network" and not there["service"] and next(looks) == 2:
+            there["network"].add("again")
+            tasks.clear()
+        return sorted(there.get(kind, ()))
+
+    def listed(kind: str, **_: Sequence[str]) -> list[Any]:
+        assert kind == "task"
+        return list(tasks)
+
+    monkeypatch.setattr(stacks, "ids", ids)
+    monkeypatch.setattr(stacks, "listed", listed)
+    monkeypatch.setattr(stacks.api, "remove", lambda kind, name, **_: there[kind].discard(name))
+    monkeypatch.setattr(stacks, "proxy", SimpleNamespace(leave=lambda networks: None))
+    monkeypatch.setattr(stacks, "egress", SimpleNamespace(removable=list))
+    assert stacks.remove(Owned("x", ("a=b",))) == []
+    assert (tasks, there) == ([], {"service": set(), "network": set()})
+
+
+def test_a_task_on_a_node_that_is_away_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stacks, "ids", lambda kind, *_: [])
+    monkeypatch.setattr(stacks, "listed", lambda kind, **_: ["away"])
+    assert stacks.remove(Owned("x", ("a=b",)), seconds=0.2) == []
