@@ -6,8 +6,6 @@ the forge is held against the table of what Gitea's API takes when the test ends
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -30,6 +28,7 @@ from enrollment.repositories import add_forge, enroll
 from runs import dispatcher, intake, reporting
 from runs.models import HOLDING, Report, State, TestRun
 from tests.enrollment.fakeforge import allowed
+from tests.waiting import PATIENCE, until
 
 #: Those that tests look at which look at every one. (1.26 is nearly like 1.22.)
 EVERY_VERSION = ("1.15", "1.22", "13.0.0+gitea-1.22.0")
@@ -166,22 +165,15 @@ class World:
         self.poll()
         self.settle()
 
-    def run_all(self, seconds: float = 300) -> None:
+    def run_all(self, seconds: float = PATIENCE) -> None:
         """Let every run come to its end, with real harness processes."""
-        self.until(self._step, seconds)
+        until(self._step, seconds=seconds)
         self.report()
 
     def _step(self) -> bool:
         dispatcher.dispatch()
         dispatcher.supervise()
         return not TestRun.objects.filter(state__in=[State.QUEUED, *HOLDING]).exists()
-
-    @staticmethod
-    def until(done: Callable[[], bool], seconds: float = 300) -> None:
-        end, pause = time.monotonic() + seconds, 0.05
-        while not done():
-            assert time.monotonic() < end, "it did not come to pass in time"
-            time.sleep(pause := min(pause * 1.2, 0.5))
 
     @staticmethod
     def queue_length() -> int:

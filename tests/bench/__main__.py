@@ -28,7 +28,8 @@ from tests.bench.harness import whole_runs  # noqa: E402
 from tests.bench.infra import rebuild  # noqa: E402
 from tests.bench.webhooks import idle_hours, receiver_ratio  # noqa: E402
 from tests.chaos.test_crash import Machine  # noqa: E402
-from tests.controlplane.trees import Database, until  # noqa: E402
+from tests.controlplane.trees import Database  # noqa: E402
+from tests.waiting import until  # noqa: E402
 from tests.world import WEB, World  # noqa: E402
 
 OWNERS = 5
@@ -127,7 +128,7 @@ def reaction(folder: Path) -> None:
             lines[:] = [line.split() for line in _python(machine, FIRST_EVENTS).splitlines()]
             return len(lines) == COMMENTS
 
-        until(all_there, 60)
+        until(all_there)
         seen = {int(line[0]): (_seconds(line[1]), _seconds(line[2])) for line in lines}
         floor = statistics.median(delays)
         whole = statistics.median(event - said[number] for number, (_, event) in seen.items())

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from runs.harness.protocol import Limits, Request, RunFolder, Source, Verdict
 from tests.docker import IMAGE, docker, need_swarm
+from tests.waiting import until
 
 ROUNDS = 5
 COMPOSE = """\
@@ -91,7 +92,7 @@ def by_hand(recipe: Path, _folder: Path) -> None:
         timeout=60,
         check=True,
     )
-    _until(lambda: docker("service", "ls", f"--filter=name={stack}_app", "--format={{.Replicas}}") == "1/1")
+    until(lambda: docker("service", "ls", f"--filter=name={stack}_app", "--format={{.Replicas}}") == "1/1")
     container = docker("ps", "--quiet", "--no-trunc", f"--filter=label=com.docker.stack.namespace={stack}")
     bridge = json.loads(docker("network", "inspect", "docker_gwbridge"))[0]["Containers"]
     url = f"http://{bridge[container]['IPv4Address'].partition('/')[0]}:8080"
@@ -119,15 +120,8 @@ def by_hand(recipe: Path, _folder: Path) -> None:
     docker("stack", "rm", stack)
     label = f"--filter=label=com.docker.stack.namespace={stack}"
     kinds = (("service", "ls"), ("ps", "--all"), ("network", "ls"))
-    _until(lambda: not any(docker(*kind, "--quiet", label) for kind in kinds))
+    until(lambda: not any(docker(*kind, "--quiet", label) for kind in kinds))
     docker("volume", "rm", f"{stack}_data")
 
 
 PLUGINS = Path(__file__).resolve().parents[2] / "runs" / "harness" / "guest"
-
-
-def _until(true: Callable[[], bool]) -> None:
-    limit = time.monotonic() + 90
-    while not true():
-        assert time.monotonic() < limit
-        time.sleep(0.1)

@@ -21,7 +21,8 @@ import pytest
 
 from controlplane.config import BASE_DIR
 from enrollment.fakeforge.store import Forge as SandboxForge
-from tests.controlplane.trees import PATIENCE, Database, Tree, until
+from tests.controlplane.trees import Database, Tree
+from tests.waiting import PATIENCE, until
 from tests.world import WEB, World
 
 pytestmark = [pytest.mark.crash, pytest.mark.on_postgresql, pytest.mark.xdist_group("chaos"), pytest.mark.timeout(3600)]
@@ -192,7 +193,7 @@ def test_every_comment_is_answered_exactly_once(forge: World, tmp_path: Path, si
             return all(verdicts(forge, pull) for pull in [*pulls, busy]) and quiet(database)
 
         try:
-            until(settled, 500 + 20 * count, "not all were answered")
+            until(settled, "not all were answered", seconds=500 + 20 * count)
         except AssertionError:
             seen = first.look()
             missing = [pull for pull in pulls if not verdicts(forge, pull)]
@@ -270,4 +271,4 @@ def nothing_is_left(data: Path) -> None:
                 found.append(words[:200])
         return found
 
-    until(lambda: not processes(), why=f"left over: {processes()}")
+    until(lambda: not processes(), lambda: f"left over: {processes()}")

@@ -26,6 +26,7 @@ from tests.runs.executors.conftest import fake as fake
 from tests.runs.executors.conftest import row_for
 from tests.runs.executors.fakes import FakeServer, Fault
 from tests.runs.executors.scripts import reports
+from tests.waiting import until
 from tests.world import World
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.long, pytest.mark.crash, pytest.mark.forks]
@@ -57,7 +58,7 @@ class Worker:
         code = 1
         _close_pipes()
         try:
-            self.world.until(self._step, 600)
+            until(self._step)
             code = 0
         except BaseException:
             traceback.print_exc()

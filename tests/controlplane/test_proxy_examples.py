@@ -23,7 +23,7 @@ import yaml
 
 from controlplane.config import BASE_DIR
 from controlplane.middleware import _client
-from tests.controlplane.trees import until
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow(0.6)
 

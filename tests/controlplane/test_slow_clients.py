@@ -23,8 +23,9 @@ import pytest
 
 from controlplane import webserver
 from controlplane.config import BASE_DIR
-from tests.controlplane.trees import PATIENCE, Tree, tree, until
+from tests.controlplane.trees import Tree, tree
 from tests.enrollment.hooks import captured, fresh, sign
+from tests.waiting import PATIENCE, until
 
 pytestmark = [pytest.mark.crash, pytest.mark.xdist_group("work")]
 

@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 from controlplane.config import MARK
-from tests.controlplane.trees import PATIENCE, Tree, tree, until
+from tests.controlplane.trees import Tree, tree
+from tests.waiting import PATIENCE, until
 
 pytestmark = [pytest.mark.crash, pytest.mark.xdist_group("work")]
 

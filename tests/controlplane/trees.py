@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -22,9 +22,8 @@ from urllib.parse import urlsplit, urlunsplit
 import psutil
 
 from controlplane.config import BASE_DIR, MARK
+from tests.waiting import PATIENCE, until
 
-#: Seconds until a wait is given up. It takes as long as the machine needs; this only ends what never comes.
-PATIENCE = 300.0
 HEARTBEAT = "controlplane.tasks.heartbeat@testhost"
 #: A queue that is killed every other second is no crash loop here.
 START = """
@@ -32,15 +31,6 @@ from controlplane import cli, supervisor
 supervisor.LIVED_WELL = 0
 cli.main()
 """
-
-
-def until(what: Callable[[], Any], seconds: float = PATIENCE, why: str = "") -> Any:
-    """Wait until `what` gives something true, and return that."""
-    deadline = time.monotonic() + seconds
-    while not (result := what()):
-        assert time.monotonic() < deadline, why or f"not within {seconds} s"
-        time.sleep(0.05)
-    return result
 
 
 class Database:

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +39,7 @@ from infra.firewall.rules import Rules
 from tests.docker import IMAGE, docker
 from tests.e2e.second_docker import SecondDocker, need_second_docker
 from tests.networks import Listeners, Network, ip, need_networks, within
+from tests.waiting import until
 
 pytestmark = [pytest.mark.docker, pytest.mark.django_db, pytest.mark.xdist_group("firewall")]
 
@@ -388,14 +388,6 @@ def test_the_servers_own_apps_go_on_as_they_were(server: Server, host: str, monk
 def overlay() -> str:
     docker("network", "create", "--driver=overlay", "test-overlay")
     return "test-overlay"
-
-
-def until(question: Any, seconds: float = 120.0) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := question()):
-        assert time.monotonic() < end, question
-        time.sleep(0.2)
-    return found
 
 
 FORGED = """

@@ -80,7 +80,7 @@ def ask(world: World, branch: str, change: git.Files) -> tuple[TestRun, str]:
     pull = world.remote.open_pull("recipes/quick", "recipes/quick", branch, "alice", "A change")
     world.say("recipes/quick", "!testme --quick", number=pull.number)
     world.hear()
-    world.run_all(240)
+    world.run_all()
     run = TestRun.objects.get(pull_request__number=pull.number)
     (answer,) = world.own_comments("recipes/quick", pull.number)
     return run, answer
@@ -96,7 +96,7 @@ def test_quick_runs_start_on_what_a_passed_run_left_and_change_nothing_in_it(
 
     # A full run of the default branch.
     made = manual.run_repository(row, "alice")
-    world.run_all(240)
+    world.run_all()
     made.refresh_from_db()
     assert made.state == State.PASSED, f"{made.reason}\n{made.log[-5000:]}"
     data = Path(start_of(row.pk)[0])

@@ -26,6 +26,7 @@ from tests.runs.executors.conftest import FAKES, row_for
 from tests.runs.executors.fakes import FakeDrone, FakeServer, FakeWoodpecker
 from tests.runs.executors.scripts import claimed, does_nothing
 from tests.runs.executors.test_harness_command import add_recipe
+from tests.waiting import until
 
 NEEDED = (
     "needs a Gitea that is there for tests alone (FORGE), its administrator's login (FORGE_ADMIN=name:password), and a CI server "
@@ -128,7 +129,7 @@ def test_extra_tests_asked_for_in_a_comment_run_as_a_build(world: RealWorld, ser
     assert [(finding.level, finding.text) for finding in check_executor(row) if finding.level != "ok"] == []
     comment = world.say("recipes/far", "!testme --extra-tests")
     world.hear()
-    world.run_all(300)
+    world.run_all()
     run = TestRun.objects.get()
     assert run.state == State.PASSED, run.reason
     (build,) = server.builds()
@@ -151,7 +152,7 @@ def test_a_test_that_fails_makes_the_run_fail(world: RealWorld, server: RealServ
     add_writable(world, "far", {"tests/test_it.py": FAILS})
     world.say("recipes/far", "!testme")
     world.hear()
-    world.run_all(300)
+    world.run_all()
     run = TestRun.objects.get()
     assert (run.state, run.attempt) == (State.FAILED, 1), run.reason
     assert [build["status"] for build in server.builds()] == ["failure"]
@@ -169,15 +170,15 @@ def test_a_cancel_leaves_no_process(world: RealWorld, server: RealServer, row: R
         world._step()
         return "custom" in TestRun.objects.get().log
 
-    world.until(tests_run, 120)
+    until(tests_run)
     run = TestRun.objects.get()
     assert harnesses(run), "the runner is on another machine"
     world.say("recipes/far", "!testme cancel")
     world.hear()
-    world.run_all(120)
+    world.run_all()
     assert TestRun.objects.get().state == State.CANCELLED
     assert [build["status"] for build in server.builds()] == ["killed"]
-    world.until(lambda: not harnesses(run), 120)
+    until(lambda: not harnesses(run))
 
 
 @pytest.mark.parametrize("kind", ["drone"], indirect=True)
@@ -194,7 +195,7 @@ def test_a_webhook_makes_cc_ci_look_at_once(
     add_recipe(world, "far", {"tests/test_it.py": "def test_it(app):\n    app.get('/')\n"})
     world.say("recipes/far", "!testme")
     world.hear()
-    world.run_all(300)
+    world.run_all()
     run = TestRun.objects.get()
     assert run.state == State.PASSED, run.reason
     assert run.woken_at
@@ -347,7 +348,7 @@ def test_the_fake_answers_as_drone_does(world: RealWorld, owner: RealServer, ser
     made = both.ask("POST", listed, **given)
     both.same("params", fake.builds[0].params, made["params"])
     both.same("event", fake.event, made["event"])
-    world.until(lambda: bool(running(server, 1)), 120)
+    until(lambda: bool(running(server, 1)))
     fake.builds[0].status = fake.builds[0].step.status = "running"
     fake.builds[0].step.lines.append("begun\n")
     build = both.ask("GET", f"{listed}/1")
@@ -370,7 +371,7 @@ def test_the_fake_answers_as_drone_does(world: RealWorld, owner: RealServer, ser
     both.ask("DELETE", f"{listed}/1")
     both.ask("DELETE", f"{listed}/99")
     both.ask("POST", listed, branch="main", SECONDS_TO_SLEEP="0")
-    world.until(lambda: server.build(2)["status"] == "success", 120)
+    until(lambda: server.build(2)["status"] == "success")
     fake.builds[1].step.lines.append("begun\n")
     fake.end(fake.builds[1], "success")
     both.ask("GET", f"{listed}/2")
@@ -438,7 +439,7 @@ def test_the_fake_answers_as_woodpecker_does(world: RealWorld, owner: RealServer
     made = create(A="1", EMPTY="", SECONDS_TO_SLEEP="600")
     both.same("variables", fake.builds[0].params, made["variables"])
     both.same("event", fake.event, made["event"])
-    world.until(lambda: bool(running(server, 1)), 120)
+    until(lambda: bool(running(server, 1)))
     fake.builds[0].status = fake.builds[0].step.status = "running"
     fake.builds[0].started = 1
     fake.builds[0].step.lines.append("begun\n")
@@ -450,7 +451,7 @@ def test_the_fake_answers_as_woodpecker_does(world: RealWorld, owner: RealServer
         return both.ask("GET", f"{repo}/logs/{number}/502", as_=as_, there=f"{repo}/logs/{number}/{at}")
 
     at = running(server, 1)
-    world.until(lambda: bool(server.ask("GET", f"{repo}/logs/1/{at}").json()), 120)
+    until(lambda: bool(server.ask("GET", f"{repo}/logs/1/{at}").json()))
     log(1, at)
     both.ask("GET", f"{repo}/logs/1/999999")
     both.ask("POST", f"{pipelines}/1/cancel", as_="wrong")
@@ -459,11 +460,11 @@ def test_the_fake_answers_as_woodpecker_does(world: RealWorld, owner: RealServer
     both.ask("POST", f"{pipelines}/1/cancel")
     both.ask("POST", f"{pipelines}/99/cancel")
     create(SECONDS_TO_SLEEP="0")
-    world.until(lambda: server.build(2)["status"] == "success", 120)
+    until(lambda: server.build(2)["status"] == "success")
     fake.builds[1].step.lines.append("begun\n")
     fake.end(fake.builds[1], "success")
     at = next(at for name, _, at in server.steps(both.ask("GET", f"{pipelines}/2")) if name == "test")
-    world.until(lambda: bool(server.ask("GET", f"{repo}/logs/2/{at}").json()), 120)  # its agent sends it once a second
+    until(lambda: bool(server.ask("GET", f"{repo}/logs/2/{at}").json()))  # its agent sends it once a second
     log(2, at)
     for page, asked in ((1, 1), (2, 1), (9, 1)):
         answer = both.ask("GET", pipelines, page=page, perPage=asked)

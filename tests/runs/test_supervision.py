@@ -26,6 +26,7 @@ from runs.executors.base import ExecutorError
 from runs.harness.protocol import FolderState, Results, RunFolder
 from runs.models import HOLDING, State, TestRun
 from tests.factories import CommentFactory, PullRequestFactory, TestRunFactory
+from tests.waiting import until
 from tests.world import WEB, World
 
 pytestmark = [pytest.mark.django_db, pytest.mark.both_databases, pytest.mark.slow(0.2)]
@@ -50,7 +51,7 @@ def begin(world: World, run: TestRun) -> None:
     """Bring it to where the harness runs."""
     dispatcher.dispatch()
     dispatcher.supervise()
-    world.until(lambda: RunFolder(fresh(run).folder).state() is FolderState.RUNNING)
+    until(lambda: RunFolder(fresh(run).folder).state() is FolderState.RUNNING)
     dispatcher.supervise()
     assert fresh(run).state == State.RUNNING
 
@@ -178,7 +179,7 @@ def test_lost_twice_is_our_error(recipe: World) -> None:
     for _ in range(2):
         begin(recipe, run)
         os.kill(harness_pid(run), signal.SIGKILL)
-        recipe.until(lambda: RunFolder(fresh(run).folder).state() is FolderState.LOST)
+        until(lambda: RunFolder(fresh(run).folder).state() is FolderState.LOST)
         dispatcher.supervise()
     assert fresh(run).state == State.ERRORED
     assert "not the recipe's fault" in fresh(run).reason
@@ -195,7 +196,7 @@ def test_nothing_is_left_of_a_killed_harness(recipe: World) -> None:
     def gone() -> bool:
         return not [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
-    recipe.until(gone)
+    until(gone)
     lifecycle.want_stop(run, State.CANCELLED, "enough")
     dispatcher.supervise()
     assert fresh(run).state == State.CANCELLED
@@ -211,7 +212,7 @@ def test_a_harness_that_does_not_end_in_time_is_killed(recipe: World, monkeypatc
     run.events.filter(kind=State.STARTING).update(at=long_ago)
     dispatcher.supervise()
     assert fresh(run).state == State.TIMED_OUT
-    recipe.until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
 
 
 def test_a_character_of_the_log_that_is_half_written_waits_for_its_rest(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import requests
 
 from enrollment.fakeforge import Fault, Forge, Request, Server
 from enrollment.fakeforge.faults import FaultPlan
-from tests.controlplane.trees import until
 from tests.enrollment.fakeforge.conftest import Client
+from tests.waiting import until
 
 COMMENTS = "/repos/recipes/web/issues/1/comments"
 

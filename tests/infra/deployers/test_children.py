@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from infra.deployers.isolation import children
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[3]
 ENV = {"PATH": os.environ["PATH"]}
@@ -25,15 +26,6 @@ FAMILY = "sleep 1000 & setsid sh -c 'sleep 1001 & exit' & sleep 1002; wait"
 
 def _run(*command: str, **options: Any) -> children.Done:
     return children.run(command, env=ENV, **{"seconds": 30, **options})
-
-
-def _until(happened: Callable[[], Any], seconds: float = 240) -> Any:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if value := happened():
-            return value
-        time.sleep(0.02)
-    raise AssertionError("it did not happen")
 
 
 def _sleepers(mark: str) -> list[psutil.Process]:
@@ -61,7 +53,7 @@ def starter(request: pytest.FixtureRequest) -> Iterator[Callable[..., tuple[subp
         )
         process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, text=True, stderr=subprocess.PIPE)
         started.append(process)
-        _until(lambda: len(_sleepers(mark)) == 3)
+        until(lambda: len(_sleepers(mark)) == 3)
         return process, mark
 
     yield start
@@ -78,7 +70,7 @@ def test_all_of_it_ends_with_who_started_it(number: signal.Signals, starter: Any
     process, mark = starter(f"{heard}children.run(family, env=env, seconds=1000)")
     process.send_signal(number)
     process.wait(240)
-    _until(lambda: not _sleepers(mark), 10)
+    until(lambda: not _sleepers(mark))
 
 
 @pytest.mark.crash
@@ -90,21 +82,21 @@ def test_it_ends_with_the_process_and_not_with_the_thread_that_started_it(starte
     time.sleep(0.5)
     assert len(_sleepers(mark)) == 3
     process.kill()
-    _until(lambda: not _sleepers(mark), 10)
+    until(lambda: not _sleepers(mark))
 
 
 @pytest.mark.crash
 def test_the_time_counts_though_who_started_it_hangs(starter: Any) -> None:
     process, mark = starter("children.start(family, env=env, seconds=8)\ntime.sleep(1000)")
     process.send_signal(signal.SIGSTOP)
-    _until(lambda: not _sleepers(mark), 20)
+    until(lambda: not _sleepers(mark))
 
 
 @pytest.mark.crash
 def test_a_guard_that_is_killed_takes_the_program_with_it() -> None:
     process = children.start(["sleep", "1000"], env=ENV)
-    child = _until(lambda: psutil.Process(process.pid).children())[0]
-    _until(lambda: child.name() == "sleep")
+    child = until(lambda: psutil.Process(process.pid).children())[0]
+    until(lambda: child.name() == "sleep")
     process.kill()
     process.wait()
     psutil.wait_procs([child], timeout=240)

@@ -16,8 +16,8 @@ import pytest
 
 from infra.deployers.docker import events
 from infra.deployers.docker.events import EventFollower, concerns, line
-from tests.controlplane.trees import until
 from tests.docker import docker, need_swarm
+from tests.waiting import until
 
 STACK = "ccci-06dacb6b1c78"
 LABELS = {"com.docker.stack.namespace": STACK, "com.docker.swarm.service.name": f"{STACK}_app"}
@@ -96,10 +96,10 @@ def test_a_watcher_wakes_up_and_ends_with_its_stop() -> None:
     try:
         docker("run", "--detach", f"--label=com.docker.stack.namespace={name}", f"--name={name}", "cc-ci-test/busybox:1", "true")
         assert watcher.wait(240)
-        until(lambda: told("die"), 240)
+        until(lambda: told("die"))
     finally:
         docker("rm", "--force", name)
-    until(lambda: told("destroy"), 240)
+    until(lambda: told("destroy"))
     process = watcher._process
     assert process and process.poll() is None
     watcher.stop()

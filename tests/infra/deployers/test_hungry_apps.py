@@ -23,6 +23,7 @@ from infra.deployers.swarm.ephemeral import SwarmDeployer
 from tests.docker import IMAGE, docker, need_swarm
 from tests.infra.deployers.compose.reading import write
 from tests.infra.deployers.conftest import deployers
+from tests.waiting import until
 
 pytestmark = [pytest.mark.docker, pytest.mark.xdist_group("hungry")]
 
@@ -62,14 +63,6 @@ def hungry(deployer: Callable[..., SwarmDeployer], folder: Path, script: str, mo
     app = deployer(write(folder / "hungry", text), bounds=SMALL, trusted=False, **changes)
     app.deploy()
     return app
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    """Wait for evidence; a machine ten times slower still gives it in time."""
-    end = time.monotonic() + 600
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.2)
 
 
 def test_a_fork_bomb_meets_its_limit_of_processes(deployer: Any, neighbour: Any, tmp_path: Path) -> None:

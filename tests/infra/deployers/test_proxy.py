@@ -21,6 +21,7 @@ from infra.deployers.errors import DeployError
 from infra.deployers.probe import Address, probe
 from tests.docker import IMAGE, docker, need_swarm
 from tests.e2e.traefik import traefik
+from tests.waiting import until
 
 pytestmark = [pytest.mark.docker, pytest.mark.xdist_group("proxy")]
 
@@ -74,14 +75,6 @@ class Stack:
         if found := self.networks():
             docker("network", "rm", *found, check=False)
         return self.networks()
-
-
-def until(what: Callable[[], Any], seconds: float = 240) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.1)
-    return found
 
 
 def attached(network: str) -> dict[str, str]:

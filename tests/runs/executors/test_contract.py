@@ -23,6 +23,7 @@ from runs.harness.protocol import FolderState, Verdict
 from runs.models import State, TestRun
 from tests.runs.executors.conftest import row_for
 from tests.runs.executors.fakes import FakeServer
+from tests.waiting import until
 from tests.world import WEB, World
 
 KINDS = [("local", "drone"), ("drone", "drone"), ("woodpecker", "woodpecker")]
@@ -63,7 +64,7 @@ class Place:
             seen.append(self.executor.observe(self.fresh()))
             return done(seen[-1])
 
-        self.world.until(look, 600)
+        until(look)
         return seen[-1]
 
 
@@ -104,7 +105,7 @@ def test_a_run_is_started_once_and_observed_to_its_end(place: Place) -> None:
         dispatcher.ingest.take_over(run, seen)
         return seen.state is FolderState.FINISHED
 
-    place.world.until(look, 600)
+    until(look)
     assert seen.results and seen.results.verdict is Verdict.PASSED
     assert seen.results.run_id == str(place.run.id)
     assert seen.results.sha == place.run.sha
@@ -127,13 +128,13 @@ def test_a_run_that_is_stopped_tears_down(place: Place) -> None:
     place.executor.stop(place.fresh())
     seen = place.until(lambda seen: seen.state in (FolderState.FINISHED, FolderState.LOST))
     assert seen.results is None or seen.results.verdict is Verdict.CANCELLED
-    place.world.until(lambda: not place.harnesses(), 600)
+    until(lambda: not place.harnesses())
 
 
 @pytest.mark.slow(8)
 def test_a_killed_harness_is_lost(place: Place) -> None:
     place.executor.start(place.fresh())
-    place.world.until(lambda: bool(place.harnesses()), 600)
+    until(lambda: bool(place.harnesses()))
     for process in place.harnesses():
         process.send_signal(signal.SIGKILL)
     seen = place.until(lambda seen: seen.state is not FolderState.RUNNING)

@@ -40,6 +40,7 @@ from runs.models import State, TestRun
 from tests.factories import TestRunFactory
 from tests.runs.executors.conftest import row_for
 from tests.runs.executors.fakes import LOG_BYTES, FakeServer
+from tests.waiting import until
 from tests.world import WEB, World
 
 pytestmark = [pytest.mark.django_db, pytest.mark.slow(0.3)]
@@ -75,11 +76,11 @@ def test_extra_tests_asked_for_in_a_comment_run_as_a_build(world: World, fake: F
     fake.secrets["CC_CI_GIT_TOKEN"] = "the-token-for-git"
     world.say("recipes/far", "!testme --extra-tests")
     world.hear()
-    world.run_all(120)
+    world.run_all()
     run = TestRun.objects.get()
     assert run.state == State.PASSED, run.reason
     (build,) = fake.builds
-    world.until(lambda: build.status != "running", 600)
+    until(lambda: build.status != "running")
     assert (build.params["EXTRA_TESTS"], build.status) == ("1", "success")
     assert dict(run.stage_results.values_list("name", "status"))["extra"] == "passed"
     assert run.executor_name == "drone" and run.build_url == f"{fake.url}/ci/runner/1"
@@ -99,7 +100,7 @@ def test_a_build_started_by_hand_runs_without_cc_ci(world: World, fake: FakeServ
     url = f"{world.server.url}/recipes/far.git"
     build = fake.create([("CC_CI_RECIPE", url), ("CC_CI_REF", ""), ("STAGES", "install,custom"), ("EXTRA_TESTS", "")])
     assert build and build.process
-    world.until(lambda: build.step.stored, 600)
+    until(lambda: build.step.stored)
     text = "".join(build.step.lines)
     assert (build.process.returncode, build.status) == (1, "failure"), text
     assert "no teapot" in text and "cc-ci:1:" not in text
@@ -312,14 +313,14 @@ def test_a_build_whose_shell_is_killed_tears_down(
     params = {**params_for(run), "CC_CI_REQUEST": ""}
     build = fake.create([*params.items(), ("CC_CI_RECIPE", f"{world.server.url}/recipes/far.git")])
     assert build and build.process
-    world.until(lambda: any("custom" in line for line in build.step.lines), 600)
+    until(lambda: any("custom" in line for line in build.step.lines))
     pids = wait_for_harness()
     assert pids
     fake.cancel(build)
-    world.until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), 600)  # noqa: PTH110
+    until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids))  # noqa: PTH110
     assert build.status == "killed"
     again = fake.create([("CC_CI_RECIPE", "nothing")])
-    world.until(lambda: bool(again and again.step.stored), 600)
+    until(lambda: bool(again and again.step.stored))
     assert read("".join(build.step.lines), key_for(run), str(run.id), 1).results is None
 
 

@@ -23,6 +23,7 @@ from runs.harness import checkout, dump_checks, extra_tests, lint, recipe_config
 from runs.harness.checkout import Checkout, resolve
 from runs.harness.protocol import ExtraTest, FolderState, Limits, Source, Verdict
 from tests.runs.harness.conftest import RECIPES, ROOT, git
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow(0.6)
 
@@ -46,15 +47,6 @@ def tree_bomb(folder: Path, files: bool = False, width: int = 16, depth: int = 1
     _raw(folder, "update-ref", "refs/heads/main", commit)
     _raw(folder, "symbolic-ref", "HEAD", "refs/heads/main")
     return commit
-
-
-def _until(happened: Callable[[], Any], seconds: float = 240) -> Any:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if value := happened():
-            return value
-        time.sleep(0.02)
-    raise AssertionError("it did not happen")
 
 
 def _working(folder: Path) -> list[psutil.Process]:
@@ -125,10 +117,10 @@ def test_a_git_without_an_end_ends_with_a_harness_that_is_killed(
     recipe = make_recipe()
     folder = make_folder(recipe, source=_commit(recipe))
     process = harness("run", folder.path, env=endless_git)
-    _until(lambda: len(_working(tmp_path / "spin")) == 2)
+    until(lambda: len(_working(tmp_path / "spin")) == 2)
     process.kill()
     process.wait()
-    _until(lambda: not _working(tmp_path / "spin"), 10)
+    until(lambda: not _working(tmp_path / "spin"))
     assert folder.state() is FolderState.LOST
 
 
@@ -156,9 +148,9 @@ def test_a_command_that_is_killed_leaves_nothing(
     )
     try:
         if where == "git":
-            _until(lambda: len(_working(tmp_path / "spin")) == 2, 60)
+            until(lambda: len(_working(tmp_path / "spin")) == 2)
         else:
-            _until(lambda: any("collected 1 item" in log.read_text() for log in tmp_path.glob("data/local-runs/*/1/log.txt")), 60)
+            until(lambda: any("collected 1 item" in log.read_text() for log in tmp_path.glob("data/local-runs/*/1/log.txt")))
         family = psutil.Process(process.pid).children(recursive=True)
         assert len(family) >= 4
     finally:

@@ -20,6 +20,7 @@ from infra.deployers.isolation import cgroups
 from runs.harness import disk_full
 from runs.harness.protocol import CaseResult, Request, Results, RunFolder, Source, StageResult, Verdict
 from tests.runs.harness.conftest import RECIPES, ROOT, git
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow(1.3)
 
@@ -123,15 +124,6 @@ def test_a_limit_on_files_ends_in_words_too(make_recipe: Any, tmp_path: Path) ->
     assert (code, "The disk is full" in said, "Traceback" in said) == (2, True, False), said
 
 
-def _until(happened: Callable[[], Any], seconds: float = 240) -> Any:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if value := happened():
-            return value
-        time.sleep(0.02)
-    raise AssertionError("it did not happen")
-
-
 def _request(recipe: Path, run_id: str) -> Request:
     source = Source(url=str(recipe))
     stages = ["install", "custom"]
@@ -157,9 +149,9 @@ def test_a_disk_that_fills_up_meanwhile_leaves_room_for_the_results(small: Any, 
     folder = RunFolder(data / "runs" / run_id / "1")
     folder.write_request(_request(recipe, run_id))
     assert _start(folder).returncode == 0
-    _until(lambda: folder.log.exists() and "xxxx" in folder.log.read_text())
+    until(lambda: folder.log.exists() and "xxxx" in folder.log.read_text())
     fill(data)
-    _until(folder.results_file.exists)
+    until(folder.results_file.exists)
     results = folder.results()
     assert results
     assert results.verdict is Verdict.ERRORED

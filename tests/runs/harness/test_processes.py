@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +21,11 @@ from runs.harness.protocol import FolderState, RunFolder, Verdict
 from runs.harness.sweep import sweep as sweep_all
 from tests.infra.deployers.test_trees import make_deep
 from tests.runs.harness.conftest import RECIPES, ROOT
+from tests.waiting import until
 
 pytestmark = [pytest.mark.crash, pytest.mark.xdist_group("processes")]
 
 SLOW = "import time\ndef test_slow(app):\n    print('now', flush=True)\n    time.sleep(30)\n"
-
-
-def _until(happened: Callable[[], Any], seconds: float = 240) -> Any:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if value := happened():
-            return value
-        time.sleep(0.02)
-    raise AssertionError("it did not happen")
 
 
 def _started(folder: RunFolder, stage: str) -> bool:
@@ -60,7 +51,7 @@ def test_start_returns_at_once_and_the_harness_outlives_it(make_folder: Any) -> 
     _start(folder, '{"git_username": "bot", "git_token": "s3cret-token"}')
     assert folder.results() is None, "it waited for the run, which starts a dozen processes"
     assert folder.state() is FolderState.RUNNING
-    _until(lambda: folder.state() is FolderState.FINISHED)
+    until(lambda: folder.state() is FolderState.FINISHED)
     assert folder.results().verdict is Verdict.PASSED
     assert "s3cret-token" not in "".join(path.read_text() for path in folder.path.iterdir() if path.is_file())
 
@@ -70,7 +61,7 @@ def test_two_starts_are_one_harness(make_folder: Any) -> None:
     command = [sys.executable, "-m", "runs.harness", "start", str(folder.path)]
     starts = [subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL) for _ in range(4)]
     assert [start.wait(240) for start in starts] == [0, 0, 0, 0]
-    _until(lambda: folder.state() is FolderState.FINISHED)
+    until(lambda: folder.state() is FolderState.FINISHED)
     assert [event.kind for event in folder.events()].count("begun") == 1
     results = folder.results_file.read_bytes()
     _start(folder)  # a late one finds the results and leaves them alone
@@ -93,7 +84,7 @@ def test_somebody_who_only_asks_is_not_mistaken_for_a_harness(make_folder: Any, 
 def test_a_cancelled_run_is_torn_down_and_says_so(how: str, make_folder: Any, make_recipe: Any, harness: Any) -> None:
     folder = make_folder(make_recipe({"test_slow": SLOW}))
     process = harness("run", folder.path)
-    _until(lambda: _started(folder, "custom"))
+    until(lambda: _started(folder, "custom"))
     run_id = folder.request().run_id
     assert _processes_of(run_id)
     if how == "file":
@@ -114,7 +105,7 @@ def test_a_killed_harness_is_lost_and_leaves_no_process(
     path = os.environ["PATH"] if bubblewrap else path_without_bubblewrap
     process = harness("run", folder.path, env={"PATH": path})
     run_id = folder.request().run_id
-    _until(lambda: _started(folder, "custom") and "collected 1 item" in folder.log.read_text())
+    until(lambda: _started(folder, "custom") and "collected 1 item" in folder.log.read_text())
     mine = psutil.Process(process.pid).children(recursive=True)
     assert "busybox" in {child.name() for child in mine}
     assert bubblewrap == ("bwrap" in {child.name() for child in mine})
@@ -130,14 +121,14 @@ def test_a_killed_harness_is_lost_and_leaves_no_process(
         sweep(older_than=0, prefix=stack_name(run_id))  # a process that has just ended holds its cgroup for another moment
         return not list(cgroups.existing(stack_name(run_id)))
 
-    _until(swept)
+    until(swept)
 
 
 def test_a_sweep_removes_the_work_of_lost_runs_only(make_folder: Any, make_recipe: Any, harness: Any) -> None:
     lost, living = (make_folder(make_recipe({"test_slow": SLOW})) for _ in range(2))
     processes = [harness("run", folder.path) for folder in (lost, living)]
     for folder in (lost, living):
-        _until(lambda folder=folder: _started(folder, "custom"))
+        until(lambda folder=folder: _started(folder, "custom"))
     processes[0].kill()
     processes[0].wait()
     swept = harness("sweep", "--installation", lost.request().installation_id, "--runs-dir", lost.path.parent.parent)
