@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import socket
+import sqlite3
 import sys
 import time
 from collections.abc import Callable
@@ -69,7 +70,8 @@ def ticker(report: Report) -> None:
                 log.info("The database responds again.")
             trouble, pause = "", TICK_SECONDS
         except Exception as error:
-            report(error=type(error).__name__)
+            cause = getattr(error.__cause__, "sqlite_errorcode", None)
+            report(error=type(error).__name__, locked=cause == sqlite3.SQLITE_BUSY)
             words = " ".join(str(error).split())
             if words != trouble:
                 trouble = words

@@ -52,9 +52,12 @@ def listen(address: str) -> socket.socket:
 
 
 class Progress:
-    """How long the queue has been idle with work to do; time without a database does not count."""
+    """How long the queue has been idle with work to do; time without a database does not count.
 
-    LONGEST_STEP = 2.0
+    A locked SQLite is no database that is away: a process of the queue that hangs may be what locks it.
+    """
+
+    LONGEST_STEP, LONGEST_LOCK = 2.0, 30.0
 
     def __init__(self, limit: float) -> None:
         self.limit = limit
@@ -69,9 +72,16 @@ class Progress:
     def saw(self, worked_at: str, now: float) -> None:
         """The ticker read when a task last started; `now` is from a monotonic clock."""
         if worked_at != self._worked_at:
-            self._worked_at, self.idle, self.worked = worked_at, 0.0, bool(worked_at)
-        elif self._seen is not None:
-            self.idle += min(now - self._seen, self.LONGEST_STEP)  # a suspended host was not idle
+            self._worked_at, self.idle, self.worked, self._seen = worked_at, 0.0, bool(worked_at), None
+        self._count(now, self.LONGEST_STEP)
+
+    def saw_lock(self, now: float) -> None:
+        """The ticker waited for SQLite's lock in vain, which takes it some 20 s."""
+        self._count(now, self.LONGEST_LOCK)
+
+    def _count(self, now: float, longest: float) -> None:
+        if self._seen is not None:
+            self.idle += min(now - self._seen, longest)  # a suspended host was not idle
         self._seen = now
 
     def saw_nothing(self) -> None:
@@ -211,6 +221,8 @@ class Supervisor:
                 child.ready = child.ready or "error" not in said
                 if "worked_at" in said:
                     self._progress.saw(str(said["worked_at"]), now)
+                elif said.get("locked"):
+                    self._progress.saw_lock(now)
                 elif "error" in said:
                     self._progress.saw_nothing()
         if self.queue.running and self._progress.stalled:

@@ -57,6 +57,16 @@ def test_time_without_sight_of_the_database_does_not_count() -> None:
     assert not progress.stalled
 
 
+def test_time_with_a_locked_database_counts() -> None:
+    progress = Progress(limit=90)
+    progress.saw("12:00", 0)
+    for now in (21, 43, 67, 89):
+        progress.saw_lock(now)
+        assert not progress.stalled
+    progress.saw_lock(91)
+    assert progress.stalled
+
+
 def test_a_machine_that_slept_was_not_idle() -> None:
     progress = Progress(limit=90)
     watch(progress, "12:00", 0, 10)

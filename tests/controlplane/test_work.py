@@ -31,6 +31,15 @@ open(sys.argv[1], "w").write(str(os.getpid()))
 time.sleep(3600)
 """
 
+# It holds SQLite's only lock for writing until it is ended.
+LOCK = """
+import pathlib, sqlite3, sys, time
+database = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=300)
+database.execute("BEGIN IMMEDIATE")
+pathlib.Path(sys.argv[2]).touch()
+time.sleep(3600)
+"""
+
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
@@ -170,9 +179,15 @@ def test_left_overs_of_an_earlier_one_are_ended(idle: Tree) -> None:
         harness.wait()
 
 
-def test_a_queue_that_stands_still_is_restarted(idle: Tree) -> None:
+@pytest.mark.parametrize("locked", [False, True])
+def test_a_queue_that_stands_still_is_restarted(idle: Tree, locked: bool) -> None:
+    if locked and idle.database.server:
+        pytest.skip("about SQLite")
     idle.start()
     still = idle.cluster()
+    if locked:
+        idle.put(sys.executable, "-c", LOCK, str(idle.database.file), f"{idle.folder}/locked")
+        until(Path(f"{idle.folder}/locked").exists)
     for process in still:
         process.suspend()
     until(lambda: not any(process.is_running() for process in still), why="the queue that stands still is there yet")
