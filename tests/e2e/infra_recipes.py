@@ -100,7 +100,7 @@ class Server:
         self.apps.append(app)
         discovery.discover(app)
         files = inspect.checkout(app, app.releases.get(version=OLD).commit, self.root / name)
-        deployer = inspect.deployer_for(app, files, self.root / f"{name}-work", mark="first", seconds=60)
+        deployer = inspect.deployer_for(app, files, self.root / f"{name}-work", mark="first", seconds=300)
         deployer.deploy(files)
         deployer.settle()
         deployer.close()

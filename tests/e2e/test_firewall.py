@@ -115,7 +115,7 @@ class Run:
         (recipe / "compose.yml").write_text(COMPOSE)
         (recipe / ".env.sample").write_text("DOMAIN=app.example.com\n")
         run_id = uuid.uuid4().hex
-        given = {"domain": "app.example.com", "settle_seconds": 60, "health_status": [200, 404], **changes}
+        given = {"domain": "app.example.com", "health_status": [200, 404], **changes}
         self.deployer = SwarmDeployer(Context(run_id, "test-firewall", "x", recipe, work, **given))
         self.deployer.deploy()
         self.deployer.settle()

@@ -151,7 +151,7 @@ class Stage:
     def _again(self) -> None:
         """The old version on the data of the beginning."""
         files = self.server.root / self.app.name
-        deployer = inspect.deployer_for(self.app, files, self.server.root / "again", mark="first", seconds=60)
+        deployer = inspect.deployer_for(self.app, files, self.server.root / "again", mark="first", seconds=300)
         deployer.undeploy()
         deployer.copier([IMAGE]).replace(self.volume, self._original)
         deployer.deploy(files)

@@ -56,7 +56,7 @@ def context(folder: Path, **given: Any) -> Context:
 def test_a_node_that_takes_no_tasks_is_ours(second: SecondDocker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convergence, "MOST_HOMELESS", 0.5)
     docker("node", "update", "--availability=drain", docker("node", "ls", "--quiet"))
-    app = SwarmDeployer(context(tmp_path, settle_seconds=60))
+    app = SwarmDeployer(context(tmp_path))
     try:
         app.deploy()
         with pytest.raises(DeployError) as caught:

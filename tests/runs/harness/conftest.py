@@ -16,7 +16,7 @@ import pytest
 from infra.deployers.context import stack_name
 from infra.deployers.isolation import bubblewrap, cgroups
 from runs.harness.engine import Engine
-from runs.harness.protocol import Limits, Request, Results, RunFolder, Source
+from runs.harness.protocol import Request, Results, RunFolder, Source
 
 #: An app that insists on https, as its proxy says: files of a recipe for the deployer process.
 INSISTS = {
@@ -103,7 +103,6 @@ def make_folder(tmp_path: Path) -> Iterator[Callable[..., RunFolder]]:
             "source": Source(url=str(recipe)),
             "stages": ["install", "custom"],
             "deployer": "process",
-            "limits": Limits(run_seconds=600, stage_seconds=300, settle_seconds=100),
             "picture": False,
             **changes,
         }

@@ -141,7 +141,7 @@ def test_ten_planted_secrets_are_found_without_a_sandbox_and_none_within(
     assert not [kind for kind in KINDS if secrets[kind] in written]
 
 
-LIMITS = Limits(run_seconds=40, stage_seconds=20, settle_seconds=10, memory_mb=128, processes=40, disk_mb=32)
+LIMITS = Limits(memory_mb=128, processes=40, disk_mb=32)
 
 
 def _hungry(make_recipe: Callable[..., Path], run: Callable[..., Results], test: str, limits: Limits = LIMITS) -> Results:

@@ -47,11 +47,9 @@ class Place:
         self.folder = folder
         folder.mkdir()
         shutil.copytree(recipe, folder / "checkout")
-        self.context = Context(
-            uuid.uuid4().hex, "test", recipe.name, folder / "checkout", folder, domain="app.localhost", settle_seconds=10
-        )
+        self.context = Context(uuid.uuid4().hex, "test", recipe.name, folder / "checkout", folder, domain="app.localhost")
         self.journal = Journal(RunFolder(folder))
-        self.deadlines = Deadlines(folder / "cancel", 60)
+        self.deadlines = Deadlines(folder / "cancel", 600)
         self.deployer = deployer or _Nowhere()
 
     def run(self, stage: str) -> Outcome:

@@ -53,7 +53,7 @@ def shoot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
         for name, text in (files or {}).items():
             (checkout / name).write_text(text)
         run_id = uuid.uuid4().hex
-        context = Context(run_id, "test", "web", checkout, work, domain=f"ccci-{run_id[:12]}.localhost", settle_seconds=20)
+        context = Context(run_id, "test", "web", checkout, work, domain=f"ccci-{run_id[:12]}.localhost")
         up.append(ProcessDeployer(context))
         up[-1].deploy()
         up[-1].settle()

@@ -235,7 +235,7 @@ def need_browser() -> None:
 @pytest.mark.browser
 def test_a_real_browser_in_the_sandbox(make_recipe: Any, run: Any) -> None:
     need_browser()
-    limits = Limits(run_seconds=90, stage_seconds=60, settle_seconds=10, memory_mb=1024, processes=256)
+    limits = Limits(memory_mb=1024, processes=256)
     results = run(make_recipe({"test_browsing": BROWSING}), limits=limits, trusted=False, stages=["custom"])
     assert results.verdict is Verdict.PASSED, results.stages[-1]
     assert [case.status for case in results.stages[-1].cases] == ["passed"] * 3
@@ -280,7 +280,7 @@ def test_an_app_that_insists_on_https_is_reached_as_by_its_users(
     if not sandboxed:
         monkeypatch.setenv("CC_CI_CHROMIUM", undisturbed(tmp_path))
         monkeypatch.setattr(bubblewrap, "available", lambda: bubblewrap.Availability(False, "Not in this test."))
-    limits = Limits(run_seconds=90, stage_seconds=60, settle_seconds=10, memory_mb=1024, processes=256)
+    limits = Limits(memory_mb=1024, processes=256)
     more = {"test_led_over": LED_OVER} if sandboxed else {}  # else there is one port, and no name
     recipe = make_recipe({"test_asking": ASKING, "test_signing_in": SIGNING_IN, **more}, INSISTS)
     results = run(recipe, limits=limits, stages=["install", "custom"], picture=True)
