@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,17 @@ class Recipe:
     def web(self, known: Collection[int]) -> tuple[str, int] | None:
         """The service and port that serve the web: by Traefik's labels, else a published port that is in `known`.
 
-        The one to which the proxy forwards requests to the domain itself comes first, then `app`.
+        The one to which the proxy forwards a GET of `/` at the domain itself comes first, then `app`.
         """
         domain = self.env.get("DOMAIN", "")
         labels = {name: self.labels(name) for name in self._app_first()}
-        serving = {to for one in labels.values() for to in routes.serving(one, domain)}
-        routed = [(name, to, port) for name, one in labels.items() for to, port in routes.ports(one).items()]
-        for name, _, port in sorted(routed, key=lambda one: one[1] not in serving):
+        priorities: dict[str, int] = {}
+        for one in labels.values():
+            for to, priority in routes.serving(one, domain).items():
+                priorities[to] = max(priorities.get(to, 0), priority)
+        routed = [(priorities.get(to, 0), name, port) for name, one in labels.items() for to, port in routes.ports(one).items()]
+        if routed:
+            _, name, port = max(routed, key=itemgetter(0))  # the first of equal ones
             return name, port
         for name in labels:
             for entry in self.services[name].get("ports") or []:

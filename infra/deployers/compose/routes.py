@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 _LONGEST_RULE = 4096
@@ -33,6 +34,8 @@ _PATTERNS = frozenset({"hostregexp"})
 _OTHERS = frozenset({"path", "pathprefix", "pathregexp", "method", "query", "queryregexp", "clientip"}) | frozenset(
     {"header", "headers", "headerregexp", "headersregexp"}
 )
+#: What such a matcher lets through of a GET of `/`.
+_AT_THE_START = {"path": ("/",), "pathprefix": ("/", ""), "method": ("GET",)}
 _ONLY_HTTP = (_HOSTS | _PATTERNS | _OTHERS) - {"clientip"}
 _ONLY_TCP = frozenset({"hostsni", "hostsniregexp", "alpn"})
 _TCP_RULE = re.compile(r"\s*traefik\.tcp\.routers\.[^.]+\.rule", re.IGNORECASE)
@@ -87,8 +90,9 @@ _OPTIONS = {
 }
 _MIDDLEWARES = {kind: re.compile(options) for kind, options in _OPTIONS.items()}
 _PORT = re.compile(r"traefik\.http\.services\.([^.]+)\.loadbalancer\.server\.port", re.IGNORECASE)
-_OF_ROUTER = re.compile(r"traefik\.http\.routers\.([^.]+)\.(rule|service)", re.IGNORECASE)
-_OF_HOSTS_ALONE = re.compile(r"(?:host\([^()]*\)(?:\s*\|\|\s*)?)+")
+_OF_ROUTER = re.compile(r"traefik\.http\.routers\.([^.]+)\.(rule|service|entrypoints|priority)", re.IGNORECASE)
+#: The entry point for HTTPS, as the field's own traefik and Traefik's examples name it.
+_SECURE = frozenset({"web-secure", "websecure"})
 _BUFFERING = re.compile(r"traefik\.http\.middlewares\.([^.]+)\.buffering(?:\.([a-z]+))?", re.IGNORECASE)
 _SWARM = re.compile(r"traefik\.(?:docker\.network|docker\.lbswarm|swarm\..*)", re.IGNORECASE)
 _FREE = re.compile(r"traefik\.(?:enable|docker\.network|docker\.lbswarm|swarm\.network|swarm\.lbswarm)")
@@ -261,10 +265,14 @@ def _own_pattern(pattern: str, domain: str) -> bool:
     """
     if not domain or "|" in pattern:
         return False
-    end = re.escape(domain.lower()).replace(r"\.", r"\\?\.").replace(r"\-", "-")
-    lower = pattern.lower()
+    end, lower = _written(domain), pattern.lower()
     version_2 = rf"\{{[a-z0-9_-]+(?::[^{{}}]+)?\}}\.{re.escape(domain.lower())}"
     return bool(re.fullmatch(rf"\^(?:[!-~]*\\\.)?{end}\$", lower) or re.fullmatch(version_2, lower))
+
+
+def _written(domain: str) -> str:
+    """A pattern of the patterns for a domain."""
+    return re.escape(domain.lower()).replace(r"\.", r"\\?\.").replace(r"\-", "-")
 
 
 class _Unclear(ValueError):
@@ -273,10 +281,11 @@ class _Unclear(ValueError):
 
 @dataclass(frozen=True)
 class _Bounds:
-    """Whether an expression, and its negation, match own hosts only."""
+    """Whether an expression, and its negation, match own hosts only; whether it matches a GET of `/` at the domain itself."""
 
     own: bool
     opposite: bool = False
+    start: bool = False
 
 
 def rule_problem(rule: str, domain: str) -> str:
@@ -328,10 +337,14 @@ class _Rule:
         return self._tokens[self._at - 1][1]
 
     def _any(self, depth: int) -> _Bounds:
-        return self._joined("||", self._all, depth, lambda a, b: _Bounds(a.own and b.own, a.opposite or b.opposite))
+        return self._joined(
+            "||", self._all, depth, lambda a, b: _Bounds(a.own and b.own, a.opposite or b.opposite, a.start or b.start)
+        )
 
     def _all(self, depth: int) -> _Bounds:
-        return self._joined("&&", self._one, depth, lambda a, b: _Bounds(a.own or b.own, a.opposite and b.opposite))
+        return self._joined(
+            "&&", self._one, depth, lambda a, b: _Bounds(a.own or b.own, a.opposite and b.opposite, a.start and b.start)
+        )
 
     def _joined(
         self, sign: str, part: Callable[[int], _Bounds], depth: int, join: Callable[[_Bounds, _Bounds], _Bounds]
@@ -348,7 +361,7 @@ class _Rule:
         if self._next() == "!":
             self._at += 1
             inner = self._one(depth + 1)
-            return _Bounds(inner.opposite, inner.own)
+            return _Bounds(inner.opposite, inner.own, not inner.start)
         if self._next() == "(":
             self._at += 1
             inner = self._any(depth + 1)
@@ -371,7 +384,7 @@ class _Rule:
         if kind in _ONLY_TCP:
             raise _Unclear(f"{name} is for TCP, but this is the rule of an HTTP router")
         if kind in _OTHERS:
-            return _Bounds(False)
+            return _Bounds(False, start=any(text in _AT_THE_START.get(kind, ()) for text in texts))
         if kind not in _HOSTS | _PATTERNS:
             raise _Unclear(f"unknown matcher {name}")
         own = _own_host if kind in _HOSTS else _own_pattern
@@ -383,7 +396,8 @@ class _Rule:
                     else ("not limited to the run's own domain: write HostRegexp(`^.+\\.${DOMAIN}$$`)")
                 )
                 raise _Unclear(f"{name}(`{text}`) is {what}")
-        return _Bounds(True)
+        itself = rf"\^{_written(self._domain)}\$" if kind in _PATTERNS else re.escape(self._domain)
+        return _Bounds(True, start=any(re.fullmatch(itself, text, re.IGNORECASE) for text in texts))
 
 
 def ports(labels: Mapping[str, str]) -> dict[str, int]:
@@ -395,20 +409,26 @@ def ports(labels: Mapping[str, str]) -> dict[str, int]:
     return dict(sorted(named, key=lambda one: (len(one[0]), one[1])))
 
 
-def serving(labels: Mapping[str, str], domain: str) -> set[str]:
-    """The Traefik services of the routers for the whole of this very host: one that asks for more, such as a path, is not.
+def serving(labels: Mapping[str, str], domain: str) -> dict[str, int]:
+    """Traefik's services to which a GET of `/` at this very host may be forwarded, with their routers' priorities, of which the
+    greatest decides. By default it is the length of the rule.
 
-    A router that names none leads to its service's own.
+    A router that names no service leads to its own; one that is not for HTTPS does not count.
     """
     routers: dict[str, dict[str, str]] = {}
     for key, value in labels.items():
         if match := _OF_ROUTER.fullmatch(key):
             routers.setdefault(match[1], {})[match[2].lower()] = value
-    found = set()
-    for router in routers.values():
-        rule = router.get("rule", "")[:_LONGEST_RULE].lower().replace('"', "`")
-        if domain and f"`{domain.lower()}`" in rule and _OF_HOSTS_ALONE.fullmatch(rule.strip()):
-            found.add(router.get("service", "").partition("@")[0] or next(iter(ports(labels)), ""))
+    own = next(iter(ports(labels)), "")
+    found: dict[str, int] = {}
+    for router in routers.values() if labels.get("traefik.enable", "").lower() != "false" else ():
+        rule, priority = router.get("rule", ""), router.get("priority", "")
+        entries = {entry.strip() for entry in router.get("entrypoints", "").split(",")} - {""}
+        with suppress(_Unclear):
+            if _Rule(rule, domain).read().start and not (entries and _SECURE.isdisjoint(entries)):
+                to = router.get("service", "").strip().partition("@")[0] or own
+                rank = int(priority) if re.fullmatch("[0-9]{1,18}", priority) else 0
+                found[to] = max(found.get(to, 0), rank or len(rule))
     return found
 
 
