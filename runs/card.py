@@ -13,6 +13,7 @@ SIZE = (1200, 630)
 COLOURS = {"good": "#136b3a", "bad": "#ab221b", "warn": "#7a4d00", "busy": "#1d56b3", "quiet": "#535e70"}
 _GROUND, _SURFACE, _LINE, _TEXT, _SOFT = "#f5f6f9", "#ffffff", "#d9dee7", "#1a2230", "#535e70"
 _MARGIN, _GAP, _TALL = 70, 20, 96
+_MOST_STAGES = 12  #: more have no room for a letter
 
 
 def draw(name: str, headline: str, tone: str, stages: Sequence[tuple[str, str, str]], note: str) -> bytes:
@@ -25,6 +26,7 @@ def draw(name: str, headline: str, tone: str, stages: Sequence[tuple[str, str, s
     _text(pen, (_MARGIN, 80), "cc-ci", 34, _SOFT)
     _text(pen, (_MARGIN, 140), name, 84, _TEXT)
     _text(pen, (_MARGIN, 250), headline, 54, COLOURS[tone])
+    stages = stages[:_MOST_STAGES]
     width = (wide - 2 * _MARGIN - _GAP * max(len(stages) - 1, 0)) // max(len(stages), 1)
     for number, (stage, status, colour) in enumerate(stages):
         left, top = _MARGIN + number * (width + _GAP), 370

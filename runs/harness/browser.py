@@ -11,7 +11,8 @@ _DEBIANS, _BEHIND = "/usr/bin/chromium", Path("/usr/lib/chromium/chromium")
 
 
 def chromium() -> str:
-    """CC_CI_CHROMIUM, else the machine's; empty if there is none."""
+    """CC_CI_CHROMIUM, else Debian's, else the first in the PATH; empty if there is none."""
     named = os.environ.get("CC_CI_CHROMIUM")
-    found = next(filter(None, map(shutil.which, [named] if named else ["chromium", "chromium-browser"])), "")
-    return str(_BEHIND) if found == _DEBIANS and _BEHIND.exists() else found
+    found = next(filter(None, map(shutil.which, [named] if named else [_DEBIANS, "chromium"])), "")
+    # By way of a link, too.
+    return str(_BEHIND) if found and os.path.realpath(found) == _DEBIANS and _BEHIND.exists() else found

@@ -12,7 +12,7 @@ from django.test import Client
 from django.utils import timezone
 from PIL import Image, ImageColor
 
-from runs.card import COLOURS
+from runs.card import COLOURS, draw
 from runs.models import State
 from runs.templatetags.run_pages import tone
 from tests.browser.examples import HOSTILE
@@ -89,6 +89,10 @@ def test_links_have_a_preview_unless_they_are_private(client: Client) -> None:
     client.force_login(User.objects.create_superuser("operator"))
     private = TestRunFactory(failed=True, repository=RepositoryFactory(private=True))
     assert "og:" not in client.get(private.get_absolute_url()).content.decode()
+
+
+def test_a_preview_with_no_room_for_its_stages_is_drawn() -> None:
+    assert draw("web", "failed", "bad", [("install", "passed", "good")] * 100, "").startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("state", State.values)

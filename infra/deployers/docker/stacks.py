@@ -21,6 +21,8 @@ LABEL_SERVICE = "com.docker.swarm.service.name"
 #: What a deployment runs with; the other kinds hold its data and stay when it is merely stopped.
 RUNNING = ("service", "container", "network")
 SECONDS = 60.0
+#: Tasks alone are waited for so long; those on a node that is away stay.
+_TASK_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,14 @@ def remove(
     service's grace period, and are removed when they have ended. `check` is called in every round.
     """
     until = time.monotonic() + seconds
-    pause = 0.08
+    pause, tasks_until = 0.08, time.monotonic() + _TASK_SECONDS
     while True:
         check()
         left = {kind: found for kind in kinds if (found := owned.ids(kind))}
+        if left:
+            tasks_until = time.monotonic() + _TASK_SECONDS
         # A task that was just being started may still make its container, or its network again.
-        if not left and not ("service" in kinds and listed("task", label=owned.labels)):
+        elif time.monotonic() > tasks_until or "service" not in kinds or not listed("task", label=owned.labels):
             return []
         if time.monotonic() > until:
             return [f"{kind} {name}" for kind, names in left.items() for name in names]

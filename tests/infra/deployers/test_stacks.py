@@ -37,6 +37,9 @@ def test_a_network_that_the_last_task_brings_back_is_removed_too(monkeypatch: py
 
 
 def test_a_task_on_a_node_that_is_away_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
     monkeypatch.setattr(stacks, "ids", lambda kind, *_: [])
-    monkeypatch.setattr(stacks, "listed", lambda kind, **_: ["away"])
-    assert stacks.remove(Owned("x", ("a=b",)), seconds=0.2) == []
+    monkeypatch.setattr(stacks, "listed", lambda kind, **_: asked.append(kind) or ["away"])
+    monkeypatch.setattr(stacks, "_TASK_SECONDS", 0.2)
+    assert stacks.remove(Owned("x", ("a=b",)), seconds=1000) == []
+    assert len(asked) > 1 and set(asked) == {"task"}

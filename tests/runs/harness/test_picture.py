@@ -112,6 +112,22 @@ def test_debians_script_stands_for_its_browser(shoot: Callable[..., str], monkey
 
 
 @real
+def test_whatever_the_path_debians_browser_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A test that is given what the sandbox does not have, or cannot run, would fail, and the recipe is not why."""
+    if not Path("/usr/lib/chromium/chromium").exists():
+        pytest.skip("There is no Chromium of Debian's here.")
+    (tmp_path / "chromium").write_text("#!/bin/sh\n")
+    (tmp_path / "chromium").chmod(0o755)
+    (tmp_path / "link").symlink_to("/usr/bin/chromium")
+    for path, named in (("/bin:/usr/bin", ""), (f"{tmp_path}:/usr/bin", ""), ("/usr/bin", f"{tmp_path}/link")):
+        monkeypatch.setenv("PATH", path)
+        monkeypatch.setenv("CC_CI_CHROMIUM", named)
+        assert chromium() == "/usr/lib/chromium/chromium"
+    monkeypatch.setenv("CC_CI_CHROMIUM", f"{tmp_path}/chromium")
+    assert chromium() == f"{tmp_path}/chromium", "what is named is taken as it is"
+
+
+@real
 def test_an_empty_login_form_a_dialog_and_a_short_secret_are_no_reason(shoot: Callable[..., str]) -> None:
     page = "<form><input name=user value=admin><input type=password></form><script>alert('hello')</script>"
     assert shoot(page, (SECRET, "admin")) == ""
