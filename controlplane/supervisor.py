@@ -54,7 +54,7 @@ def listen(address: str) -> socket.socket:
 class Progress:
     """How long the queue has been idle with work to do; time without a database does not count.
 
-    A locked SQLite is no database that is away: a process of the queue that hangs may be what locks it.
+    While SQLite is locked, time counts: what holds the lock may be a process of the queue that hangs.
     """
 
     LONGEST_STEP, LONGEST_LOCK = 2.0, 30.0

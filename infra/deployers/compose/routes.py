@@ -265,14 +265,10 @@ def _own_pattern(pattern: str, domain: str) -> bool:
     """
     if not domain or "|" in pattern:
         return False
-    end, lower = _written(domain), pattern.lower()
+    end = re.escape(domain.lower()).replace(r"\.", r"\\?\.").replace(r"\-", "-")
+    lower = pattern.lower()
     version_2 = rf"\{{[a-z0-9_-]+(?::[^{{}}]+)?\}}\.{re.escape(domain.lower())}"
     return bool(re.fullmatch(rf"\^(?:[!-~]*\\\.)?{end}\$", lower) or re.fullmatch(version_2, lower))
-
-
-def _written(domain: str) -> str:
-    """A pattern of the patterns for a domain."""
-    return re.escape(domain.lower()).replace(r"\.", r"\\?\.").replace(r"\-", "-")
 
 
 class _Unclear(ValueError):
@@ -396,8 +392,8 @@ class _Rule:
                     else ("not limited to the run's own domain: write HostRegexp(`^.+\\.${DOMAIN}$$`)")
                 )
                 raise _Unclear(f"{name}(`{text}`) is {what}")
-        itself = rf"\^{_written(self._domain)}\$" if kind in _PATTERNS else re.escape(self._domain)
-        return _Bounds(True, start=any(re.fullmatch(itself, text, re.IGNORECASE) for text in texts))
+        itself = self._domain.lower()
+        return _Bounds(True, start=any(text.lower().replace("\\", "") in (itself, f"^{itself}$") for text in texts))
 
 
 def ports(labels: Mapping[str, str]) -> dict[str, int]:
