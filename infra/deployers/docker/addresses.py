@@ -8,10 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from infra.deployers.docker.api import inspect, listed
+from infra.deployers.docker.api import has_ended, inspect, listed
 
-#: States in which a task has given its addresses back.
-_OVER = frozenset({"complete", "shutdown", "failed", "rejected", "remove", "orphaned"})
 #: The network's own, its gateway's and the one for all.
 _SET_ASIDE = 3
 
@@ -64,7 +62,7 @@ def counted(
                 on.add(_stack(service))
         for task in tasks:
             held = [one for one in task.get("NetworksAttachments") or [] if (one.get("Network") or {}).get("ID") == ident]
-            if held and (task.get("Status") or {}).get("State") not in _OVER:
+            if held and not has_ended(task):  # else it has given its addresses back
                 used += sum(len(one.get("Addresses") or []) for one in held)
                 nodes.add(str(task.get("NodeID")))
                 on |= {_stack(by_id[task["ServiceID"]])} if task.get("ServiceID") in by_id else set()

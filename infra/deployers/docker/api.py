@@ -32,6 +32,8 @@ _ONE = {"container": "/containers/{}/json", "image": "/images/{}/json"}
 _NOT_THERE = (404,)
 #: Of a name that can be no image's, Docker says 400, and of one with `..` in it that it is elsewhere.
 _NO_IMAGE = (301, 400, 404)
+#: The last states of a task.
+_LAST = frozenset({"complete", "shutdown", "failed", "rejected", "remove", "orphaned"})
 
 _SECONDS = 60.0
 _MOST = 64 << 20  #: bytes of an answer
@@ -80,6 +82,11 @@ def listed(kind: str, **filters: Sequence[str]) -> list[dict[str, Any]]:
     if not isinstance(found, list):
         raise DeployError("tool_failed", f"Docker's answer to {path} is not a list.")
     return [one for one in found if isinstance(one, dict)]
+
+
+def has_ended(task: Mapping[str, Any]) -> bool:
+    """Whether a task is in one of Swarm's last states: it runs nothing, and never will."""
+    return (task.get("Status") or {}).get("State") in _LAST
 
 
 def inspect(kind: str, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from infra.deployers.context import Context
 from infra.deployers.docker import api, egress, proxy
-from infra.deployers.docker.api import KINDS, ids, inspect, listed
+from infra.deployers.docker.api import KINDS, has_ended, ids, inspect, listed
 from infra.deployers.docker.cli import LABEL_APP, LABEL_INSTALLATION, LABEL_KEEP, LABEL_RUN, labels_of
 from infra.deployers.errors import DeployError, NotRunning
 
@@ -85,8 +85,8 @@ def remove(
         left = {kind: found for kind in kinds if (found := owned.ids(kind))}
         if left:
             tasks_until = time.monotonic() + _TASK_SECONDS
-        # A task that was just being started may still make its container, or its network again.
-        elif time.monotonic() > tasks_until or "service" not in kinds or not listed("task", label=owned.labels):
+        # A task that was just being started may still make its container, or its network again; those of jobs stay when they ended.
+        elif time.monotonic() > tasks_until or "service" not in kinds or all(map(has_ended, listed("task", label=owned.labels))):
             return []
         if time.monotonic() > until:
             return [f"{kind} {name}" for kind, names in left.items() for name in names]

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from infra.deployers.docker import stacks
+from infra.deployers.docker.api import listed
 from infra.deployers.docker.stacks import Owned
+from tests.docker import IMAGE
+from tests.infra.deployers.compose.reading import write
+from tests.waiting import until
 
 
 def test_a_network_that_the_last_task_brings_back_is_removed_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Swarm ends tasks after their service is gone, and one that was just being started makes its network again on the way."""
     there, looks = {"service": {"app"}, "network": {"one"}}, iter(range(100))
-    tasks = ["of app"]
+    tasks = [{"Status": {"State": "starting"}}]
 
     def ids(kind: str, *_: str) -> list[str]:
         if kind == "network" and not there["service"] and next(looks) == 2:
@@ -39,7 +44,20 @@ def test_a_network_that_the_last_task_brings_back_is_removed_too(monkeypatch: py
 def test_a_task_on_a_node_that_is_away_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(stacks, "ids", lambda kind, *_: [])
-    monkeypatch.setattr(stacks, "listed", lambda kind, **_: asked.append(kind) or ["away"])
+    monkeypatch.setattr(stacks, "listed", lambda kind, **_: asked.append(kind) or [{"Status": {"State": "running"}}])
     monkeypatch.setattr(stacks, "_TASK_SECONDS", 0.2)
     assert stacks.remove(Owned("x", ("a=b",)), seconds=1000) == []
     assert len(asked) > 1 and set(asked) == {"task"}
+
+
+@pytest.mark.docker
+def test_the_ended_tasks_of_jobs_are_not_waited_for(deployer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Swarm keeps them, though their service is gone."""
+    job = "{image: 'IMAGE', command: [COMMAND], deploy: {mode: replicated-job, restart_policy: {condition: none}}}"
+    lines = [f"  {name}-job: {job.replace('IMAGE', IMAGE).replace('COMMAND', repr(name))}" for name in ("true", "false")]
+    app = deployer(write(tmp_path / "recipe", "\n".join(["services:", *lines])))
+    app.deploy()
+    until(lambda: {str(task["Status"]["State"]) for task in listed("task", label=app.owned.labels)} == {"complete", "failed"})
+    monkeypatch.setattr(stacks, "_TASK_SECONDS", 1000.0)
+    assert stacks.remove(app.owned, seconds=900) == []
+    assert listed("task", label=app.owned.labels), "else this shows nothing"
