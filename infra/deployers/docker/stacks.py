@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -85,7 +86,7 @@ def remove(
         left = {kind: found for kind in kinds if (found := owned.ids(kind))}
         if left:
             tasks_until = time.monotonic() + _TASK_SECONDS
-        # A task that was just being started may still make its container, or its network again; those of jobs stay when they ended.
+        # A task that was just being started may still make its container, or its network again. Those of jobs stay, ended.
         elif time.monotonic() > tasks_until or "service" not in kinds or all(map(has_ended, listed("task", label=owned.labels))):
             return []
         if time.monotonic() > until:
@@ -102,7 +103,15 @@ def remove(
                 names = egress.removable(names)
             with ThreadPoolExecutor(min(len(names) or 1, 16) if kind == "container" else 1) as together:  # each takes a while
                 list(together.map(partial(_remove, kind, query), names))
+            if kind == "network":
+                _prune(owned)
         time.sleep(pause := min(pause * 1.3, 1.0))
+
+
+def _prune(owned: Owned) -> None:
+    """Remove networks that are left on this node alone: Swarm leaves them there with a job's task, and knows them no more."""
+    with suppress(DeployError):
+        api.post("/networks/prune", None, filters=json.dumps({"label": list(owned.labels)}))
 
 
 def _remove(kind: str, query: Mapping[str, str], name: str) -> None:

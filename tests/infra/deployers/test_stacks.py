@@ -35,6 +35,7 @@ def test_a_network_that_the_last_task_brings_back_is_removed_too(monkeypatch: py
     monkeypatch.setattr(stacks, "ids", ids)
     monkeypatch.setattr(stacks, "listed", listed)
     monkeypatch.setattr(stacks.api, "remove", lambda kind, name, **_: there[kind].discard(name))
+    monkeypatch.setattr(stacks, "_prune", lambda owned: None)
     monkeypatch.setattr(stacks, "proxy", SimpleNamespace(leave=lambda networks: None))
     monkeypatch.setattr(stacks, "egress", SimpleNamespace(removable=list))
     assert stacks.remove(Owned("x", ("a=b",))) == []
@@ -50,14 +51,25 @@ def test_a_task_on_a_node_that_is_away_is_not_waited_for_without_end(monkeypatch
     assert len(asked) > 1 and set(asked) == {"task"}
 
 
+JOB = "{image: 'IMAGE', command: COMMAND, deploy: {mode: replicated-job, restart_policy: {condition: none}}}"
+
+
 @pytest.mark.docker
-def test_the_ended_tasks_of_jobs_are_not_waited_for(deployer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Swarm keeps them, though their service is gone."""
-    job = "{image: 'IMAGE', command: [COMMAND], deploy: {mode: replicated-job, restart_policy: {condition: none}}}"
-    lines = [f"  {name}-job: {job.replace('IMAGE', IMAGE).replace('COMMAND', repr(name))}" for name in ("true", "false")]
-    app = deployer(write(tmp_path / "recipe", "\n".join(["services:", *lines])))
+@pytest.mark.parametrize(
+    ("commands", "states"),
+    [
+        (["[sh, -c, 'true']", "[sh, -c, 'false']"], {"complete", "failed"}),
+        (["[sleep, '1000']"], {"running"}),
+    ],
+)
+def test_jobs_are_removed_though_swarm_keeps_their_tasks(
+    commands: list[str], states: set[str], deployer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It then leaves the network on their node, too, which is found there and not in the swarm."""
+    jobs = [f"  job{number}: {JOB.replace('IMAGE', IMAGE).replace('COMMAND', one)}" for number, one in enumerate(commands)]
+    app = deployer(write(tmp_path / "recipe", "\n".join(["services:", *jobs])))
     app.deploy()
-    until(lambda: {str(task["Status"]["State"]) for task in listed("task", label=app.owned.labels)} == {"complete", "failed"})
+    until(lambda: {str(task["Status"]["State"]) for task in listed("task", label=app.owned.labels)} == states)
     monkeypatch.setattr(stacks, "_TASK_SECONDS", 1000.0)
-    assert stacks.remove(app.owned, seconds=900) == []
+    assert app.teardown() == []
     assert listed("task", label=app.owned.labels), "else this shows nothing"
