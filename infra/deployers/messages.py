@@ -161,8 +161,13 @@ def _ports(spec: Mapping[str, Any], error: str) -> str:
 
 
 def log_end(lines: str) -> str:
-    """The end of a log as the last sentence of a message: cut, since a line may be of any length. Empty without a log."""
-    return f" Last log lines: {lines[-500:]}" if lines else ""
+    """The end of a log as a sentence of a message: cut, since a line may be of any length. Empty without a log."""
+    return quoted("Last log lines", lines, 500) if lines else ""
+
+
+def quoted(what: str, text: str, most: int) -> str:
+    """The end of what a program printed, as a sentence of a message: in quotes, for another sentence may follow."""
+    return f' {what}: "{text[-most:]}".'
 
 
 def some(names: Sequence[str], most: int) -> str:

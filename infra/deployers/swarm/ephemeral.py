@@ -401,7 +401,7 @@ class SwarmDeployer(Deployer):
         for container in found:
             health = (container["State"].get("Health") or {}).get("Log") or []
             if health and (output := str(health[-1].get("Output", "")).strip()):
-                message = f" Health check output: {output[-300:]}"
+                message = messages.quoted("Health check output", output, 300)
                 break
         if any(cgroups.refused_processes(str(container["Id"])) for container in found):
             message += f" It tried to start more than the {self.context.bounds.processes} processes that it may have."

@@ -85,7 +85,7 @@ def test_an_image_that_is_missing(deployer: Any) -> None:
 def test_a_health_check_that_is_never_green_fails_before_the_time_limit(deployer: Any) -> None:
     red = deployer("never-healthy", settle_seconds=300)
     red.deploy()
-    with pytest.raises(DeployError, match="Health check output: the database is not there") as caught:
+    with pytest.raises(DeployError, match=r'Health check output: "the database is not there"\.') as caught:
         red.settle()
     assert caught.value.kind == "never_healthy"
 

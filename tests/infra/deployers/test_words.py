@@ -310,7 +310,7 @@ def test_memory_that_ends(deployer: Make, tmp_path: Path) -> None:
     with pytest.raises(DeployError, match="ran out of memory: it needed more than its limit of 8 MB") as caught:
         app.settle()
     assert caught.value.kind == "out_of_memory"
-    assert "Last log lines: eating" in caught.value.message
+    assert 'Last log lines: "eating' in caught.value.message
     assert any("task of app failed: non-zero exit (137)" in line for line in app.events())
 
 
