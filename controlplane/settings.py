@@ -86,6 +86,7 @@ WSGI_APPLICATION = "controlplane.wsgi.application"
 TEMPLATES = [
     {
         "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [Path(__file__).parent / "templates"],  # ours before the theme's, whose app has to come first
         "APP_DIRS": True,
         "OPTIONS": {
             "context_processors": [

@@ -197,13 +197,13 @@ class TestRunAdmin(BigAdmin, ReadOnlyAdmin):
     deferred = HEAVY
     inlines = [StageInline, EventInline]
     fieldsets = (
-        (None, {"fields": ("repository", "pull_request", "comment", "requested_by", "sha", "state", "reason", "level")}),
-        ("What is run", {"fields": ("stages", "trusted", "quick", "scheduled", "retry_of", "taken_over", "upgrade_from")}),
+        (None, {"fields": ("repository", "pull_request", "comment", "requested_by", "commit", "state", "reason", "level")}),
+        ("What is run", {"fields": ("asked_stages", "trusted", "quick", "scheduled", "retry_of", "kept_stages", "upgrade_from")}),
         ("When", {"fields": ("created_at", "started_at", "finished_at", "stop_wanted", "stop_reason")}),
         ("Where", {"fields": ("host", "executor", "executor_name", "build_url", "attempt", "deployer", "sandbox")}),
         ("What it left", {"fields": ("warnings", "teardown", "details"), "classes": ("collapse",)}),
     )
-    readonly_fields = ("created_at",)
+    readonly_fields = ("created_at", "commit", "asked_stages", "kept_stages")
     actions = ["run", "run_with_extra_tests", "cancel", "approve"]
 
     def get_search_results(self, request: HttpRequest, queryset: QuerySet[Any], search_term: str) -> tuple[QuerySet[Any], bool]:
@@ -224,6 +224,18 @@ class TestRunAdmin(BigAdmin, ReadOnlyAdmin):
     @display(description="commit")
     def short_sha(self, run: TestRun) -> str:
         return run.short_sha
+
+    @display(description="commit")
+    def commit(self, run: TestRun) -> str:
+        return run.sha
+
+    @display(description="stages")
+    def asked_stages(self, run: TestRun) -> str:
+        return ", ".join(run.stages)
+
+    @display(description="stages taken over from the run that this repeats")
+    def kept_stages(self, run: TestRun) -> str:
+        return ", ".join(run.taken_over) or "–"
 
     @display(description="state", label=STATE_LABELS)
     def result(self, run: TestRun) -> str:

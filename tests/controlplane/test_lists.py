@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html import unescape
 
 import pytest
@@ -126,6 +127,21 @@ def test_a_text_is_searched_in_the_newest_rows(operator: Client, monkeypatch: py
     assert "test_of_long_ago" in operator.get("/admin/runs/caseresult/", {"q": "of_long"}).content.decode()
     monkeypatch.setattr(adminsite, "SEARCHED", 100)
     assert ">test_of_long_ago<" not in operator.get("/admin/runs/caseresult/", {"q": "of_long"}).content.decode()
+
+
+def test_no_list_and_no_row_marks_a_no_in_red(operator: Client) -> None:
+    seed(20, repositories=2)
+    for model in admin.site._registry:
+        name = f"admin:{model._meta.app_label}_{model._meta.model_name}"
+        pages = [reverse(f"{name}_changelist")]
+        if row := model._default_manager.first():
+            pages.append(reverse(f"{name}_change", args=[row.pk]))
+        for page in pages:
+            assert "close_small" not in operator.get(page, follow=True).content.decode(), page
+    run = TestRun.objects.earliest("pk")
+    text = " ".join(operator.get(reverse("admin:runs_testrun_change", args=[run.pk])).content.decode().split())
+    for label, value in (("Commit", run.sha), ("Stages", "install, upgrade, custom"), ("Quick", "no"), ("Trusted", "yes")):
+        assert re.search(rf">{label}<.{{0,1000}}?>\s*{value}\s*<", text), label
 
 
 def test_times_have_24_hours_and_a_zone_in_one_line(operator: Client) -> None:
