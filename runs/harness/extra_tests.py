@@ -35,12 +35,20 @@ _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 def find(checkout: Path) -> list[ExtraTest]:
     """The extra tests of the recipe, by folder or mark, with the literal `covers` of the nearest mark."""
-    return [test for test, _ in _found(checkout)]
-
-
-def ported(checkout: Path) -> list[tuple[str, ExtraTest]]:
-    """The extra tests that port a deferred test: pairs of its slug, from the mark's literal `ports`, and the test."""
-    return [(slug, test) for test, slug in _found(checkout) if slug]
+    found: list[ExtraTest] = []
+    left = _MOST_BYTES
+    for path in files(checkout)[0]:
+        if len(found) >= MOST_TESTS or left < 0:
+            break
+        data = read(checkout, path, _BIGGEST + 1)
+        if data is None or len(data) > _BIGGEST or not (is_extra(path) or _MENTIONED.search(data)):
+            continue
+        left -= len(data)
+        try:
+            found += _of_file(path, data)
+        except _UNREADABLE:
+            continue
+    return found[:MOST_TESTS]
 
 
 def suggested(tests: Sequence[ExtraTest], changed: Sequence[str]) -> list[ExtraTest]:
@@ -96,34 +104,10 @@ def read(checkout: Path, path: Path, most: int = 1 << 20) -> bytes | None:
         return None
 
 
-def _found(checkout: Path) -> list[tuple[ExtraTest, str]]:
-    found: list[tuple[ExtraTest, str]] = []
-    left = _MOST_BYTES
-    for path in files(checkout)[0]:
-        if len(found) >= MOST_TESTS or left < 0:
-            break
-        data = read(checkout, path, _BIGGEST + 1)
-        if data is None or len(data) > _BIGGEST or not (is_extra(path) or _MENTIONED.search(data)):
-            continue
-        left -= len(data)
-        try:
-            found += _of_file(path, data)
-        except _UNREADABLE:
-            continue
-    return found[:MOST_TESTS]
-
-
-class _Mark:
-    """The literal arguments of one `extra` mark."""
-
-    def __init__(self, call: ast.Call | None = None) -> None:
-        self.covers: list[str] = []
-        self.ports = ""
-        for keyword in call.keywords if call else ():
-            if keyword.arg == "covers":
-                self.covers = [text[:_LONGEST] for text in _texts(keyword.value)][:_MOST_COVERS]
-            elif keyword.arg == "ports":
-                self.ports = next(iter(_texts(keyword.value)), "")[:_LONGEST]
+def _covers(call: ast.Call | None) -> list[str]:
+    """The literal `covers` of one `extra` mark."""
+    texts = [_texts(keyword.value) for keyword in (call.keywords if call else ()) if keyword.arg == "covers"]
+    return [text[:_LONGEST] for text in texts[0][:_MOST_COVERS]] if texts else []
 
 
 def _texts(node: ast.expr) -> list[str]:
@@ -131,45 +115,43 @@ def _texts(node: ast.expr) -> list[str]:
     return [item.value for item in items if isinstance(item, ast.Constant) and isinstance(item.value, str)]
 
 
-def _of_file(path: Path, data: bytes) -> Iterator[tuple[ExtraTest, str]]:
+def _of_file(path: Path, data: bytes) -> Iterator[ExtraTest]:
     tree = ast.parse(data)
-    names: dict[str, _Mark] = {}  # `slow = pytest.mark.extra(covers=[…])`, to be used as `@slow`
+    names: dict[str, list[str]] = {}  # what each covers: `slow = pytest.mark.extra(covers=[…])`, to be used as `@slow`
     for name, value in _assigned(tree.body):
-        if name != "pytestmark" and (mark := _nearest([value], {})):
-            names[name] = mark
-    yield from _of_body(path, tree.body, "", _Mark() if is_extra(path) else None, names, 0)
+        if name != "pytestmark" and (covers := _nearest([value], {})) is not None:
+            names[name] = covers
+    yield from _of_body(path, tree.body, "", [] if is_extra(path) else None, names, 0)
 
 
 def _of_body(
-    path: Path, body: Sequence[ast.stmt], prefix: str, outer: _Mark | None, names: dict[str, _Mark], depth: int
-) -> Iterator[tuple[ExtraTest, str]]:
+    path: Path, body: Sequence[ast.stmt], prefix: str, outer: list[str] | None, names: dict[str, list[str]], depth: int
+) -> Iterator[ExtraTest]:
     for name, value in _assigned(body):
-        if name == "pytestmark":
-            outer = _nearest(value.elts if isinstance(value, ast.List | ast.Tuple) else [value], names) or outer
+        if name == "pytestmark" and (covers := _nearest(_items(value), names)) is not None:
+            outer = covers
     for node in _definitions(body):
-        mark = _nearest(node.decorator_list, names) or outer
+        covers = _nearest(node.decorator_list, names)
+        if covers is None:
+            covers = outer
         if isinstance(node, ast.ClassDef):
             if _collected(node) and depth < _DEEPEST:
-                yield from _of_body(path, node.body, f"{prefix}{node.name}::", mark, names, depth + 1)
-        elif mark and node.name.startswith("test"):
-            test = ExtraTest(file=path.as_posix()[:_LONGEST], name=f"{prefix}{node.name}"[:_LONGEST], covers=mark.covers)
-            yield test, mark.ports
-        elif node.name.startswith("test") and (inner := _of_parameters(node, names)):
-            yield (
-                ExtraTest(file=path.as_posix()[:_LONGEST], name=f"{prefix}{node.name}"[:_LONGEST], covers=inner.covers),
-                inner.ports,
-            )
+                yield from _of_body(path, node.body, f"{prefix}{node.name}::", covers, names, depth + 1)
+        elif node.name.startswith("test"):
+            covers = _of_parameters(node, names) if covers is None else covers
+            if covers is not None:
+                yield ExtraTest(file=path.as_posix()[:_LONGEST], name=f"{prefix}{node.name}"[:_LONGEST], covers=covers)
 
 
-def _of_parameters(node: _Function, names: dict[str, _Mark]) -> _Mark | None:
-    """The mark of a single parameter set: `pytest.param(…, marks=pytest.mark.extra)`."""
-    for decorator in node.decorator_list:
-        for child in ast.walk(decorator):
-            if isinstance(child, ast.keyword) and child.arg == "marks":
-                value = child.value
-                if mark := _nearest(value.elts if isinstance(value, ast.List | ast.Tuple) else [value], names):
-                    return mark
-    return None
+def _of_parameters(node: _Function, names: dict[str, list[str]]) -> list[str] | None:
+    """What the mark of a single parameter set covers: `pytest.param(…, marks=pytest.mark.extra)`."""
+    inside = (child for decorator in node.decorator_list for child in ast.walk(decorator))
+    marks = (_nearest(_items(child.value), names) for child in inside if isinstance(child, ast.keyword) and child.arg == "marks")
+    return next((covers for covers in marks if covers is not None), None)
+
+
+def _items(node: ast.expr) -> list[ast.expr]:
+    return node.elts if isinstance(node, ast.List | ast.Tuple) else [node]
 
 
 def _assigned(body: Sequence[ast.stmt]) -> Iterator[tuple[str, ast.expr]]:
@@ -199,8 +181,11 @@ def _collected(node: ast.ClassDef) -> bool:
     return node.name.startswith("Test") or any(base.endswith("TestCase") for base in bases)
 
 
-def _nearest(nodes: Sequence[ast.expr], names: dict[str, _Mark]) -> _Mark | None:
-    """The mark `extra` among decorators or the values of `pytestmark`; pytest uses the one nearest the function."""
+def _nearest(nodes: Sequence[ast.expr], names: dict[str, list[str]]) -> list[str] | None:
+    """What the mark `extra` covers, among decorators or the values of `pytestmark`; pytest uses the one nearest the function.
+
+    None without such a mark.
+    """
     for node in reversed(nodes):
         call = node if isinstance(node, ast.Call) else None
         target = call.func if call else node
@@ -209,5 +194,5 @@ def _nearest(nodes: Sequence[ast.expr], names: dict[str, _Mark]) -> _Mark | None
         if isinstance(target, ast.Attribute) and target.attr == "extra":
             holder = target.value
             if (holder.attr if isinstance(holder, ast.Attribute) else getattr(holder, "id", "")) == "mark":
-                return _Mark(call)
+                return _covers(call)
     return None

@@ -40,10 +40,6 @@ def test_every_extra_test_with_what_its_nearest_mark_covers() -> None:
     ]
 
 
-def test_the_deferred_test_that_one_ports() -> None:
-    assert [(slug, test.name) for slug, test in extra_tests.ported(EVERY_KIND)] == [("matrix-synapse-purge", "test_slow")]
-
-
 @pytest.mark.parametrize(
     ("changed", "names"),
     [
@@ -87,7 +83,7 @@ open({str(tmp_path / "touched")!r}, "w")
 @pytest.mark.extra(covers=[open({str(tmp_path / "touched")!r}, "w").name, "abra.sh", 3, b"x"])
 def test_a(): pass
 
-@pytest.mark.extra(covers=NAMES, ports=str(1))
+@pytest.mark.extra(covers=NAMES, note=str(1))
 def test_b(): pass
 
 @pytest.mark.extra(**options)
@@ -99,7 +95,6 @@ def test_d(): pass
     recipe = recipe_with(tmp_path, test_a=text)
     found = [(test.name, test.covers) for test in extra_tests.find(recipe)]
     assert found == [("test_a", ["abra.sh"]), ("test_b", []), ("test_c", [])]
-    assert extra_tests.ported(recipe) == []
     assert not (tmp_path / "touched").exists()
 
 

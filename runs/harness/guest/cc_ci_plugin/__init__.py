@@ -21,10 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["App", "Done", "Marker", "Oidc", "Service"]
 
-_MARK = (
-    "extra(covers=[…], ports=…): a long test, run only on request. covers: the paths whose change makes it worth "
-    "running; ports: the slug of the deferred test that it ports"
-)
+_MARK = "extra(covers=[…]): a long test, run only on request. covers: the paths whose change makes it worth running"
 _NO_APP = (
     "No app is deployed for these tests: run `cc-ci test .` in the recipe's folder (or set CC_CI_URL to the URL of a "
     "running app)."
