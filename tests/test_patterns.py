@@ -364,6 +364,8 @@ def _labels(text: str) -> None:
     list(routes.problems(labels, "web.example.org", "ccci_0"))
     list(routes.unruled(labels))
     list(routes.misplaced(labels))
+    list(routes.unserved(labels))
+    routes.serving(labels, "web.example.org")
 
 
 def _marked(text: str) -> None:

