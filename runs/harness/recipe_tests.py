@@ -22,7 +22,7 @@ from infra.deployers.base import Deployer
 from infra.deployers.context import Context
 from infra.deployers.isolation import bubblewrap
 from runs.harness import extra_tests, junit
-from runs.harness.browser import chromium
+from runs.harness.browser import chromium, needs
 from runs.harness.deadlines import Deadlines
 from runs.harness.doors import CERTIFICATES, Doors
 from runs.harness.events import Journal
@@ -272,6 +272,7 @@ def _place(name: str, context: Context) -> bubblewrap.Sandbox:
             "/recipe": context.checkout,
             _GATE: context.work / "gate.sock",
             f"{bubblewrap.PROGRAMS}/plugins": PLUGINS,
+            **(needs(browser) if (browser := chromium()) else {}),
         },
         memory_mb=context.memory_mb,
         processes=context.processes,
@@ -286,6 +287,8 @@ def _config(
     gate = place.where(_GATE)
     python = str(Path(sys.prefix) / "bin" / "python") if sys.prefix != sys.base_prefix else bubblewrap.interpreter()
     browser = chromium() or os.environ.get("CC_CI_CHROMIUM", "")
+    if browser and place.bubblewrap:
+        browser = os.path.realpath(browser)
     return {
         "command": [python, *command],
         "env": {

@@ -24,7 +24,7 @@ from infra.deployers.base import Deployer
 from infra.deployers.context import Context
 from infra.deployers.errors import DeployError
 from infra.deployers.isolation import bubblewrap
-from runs.harness.browser import chromium
+from runs.harness.browser import chromium, needs
 from runs.harness.doors import Doors
 from runs.harness.sandbox_gateway import SandboxGateway
 
@@ -81,7 +81,7 @@ def _shoot(context: Context, deployer: Deployer, path: str, check: Callable[[], 
     place = bubblewrap.Sandbox(
         f"{context.stack}-picture",
         bubblewrap=True,
-        mounts={"/recipe": nothing, _GATE: gate, f"{bubblewrap.PROGRAMS}/plugins": _GUEST, **_needs(program)},
+        mounts={"/recipe": nothing, _GATE: gate, f"{bubblewrap.PROGRAMS}/plugins": _GUEST, **needs(program)},
         hosts=doors.hosts,
         places=doors.places,
         addresses=doors.addresses,
@@ -112,15 +112,6 @@ def _shoot(context: Context, deployer: Deployer, path: str, check: Callable[[], 
     if not in_time:
         raise NoScreenshot(f"The page could not be captured within {SECONDS:g} s.")
     return b"".join(collected)
-
-
-def _needs(program: str) -> dict[str, Path]:
-    """What the browser needs besides /usr: fonts, and its own folder if it is elsewhere."""
-    wanted = {"/etc/fonts": Path("/etc/fonts")}
-    real = Path(program).resolve()
-    if not real.is_relative_to("/usr"):
-        wanted[str(real.parent)] = real.parent
-    return {inside: outside for inside, outside in wanted.items() if outside.exists()}
 
 
 def _config(place: bubblewrap.Sandbox, program: str, doors: Doors, path: str, result_fd: int) -> dict[str, object]:

@@ -22,7 +22,7 @@ from infra.deployers.context import Context
 from infra.deployers.isolation import cgroups
 from infra.deployers.process.deployer import ProcessDeployer
 from runs.harness import screenshot
-from runs.harness.browser import chromium
+from runs.harness.browser import chromium, needs
 from runs.harness.screenshot import HEIGHT, WIDTH, NoScreenshot, png
 from tests.runs.harness.conftest import INSISTS
 
@@ -125,6 +125,17 @@ def test_whatever_the_path_debians_browser_is_found(monkeypatch: pytest.MonkeyPa
         assert chromium() == "/usr/lib/chromium/chromium"
     monkeypatch.setenv("CC_CI_CHROMIUM", f"{tmp_path}/chromium")
     assert chromium() == f"{tmp_path}/chromium", "what is named is taken as it is"
+
+
+def test_of_a_folder_that_is_not_the_browsers_own_nothing_else_is_shown(tmp_path: Path) -> None:
+    """Whose home it may be: a stranger's page is opened there."""
+    program = tmp_path / "chrome"
+    program.touch()
+    fonts = {"/etc/fonts": Path("/etc/fonts")} if Path("/etc/fonts").exists() else {}
+    assert needs(str(program)) == {**fonts, str(program): program}
+    (tmp_path / "icudtl.dat").touch()
+    assert needs(str(program)) == {**fonts, str(tmp_path): tmp_path}
+    assert needs("/usr/lib/chromium/chromium") == fonts
 
 
 @real

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -224,6 +225,13 @@ def test_the_outside_is_not_there(browser):
 """
 
 
+def linked(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk
+        shutil.copy2(source, target)
+
+
 def need_browser() -> None:
     pytest.importorskip("playwright")
     if not Path(CHROMIUM).exists():
@@ -233,8 +241,15 @@ def need_browser() -> None:
 
 
 @pytest.mark.browser
-def test_a_real_browser_in_the_sandbox(make_recipe: Any, run: Any) -> None:
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_real_browser_in_the_sandbox(
+    elsewhere: bool, make_recipe: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     need_browser()
+    if elsewhere:  # as Chrome has a folder of its own, and by a link
+        shutil.copytree("/usr/lib/chromium", tmp_path / "opt" / "chrome", copy_function=linked)
+        (tmp_path / "browser").symlink_to(tmp_path / "opt" / "chrome" / "chromium")
+        monkeypatch.setenv("CC_CI_CHROMIUM", f"{tmp_path}/browser")
     limits = Limits(memory_mb=1024, processes=256)
     results = run(make_recipe({"test_browsing": BROWSING}), limits=limits, trusted=False, stages=["custom"])
     assert results.verdict is Verdict.PASSED, results.stages[-1]
