@@ -9,7 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,11 @@ def listed(kind: str, **filters: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def has_ended(task: Mapping[str, Any]) -> bool:
-    """Whether a task is in one of Swarm's last states: it runs nothing, and never will."""
-    return (task.get("Status") or {}).get("State") in _LAST
+    """Whether a task runs nothing, and never will: it is in one of Swarm's last states, or no node has taken it yet.
+
+    (Of a service that was removed. A job's tasks stay with the swarm, those that no node can take as well.)
+    """
+    return not task.get("NodeID") or (task.get("Status") or {}).get("State") in _LAST
 
 
 def inspect(kind: str, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -120,6 +123,13 @@ def post(path: str, body: Any, seconds: float = _SECONDS, **query: str) -> Any:
 def remove(kind: str, name: str, **query: str) -> None:
     """Remove one object, which may be gone already. Raises DeployError tool_failed, for example if it is in use."""
     _asked("DELETE", f"/{kind}s/{quote(name, safe='')}", None, _SECONDS, _NOT_THERE, query)
+
+
+def prune_networks(labels: Iterable[str]) -> None:
+    """Remove the networks with all these labels (`key=value`) that nothing uses, those that a swarm left on this node included.
+    Raises DeployError.
+    """
+    post("/networks/prune", None, filters=json.dumps({"label": list(labels)}))
 
 
 def _asked(method: str, path: str, body: Any, seconds: float, missing: Sequence[int], query: Mapping[str, str]) -> Any:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from infra.deployers.docker.api import inspect, listed
+from infra.deployers.docker.api import inspect, listed, prune_networks
 from infra.deployers.docker.cli import call, last_line
 from infra.deployers.errors import DeployError
 
@@ -199,4 +199,4 @@ def _clear(ident: str, wait: bool) -> None:
             call("network", "disconnect", "--force", ident, str(endpoint["Name"]))
         # Without a label this would take every network that is not in use.
         if _LABEL_STACK in _labels(network):
-            call("network", "prune", "--force", *(f"--filter=label={key}={text}" for key, text in _labels(network).items()))
+            prune_networks(f"{key}={text}" for key, text in _labels(network).items())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -104,14 +103,9 @@ def remove(
             with ThreadPoolExecutor(min(len(names) or 1, 16) if kind == "container" else 1) as together:  # each takes a while
                 list(together.map(partial(_remove, kind, query), names))
             if kind == "network":
-                _prune(owned)
+                with suppress(DeployError):  # Swarm leaves some on this node, with a job's task, and knows them no more
+                    api.prune_networks(owned.labels)
         time.sleep(pause := min(pause * 1.3, 1.0))
-
-
-def _prune(owned: Owned) -> None:
-    """Remove networks that are left on this node alone: Swarm leaves them there with a job's task, and knows them no more."""
-    with suppress(DeployError):
-        api.post("/networks/prune", None, filters=json.dumps({"label": list(owned.labels)}))
 
 
 def _remove(kind: str, query: Mapping[str, str], name: str) -> None:
