@@ -53,6 +53,12 @@ def queue(report: Report, restart: str) -> None:
     Cluster().start()
 
 
+def _is_lock(error: Exception) -> bool:
+    """Whether a query failed because somebody else held SQLite's lock, in whatever way (the code's first byte)."""
+    code = getattr(error.__cause__, "sqlite_errorcode", None)
+    return isinstance(code, int) and code & 0xFF == sqlite3.SQLITE_BUSY
+
+
 def ticker(report: Report) -> None:
     """Queue due tasks twice a second, and report the state of the database and the queue to the supervisor."""
     from django.db import connection
@@ -70,8 +76,7 @@ def ticker(report: Report) -> None:
                 log.info("The database responds again.")
             trouble, pause = "", TICK_SECONDS
         except Exception as error:
-            cause = getattr(error.__cause__, "sqlite_errorcode", None)
-            report(error=type(error).__name__, locked=cause == sqlite3.SQLITE_BUSY)
+            report(error=type(error).__name__, locked=_is_lock(error))
             words = " ".join(str(error).split())
             if words != trouble:
                 trouble = words

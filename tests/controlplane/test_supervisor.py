@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+import sqlite3
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from django.db import OperationalError
 
-from controlplane import supervisor
+from controlplane import children, supervisor
 from controlplane.config import load
 from controlplane.processes import AlreadyRunning, hold
 from controlplane.supervisor import Child, Progress, listen, lock_path
@@ -55,6 +57,15 @@ def test_time_without_sight_of_the_database_does_not_count() -> None:
     progress.saw_nothing()
     watch(progress, "12:00", 3600, 3620)
     assert not progress.stalled
+
+
+@pytest.mark.parametrize(("code", "locked"), [(5, True), (261, True), (517, True), (6, False), (10, False), (None, False)])
+def test_a_lock_is_known_by_its_code_with_whatever_detail(code: int | None, locked: bool) -> None:
+    cause = sqlite3.OperationalError("database is locked")
+    cause.sqlite_errorcode = code  # type: ignore[assignment]
+    error = OperationalError(str(cause))
+    error.__cause__ = cause
+    assert children._is_lock(error) is locked
 
 
 def test_time_with_a_locked_database_counts() -> None:
