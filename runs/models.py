@@ -130,7 +130,7 @@ class TestRun(models.Model):
     quick = models.BooleanField(
         default=False, help_text="Starts on the data of the default branch's last good run, and never counts."
     )
-    trusted = models.BooleanField(default=False, help_text="False: a stranger's code, run in a full sandbox or not at all.")
+    trusted = models.BooleanField(default=False, help_text="No: a stranger's code, run in a full sandbox or not at all.")
     scheduled = models.BooleanField(default=False, help_text="Nobody waits for it: it starts when no other run is queued.")
 
     state = models.CharField(max_length=20, choices=State.choices, default=State.QUEUED, db_index=True)
@@ -263,7 +263,7 @@ class StageResult(models.Model):
     order = models.PositiveSmallIntegerField()
     status = models.CharField(max_length=20)
     reason = models.TextField(blank=True)
-    proven = models.BooleanField(default=True, help_text="False: nothing shows that the stage achieved its purpose.")
+    proven = models.BooleanField(default=True, help_text="No: nothing shows that the stage achieved its purpose.")
     seconds = models.FloatField(default=0)
     started_at = models.DateTimeField(null=True, blank=True)
     finished_at = models.DateTimeField(null=True, blank=True)

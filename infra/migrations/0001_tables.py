@@ -42,7 +42,7 @@ class Migration(migrations.Migration):
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
                 ('name', models.CharField(max_length=63, unique=True)),
-                ('declared', models.BooleanField(default=True, help_text='False: no longer in infra.yml; cc-ci leaves it alone.')),
+                ('declared', models.BooleanField(default=True, help_text='No: no longer in infra.yml; cc-ci leaves it alone.')),
                 ('position', models.PositiveIntegerField(default=0, help_text='Position in infra.yml.')),
                 ('recipe', models.CharField(max_length=100)),
                 ('source', models.CharField(help_text="The recipe's git repository.", max_length=500)),
