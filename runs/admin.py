@@ -231,11 +231,11 @@ class TestRunAdmin(BigAdmin, ReadOnlyAdmin):
 
     @display(description="stages")
     def asked_stages(self, run: TestRun) -> str:
-        return ", ".join(run.stages)
+        return ", ".join(map(str, run.stages))
 
     @display(description="stages taken over from the run that this repeats")
     def kept_stages(self, run: TestRun) -> str:
-        return ", ".join(run.taken_over) or "–"
+        return ", ".join(map(str, run.taken_over)) or "–"
 
     @display(description="state", label=STATE_LABELS)
     def result(self, run: TestRun) -> str:

@@ -6,6 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
+from infra.deployers.isolation.bubblewrap import PROGRAMS
+
 #: Debian's is a script that reads files missing in the sandbox; the binary is beside its resources.
 _DEBIANS, _BEHIND = "/usr/bin/chromium", Path("/usr/lib/chromium/chromium")
 
@@ -21,9 +23,10 @@ def chromium() -> str:
 def needs(program: str) -> dict[str, Path]:
     """What a sandbox mounts for this browser, besides /usr. It is started by its real path there.
 
-    One that is elsewhere has its resources beside it; of a folder without them, which may be anything, the program alone.
+    One that is elsewhere has its resources beside it, in a folder of its own. Of any other folder, the program alone.
     """
     real = Path(program).resolve()
-    own = real.parent if (real.parent / "icudtl.dat").exists() else real
-    wanted = [Path("/etc/fonts"), *([] if real.is_relative_to("/usr") else [own])]
+    place = real.parent
+    own = len(place.parts) > 2 and any(place.glob("*.pak")) and not Path(PROGRAMS).is_relative_to(place)
+    wanted = [Path("/etc/fonts"), *([] if real.is_relative_to("/usr") else [place if own else real])]
     return {str(path): path for path in wanted if path.exists()}

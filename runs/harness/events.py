@@ -20,6 +20,7 @@ from runs.harness.protocol import Event, RunFolder, Timing
 LONGEST_LOG = 16 << 20  #: bytes
 LONGEST_LINE = 8192  #: characters
 MOST_EVENTS = 5000
+MOST_WARNINGS, LONGEST_WARNING = 100, 2000
 
 SHORTEST_SECRET = 8
 
@@ -62,7 +63,10 @@ class Journal:
     def warn(self, text: str) -> None:
         """Add a warning for the reader of the results, once."""
         text = self.clean(text)
-        if text not in self.warnings:
+        text = text if len(text) <= LONGEST_WARNING else f"{text[:LONGEST_WARNING]}…"
+        if len(self.warnings) == MOST_WARNINGS:
+            text = f"There were more than {MOST_WARNINGS} warnings; the others are left out."
+        if text not in self.warnings and len(self.warnings) <= MOST_WARNINGS:
             self.warnings.append(text)
             self.event("warning", text)
 

@@ -257,6 +257,7 @@ def held(name: str, stack: str, state: str = "running", node: str = "one") -> di
         ([on("proxy", "a", vip="")], [], 0, {"a"}),  # it got none
         ([on("proxy", "a")], [held("proxy", "a"), held("proxy", "a", "failed")], 3, {"a"}),
         ([on("proxy", "a"), on("proxy", "b")], [held("proxy", "a"), held("proxy", "b", node="two")], 6, {"a", "b"}),
+        ([on("proxy", "a")], [held("proxy", "a", "pending", node="")], 2, {"a"}),
         ([on("other", "a")], [held("other", "a")], 0, set()),
     ],
 )

@@ -10,7 +10,7 @@ Sources: Traefik's reference of Docker labels and rules, versions 2 and 3, and h
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -35,7 +35,12 @@ _OTHERS = frozenset({"path", "pathprefix", "pathregexp", "method", "query", "que
     {"header", "headers", "headerregexp", "headersregexp"}
 )
 #: What such a matcher lets through of a GET of `/`.
-_AT_THE_START = {"path": ("/",), "pathprefix": ("/",), "pathregexp": ("/", "^/", "^/.*", "^/.*$", ".*"), "method": ("GET", "get")}
+_AT_THE_START = {
+    "path": ("/",),
+    "pathprefix": ("/",),
+    "pathregexp": ("/", "^/", "^/$", "^/.*", "^/.*$", ".*"),
+    "method": ("get",),
+}
 _ONLY_HTTP = (_HOSTS | _PATTERNS | _OTHERS) - {"clientip"}
 _ONLY_TCP = frozenset({"hostsni", "hostsniregexp", "alpn"})
 _TCP_RULE = re.compile(r"\s*traefik\.tcp\.routers\.[^.]+\.rule", re.IGNORECASE)
@@ -386,7 +391,7 @@ class _Rule:
         if kind in _ONLY_TCP:
             raise _Unclear(f"{name} is for TCP, but this is the rule of an HTTP router")
         if kind in _OTHERS:
-            return _Bounds(False, start=any(text in _AT_THE_START.get(kind, ()) for text in texts))
+            return _Bounds(False, start=any(text.lower() in _AT_THE_START.get(kind, ()) for text in texts))
         if kind not in _HOSTS | _PATTERNS:
             raise _Unclear(f"unknown matcher {name}")
         own = _own_host if kind in _HOSTS else _own_pattern
@@ -413,7 +418,7 @@ def _named(labels: Mapping[str, str], what: str) -> dict[str, dict[str, str]]:
 
 def _enabled(labels: Mapping[str, str]) -> bool | None:
     """What `traefik.enable` says; None if it is missing, or neither yes nor no."""
-    return next((_BOOLEANS.get(value) for key, value in labels.items() if key.lower() == "traefik.enable"), None)
+    return _BOOLEANS.get(labels.get("traefik.enable", ""))
 
 
 def ports(labels: Mapping[str, str]) -> dict[str, int]:
@@ -440,19 +445,27 @@ def serving(labels: Mapping[str, str], domain: str) -> dict[str, tuple[bool, boo
         entries = {entry.strip() for entry in router.get("entrypoints", "").split(",")} - {""}
         to = router.get("service", "").partition("@")[0] or (next(iter(services)) if len(services) == 1 else "")
         priority = priorities[name] or 0
+        if not to or priority > _GREATEST_PRIORITY or (entries and _SECURE.isdisjoint(entries)):
+            continue
         with suppress(_Unclear):
-            if to and _Rule(router.get("rule", ""), domain).read().start and not (entries and _SECURE.isdisjoint(entries)):
-                tls = any(option.startswith("tls.") for option in router) or bool(_BOOLEANS.get(router.get("tls", "")))
-                value = (bool(_enabled(labels)), tls, priority)
+            if _Rule(router.get("rule", ""), domain).read().start:
+                value = (bool(_enabled(labels)), _has_tls(router), priority)
                 found[to] = max(found.get(to, value), value)
     return found
+
+
+def _has_tls(router: Mapping[str, str]) -> bool:
+    """Whether a router serves HTTPS: its label `tls`, without a value or `true`, decides, or else any option of it."""
+    if "tls" in router:
+        return router["tls"].lower() in ("", "true")
+    return any(option.startswith("tls.") for option in router)
 
 
 def _priority(router: Mapping[str, str]) -> int | None:
     """A router's priority; None if Traefik cannot read it."""
     given = router.get("priority", "0")
     number = int(given) if re.fullmatch("[+-]?[0-9]{1,19}", given) else None
-    if number is None or abs(number) > _GREATEST_PRIORITY:
+    if number is None or not -(1 << 63) <= number < 1 << 63:
         return None
     return number or len(router.get("rule", "").encode())
 
@@ -465,14 +478,21 @@ def unserved(labels: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         return
     if enabled is None:
         yield "traefik.enable", "not true, and Co-op Cloud's Traefik ignores such a service; write traefik.enable=true"
-    without = [name for name, options in services.items() if not _port(options.get(_PORT, ""))]
-    for name in without if services else list(routers)[:1]:
-        yield f"traefik.http.services.{name}.{_PORT}", "not a port, and without it Traefik ignores all routers of the service"
-    for name, router in routers.items():
-        if len(services) > 1 and not router.get("service"):
-            yield f"traefik.http.routers.{name}.service", f"missing, so Traefik drops the router; name {' or '.join(services)}"
-        if _priority(router) is None:
-            yield f"traefik.http.routers.{name}.priority", "not a possible number, so Traefik ignores all labels of the service"
+    if without := [name for name in services or list(routers)[:1] if not _port(services.get(name, {}).get(_PORT, ""))]:
+        yield _some("services", without, _PORT), "not a port, and without it Traefik ignores all routers of the service"
+    if unclear := [name for name, router in routers.items() if len(services) > 1 and not router.get("service")]:
+        yield _some("routers", unclear, "service"), f"missing, so Traefik drops the router; there are {len(services)} services"
+    priorities = {name: _priority(router) for name, router in routers.items()}
+    if unreadable := [name for name, priority in priorities.items() if priority is None]:
+        yield _some("routers", unreadable, "priority"), "not a possible number, so Traefik ignores all labels of the service"
+    if great := [name for name, priority in priorities.items() if priority and priority > _GREATEST_PRIORITY]:
+        yield _some("routers", great, "priority"), f"above {_GREATEST_PRIORITY}, so Traefik drops the router"
+
+
+def _some(what: str, names: Sequence[str], option: str) -> str:
+    """The keys of the first of these routers or services, and how many more there are: a stranger has as many as he likes."""
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return ", ".join(f"traefik.http.{what}.{name}.{option}" for name in names[:2]) + more
 
 
 def _port(value: str) -> int:

@@ -64,7 +64,7 @@ def counted(
             held = [one for one in task.get("NetworksAttachments") or [] if (one.get("Network") or {}).get("ID") == ident]
             if held and not has_ended(task):  # else it has given its addresses back
                 used += sum(len(one.get("Addresses") or []) for one in held)
-                nodes.add(str(task.get("NodeID")))
+                nodes |= {str(node)} if (node := task.get("NodeID")) else set()  # it has one before it has a node
                 on |= {_stack(by_id[task["ServiceID"]])} if task.get("ServiceID") in by_id else set()
         found.append(Use(str(network["Name"]), subnet, size, used + len(nodes), frozenset(on)))
     return found

@@ -85,11 +85,8 @@ def listed(kind: str, **filters: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def has_ended(task: Mapping[str, Any]) -> bool:
-    """Whether a task runs nothing, and never will: it is in one of Swarm's last states, or no node has taken it yet.
-
-    (Of a service that was removed. A job's tasks stay with the swarm, those that no node can take as well.)
-    """
-    return not task.get("NodeID") or (task.get("Status") or {}).get("State") in _LAST
+    """Whether a task is in one of Swarm's last states: it runs nothing, and never will."""
+    return (task.get("Status") or {}).get("State") in _LAST
 
 
 def inspect(kind: str, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -64,8 +64,8 @@ def _run(arguments: Sequence[str], env: Mapping[str, str], timeout: float, **opt
         return children.run([shutil.which("docker") or "docker", *arguments], env=env, seconds=timeout, **options)
     except FileNotFoundError as error:
         raise DeployError("tool_missing", "The docker command is not installed.", "Install Docker.") from error
-    except OSError as error:  # an argument that is too long, say: a stranger's name or label
-        raise DeployError("tool_failed", f"{command} could not be started: {error.strerror}.") from error
+    except (OSError, ValueError) as error:  # an argument that is too long, say, or no text: a stranger's name or label
+        raise DeployError("tool_failed", f"{command} could not be started: {getattr(error, 'strerror', error)}.") from error
     except children.TooLong as error:
         raise DeployError(
             "tool_failed", f"{command} did not finish within {timeout:g} s.", "Check the Docker daemon's log."

@@ -198,5 +198,5 @@ def _clear(ident: str, wait: bool) -> None:
         for endpoint in network["Containers"].values():
             call("network", "disconnect", "--force", ident, str(endpoint["Name"]))
         # Without a label this would take every network that is not in use.
-        if _LABEL_STACK in _labels(network):
-            prune_networks(f"{key}={text}" for key, text in _labels(network).items())
+        if stack := _labels(network).get(_LABEL_STACK):
+            prune_networks([f"{_LABEL_STACK}={stack}"])

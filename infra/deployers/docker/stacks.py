@@ -85,8 +85,9 @@ def remove(
         left = {kind: found for kind in kinds if (found := owned.ids(kind))}
         if left:
             tasks_until = time.monotonic() + _TASK_SECONDS
-        # A task that was just being started may still make its container, or its network again. Those of jobs stay, ended.
-        elif time.monotonic() > tasks_until or "service" not in kinds or all(map(has_ended, listed("task", label=owned.labels))):
+        elif (
+            time.monotonic() > tasks_until or "service" not in kinds or not any(map(_may_run, listed("task", label=owned.labels)))
+        ):
             return []
         if time.monotonic() > until:
             return [f"{kind} {name}" for kind, names in left.items() for name in names]
@@ -106,6 +107,14 @@ def remove(
                 with suppress(DeployError):  # Swarm leaves some on this node, with a job's task, and knows them no more
                     api.prune_networks(owned.labels)
         time.sleep(pause := min(pause * 1.3, 1.0))
+
+
+def _may_run(task: Mapping[str, Any]) -> bool:
+    """Whether a task of a service that was removed may still make its container, or its network again.
+
+    Those of jobs stay with the swarm: ended, or waiting for a node that could take them, which has no such network any more.
+    """
+    return bool(task.get("NodeID")) and not has_ended(task)
 
 
 def _remove(kind: str, query: Mapping[str, str], name: str) -> None:

@@ -66,6 +66,18 @@ def test_the_journal_blackens_credentials_and_terminal_codes(tmp_path: Path) -> 
     assert [event.kind for event in folder.events()] == ["step", "warning"]
 
 
+def test_warnings_are_limited_in_length_and_number(tmp_path: Path) -> None:
+    journal = Journal(RunFolder(tmp_path), ["s3cret-of-this-run"])
+    journal.warn("x" * (events.LONGEST_WARNING - 5) + "s3cret-of-this-run")
+    for number in range(events.MOST_WARNINGS + 10):
+        journal.warn(f"{number}")
+    assert journal.warnings[0] == "x" * (events.LONGEST_WARNING - 5) + "[secr…"
+    assert (len(journal.warnings), journal.warnings[-1]) == (
+        events.MOST_WARNINGS + 1,
+        "There were more than 100 warnings; the others are left out.",
+    )
+
+
 def test_half_a_character_stops_neither_results_nor_events(tmp_path: Path) -> None:
     half, now = "bad\udcff.txt", datetime.now(UTC)
     folder, test = RunFolder(tmp_path), ExtraTest(file=half, name=half, covers=[half])
@@ -169,7 +181,7 @@ def test_a_reason_holds_the_end_of_a_log_and_needs_none(readable: bool) -> None:
     down = [Service(f"s{number}", wanted=1, running=0, problem="exited (1)") for number in range(20)]
     reason = stages._not_settled(run, Deployment(down))
     assert "s19: exited (1)." in reason and len(reason) < 20_000
-    assert reason.endswith("the end") is readable
+    assert reason.endswith('the end".') is readable
 
 
 def _ask(path: Path, line: bytes) -> Any:

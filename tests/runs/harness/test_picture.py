@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -133,9 +134,12 @@ def test_of_a_folder_that_is_not_the_browsers_own_nothing_else_is_shown(tmp_path
     program.touch()
     fonts = {"/etc/fonts": Path("/etc/fonts")} if Path("/etc/fonts").exists() else {}
     assert needs(str(program)) == {**fonts, str(program): program}
-    (tmp_path / "icudtl.dat").touch()
+    (tmp_path / "resources.pak").touch()
     assert needs(str(program)) == {**fonts, str(tmp_path): tmp_path}
     assert needs("/usr/lib/chromium/chromium") == fonts
+    for wide in ("/", "/tmp", "/opt/cc-ci", "/opt"):  # where it would hide, or show, what is not its own
+        with mock.patch.object(Path, "glob", lambda path, pattern: [Path("resources.pak")]):
+            assert needs(f"{wide}/chrome") == fonts
 
 
 @real

@@ -39,6 +39,7 @@ def labels(rule: str, *without: str, number: int = 1, **options: str) -> Labels:
     return found | ({} if "port" in without else {PORT: "FIRST"})
 
 
+OTHER = {"rule": START, "entrypoints": "web-secure", "tls": "true"}.items()
 #: The labels of `app`, and of a second service, whose Traefik router and service are called STACK-b.
 CASES: dict[str, tuple[Labels, Labels]] = {
     "one": (labels(H), {}),
@@ -57,6 +58,8 @@ CASES: dict[str, tuple[Labels, Labels]] = {
     "a header": (labels(f"{H} && Header(`X-A`, `b`)"), labels(H)),
     "not another host": (labels(f"{H} && !Host(`www.DOMAIN`)"), labels(H)),
     "the start alone": (labels(H), labels(f"{H} && Path(`/`)")),
+    "the method in mixed letters": (labels(H), labels(f"{H} && Method(`Get`)")),
+    "the start as a pattern": (labels(API), labels(f"{H} && PathRegexp(`^/$`)")),
     "a path as a pattern": (labels(API), labels(f"{H} && PathRegexp(`^/`)")),
     "other hosts": (labels("Host(`www.DOMAIN`)"), labels("Host(`a.DOMAIN`) || Host(`DOMAIN`)")),
     "two entry points": (labels(START, entrypoints="web"), labels(H, entrypoints="web, web-secure")),
@@ -65,6 +68,12 @@ CASES: dict[str, tuple[Labels, Labels]] = {
     "the greatest priority": (labels(START, priority="1000"), labels(H, priority="9223372036854774807")),
     "a priority with its sign": (labels(START, priority="+5"), labels(H)),
     "a priority below all": (labels(START, priority="-1"), labels(H)),
+    "a priority that is too great": (labels(START, priority="9223372036854774808"), labels(H)),
+    "a router that is dropped, and another": (
+        labels(START, priority="9223372036854774808") | {f"traefik.http.routers.STACK-x.{key}": value for key, value in OTHER},
+        labels(API),
+    ),
+    "the least priority": (labels(START, priority="-9223372036854775808"), labels(H)),
     "the priority that means none": (labels(START, priority="0"), labels(H, priority="5")),
     "length in bytes": (labels(f"{H} && !Path(`/äöüäöüäöü`)"), labels(f"{H} && !Path(`/0123456789012`)")),
     "not enabled": (labels(START, "enable"), labels(H)),
@@ -73,8 +82,13 @@ CASES: dict[str, tuple[Labels, Labels]] = {
     "switched off by a letter": ({**labels(START), "traefik.enable": "F"}, labels(H)),
     "enabled by a number": ({**labels(START), "traefik.enable": "1"}, labels(H)),
     "an unknown word": ({**labels(START), "traefik.enable": "yes"}, labels(H)),
+    "enabled in other letters": ({**labels(START, "enable"), "Traefik.Enable": "true"}, labels(H)),
     "without TLS": (labels(START, "tls"), labels(H)),
     "TLS switched off": (labels(START, tls="false"), labels(H)),
+    "TLS without a value": (labels(START, tls=""), labels(H)),
+    "TLS in other letters": (labels(START, tls="tRuE"), labels(H)),
+    "TLS by a number": (labels(START, tls="1"), labels(H)),
+    "TLS switched off, and an option": (labels(START, tls="false", **{"tls.domains[0].main": "DOMAIN"}), labels(H)),
     "TLS by an option": (labels(START, "tls", **{"tls.domains[0].main": "DOMAIN"}), labels(H)),
     "without a port": (labels(START, "port"), labels(H)),
     "a priority that is no number": (labels(START, priority="high"), labels(H)),
@@ -95,6 +109,7 @@ NOT_SERVED: dict[str, tuple[Labels, str]] = {
     "two ports, and no word of which": (labels(H) | {PORT.replace("STACK", "STACK-two"): "SECOND"}, ".service"),
     "a port that is none": ({**labels(H), PORT: "http"}, ".loadbalancer.server.port"),
     "a priority that is no number": (labels(H, priority="high"), ".priority"),
+    "a priority beyond all numbers": (labels(H, priority="9223372036854775808"), ".priority"),
     "no priority in it": (labels(H, priority=""), ".priority"),
     "a priority that is too great": (labels(H, priority="9223372036854774808"), ".priority"),
 }
@@ -257,6 +272,13 @@ def test_what_traefik_does_not_serve_is_said(case: str, traefik: tuple[Callable[
     [given] = filled(f"not served: {case}", *ports)
     assert ask(f"not served: {case}") == "404"
     assert [key.endswith(NOT_SERVED[case][1]) for key, _ in unserved(given)] == [True]
+
+
+def test_a_strangers_many_routers_and_services_make_few_words() -> None:
+    given = {f"traefik.http.routers.r{number}.{key}": "x" for number in range(2000) for key in ("rule", "priority")}
+    given |= {f"traefik.http.services.{'x' * 900}{number}.loadbalancer.server.port": "80" for number in range(150)}
+    said = [f"{key}: {message}" for key, message in unserved(given)]
+    assert [len(text) < 2500 for text in said] == [True] * 3 and "and 1998 more" in said[1]
 
 
 def test_what_is_served_or_switched_off_is_not_spoken_of() -> None:
