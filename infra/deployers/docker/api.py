@@ -10,6 +10,7 @@ import http.client
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -124,9 +125,11 @@ def remove(kind: str, name: str, **query: str) -> None:
 
 def prune_networks(labels: Iterable[str]) -> None:
     """Remove the networks with all these labels (`key=value`) that nothing uses, those that a swarm left on this node included.
-    Raises DeployError.
+
+    Docker does one prune at a time, and refuses others meanwhile: whoever needs them gone asks again.
     """
-    post("/networks/prune", None, filters=json.dumps({"label": list(labels)}))
+    with suppress(DeployError):
+        post("/networks/prune", None, filters=json.dumps({"label": list(labels)}))
 
 
 def _asked(method: str, path: str, body: Any, seconds: float, missing: Sequence[int], query: Mapping[str, str]) -> Any:

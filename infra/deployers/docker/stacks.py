@@ -104,8 +104,7 @@ def remove(
             with ThreadPoolExecutor(min(len(names) or 1, 16) if kind == "container" else 1) as together:  # each takes a while
                 list(together.map(partial(_remove, kind, query), names))
             if kind == "network":
-                with suppress(DeployError):  # Swarm leaves some on this node, with a job's task, and knows them no more
-                    api.prune_networks(owned.labels)
+                api.prune_networks(owned.labels)  # Swarm leaves some on this node, with a job's task, and knows them no more
         time.sleep(pause := min(pause * 1.3, 1.0))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from infra.deployers.docker import stacks
+from infra.deployers.docker import api, stacks
 from infra.deployers.docker.api import listed
 from infra.deployers.docker.cli import call
 from infra.deployers.docker.stacks import Owned
@@ -53,6 +53,19 @@ def test_a_task_on_a_node_that_is_away_is_not_waited_for_without_end(monkeypatch
     monkeypatch.setattr(stacks, "_TASK_SECONDS", 0.2)
     assert stacks.remove(Owned("x", ("a=b",)), seconds=1000) == []
     assert len(asked) > 1 and set(asked) == {"task"}
+
+
+def test_a_prune_beside_another_one_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Docker does one at a time, for all."""
+    asked: list[str] = []
+
+    def refuse(path: str, body: Any, **query: str) -> None:
+        asked.append(query["filters"])
+        raise DeployError("tool_failed", "Docker refused /networks/prune with 409: a prune operation is already running")
+
+    monkeypatch.setattr(api, "post", refuse)
+    api.prune_networks(["a=b"])
+    assert asked == ['{"label": ["a=b"]}']
 
 
 def test_what_is_too_long_for_a_command_is_an_error_and_no_crash() -> None:
