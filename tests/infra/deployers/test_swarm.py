@@ -125,7 +125,7 @@ def test_a_service_that_ends_at_once_fails_with_its_last_words(deployer: Any, mo
     impatient(monkeypatch)
     ends = deployer("exits-at-once", settle_seconds=300)
     ends.deploy()
-    with pytest.raises(DeployError, match=r"exit \(7\).* no configuration found") as caught:
+    with pytest.raises(DeployError, match=r'exit \(7\).* "no configuration found"') as caught:
         ends.settle()
     assert caught.value.kind == "exits"
 

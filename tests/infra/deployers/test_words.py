@@ -220,21 +220,21 @@ class _App:
             "echo no configuration found; exit 3",
             "rollback",
             "rolled_back",
-            r"rolled web back .*exit \(3\).*: no configuration found",
+            r"rolled web back .*exit \(3\).*: \"no configuration found\"",
         ),
         # (Two tasks that are killed for it may be seen before the rollback.)
         (
             "touch /sick; exec sleep 1000",
             "rollback",
             "",
-            r"(rolled web back|check of web never) .*output: the database is not there",
+            r"(rolled web back|check of web never) .*output: \"the database is not there\"",
         ),
         # With two replicas Swarm goes no further: the other one stays what it was.
         (
             "echo no configuration found; exit 3",
             "pause",
             "never_healthy",
-            r"paused .* of web: .*exit \(3\).*: no configuration found",
+            r"paused .* of web: .*exit \(3\).*: \"no configuration found\"",
         ),
     ],
 )
