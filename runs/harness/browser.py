@@ -8,6 +8,8 @@ from pathlib import Path
 
 from infra.deployers.isolation.bubblewrap import PROGRAMS
 
+#: Chromium's own, of which one is beside it.
+_RESOURCES = ("resources.pak", "headless_lib_data.pak")
 #: Debian's is a script that reads files missing in the sandbox; the binary is beside its resources.
 _DEBIANS, _BEHIND = "/usr/bin/chromium", Path("/usr/lib/chromium/chromium")
 
@@ -27,6 +29,8 @@ def needs(program: str) -> dict[str, Path]:
     """
     real = Path(program).resolve()
     place = real.parent
-    own = len(place.parts) > 2 and any(place.glob("*.pak")) and not Path(PROGRAMS).is_relative_to(place)
+    own = (
+        len(place.parts) > 2 and any((place / name).exists() for name in _RESOURCES) and not Path(PROGRAMS).is_relative_to(place)
+    )
     wanted = [Path("/etc/fonts"), *([] if real.is_relative_to("/usr") else [place if own else real])]
     return {str(path): path for path in wanted if path.exists()}

@@ -64,9 +64,12 @@ class Journal:
         """Add a warning for the reader of the results, once."""
         text = self.clean(text)
         text = text if len(text) <= LONGEST_WARNING else f"{text[:LONGEST_WARNING]}…"
-        if len(self.warnings) == MOST_WARNINGS:
-            text = f"There were more than {MOST_WARNINGS} warnings; the others are left out."
-        if text not in self.warnings and len(self.warnings) <= MOST_WARNINGS:
+        if text in self.warnings:
+            return
+        if len(self.warnings) >= MOST_WARNINGS:
+            self.log(f"== {text}")
+            text = f"There were more than {MOST_WARNINGS} warnings; the others are in the log."
+        if text not in self.warnings:
             self.warnings.append(text)
             self.event("warning", text)
 
@@ -121,10 +124,16 @@ class Journal:
 
     def clean(self, text: str, artefact: str = "log.txt") -> str:
         """`text` without credentials, terminal codes and invalid characters. `artefact`: where it will be written."""
+        hidden = self._hidden(text, artefact)
+        bare = _CONTROL.sub("", hidden)
+        if bare != hidden:  # a code may have stood within a secret
+            bare = self._hidden(bare, artefact)
+        return bare.encode(errors="replace").decode()
+
+    def _hidden(self, text: str, artefact: str) -> str:
         for secret in self._secrets:
             text = text.replace(secret, "[secret]")
-        text = self.without_secrets(text, artefact)
-        return _CONTROL.sub("", text).encode(errors="replace").decode()
+        return self.without_secrets(text, artefact)
 
     def close(self) -> None:
         with self._lock:

@@ -94,7 +94,7 @@ _OPTIONS = {
     "stripprefixregex": "regex",
 }
 _MIDDLEWARES = {kind: re.compile(options) for kind, options in _OPTIONS.items()}
-_NAMED = re.compile(r"traefik\.http\.(routers|services)\.([^.]+)\.(.+)", re.IGNORECASE | re.DOTALL)
+_NAMED = re.compile(r"traefik\.(?i:http\.(routers|services))\.([^.]+)\.(.+)", re.DOTALL)
 _PORT = "loadbalancer.server.port"
 #: As Go reads them, and so Traefik.
 _BOOLEANS = {
@@ -408,17 +408,21 @@ class _Rule:
 
 
 def _named(labels: Mapping[str, str], what: str) -> dict[str, dict[str, str]]:
-    """Traefik's `routers` or `services` of a service's labels: name -> option, in lower case -> value."""
+    """Traefik's `routers` or `services` of a service's labels: name -> option -> value, the first two in lower case.
+
+    Traefik reads all but the first word of a key without regard to case.
+    """
     found: dict[str, dict[str, str]] = {}
     for key, value in labels.items():
         if (match := _NAMED.fullmatch(key)) and match[1].lower() == what:
-            found.setdefault(match[2], {})[match[3].lower()] = value
+            found.setdefault(match[2].lower(), {})[match[3].lower()] = value
     return found
 
 
 def _enabled(labels: Mapping[str, str]) -> bool | None:
     """What `traefik.enable` says; None if it is missing, or neither yes nor no."""
-    return _BOOLEANS.get(labels.get("traefik.enable", ""))
+    given = (value for key, value in labels.items() if key.startswith("traefik.") and key.lower() == "traefik.enable")
+    return _BOOLEANS.get(next(given, ""))
 
 
 def ports(labels: Mapping[str, str]) -> dict[str, int]:
@@ -438,12 +442,12 @@ def serving(labels: Mapping[str, str], domain: str) -> dict[str, tuple[bool, boo
     """
     services, routers = _named(labels, "services"), _named(labels, "routers")
     priorities = {name: _priority(router) for name, router in routers.items()}
-    if len(ports(labels)) < len(services) or None in priorities.values():
+    if not services or len(ports(labels)) < len(services) or None in priorities.values():
         return {}
     found: dict[str, tuple[bool, bool, int]] = {}
     for name, router in routers.items():
         entries = {entry.strip() for entry in router.get("entrypoints", "").split(",")} - {""}
-        to = router.get("service", "").partition("@")[0] or (next(iter(services)) if len(services) == 1 else "")
+        to = router.get("service", "").partition("@")[0].lower() or (next(iter(services)) if len(services) == 1 else "")
         priority = priorities[name] or 0
         if not to or priority > _GREATEST_PRIORITY or (entries and _SECURE.isdisjoint(entries)):
             continue

@@ -58,6 +58,7 @@ def test_the_journal_blackens_credentials_and_terminal_codes(tmp_path: Path) -> 
     journal.warn("twice \x1b[31ms3cret")
     journal.warn("twice \x1b[31ms3cret")
     assert journal.warnings == ["twice [secret]"]
+    journal.log("in s3\x1b[0mcret pieces")
     journal.close()
     journal.log("after the end")
     text = folder.log.read_text() + folder.events_file.read_text()
@@ -69,13 +70,18 @@ def test_the_journal_blackens_credentials_and_terminal_codes(tmp_path: Path) -> 
 def test_warnings_are_limited_in_length_and_number(tmp_path: Path) -> None:
     journal = Journal(RunFolder(tmp_path), ["s3cret-of-this-run"])
     journal.warn("x" * (events.LONGEST_WARNING - 5) + "s3cret-of-this-run")
-    for number in range(events.MOST_WARNINGS + 10):
+    for number in range(events.MOST_WARNINGS - 1):
         journal.warn(f"{number}")
+    journal.warn("0")
+    assert len(journal.warnings) == events.MOST_WARNINGS, "nothing was left out"
+    for number in range(10):
+        journal.warn(f"more {number}")
     assert journal.warnings[0] == "x" * (events.LONGEST_WARNING - 5) + "[secr…"
     assert (len(journal.warnings), journal.warnings[-1]) == (
         events.MOST_WARNINGS + 1,
-        "There were more than 100 warnings; the others are left out.",
+        "There were more than 100 warnings; the others are in the log.",
     )
+    assert "more 9" in RunFolder(tmp_path).log.read_text()
 
 
 def test_half_a_character_stops_neither_results_nor_events(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from infra.deployers.context import Context
 from infra.deployers.isolation import cgroups
 from infra.deployers.process.deployer import ProcessDeployer
-from runs.harness import screenshot
+from runs.harness import browser, screenshot
 from runs.harness.browser import chromium, needs
 from runs.harness.screenshot import HEIGHT, WIDTH, NoScreenshot, png
 from tests.runs.harness.conftest import INSISTS
@@ -132,13 +132,14 @@ def test_of_a_folder_that_is_not_the_browsers_own_nothing_else_is_shown(tmp_path
     """Whose home it may be: a stranger's page is opened there."""
     program = tmp_path / "chrome"
     program.touch()
+    (tmp_path / "game.pak").touch()
     fonts = {"/etc/fonts": Path("/etc/fonts")} if Path("/etc/fonts").exists() else {}
     assert needs(str(program)) == {**fonts, str(program): program}
     (tmp_path / "resources.pak").touch()
     assert needs(str(program)) == {**fonts, str(tmp_path): tmp_path}
     assert needs("/usr/lib/chromium/chromium") == fonts
     for wide in ("/", "/tmp", "/opt/cc-ci", "/opt"):  # where it would hide, or show, what is not its own
-        with mock.patch.object(Path, "glob", lambda path, pattern: [Path("resources.pak")]):
+        with mock.patch.object(browser, "_RESOURCES", ("",)):  # as if they were there
             assert needs(f"{wide}/chrome") == fonts
 
 

@@ -82,7 +82,18 @@ CASES: dict[str, tuple[Labels, Labels]] = {
     "switched off by a letter": ({**labels(START), "traefik.enable": "F"}, labels(H)),
     "enabled by a number": ({**labels(START), "traefik.enable": "1"}, labels(H)),
     "an unknown word": ({**labels(START), "traefik.enable": "yes"}, labels(H)),
-    "enabled in other letters": ({**labels(START, "enable"), "Traefik.Enable": "true"}, labels(H)),
+    "enabled in other letters": ({**labels(START, "enable"), "traefik.Enable": "true"}, labels(H)),
+    "a first word in other letters": ({**labels(START, "enable"), "Traefik.Enable": "true"}, labels(H)),
+    "names in other letters": (
+        labels(START)
+        | {"traefik.http.services.STACK-X.loadbalancer.server.port": "FIRST"}
+        | {"traefik.http.services.STACK-x.loadbalancer.server.scheme": "http", "traefik.http.routers.STACK.service": "STACK-X"},
+        labels(H),
+    ),
+    "a router without a port, to the other's": (
+        labels(START, "port", priority="900", service="STACK-b"),
+        labels(H, service="STACK-b-two") | {PORT.replace("STACK", "STACK-b-two"): "SECOND"},
+    ),
     "without TLS": (labels(START, "tls"), labels(H)),
     "TLS switched off": (labels(START, tls="false"), labels(H)),
     "TLS without a value": (labels(START, tls=""), labels(H)),
