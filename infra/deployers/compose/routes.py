@@ -153,7 +153,7 @@ def misplaced(labels: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 
 
 def _is_traefiks(key: str) -> bool:
-    # Traefik reads keys without regard to case, names of things with it.
+    # Traefik reads all but the first word of a key without regard to case; what it would not read is judged as well.
     return key.lower().lstrip().startswith("traefik")
 
 
@@ -440,7 +440,7 @@ def serving(labels: Mapping[str, str], domain: str) -> dict[str, tuple[bool, boo
 
     Routers that Traefik drops (`unserved`), or that are not for HTTPS, do not count.
     """
-    services, routers = _named(labels, "services"), _named(labels, "routers")
+    services, routers, enabled = _named(labels, "services"), _named(labels, "routers"), bool(_enabled(labels))
     priorities = {name: _priority(router) for name, router in routers.items()}
     if not services or len(ports(labels)) < len(services) or None in priorities.values():
         return {}
@@ -453,7 +453,7 @@ def serving(labels: Mapping[str, str], domain: str) -> dict[str, tuple[bool, boo
             continue
         with suppress(_Unclear):
             if _Rule(router.get("rule", ""), domain).read().start:
-                value = (bool(_enabled(labels)), _has_tls(router), priority)
+                value = (enabled, _has_tls(router), priority)
                 found[to] = max(found.get(to, value), value)
     return found
 

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from infra.deployers.compose.recipe import Recipe
-from infra.deployers.compose.routes import problems, unserved
+from infra.deployers.compose.routes import problems, serving, unserved
 from tests.waiting import until
 
 H = "Host(`DOMAIN`)"
@@ -290,6 +290,25 @@ def test_a_strangers_many_routers_and_services_make_few_words() -> None:
     given |= {f"traefik.http.services.{'x' * 900}{number}.loadbalancer.server.port": "80" for number in range(150)}
     said = [f"{key}: {message}" for key, message in unserved(given)]
     assert [len(text) < 2500 for text in said] == [True] * 3 and "and 1998 more" in said[1]
+
+
+class Counted(Labels):
+    """Labels that know how often they were gone through."""
+
+    times = 0
+
+    def items(self) -> Any:
+        self.times += 1
+        return super().items()
+
+
+def test_labels_are_gone_through_no_more_often_for_more_routers() -> None:
+    times = []
+    for number in (1, 100):
+        given = Counted({PORT: "80", **{f"traefik.http.routers.r{one}.rule": "Host(`web.example`)" for one in range(number)}})
+        assert serving(given, "web.example") == {"stack": (False, False, 19)}
+        times.append(given.times)
+    assert times[0] == times[1]
 
 
 def test_what_is_served_or_switched_off_is_not_spoken_of() -> None:
