@@ -408,21 +408,24 @@ class _Rule:
 
 
 def _named(labels: Mapping[str, str], what: str) -> dict[str, dict[str, str]]:
-    """Traefik's `routers` or `services` of a service's labels: name -> option -> value, the first two in lower case.
+    """Traefik's `routers` or `services` of a service's labels: name -> option, in lower case -> value.
 
-    Traefik reads all but the first word of a key without regard to case.
+    Traefik reads all but the first word of a key without regard to case, in the order of the keys: a name stays as it was first
+    spelled, and of an option's values the last one counts.
     """
     found: dict[str, dict[str, str]] = {}
-    for key, value in labels.items():
+    spelled: dict[str, str] = {}
+    for key in sorted(labels):
         if (match := _NAMED.fullmatch(key)) and match[1].lower() == what:
-            found.setdefault(match[2].lower(), {})[match[3].lower()] = value
+            name = spelled.setdefault(match[2].lower(), match[2])
+            found.setdefault(name, {})[match[3].lower()] = labels[key]
     return found
 
 
 def _enabled(labels: Mapping[str, str]) -> bool | None:
     """What `traefik.enable` says; None if it is missing, or neither yes nor no."""
-    given = (value for key, value in labels.items() if key.startswith("traefik.") and key.lower() == "traefik.enable")
-    return _BOOLEANS.get(next(given, ""))
+    keys = [key for key in labels if key.startswith("traefik.") and key.lower() == "traefik.enable"]
+    return _BOOLEANS.get(labels[max(keys)]) if keys else None
 
 
 def ports(labels: Mapping[str, str]) -> dict[str, int]:
@@ -447,7 +450,7 @@ def serving(labels: Mapping[str, str], domain: str) -> dict[str, tuple[bool, boo
     found: dict[str, tuple[bool, bool, int]] = {}
     for name, router in routers.items():
         entries = {entry.strip() for entry in router.get("entrypoints", "").split(",")} - {""}
-        to = router.get("service", "").partition("@")[0].lower() or (next(iter(services)) if len(services) == 1 else "")
+        to = router.get("service", "").partition("@")[0] or (next(iter(services)) if len(services) == 1 else "")
         priority = priorities[name] or 0
         if not to or priority > _GREATEST_PRIORITY or (entries and _SECURE.isdisjoint(entries)):
             continue
