@@ -28,7 +28,7 @@ from django.utils import timezone
 from django.utils.crypto import salted_hmac
 
 from controlplane.secrets import SecretUnreadable
-from enrollment.forges.base import CircuitOpen, ForgeError, NotFound, RateLimited
+from enrollment.forges.base import CircuitOpen, ForgeError, NotFound, RateLimited, Unavailable
 from runs.executors import marked_lines
 from runs.executors.base import ExecutorError, Observation
 from runs.executors.engine import Build, Engine, Step
@@ -182,7 +182,10 @@ class BuildExecutor:
             if not known.number or known.stopped:
                 return
             try:
-                self._engine(known).cancel(known.number)
+                try:
+                    self._engine(known).cancel(known.number)
+                except Unavailable:  # it may just have closed the connection; after the run's end nobody would ask again
+                    self._engine(known).cancel(known.number)
             except NotFound:
                 pass
             except (ForgeError, ExecutorError) as error:

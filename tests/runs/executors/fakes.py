@@ -470,7 +470,6 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(status, "" if status == 204 else body if isinstance(body, str) else json.dumps(body))
 
     def _stream(self, body: Iterator[bytes]) -> None:
-        self.close_connection = True
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
@@ -481,7 +480,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.flush()
             self.wfile.write(b"0\r\n\r\n")
         except OSError:
-            pass
+            self.close_connection = True
 
     def _send(self, status: int, body: str, location: str = "") -> None:
         data = body.encode()
