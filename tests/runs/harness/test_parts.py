@@ -58,13 +58,23 @@ def test_the_journal_blackens_credentials_and_terminal_codes(tmp_path: Path) -> 
     journal.warn("twice \x1b[31ms3cret")
     journal.warn("twice \x1b[31ms3cret")
     assert journal.warnings == ["twice [secret]"]
-    journal.log("in s3\x1b[0mcret pieces")
     journal.close()
     journal.log("after the end")
     text = folder.log.read_text() + folder.events_file.read_text()
     assert "s3cret" not in text and secrets_of(credential)[1] not in text
     assert "token [secret]" in text and "red [secret] ?" in text and "after the end" not in text
     assert [event.kind for event in folder.events()] == ["step", "warning"]
+
+
+CODES = ["[0m", "[>4;1m", "[1 q", "(B", "c", "]0;title\x07", "]8;;http://x\x1b\\", "P1$r\x1b\\"]
+
+
+@pytest.mark.parametrize("code", [*(f"\x1b{code}" for code in CODES), "\x9b31m", "\x9d0;title\x9c", "\x84", "\x7f"])
+def test_no_terminal_code_divides_a_secret(tmp_path: Path, code: str) -> None:
+    journal = Journal(RunFolder(tmp_path), ["s3CRET"])
+    assert journal.clean(f"in s3{code}CRET pieces, {code}and what follows: [0m ]0; (B") == (
+        "in [secret] pieces, and what follows: [0m ]0; (B"
+    )
 
 
 def test_warnings_are_limited_in_length_and_number(tmp_path: Path) -> None:
