@@ -701,7 +701,7 @@ STEPS: list[tuple[Any, str]] = [
 
 
 @pytest.mark.slow(4)
-@pytest.mark.parametrize("world", ["1.15", FORGEJO], indirect=True)
+@pytest.mark.parametrize("world", [pytest.param("1.15", marks=pytest.mark.on_postgresql), FORGEJO], indirect=True)
 @pytest.mark.parametrize("way", ["search", "net", "refused"])
 def test_killed_at_any_step_each_comment_counts_once(world: World, way: str) -> None:
     world.poll()

@@ -14,7 +14,7 @@ from infra.deployers.context import Context
 from runs.harness import kept_tests, recipe_config, recipe_tests, stages
 from runs.harness.engine import Engine
 from runs.harness.kept_tests import KEPT, KeptTestsError
-from runs.harness.protocol import CaseResult, Results, RunFolder, Source, Verdict
+from runs.harness.protocol import CaseResult, Limits, Results, RunFolder, Source, Verdict
 from tests.runs.harness.conftest import git
 
 pytestmark = pytest.mark.slow(0.3)
@@ -118,7 +118,7 @@ def test_a_hook_that_fails_says_whose_it_is(make_recipe: Any, run: Run, keep: An
 def test_their_settings_count_as_the_base_branchs(make_recipe: Any, run: Run, keep: Any) -> None:
     recipe = make_recipe({"test_custom": GOOD})
     source = keep(**of(recipe, **{"cc-ci.toml": "[app]\nstatus = [204]\n"}))
-    results = run(recipe, tests=source)
+    results = run(recipe, tests=source, limits=Limits(settle_seconds=60))
     assert results.verdict is Verdict.FAILED and "its last answer was 200" in results.reason
 
 
