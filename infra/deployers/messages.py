@@ -166,8 +166,13 @@ def log_end(lines: str) -> str:
 
 
 def quoted(what: str, text: str, most: int) -> str:
-    """The end of what a program printed, as a sentence of a message: in quotes, for another sentence may follow."""
-    return f' {what}: "{text[-most:]}".'
+    """The end of what a program printed, as a sentence of a message: in quotes, for another sentence may follow.
+
+    It is cut between words: half a secret would not be known as one.
+    """
+    if len(text) > most:
+        text = "… " + re.sub(r"\A\S*\s+", "", text[-most:])
+    return f' {what}: "{text}".'
 
 
 def some(names: Sequence[str], most: int) -> str:

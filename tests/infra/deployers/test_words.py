@@ -300,6 +300,19 @@ def test_which_answers_count(answer: Answer, statuses: tuple[int, ...], proxied:
     assert context.accepts(answer, Address("127.0.0.1", 80, proxied=proxied)) is expected
 
 
+@pytest.mark.parametrize(
+    ("printed", "shown"),
+    [
+        ("all of it", "all of it"),
+        ("the token is s3cret-of-this-run\nend", "… end"),
+        ("x" * 30, "… " + "x" * 20),
+        ("words" + " " * 30, "… "),
+    ],
+)
+def test_what_is_too_long_is_cut_between_words(printed: str, shown: str) -> None:
+    assert messages.quoted("Output", printed, 20) == f' Output: "{shown}".'
+
+
 @pytest.mark.docker
 def test_memory_that_ends(deployer: Make, tmp_path: Path) -> None:
     need_swarm()
