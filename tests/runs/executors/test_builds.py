@@ -566,13 +566,13 @@ def test_a_build_that_no_runner_takes_is_given_up(run: TestRun, fake: FakeServer
 
 
 @BOTH
-@pytest.mark.parametrize("lost", [False, True])
-def test_a_build_without_end_is_killed(run: TestRun, fake: FakeServer, lost: bool) -> None:
+@pytest.mark.parametrize("lost", ["", "before", "after"])
+def test_a_build_without_end_is_killed(run: TestRun, fake: FakeServer, lost: str) -> None:
     """Though the server closes the connection under the request: after the run's end nobody would ask again."""
     fake.script = running
     watch(run)
     assert watch(run).state == State.RUNNING
-    faults = iter([Fault(drop=True)] if lost else [])
+    faults = iter([Fault(drop=True, after=lost == "after")] if lost else [])
     fake.faults = lambda method, path: next(faults, None) if cancels(method, path) else None
     with time_machine.travel(timezone.now() + timedelta(hours=4)):
         assert watch(run).state == State.TIMED_OUT
