@@ -360,7 +360,7 @@ def judge(code: int, data: bytes, out_of_memory: bool = False, message: Sequence
     if code == _INTERNAL:
         return Outcome("failed", f"pytest itself failed on these tests: {pytest_message(message)}", cases)
     if code == _NO_TESTS and not cases:
-        return Outcome("not_applicable", "The recipe's test files contain no tests for this stage.")
+        return Outcome("not_applicable", "The recipe's test files contain no tests for this stage.", proven=False)
     if bad:
         names = messages.some([case.name for case in bad], 3)
         message = "could not be collected" if code == _INTERRUPTED else "failed"

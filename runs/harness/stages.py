@@ -98,17 +98,19 @@ def upgrade(run: Run) -> Outcome:
     if not run.previous:
         return run.no_upgrade
     _hook(run, "before_upgrade")
-    places = run.markers.write(run.deployer.mounts(), run.marker)
+    # The published version's labels say which volumes may be lost: the commit's would loosen the check.
+    may_be_lost, mounts = run.deployer.backups().left_out, run.deployer.mounts()
+    places = run.markers.write([part for part in mounts if part.volume not in may_be_lost], run.marker)
     kept = _write_hook(run, run.marker)
     before = run.deployer.state()
     run.journal.step(f"Upgrading from {run.previous.name}")
     try:
-        outcome = _upgraded(run, before, places, kept)
+        outcome = _upgraded(run, before, mounts, places, kept)
     except DeployError as error:
         if not error.recipes_fault:
             raise
         outcome = Outcome("failed", str(error))
-    if outcome.status == "failed" and run.change.missing and _works_with_its_own_sample(run, before, places, kept):
+    if outcome.status == "failed" and run.change.missing and _works_with_its_own_sample(run, before, mounts, places, kept):
         message = " ".join(missing.message for missing in run.change.missing)
         reason = (
             f"The commit fails with the .env that operators have from {run.previous.name}, but works with its own "
@@ -118,17 +120,19 @@ def upgrade(run: Run) -> Outcome:
     return outcome
 
 
-def _works_with_its_own_sample(run: Run, before: Deployment, places: Sequence[BackupPart], kept: bool) -> bool:
+def _works_with_its_own_sample(
+    run: Run, before: Deployment, mounts: Sequence[BackupPart], places: Sequence[BackupPart], kept: bool
+) -> bool:
     run.journal.step("Retrying with the commit's own .env.sample, to see what is missing")
     run.context.installed = None
     try:
-        return _upgraded(run, before, places, kept).status == "passed"
+        return _upgraded(run, before, mounts, places, kept).status == "passed"
     except (DeployError, HookFailed, TimedOut) as error:
         run.journal.log(f"That failed too: {error}")
         return False
 
 
-def _upgraded(run: Run, before: Deployment, places: Sequence[BackupPart], kept: bool) -> Outcome:
+def _upgraded(run: Run, before: Deployment, mounts: Sequence[BackupPart], places: Sequence[BackupPart], kept: bool) -> Outcome:
     with run.journal.timed("upgrade"):
         run.deployer.deploy()
         after = run.deployer.settle()
@@ -149,9 +153,19 @@ def _upgraded(run: Run, before: Deployment, places: Sequence[BackupPart], kept: 
     if places or kept:
         now = run.deployer.mounts()
         there = [part for place in places for part in [next((one for one in now if one.volume == place.volume), None)] if part]
+        had = {part.volume for part in mounts}
         cases.append(
-            _case("the data is still there", lambda: renamed(places, now, run.change.notes) or _marker_problem(run, there, kept))
+            _case(
+                "the data is still there",
+                lambda: renamed(places, had, now, run.change.notes) or _marker_problem(run, there, kept),
+            )
         )
+        for part in places:
+            if part.volume not in run.change.notes and all(one.volume != part.volume for one in now):
+                run.journal.warn(
+                    f"No service mounts the volume {part.volume} any more (before: {part.service}:{part.path}): if its data is "
+                    "no longer needed, mention that in the release notes."
+                )
     if all(case.status == "passed" for case in cases) and _has_tests(run, "install"):
         _hook(run, "before_install")
     return _with_own(run, "upgrade", cases, more=("install",))
@@ -166,16 +180,23 @@ def moved(before: Deployment, after: Deployment, previous: str, wanted: str) -> 
     return ""
 
 
-def renamed(before: Sequence[BackupPart], now: Sequence[BackupPart], notes: Collection[str]) -> str:
+def renamed(before: Sequence[BackupPart], had: Collection[str], now: Sequence[BackupPart], notes: Collection[str]) -> str:
     """Why a service no longer sees data that operators have; empty if it does. Pure.
 
-    A volume may be dropped. One that replaces it under another name is empty, unless the notes say what to do.
+    A volume may be dropped. One that replaces it under another name is empty, unless the notes say what to do: at the same place,
+    or elsewhere in the service if it is none of those that were mounted before (`had`).
     """
     for old in before:
-        new = next((one for one in now if (one.service, one.path) == (old.service, old.path)), None)
-        if new and new.volume != old.volume and old.volume not in notes and all(one.volume != old.volume for one in now):
+        if old.volume in notes or any(one.volume == old.volume for one in now):
+            continue
+        own = [one for one in now if one.service == old.service]
+        new = next((one for one in own if one.path == old.path), None) or next(
+            (one for one in own if one.volume not in had), None
+        )
+        if new:
+            there = f"{new.volume}" if new.path == old.path else f"{new.volume} at {new.path}"
             return (
-                f"{old.service}:{old.path} was on the volume {old.volume} and is now on {new.volume}, which is empty: "
+                f"{old.service}:{old.path} was on the volume {old.volume} and is now on {there}, which is empty: "
                 f"data that operators have in {old.volume} is no longer visible. Keep the name, or describe in "
                 "release/<version> how to migrate it."
             )
@@ -454,6 +475,9 @@ def _doubts(run: Run, plan: BackupPlan, parts: Sequence[BackupPart], places: Seq
     if plan.unsaved:
         names = ", ".join(plan.unsaved)
         doubts.append(f"not backed up: {names} (backupbot.backup.volumes.<volume>=false declares that one may be lost)")
+    if dumps := [part for part in parts if part.dump and part.service not in plan.dumped]:
+        names = ", ".join(f"{part.service}:{part.path}" for part in dumps)
+        doubts.append(f"no backupbot.restore.post-hook loads the dump {names}")
     if not places and not doubts:
         only_dumps = all(part.dump for part in parts)
         names = ", ".join(f"{part.service}:{part.path}" for part in parts if not part.dump)

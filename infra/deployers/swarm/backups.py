@@ -151,6 +151,7 @@ def plan(services: Sequence[Labelled]) -> BackupPlan:
             label = f"backupbot.backup.volumes.{mount.key}"
             if service.labels.get(label, "").strip().lower() == "false":
                 left_out.add(mount.source)
+                result.left_out.append(mount.key)
                 continue
             paths = _split(service.labels.get(f"{label}.path", ""))
             for path in paths or [""]:

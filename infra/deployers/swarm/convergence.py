@@ -267,7 +267,9 @@ class Settler:
         if not poll.services:
             return False
         updated = all(self._updated(name, poll) for name in poll.specs)
-        settled = updated and all(s.running == s.wanted and s.health in ("", "healthy") for s in poll.services)
+        settled = updated and all(
+            s.running == s.wanted and s.health in ("", "healthy") and not self._courses.in_doubt(s.name) for s in poll.services
+        )
         if settled and self.version and poll.version != self.version:
             raise DeployError(
                 "rolled_back",
@@ -315,11 +317,13 @@ class Settler:
         )
 
     def _give_up(self, poll: Poll) -> None:
+        ended_now = set()
         for task in poll.tasks:
             service = poll.short(task.service)
             spec = poll.inspected.get(task.service, {})
             ended = task.failed or (task.current and task.state == "Complete" and restarts(spec))
             if ended and task.id not in (self._old or ()) and task.id not in self._failed.get(service, {}):
+                ended_now.add(service)
                 self._failed.setdefault(service, {})[task.id] = task
                 self._courses.ended(service, task.id, _error(task))
                 self.tell(f"task of {service} {'failed' if task.failed else 'ended'}: {_error(task)}")
@@ -334,7 +338,10 @@ class Settler:
             running = [t.id for t in poll.tasks if t.service == name and t.current and t.state == "Running" and not t.over]
             self._courses.ran(poll.short(name), running)
         for name in poll.specs:
-            if failed := self._failed.get(poll.short(name)):
+            service = poll.short(name)
+            if service not in ended_now and self._courses.in_doubt(service):  # its task may be the one that stays
+                continue
+            if failed := self._failed.get(service):
                 self._judge_failures(name, [_error(task) for task in failed.values()], poll)
 
     def _without_address(self, task: Task, poll: Poll) -> None:

@@ -38,7 +38,7 @@ __all__ = ["SwarmDeployer", "list_ours", "remove_run", "swarm_problem", "sweep"]
 #: Ports that an image may expose, or a recipe publish, because it speaks HTTP there.
 _WEB_PORTS = frozenset({80, 3000, 4000, 5000, 8000, 8008, 8080, 8081, 8088, 8888, 9000})
 _DEPLOY_SECONDS = 120.0
-#: A task that ends at once is running for a moment, again and again. Without a port to ask only time tells.
+#: A task that ends at once is running for a moment, again and again, though the app may answer: only time tells.
 _QUIET_SECONDS = 2.0
 #: When to look again after an event, in seconds: Swarm's books lag behind what its nodes do. The last step is the net for what no
 #: event tells, such as a task that no node takes.
@@ -333,21 +333,22 @@ class SwarmDeployer(Deployer):
             done = settler.judge(poll)
             quiet_since = (quiet_since or time.monotonic()) if done else 0.0
             quiet = time.monotonic() - quiet_since
-            if done and (self._join() and self._asker.answers(self.address()) if self._web else quiet >= _QUIET_SECONDS):
+            answers = done and (not self._web or (self._join() and self._asker.answers(self.address())))
+            if answers and quiet >= _QUIET_SECONDS:
                 return self._deployment(services, poll)
             now = Deployment(poll.services, poll.version, self._web is not None)
             text = f"Waiting: {now}"
             if done:
-                text = "Waiting: the app does not answer yet" if self._web else f"Watching: {now}"
+                text = f"Watching: {now}" if answers else "Waiting: the app does not answer yet"
             if text != message:
                 message = text
                 self.context.report(text)
-            if time.monotonic() > until:
+            if time.monotonic() > until and not answers:
                 raise self._too_late(now, done)
             pause = _LOOKS[min(steps, len(_LOOKS) - 1)]
-            if done and not self._web:
+            if answers:
                 pause = min(pause, max(_QUIET_SECONDS - quiet, 0.0))
-            steps = 0 if self._rest(pause, asking=done and self._web is not None) else steps + 1
+            steps = 0 if self._rest(pause, asking=done and not answers) else steps + 1
 
     def _networks_of(self, service: str) -> list[addresses.Use]:
         """How full a service's networks are. `service`: its name in the swarm."""

@@ -23,6 +23,8 @@ PATIENCE: Mapping[Others, float] = {"none": 20.0, "ready": 45.0, "untold": 90.0,
 #: A task lived longer than the ones before when it did so by this factor, and by these seconds.
 _LONGER = 1.5
 _LONGER_SECONDS = 2.0
+#: One that runs for so long is no longer in doubt, however long those before it lived.
+_STAYS = 15.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class _Course:
     ended: set[str] = field(default_factory=set)
     began: dict[str, float] = field(default_factory=dict)  #: when each task was first seen running
     longest: float | None = None  #: the longest life of a task that ended
-    living: float = 0.0  #: how long the oldest running task has lived that came after one that ended
+    living: float | None = None  #: how long the oldest running task has lived that came after one that ended
     first: float | None = None  #: when one ended first
     messages: set[str] = field(default_factory=set)
     news: float = 0.0  #: when something spoke for it last
@@ -66,7 +68,7 @@ class _Course:
 
     def lives_longer(self) -> bool:
         """Whether the current task has lived longer than all before."""
-        return self.longest is not None and _longer(self.living, self.longest)
+        return self.longest is not None and self.living is not None and _longer(self.living, self.longest)
 
     def loops(self) -> bool:
         return len(self.ended) > 1 and not self.lives_longer()
@@ -85,7 +87,7 @@ class Courses:
         for task in tasks:
             course.began.setdefault(task, now)
         after = [course.began[task] for task in tasks if course.first is not None and course.began[task] >= course.first]
-        course.living = max((now - began for began in after), default=0.0)
+        course.living = max((now - began for began in after), default=None)
         if course.lives_longer():
             course.news = now
 
@@ -100,6 +102,11 @@ class Courses:
         course.messages.add(message)
         course.ended.add(task)
         course.first = now if course.first is None else course.first
+
+    def in_doubt(self, service: str) -> bool:
+        """Whether a service runs again after it ended, and not yet longer than before: a crash loop runs now and then, too."""
+        course = self._all.get(service)
+        return course is not None and course.living is not None and course.living < _STAYS and not course.lives_longer()
 
     def standing(self, name: str, services: Sequence[Service], done: Sequence[str], asked: float) -> Standing:
         """The evidence for a service that ended at least once. `done`: the completed jobs."""

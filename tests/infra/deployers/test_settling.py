@@ -129,6 +129,55 @@ def test_what_swarm_forgets_is_counted_until_nothing_speaks_for_it() -> None:
     assert caught.value.message == "The service app keeps failing: non-zero exit (1). words of app"
 
 
+def runs(number: int) -> Task:
+    return task(number, "Running", "", "Running")
+
+
+@pytest.mark.parametrize(("lived", "needed"), [(0.0, 2.0), (3.0, 5.0), (8.0, 12.0), (60.0, 15.0)])
+def test_what_runs_again_after_it_failed_is_up_when_it_has_run_for_longer(lived: float, needed: float) -> None:
+    now = 0.0
+    judge = Settler("1", {}, str, clock=lambda: now).judge
+    judge(poll(*([runs(1)] if lived else []), running=0))
+    now = lived
+    assert not judge(poll(task(1), runs(2)))
+    now += needed - 0.1
+    assert not judge(poll(task(1), runs(2)))
+    now += 0.2
+    assert judge(poll(task(1), runs(2)))
+
+
+def test_a_crash_loop_is_not_up_though_it_runs_at_each_look() -> None:
+    now = 0.0
+    judge = Settler("1", {}, str, clock=lambda: now).judge
+    judge(poll(runs(0), running=0))
+    with pytest.raises(DeployError, match="The service app keeps failing: non-zero exit"):
+        for number in range(100):
+            for _ in range(3):
+                now += 1
+                assert not judge(poll(*map(task, range(number)), runs(number))) or not number
+    assert 20 < now < 60
+
+
+def test_what_runs_at_last_is_not_given_up_for_what_was_before() -> None:
+    now = 0.0
+    judge = Settler("1", {}, str, clock=lambda: now).judge
+    for number in range(MOST_FAILURES):
+        assert not judge(poll(*map(task, range(number + 1)), task(99, "Ready", "", "Running"), running=0))
+    now += PATIENCE["none"] - 1
+    failed = [task(number) for number in range(MOST_FAILURES)]
+    assert not judge(poll(*failed, runs(99)))
+    now += 1.5
+    assert not judge(poll(*failed, runs(99)))
+    now += 1
+    assert judge(poll(*failed, runs(99)))
+
+
+def test_a_job_that_ran_through_after_it_failed_is_through() -> None:
+    seen = poll(task(1), task(2, "Complete", "", "Complete"))
+    seen.inspected[NAME] = {"Mode": {"ReplicatedJob": {}}}
+    assert settler().judge(seen)
+
+
 def test_a_service_that_ends_well_again_and_again_is_no_better() -> None:
     now = 0.0
     judge = Settler("1", {}, str, clock=lambda: now).judge

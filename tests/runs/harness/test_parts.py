@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from infra.deployers.base import Deployment
+from infra.deployers.base import BackupPart, Deployment
 from infra.deployers.context import Service
 from infra.deployers.errors import DeployError
 from infra.deployers.isolation.guest import splice
@@ -184,6 +184,40 @@ class _Deployer:
         return f"{lines} lines of {service}"
 
 
+def mount(service: str, path: str, volume: str) -> BackupPart:
+    return BackupPart(service, path, volume)
+
+
+OLD = mount("db", "/var/lib/db/data", "db")
+
+
+@pytest.mark.parametrize(
+    ("now", "says"),
+    [
+        ([OLD], ""),
+        ([mount("db", "/var/lib/db", "db")], ""),
+        ([mount("new", "/data", "db")], ""),
+        ([], ""),  # it was dropped
+        (
+            [mount("db", "/var/lib/db/data", "db18")],
+            "db:/var/lib/db/data was on the volume db and is now on db18, which is empty",
+        ),
+        (
+            [mount("db", "/var/lib/db", "db18")],
+            "db:/var/lib/db/data was on the volume db and is now on db18 at /var/lib/db, which",
+        ),
+        ([mount("db", "/conf", "conf")], ""),  # it was there before, and the database is dropped
+        ([mount("db", "/var/lib/db/data", "conf")], "is now on conf, which is empty"),
+        ([mount("db", "/var/lib/db", "db18"), mount("app", "/old", "db")], ""),  # whoever moves it sees it
+        ([mount("search", "/data", "index")], ""),
+    ],
+)
+def test_a_volume_in_place_of_another_is_empty(now: list[BackupPart], says: str) -> None:
+    found = stages.renamed([OLD], {"db", "conf"}, now, ())
+    assert says in found and bool(says) is bool(found)
+    assert stages.renamed([OLD], {"db", "conf"}, now, {"db"}) == ""
+
+
 @pytest.mark.parametrize("readable", [True, False])
 def test_a_reason_holds_the_end_of_a_log_and_needs_none(readable: bool) -> None:
     """A line may be of any length, and Docker may not answer: neither changes that the services are down."""
@@ -197,7 +231,7 @@ def test_a_reason_holds_the_end_of_a_log_and_needs_none(readable: bool) -> None:
     down = [Service(f"s{number}", wanted=1, running=0, problem="exited (1)") for number in range(20)]
     reason = stages._not_settled(run, Deployment(down))
     assert "s19: exited (1)." in reason and len(reason) < 20_000
-    assert reason.endswith('the end".') is readable
+    assert reason.endswith('… end".') is readable
 
 
 def _ask(path: Path, line: bytes) -> Any:
