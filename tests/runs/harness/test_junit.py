@@ -75,6 +75,7 @@ def test_passed_needs_exit_code_and_results_to_agree(code: int, data: bytes, sta
     outcome = judge(code, data)
     assert outcome.status == status
     assert words in outcome.reason
+    assert outcome.proven is (code != 5 or status != "not_applicable"), "files without a test are no tests"
 
 
 def test_memory_is_named_before_all_else() -> None:
