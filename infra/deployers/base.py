@@ -56,7 +56,8 @@ class BackupPlan:
     dumped: list[str] = field(default_factory=list)  #: those that load it again after a restore, too
     lost: list[str] = field(default_factory=list)  #: `service:path` where Docker makes a new, empty volume for each task
     databases: list[str] = field(default_factory=list)  #: the services whose image is a database's
-    left_out: list[str] = field(default_factory=list)  #: volumes that a label leaves out: they may be lost
+    loading: list[str] = field(default_factory=list)  #: the services that do something after a restore
+    left_out: list[str] = field(default_factory=list)  #: volumes that a label leaves out, and nothing saves: they may be lost
     unsaved: list[str] = field(default_factory=list)  #: volumes that are in no backup, and are not left out by a label
     unknown: list[str] = field(default_factory=list)  #: labels `backupbot.*` that nobody obeys, each with its service
 

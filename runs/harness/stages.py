@@ -153,11 +153,12 @@ def _upgraded(run: Run, before: Deployment, mounts: Sequence[BackupPart], places
     if places or kept:
         now = run.deployer.mounts()
         there = [part for place in places for part in [next((one for one in now if one.volume == place.volume), None)] if part]
-        had = {part.volume for part in mounts}
+        had, marked = {part.volume for part in mounts}, {part.volume for part in places}
+        before_it = [part for part in mounts if part.volume in marked]
         cases.append(
             _case(
                 "the data is still there",
-                lambda: renamed(places, had, now, run.change.notes) or _marker_problem(run, there, kept),
+                lambda: renamed(before_it, had, now, run.change.notes) or _marker_problem(run, there, kept),
             )
         )
         for part in places:
@@ -475,7 +476,7 @@ def _doubts(run: Run, plan: BackupPlan, parts: Sequence[BackupPart], places: Seq
     if plan.unsaved:
         names = ", ".join(plan.unsaved)
         doubts.append(f"not backed up: {names} (backupbot.backup.volumes.<volume>=false declares that one may be lost)")
-    if dumps := [part for part in parts if part.dump and part.service not in plan.dumped]:
+    if not plan.loading and run.config.backup.means != "files" and (dumps := [part for part in parts if part.dump]):
         names = ", ".join(f"{part.service}:{part.path}" for part in dumps)
         doubts.append(f"no backupbot.restore.post-hook loads the dump {names}")
     if not places and not doubts:

@@ -134,10 +134,11 @@ def plan(services: Sequence[Labelled]) -> BackupPlan:
     result = BackupPlan(
         wanted=[service.name for service in services if service.wanted],
         hooked=[service.name for service in services if service.wanted and service.hook("backup.pre-hook")],
+        loading=[service.name for service in services if service.wanted and service.hook("restore.post-hook")],
         databases=[service.name for service in services if service.database],
         lost=[f"{service.name}:{path}" for service in services for path in service.lost],
     )
-    result.dumped = [service.name for service in services if service.name in result.hooked and service.hook("restore.post-hook")]
+    result.dumped = [name for name in result.hooked if name in result.loading]
     seen: dict[tuple[str, str], None] = {}
     left_out: set[str] = set()
     for service in services:
@@ -151,7 +152,6 @@ def plan(services: Sequence[Labelled]) -> BackupPlan:
             label = f"backupbot.backup.volumes.{mount.key}"
             if service.labels.get(label, "").strip().lower() == "false":
                 left_out.add(mount.source)
-                result.left_out.append(mount.key)
                 continue
             paths = _split(service.labels.get(f"{label}.path", ""))
             for path in paths or [""]:
@@ -191,6 +191,8 @@ def plan(services: Sequence[Labelled]) -> BackupPlan:
     saved = {part.volume for part in result.parts}
     # Of what is dumped the dump is the backup.
     everywhere = {mount.source: mount.key for one in services if one.name not in result.hooked for mount in one.mounts}
+    dumped = {mount.source for one in services if one.name in result.hooked for mount in one.mounts}
+    result.left_out = sorted({key for source, key in everywhere.items() if source in left_out - dumped and key not in saved})
     result.unsaved = sorted({key for source, key in everywhere.items() if key not in saved and source not in left_out})
     return result
 

@@ -268,7 +268,7 @@ class Settler:
             return False
         updated = all(self._updated(name, poll) for name in poll.specs)
         settled = updated and all(
-            s.running == s.wanted and s.health in ("", "healthy") and not self._courses.in_doubt(s.name) for s in poll.services
+            s.running == s.wanted and s.health in ("", "healthy") and not self.in_doubt(s.name) for s in poll.services
         )
         if settled and self.version and poll.version != self.version:
             raise DeployError(
@@ -277,6 +277,10 @@ class Settler:
                 "Check that every service finished its update.",
             )
         return settled
+
+    def in_doubt(self, service: str) -> bool:
+        """Whether a service that failed runs, but not for long enough to count as up."""
+        return self._courses.in_doubt(service)
 
     def _updated(self, name: str, poll: Poll) -> bool:
         """Whether a service has finished its update: the right number of tasks may still be old ones.
@@ -325,7 +329,7 @@ class Settler:
             if ended and task.id not in (self._old or ()) and task.id not in self._failed.get(service, {}):
                 ended_now.add(service)
                 self._failed.setdefault(service, {})[task.id] = task
-                self._courses.ended(service, task.id, _error(task))
+                self._courses.ended(service, task.id, _error(task), task.failed)
                 self.tell(f"task of {service} {'failed' if task.failed else 'ended'}: {_error(task)}")
             self._without_address(task, poll)
             trouble = messages.pending(service, task.error, spec)
@@ -339,7 +343,7 @@ class Settler:
             self._courses.ran(poll.short(name), running)
         for name in poll.specs:
             service = poll.short(name)
-            if service not in ended_now and self._courses.in_doubt(service):  # its task may be the one that stays
+            if service not in ended_now and self._courses.runs_again(service):
                 continue
             if failed := self._failed.get(service):
                 self._judge_failures(name, [_error(task) for task in failed.values()], poll)

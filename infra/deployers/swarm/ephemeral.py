@@ -344,7 +344,7 @@ class SwarmDeployer(Deployer):
                 message = text
                 self.context.report(text)
             if time.monotonic() > until and not answers:
-                raise self._too_late(now, done)
+                raise self._too_late(now, done, settler)
             pause = _LOOKS[min(steps, len(_LOOKS) - 1)]
             if answers:
                 pause = min(pause, max(_QUIET_SECONDS - quiet, 0.0))
@@ -368,9 +368,13 @@ class SwarmDeployer(Deployer):
         self.context.check()
         return False
 
-    def _too_late(self, now: Deployment, done: bool) -> DeployError:
+    def _too_late(self, now: Deployment, done: bool, settler: convergence.Settler) -> DeployError:
         seconds = self.context.settle_seconds
-        waiting = [service for service in now.services if service.running < service.wanted or service.health == "starting"]
+        waiting = [
+            service
+            for service in now.services
+            if service.running < service.wanted or service.health == "starting" or settler.in_doubt(service.name)
+        ]
         waiting.sort(key=lambda service: not service.restarts)  # what fails first: others may wait for it
         asked_for = self._asked_for()
         if done:
@@ -386,7 +390,8 @@ class SwarmDeployer(Deployer):
                 f"The health check of {name} did not pass within {seconds} s.{problem}{asked_for}{last}",
                 "Try the health check's command inside the container.",
             )
-        return DeployError("never_healthy", f"{now} after {seconds} s.{problem}{asked_for}{last}", "See the services' logs.")
+        whose = f" {name}:{problem}" if problem else ""
+        return DeployError("never_healthy", f"{now} after {seconds} s.{whose}{asked_for}{last}", "See the services' logs.")
 
     def _asked_for(self) -> str:
         """A note that the recipe's own label asks for more time than the run has, if it does."""

@@ -61,6 +61,8 @@ class _Course:
     began: dict[str, float] = field(default_factory=dict)  #: when each task was first seen running
     longest: float | None = None  #: the longest life of a task that ended
     living: float | None = None  #: how long the oldest running task has lived that came after one that ended
+    youngest: float = 0.0  #: and the youngest of those
+    failed: bool = False  #: whether one ended by a failure
     first: float | None = None  #: when one ended first
     messages: set[str] = field(default_factory=set)
     news: float = 0.0  #: when something spoke for it last
@@ -87,11 +89,12 @@ class Courses:
         for task in tasks:
             course.began.setdefault(task, now)
         after = [course.began[task] for task in tasks if course.first is not None and course.began[task] >= course.first]
-        course.living = max((now - began for began in after), default=None)
+        lives = [now - began for began in after]
+        course.living, course.youngest = max(lives, default=None), min(lives, default=0.0)
         if course.lives_longer():
             course.news = now
 
-    def ended(self, service: str, task: str, message: str) -> None:
+    def ended(self, service: str, task: str, message: str, failed: bool = True) -> None:
         """Record a task that ended although it should keep running, with its error."""
         course, now = self._all.setdefault(service, _Course()), self._clock()
         life = now - course.began[task] if task in course.began else 0.0
@@ -102,11 +105,18 @@ class Courses:
         course.messages.add(message)
         course.ended.add(task)
         course.first = now if course.first is None else course.first
+        course.failed = course.failed or failed
+
+    def runs_again(self, service: str) -> bool:
+        """Whether a service that ended runs again: perhaps this is the task that stays."""
+        return service in self._all and self._all[service].living is not None
 
     def in_doubt(self, service: str) -> bool:
-        """Whether a service runs again after it ended, and not yet longer than before: a crash loop runs now and then, too."""
-        course = self._all.get(service)
-        return course is not None and course.living is not None and course.living < _STAYS and not course.lives_longer()
+        """Whether a service runs again after it failed, and not yet longer than before: a crash loop runs now and then, too."""
+        if not self.runs_again(service):
+            return False
+        course = self._all[service]
+        return course.failed and course.youngest < _STAYS and not _longer(course.youngest, course.longest or 0.0)
 
     def standing(self, name: str, services: Sequence[Service], done: Sequence[str], asked: float) -> Standing:
         """The evidence for a service that ended at least once. `done`: the completed jobs."""

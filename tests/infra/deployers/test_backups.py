@@ -51,6 +51,19 @@ def test_a_volume_is_left_out_or_narrowed_down() -> None:
 
 
 @pytest.mark.parametrize(
+    ("asked", "lost"),
+    [
+        (["volumes.data=false"], ["data"]),
+        (["volumes.data=false", "volumes.rows=false"], ["data"]),  # the worker saves its rows
+        (["volumes.data=false\nbackup.pre-hook=dump > /var/lib/db/x"], []),  # of what is dumped the dump is the backup
+    ],
+)
+def test_what_is_left_out_and_saved_nowhere_may_be_lost(asked: list[str], lost: list[str]) -> None:
+    app = one("\n".join(["backup=true", *(f"backup.{line}" for line in asked)]), DATA, ROWS)
+    assert plan([app, one("backup=true", ROWS, name="worker")]).left_out == lost
+
+
+@pytest.mark.parametrize(
     ("path", "hook", "dump"),
     [
         ("backup.sql", "/pg_backup.sh backup", True),

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from infra.deployers.base import Deployment
 from infra.deployers.context import Service
 from infra.deployers.docker.addresses import Use
 from infra.deployers.errors import DeployError
 from infra.deployers.swarm.convergence import MOST_FAILURES, MOST_HOMELESS, MOST_NEW, MOST_PREPARING, Poll, Settler, Spec, Task
 from infra.deployers.swarm.convergence import _service as seen_service
+from infra.deployers.swarm.ephemeral import SwarmDeployer
 from infra.deployers.swarm.patience import PATIENCE
 
 NAME = "ccci-0_app"
@@ -170,6 +173,48 @@ def test_what_runs_at_last_is_not_given_up_for_what_was_before() -> None:
     assert not judge(poll(*failed, runs(99)))
     now += 1
     assert judge(poll(*failed, runs(99)))
+
+
+def test_what_has_run_for_some_time_is_not_given_up_for_what_was_before_it_either() -> None:
+    now = 0.0
+    judge = Settler("1", {}, str, clock=lambda: now).judge
+    for number in range(3):
+        judge(poll(*map(task, range(number)), runs(number), running=0))
+        now += 6
+    failed = [task(number) for number in range(3)]
+    looks = []
+    for _ in range(12):
+        looks.append(judge(poll(*failed, runs(3))))
+        now += 1
+    assert now > 6 + PATIENCE["none"] and looks == [False] * 10 + [True] * 2
+
+
+def test_one_that_ends_well_at_times_is_not_in_doubt() -> None:
+    judge = settler().judge
+    assert not judge(poll(task(1, "Complete", ""), task(2, "Ready", "", "Running"), running=0))
+    assert judge(poll(task(1, "Complete", ""), runs(2)))
+
+
+def test_of_several_replicas_the_youngest_counts() -> None:
+    now = 0.0
+    judge = Settler("1", {}, str, clock=lambda: now).judge
+    judge(poll(runs(1), runs(2), running=0))
+    now = 3.0
+    judge(poll(task(1), task(2), runs(3), runs(4), running=0))
+    now = 9.0
+    assert not judge(poll(task(1), task(2), task(4), runs(3), runs(5)))
+    now = 30.0
+    assert judge(poll(task(1), task(2), task(4), runs(3), runs(5)))
+
+
+def test_who_is_in_doubt_when_time_is_over_is_named() -> None:
+    now = Deployment([Service("app", wanted=1, running=1), Service("worker", wanted=1, running=1, problem="exited (1)")])
+    asked: Any = SimpleNamespace(
+        context=SimpleNamespace(settle_seconds=300), _asked_for=str, _last_lines=lambda service: f" words of {service}"
+    )
+    settler: Any = SimpleNamespace(in_doubt=lambda service: service == "worker")
+    error = SwarmDeployer._too_late(asked, now, False, settler)
+    assert error.message == "2 of 2 replicas after 300 s. worker: exited (1). words of worker"
 
 
 def test_a_job_that_ran_through_after_it_failed_is_through() -> None:
