@@ -71,6 +71,7 @@ class Backup:
 
     folder: Path
     parts: Sequence[BackupPart]
+    written: Sequence[BackupPart] = ()  #: those that were not there before the pre-hooks ran
 
     def file(self, part: BackupPart) -> Path:
         """The tar file of one part."""

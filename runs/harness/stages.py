@@ -99,18 +99,19 @@ def upgrade(run: Run) -> Outcome:
         return run.no_upgrade
     _hook(run, "before_upgrade")
     # The published version's labels say which volumes may be lost: the commit's would loosen the check.
-    may_be_lost, mounts = run.deployer.backups().left_out, run.deployer.mounts()
-    places = run.markers.write([part for part in mounts if part.volume not in may_be_lost], run.marker)
+    plan, mounts = run.deployer.backups(), run.deployer.mounts()
+    places = run.markers.write([part for part in mounts if part.volume not in plan.left_out], run.marker)
+    was = Mounted(mounts, {place.volume for place in places}, {(part.service, part.volume) for part in plan.parts})
     kept = _write_hook(run, run.marker)
     before = run.deployer.state()
     run.journal.step(f"Upgrading from {run.previous.name}")
     try:
-        outcome = _upgraded(run, before, mounts, places, kept)
+        outcome = _upgraded(run, before, was, places, kept)
     except DeployError as error:
         if not error.recipes_fault:
             raise
         outcome = Outcome("failed", str(error))
-    if outcome.status == "failed" and run.change.missing and _works_with_its_own_sample(run, before, mounts, places, kept):
+    if outcome.status == "failed" and run.change.missing and _works_with_its_own_sample(run, before, was, places, kept):
         message = " ".join(missing.message for missing in run.change.missing)
         reason = (
             f"The commit fails with the .env that operators have from {run.previous.name}, but works with its own "
@@ -120,19 +121,17 @@ def upgrade(run: Run) -> Outcome:
     return outcome
 
 
-def _works_with_its_own_sample(
-    run: Run, before: Deployment, mounts: Sequence[BackupPart], places: Sequence[BackupPart], kept: bool
-) -> bool:
+def _works_with_its_own_sample(run: Run, before: Deployment, was: Mounted, places: Sequence[BackupPart], kept: bool) -> bool:
     run.journal.step("Retrying with the commit's own .env.sample, to see what is missing")
     run.context.installed = None
     try:
-        return _upgraded(run, before, mounts, places, kept).status == "passed"
+        return _upgraded(run, before, was, places, kept).status == "passed"
     except (DeployError, HookFailed, TimedOut) as error:
         run.journal.log(f"That failed too: {error}")
         return False
 
 
-def _upgraded(run: Run, before: Deployment, mounts: Sequence[BackupPart], places: Sequence[BackupPart], kept: bool) -> Outcome:
+def _upgraded(run: Run, before: Deployment, was: Mounted, places: Sequence[BackupPart], kept: bool) -> Outcome:
     with run.journal.timed("upgrade"):
         run.deployer.deploy()
         after = run.deployer.settle()
@@ -153,12 +152,10 @@ def _upgraded(run: Run, before: Deployment, mounts: Sequence[BackupPart], places
     if places or kept:
         now = run.deployer.mounts()
         there = [part for place in places for part in [next((one for one in now if one.volume == place.volume), None)] if part]
-        had, marked = {part.volume for part in mounts}, {part.volume for part in places}
-        before_it = [part for part in mounts if part.volume in marked]
         cases.append(
             _case(
                 "the data is still there",
-                lambda: renamed(before_it, had, now, run.change.notes) or _marker_problem(run, there, kept),
+                lambda: renamed(was, now, run.change.notes) or _marker_problem(run, there, kept),
             )
         )
         for part in places:
@@ -181,21 +178,33 @@ def moved(before: Deployment, after: Deployment, previous: str, wanted: str) -> 
     return ""
 
 
-def renamed(before: Sequence[BackupPart], had: Collection[str], now: Sequence[BackupPart], notes: Collection[str]) -> str:
+@dataclass(frozen=True)
+class Mounted:
+    """What was mounted before an upgrade."""
+
+    mounts: Sequence[BackupPart]
+    marked: Collection[str]  #: the volumes whose data has to stay
+    saved: Collection[tuple[str, str]] = ()  #: the services and volumes that are backed up: what they hold is worth something
+
+
+def renamed(was: Mounted, now: Sequence[BackupPart], notes: Collection[str]) -> str:
     """Why a service no longer sees data that operators have; empty if it does. Pure.
 
-    A volume may be dropped. One that replaces it under another name is empty, unless the notes say what to do: at the same place,
-    or elsewhere in the service if it is none of those that were mounted before (`had`).
+    A volume may be dropped. One that replaces it is empty, unless the notes say what to do: another one at the same path, or,
+    where the old one is backed up, the only new volume of a service that lost just this one.
     """
-    for old in before:
-        if old.volume in notes or any(one.volume == old.volume for one in now):
+    gone = [old for old in was.mounts if old.volume in was.marked and all(one.volume != old.volume for one in now)]
+    for old in gone:
+        if old.volume in notes:
             continue
         own = [one for one in now if one.service == old.service]
-        new = next((one for one in own if one.path == old.path), None) or next(
-            (one for one in own if one.volume not in had), None
-        )
+        new = next((one for one in own if one.path == old.path), None)
+        added = {one.volume: one for one in own if all(one.volume != before.volume for before in was.mounts)}
+        lost = {one.volume for one in gone if one.service == old.service}
+        if not new and (old.service, old.volume) in was.saved and len(added) == len(lost) == 1:
+            (new,) = added.values()
         if new:
-            there = f"{new.volume}" if new.path == old.path else f"{new.volume} at {new.path}"
+            there = new.volume if new.path == old.path else f"{new.volume} at {new.path}"
             return (
                 f"{old.service}:{old.path} was on the volume {old.volume} and is now on {there}, which is empty: "
                 f"data that operators have in {old.volume} is no longer visible. Keep the name, or describe in "
@@ -466,19 +475,20 @@ def _make_backup(run: Run, plan: BackupPlan) -> str:
         for part, has in zip(made.parts, saved, strict=True)
         if not part.dump and part.service not in plan.dumped and (part.service in plan.databases or has.database)
     ]
-    run.doubts = [] if kept else _doubts(run, plan, made.parts, places)
+    run.doubts = [] if kept else _doubts(run, plan, made, places)
     return " ".join(problems)
 
 
-def _doubts(run: Run, plan: BackupPlan, parts: Sequence[BackupPart], places: Sequence[BackupPart]) -> list[str]:
+def _doubts(run: Run, plan: BackupPlan, made: Backup, places: Sequence[BackupPart]) -> list[str]:
     """Why a backup is not proven if the recipe's hooks do not show that it works."""
+    parts, dumps = made.parts, [part for part in made.written if part.dump]
     doubts = [f"{'; '.join(run.copied)}, copied while it was running"] if run.copied else []
     if plan.unsaved:
         names = ", ".join(plan.unsaved)
         doubts.append(f"not backed up: {names} (backupbot.backup.volumes.<volume>=false declares that one may be lost)")
-    if not plan.loading and run.config.backup.means != "files" and (dumps := [part for part in parts if part.dump]):
+    if not plan.loading and run.config.backup.means != "files" and dumps:
         names = ", ".join(f"{part.service}:{part.path}" for part in dumps)
-        doubts.append(f"no backupbot.restore.post-hook loads the dump {names}")
+        doubts.append(f"nothing shows that the dump {names} is loaded: there is no backupbot.restore.post-hook")
     if not places and not doubts:
         only_dumps = all(part.dump for part in parts)
         names = ", ".join(f"{part.service}:{part.path}" for part in parts if not part.dump)
@@ -557,7 +567,7 @@ def _restore(run: Run, plan: BackupPlan) -> str:
         return lost
     if overwritten:
         run.journal.warn(f"Overwritten by the running app after the restore: {messages.some(overwritten, _NAMES)}.")
-    run.doubts = [] if kept else _doubts(run, plan, run.backup.parts, places)
+    run.doubts = [] if kept else _doubts(run, plan, run.backup, places)
     if overwritten and not kept:
         run.doubts.append(f"the running app overwrote {messages.some(overwritten, _NAMES)}, so the restore is not proven")
     return ""

@@ -261,7 +261,8 @@ class Backups:
             self._hooks("backup.post-hook", "")
             raise
         self._hooks("backup.post-hook", "backup_failed")
-        return Backup(folder, parts)
+        written = [part for part, asked in zip(parts, self._plan.parts, strict=True) if asked not in before]
+        return Backup(folder, parts, written)
 
     def restore(self, backup: Backup) -> None:
         """Run pre-hooks, restore the parts, run post-hooks. Raises DeployError."""

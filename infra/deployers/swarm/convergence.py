@@ -278,6 +278,11 @@ class Settler:
             )
         return settled
 
+    @property
+    def failures(self) -> int:
+        """How many tasks have failed so far."""
+        return sum(task.failed for tasks in self._failed.values() for task in tasks.values())
+
     def in_doubt(self, service: str) -> bool:
         """Whether a service that failed runs, but not for long enough to count as up."""
         return self._courses.in_doubt(service)

@@ -326,13 +326,16 @@ class SwarmDeployer(Deployer):
             networks=self._networks_of,
         )
         until = time.monotonic() + self.context.settle_seconds
-        message, quiet_since, steps = "", 0.0, 0
+        message, quiet_since, failures, steps = "", 0.0, 0, 0
         while True:
             services = self._services()
             poll = convergence.poll(self.stack, services)
             done = settler.judge(poll)
-            quiet_since = (quiet_since or time.monotonic()) if done else 0.0
-            quiet = time.monotonic() - quiet_since
+            if settler.failures != failures or not (done or self._web):  # with a web port, one that ends with 0 breaks no quiet
+                quiet_since, failures = 0.0, settler.failures
+            if done:
+                quiet_since = quiet_since or time.monotonic()
+            quiet = time.monotonic() - quiet_since if quiet_since else 0.0
             answers = done and (not self._web or (self._join() and self._asker.answers(self.address())))
             if answers and quiet >= _QUIET_SECONDS:
                 return self._deployment(services, poll)
@@ -384,7 +387,7 @@ class SwarmDeployer(Deployer):
         name = waiting[0].name if waiting else "app"
         problem = f" {waiting[0].problem}." if waiting and waiting[0].problem else ""
         last = self._last_lines(name)
-        if any(service.health for service in waiting):
+        if waiting and waiting[0].health in ("starting", "unhealthy"):
             return DeployError(
                 "never_healthy",
                 f"The health check of {name} did not pass within {seconds} s.{problem}{asked_for}{last}",

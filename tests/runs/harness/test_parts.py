@@ -189,6 +189,7 @@ def mount(service: str, path: str, volume: str) -> BackupPart:
 
 
 OLD = mount("db", "/var/lib/db/data", "db")
+CONF = mount("db", "/conf", "conf")
 
 
 @pytest.mark.parametrize(
@@ -197,25 +198,26 @@ OLD = mount("db", "/var/lib/db/data", "db")
         ([OLD], ""),
         ([mount("db", "/var/lib/db", "db")], ""),
         ([mount("new", "/data", "db")], ""),
-        ([], ""),  # it was dropped
-        (
-            [mount("db", "/var/lib/db/data", "db18")],
-            "db:/var/lib/db/data was on the volume db and is now on db18, which is empty",
-        ),
-        (
-            [mount("db", "/var/lib/db", "db18")],
-            "db:/var/lib/db/data was on the volume db and is now on db18 at /var/lib/db, which",
-        ),
-        ([mount("db", "/conf", "conf")], ""),  # it was there before, and the database is dropped
+        ([CONF], ""),  # it was dropped
+        ([mount("db", "/var/lib/db/data", "db18"), CONF], "/data was on the volume db and is now on db18, which is empty"),
         ([mount("db", "/var/lib/db/data", "conf")], "is now on conf, which is empty"),
+        ([mount("db", "/var/lib/db", "db18"), CONF], "is now on db18 at /var/lib/db, which is empty"),
+        ([mount("db", "/var/lib/db", "db18"), CONF, mount("db", "/more", "more")], ""),  # which of them?
         ([mount("db", "/var/lib/db", "db18"), mount("app", "/old", "db")], ""),  # whoever moves it sees it
-        ([mount("search", "/data", "index")], ""),
+        ([mount("search", "/data", "index"), CONF], ""),
     ],
 )
 def test_a_volume_in_place_of_another_is_empty(now: list[BackupPart], says: str) -> None:
-    found = stages.renamed([OLD], {"db", "conf"}, now, ())
+    was = stages.Mounted([OLD, CONF], {"db", "conf"}, {("db", "db")})
+    found = stages.renamed(was, now, ())
     assert says in found and bool(says) is bool(found)
-    assert stages.renamed([OLD], {"db", "conf"}, now, {"db"}) == ""
+    assert stages.renamed(was, now, {"db"}) == ""
+
+
+def test_another_volume_of_a_service_replaces_none_that_is_not_backed_up() -> None:
+    was = stages.Mounted([OLD, mount("app", "/x", "db")], {"db"}, {("app", "db")})
+    assert stages.renamed(was, [mount("db", "/cache", "cache")], ()) == ""
+    assert "app:/x was on the volume db" in stages.renamed(was, [mount("app", "/x", "new")], ())
 
 
 @pytest.mark.parametrize("readable", [True, False])
