@@ -101,17 +101,17 @@ def upgrade(run: Run) -> Outcome:
     # The published version's labels say which volumes may be lost: the commit's would loosen the check.
     plan, mounts = run.deployer.backups(), run.deployer.mounts()
     places = run.markers.write([part for part in mounts if part.volume not in plan.left_out], run.marker)
-    was = Mounted(mounts, {place.volume for place in places}, {(part.service, part.volume) for part in plan.parts})
+    was = Mounted(mounts, places, {(part.service, part.volume) for part in plan.parts})
     kept = _write_hook(run, run.marker)
     before = run.deployer.state()
     run.journal.step(f"Upgrading from {run.previous.name}")
     try:
-        outcome = _upgraded(run, before, was, places, kept)
+        outcome = _upgraded(run, before, was, kept)
     except DeployError as error:
         if not error.recipes_fault:
             raise
         outcome = Outcome("failed", str(error))
-    if outcome.status == "failed" and run.change.missing and _works_with_its_own_sample(run, before, was, places, kept):
+    if outcome.status == "failed" and run.change.missing and _works_with_its_own_sample(run, before, was, kept):
         message = " ".join(missing.message for missing in run.change.missing)
         reason = (
             f"The commit fails with the .env that operators have from {run.previous.name}, but works with its own "
@@ -121,17 +121,17 @@ def upgrade(run: Run) -> Outcome:
     return outcome
 
 
-def _works_with_its_own_sample(run: Run, before: Deployment, was: Mounted, places: Sequence[BackupPart], kept: bool) -> bool:
+def _works_with_its_own_sample(run: Run, before: Deployment, was: Mounted, kept: bool) -> bool:
     run.journal.step("Retrying with the commit's own .env.sample, to see what is missing")
     run.context.installed = None
     try:
-        return _upgraded(run, before, was, places, kept).status == "passed"
+        return _upgraded(run, before, was, kept).status == "passed"
     except (DeployError, HookFailed, TimedOut) as error:
         run.journal.log(f"That failed too: {error}")
         return False
 
 
-def _upgraded(run: Run, before: Deployment, was: Mounted, places: Sequence[BackupPart], kept: bool) -> Outcome:
+def _upgraded(run: Run, before: Deployment, was: Mounted, kept: bool) -> Outcome:
     with run.journal.timed("upgrade"):
         run.deployer.deploy()
         after = run.deployer.settle()
@@ -149,17 +149,15 @@ def _upgraded(run: Run, before: Deployment, was: Mounted, places: Sequence[Backu
         ),
         _up(run),
     ]
-    if places or kept:
+    if was.places or kept:
         now = run.deployer.mounts()
-        there = [part for place in places for part in [next((one for one in now if one.volume == place.volume), None)] if part]
+        first = {one.volume: one for one in reversed(now)}
+        there = [first[place.volume] for place in was.places if place.volume in first]
         cases.append(
-            _case(
-                "the data is still there",
-                lambda: renamed(was, now, run.change.notes) or _marker_problem(run, there, kept),
-            )
+            _case("the data is still there", lambda: renamed(was, now, run.change.notes) or _marker_problem(run, there, kept))
         )
-        for part in places:
-            if part.volume not in run.change.notes and all(one.volume != part.volume for one in now):
+        for part in _only_in(was.places, now):
+            if part.volume not in run.change.notes:
                 run.journal.warn(
                     f"No service mounts the volume {part.volume} any more (before: {part.service}:{part.path}): if its data is "
                     "no longer needed, mention that in the release notes."
@@ -183,7 +181,7 @@ class Mounted:
     """What was mounted before an upgrade."""
 
     mounts: Sequence[BackupPart]
-    marked: Collection[str]  #: the volumes whose data has to stay
+    places: Sequence[BackupPart]  #: those with a marker, one of each volume whose data has to stay
     saved: Collection[tuple[str, str]] = ()  #: the services and volumes that are backed up: what they hold is worth something
 
 
@@ -193,13 +191,14 @@ def renamed(was: Mounted, now: Sequence[BackupPart], notes: Collection[str]) -> 
     A volume may be dropped. One that replaces it is empty, unless the notes say what to do: another one at the same path, or,
     where the old one is backed up, the only new volume of a service that lost just this one.
     """
-    gone = [old for old in was.mounts if old.volume in was.marked and all(one.volume != old.volume for one in now)]
+    marked = {place.volume for place in was.places}
+    gone = [old for old in _only_in(was.mounts, now) if old.volume in marked]
     for old in gone:
         if old.volume in notes:
             continue
         own = [one for one in now if one.service == old.service]
         new = next((one for one in own if one.path == old.path), None)
-        added = {one.volume: one for one in own if all(one.volume != before.volume for before in was.mounts)}
+        added = {one.volume: one for one in _only_in(own, was.mounts)}
         lost = {one.volume for one in gone if one.service == old.service}
         if not new and (old.service, old.volume) in was.saved and len(added) == len(lost) == 1:
             (new,) = added.values()
@@ -211,6 +210,12 @@ def renamed(was: Mounted, now: Sequence[BackupPart], notes: Collection[str]) -> 
                 "release/<version> how to migrate it."
             )
     return ""
+
+
+def _only_in(mounts: Sequence[BackupPart], others: Sequence[BackupPart]) -> list[BackupPart]:
+    """The mounts of volumes that none of the others is of."""
+    volumes = {other.volume for other in others}
+    return [mount for mount in mounts if mount.volume not in volumes]
 
 
 def backup(run: Run) -> Outcome:

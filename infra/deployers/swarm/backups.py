@@ -191,9 +191,10 @@ def plan(services: Sequence[Labelled]) -> BackupPlan:
     saved = {part.volume for part in result.parts}
     # Of what is dumped the dump is the backup.
     everywhere = {mount.source: mount.key for one in services if one.name not in result.hooked for mount in one.mounts}
-    dumped = {mount.source for one in services if one.name in result.hooked for mount in one.mounts}
-    result.left_out = sorted({key for source, key in everywhere.items() if source in left_out - dumped and key not in saved})
-    result.unsaved = sorted({key for source, key in everywhere.items() if key not in saved and source not in left_out})
+    hooked = {mount.source for one in services if one.name in result.hooked for mount in one.mounts}
+    rest = {source: key for source, key in everywhere.items() if key not in saved}
+    result.left_out = sorted({key for source, key in rest.items() if source in left_out - hooked})
+    result.unsaved = sorted({key for source, key in rest.items() if source not in left_out})
     return result
 
 

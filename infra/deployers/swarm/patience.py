@@ -60,8 +60,7 @@ class _Course:
     ended: set[str] = field(default_factory=set)
     began: dict[str, float] = field(default_factory=dict)  #: when each task was first seen running
     longest: float | None = None  #: the longest life of a task that ended
-    living: float | None = None  #: how long the oldest running task has lived that came after one that ended
-    youngest: float = 0.0  #: and the youngest of those
+    lives: Sequence[float] = ()  #: how long each running task has lived that came after one that ended
     failed: bool = False  #: whether one ended by a failure
     first: float | None = None  #: when one ended first
     messages: set[str] = field(default_factory=set)
@@ -69,8 +68,8 @@ class _Course:
     seen: object = None  #: what the others were then
 
     def lives_longer(self) -> bool:
-        """Whether the current task has lived longer than all before."""
-        return self.longest is not None and self.living is not None and _longer(self.living, self.longest)
+        """Whether a current task has lived longer than all before."""
+        return self.longest is not None and _longer(max(self.lives, default=0.0), self.longest)
 
     def loops(self) -> bool:
         return len(self.ended) > 1 and not self.lives_longer()
@@ -89,8 +88,7 @@ class Courses:
         for task in tasks:
             course.began.setdefault(task, now)
         after = [course.began[task] for task in tasks if course.first is not None and course.began[task] >= course.first]
-        lives = [now - began for began in after]
-        course.living, course.youngest = max(lives, default=None), min(lives, default=0.0)
+        course.lives = [now - began for began in after]
         if course.lives_longer():
             course.news = now
 
@@ -109,14 +107,15 @@ class Courses:
 
     def runs_again(self, service: str) -> bool:
         """Whether a service that ended runs again: perhaps this is the task that stays."""
-        return service in self._all and self._all[service].living is not None
+        return service in self._all and bool(self._all[service].lives)
 
     def in_doubt(self, service: str) -> bool:
         """Whether a service runs again after it failed, and not yet longer than before: a crash loop runs now and then, too."""
         if not self.runs_again(service):
             return False
         course = self._all[service]
-        return course.failed and course.youngest < _STAYS and not _longer(course.youngest, course.longest or 0.0)
+        youngest = min(course.lives)
+        return course.failed and youngest < _STAYS and not _longer(youngest, course.longest or 0.0)
 
     def standing(self, name: str, services: Sequence[Service], done: Sequence[str], asked: float) -> Standing:
         """The evidence for a service that ended at least once. `done`: the completed jobs."""

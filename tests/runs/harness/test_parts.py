@@ -208,14 +208,14 @@ CONF = mount("db", "/conf", "conf")
     ],
 )
 def test_a_volume_in_place_of_another_is_empty(now: list[BackupPart], says: str) -> None:
-    was = stages.Mounted([OLD, CONF], {"db", "conf"}, {("db", "db")})
+    was = stages.Mounted([OLD, CONF], [OLD, CONF], {("db", "db")})
     found = stages.renamed(was, now, ())
     assert says in found and bool(says) is bool(found)
     assert stages.renamed(was, now, {"db"}) == ""
 
 
 def test_another_volume_of_a_service_replaces_none_that_is_not_backed_up() -> None:
-    was = stages.Mounted([OLD, mount("app", "/x", "db")], {"db"}, {("app", "db")})
+    was = stages.Mounted([OLD, mount("app", "/x", "db")], [OLD], {("app", "db")})
     assert stages.renamed(was, [mount("db", "/cache", "cache")], ()) == ""
     assert "app:/x was on the volume db" in stages.renamed(was, [mount("app", "/x", "new")], ())
 
