@@ -436,12 +436,13 @@ TROUBLE = [
 def test_a_failing_forge_shows_waits_and_loses_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch, fault: Fault, words: str
 ) -> None:
-    monkeypatch.setattr(settings.CC_CI, "http_timeout", 0.1)
     world.poll()
     cursor = Forge.objects.get().cursor
     said = world.say("recipes/web")
     fail(world, fault, SEARCH)
-    look = world.poll()
+    with monkeypatch.context() as patched:
+        patched.setattr(settings.CC_CI, "http_timeout", 0.1 if fault.delay else 60)
+        look = world.poll()
     assert look.problems
     forge = Forge.objects.get()
     assert words in forge.last_error
@@ -454,7 +455,6 @@ def test_a_failing_forge_shows_waits_and_loses_nothing(
     assert requests_of(world, world.poll) == []
     assert "waits until" in world.poll().text()
     fail(world, None)
-    monkeypatch.setattr(settings.CC_CI, "http_timeout", 10)
     wait_no_longer()
     world.poll()
     assert stored() == [said.id]
