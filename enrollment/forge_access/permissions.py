@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from django.db import IntegrityError, transaction
-from django.db.models import Max, Q, QuerySet
+from django.db.models import F, Max, Q, QuerySet
 from django.utils import timezone
 
 from enrollment.forge_access import capabilities
@@ -199,7 +199,7 @@ def refresh(forge: Forge, client: ForgeClient, *, everything: bool = False, seco
     due = rows.annotate(due_at=Max("rights__due_at", filter=Q(rights__name="read")))
     if not everything:
         due = due.filter(Q(due_at=None) | Q(due_at__lt=now))
-    for row in due.order_by("due_at"):
+    for row in due.order_by(F("due_at").asc(nulls_first=True)):
         if time.monotonic() > deadline:
             break
         silent += _failed(keep(forge, of_repository(row, client), repository=row))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from infra.deployers import messages
 from infra.deployers.base import Backup, BackupPart, BackupPlan, Deployer, Deployment
+from infra.deployers.compose import notes
 from infra.deployers.context import Context
 from infra.deployers.errors import DeployError
 from infra.deployers.probe import probe
@@ -100,7 +101,11 @@ def upgrade(run: Run) -> Outcome:
     _hook(run, "before_upgrade")
     # The published version's labels say which volumes may be lost: the commit's would loosen the check.
     plan, mounts = run.deployer.backups(), run.deployer.mounts()
-    places = run.markers.write([part for part in mounts if part.volume not in plan.left_out], run.marker)
+    staying = [part for part in mounts if part.volume not in plan.left_out]
+    places = run.markers.write(staying, run.marker)
+    if unmarked := dict.fromkeys(part.volume for part in _only_in(staying, places)):
+        names = messages.some(list(unmarked), _NAMES)
+        run.journal.warn(f"Whether the upgrade keeps the data of {names} is not checked: nothing could be written there.")
     was = Mounted(mounts, places, {(part.service, part.volume) for part in plan.parts})
     kept = _write_hook(run, run.marker)
     before = run.deployer.state()
@@ -157,10 +162,10 @@ def _upgraded(run: Run, before: Deployment, was: Mounted, kept: bool) -> Outcome
             _case("the data is still there", lambda: renamed(was, now, run.change.notes) or _marker_problem(run, there, kept))
         )
         for part in _only_in(was.places, now):
-            if part.volume not in run.change.notes:
+            if not notes.tell_of_volume(run.change.notes, part.volume):
                 run.journal.warn(
                     f"No service mounts the volume {part.volume} any more (before: {part.service}:{part.path}): if its data is "
-                    "no longer needed, mention that in the release notes."
+                    "no longer needed, say in the release notes that this volume goes."
                 )
     if all(case.status == "passed" for case in cases) and _has_tests(run, "install"):
         _hook(run, "before_install")
@@ -185,16 +190,16 @@ class Mounted:
     saved: Collection[tuple[str, str]] = ()  #: the services and volumes that are backed up: what they hold is worth something
 
 
-def renamed(was: Mounted, now: Sequence[BackupPart], notes: Collection[str]) -> str:
+def renamed(was: Mounted, now: Sequence[BackupPart], words: Collection[str]) -> str:
     """Why a service no longer sees data that operators have; empty if it does. Pure.
 
-    A volume may be dropped. One that replaces it is empty, unless the notes say what to do: another one at the same path, or,
-    where the old one is backed up, the only new volume of a service that lost just this one.
+    A volume may be dropped. One that replaces it is empty, unless the notes, of these words, say what to do. What replaces it is
+    another one at the same path, or, where the old one is backed up, the only new volume of a service that lost just this one.
     """
     marked = {place.volume for place in was.places}
     gone = [old for old in _only_in(was.mounts, now) if old.volume in marked]
     for old in gone:
-        if old.volume in notes:
+        if notes.tell_of_volume(words, old.volume):
             continue
         own = [one for one in now if one.service == old.service]
         new = next((one for one in own if one.path == old.path), None)
@@ -207,7 +212,7 @@ def renamed(was: Mounted, now: Sequence[BackupPart], notes: Collection[str]) -> 
             return (
                 f"{old.service}:{old.path} was on the volume {old.volume} and is now on {there}, which is empty: "
                 f"data that operators have in {old.volume} is no longer visible. Keep the name, or describe in "
-                "release/<version> how to migrate it."
+                f"release/<version> how to migrate the volume {old.volume}."
             )
     return ""
 

@@ -175,7 +175,7 @@ def lost_data() -> TestRun:
     """The run of the demo's recipe whose upgrade loses data."""
     reason = (
         "upgrade: app:/www/notes was on the volume notes and is now on web, which is empty: data that operators have in notes is "
-        "no longer visible. Keep the name, or describe in release/<version> how to migrate it."
+        "no longer visible. Keep the name, or describe in release/<version> how to migrate the volume notes."
     )
     run: TestRun = TestRunFactory(
         repository=RepositoryFactory(name="forgetful-web"),

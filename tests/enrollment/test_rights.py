@@ -415,6 +415,19 @@ def test_what_was_seen_lately_is_not_asked_again(world: World) -> None:
     assert len(world.own_requests()) == asked + 7
 
 
+def test_a_repository_that_was_never_asked_about_comes_first(world: World) -> None:
+    see(world)
+    Right.objects.update(due_at=LONG_AGO)
+    world.add_recipe("other")
+    world.enroll("recipes/other")
+    Right.objects.filter(repository__name="other").delete()
+    asked = len(world.own_requests())
+    tasks.see_to_rights()
+    paths = [request.path for request in world.own_requests()[asked:]]
+    other, web = (f"/api/v1/repositories/{Repository.objects.get(name=name).forge_repo_id}" for name in ("other", "web"))
+    assert paths.index(other) < paths.index(web)
+
+
 def test_when_it_was_seen_is_when_it_was_answered(world: World) -> None:
     begun = timezone.now()
     see(world)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.deployers.compose import render
+from infra.deployers.compose import notes, render
 from infra.deployers.compose.recipe import read_environment
 from infra.deployers.context import Context
 from infra.deployers.errors import DeployError
@@ -115,3 +115,21 @@ def test_the_rules_of_lint(tmp_path: Path) -> None:
     assert "the variable NEW is new" in said["C023"] and "the volume gone was removed" in said["C023"]
     assert "C023" not in {one.rule for one in upgrades.findings(found, "1.0.0+1", "2.0.0+1")}
     assert list(upgrades.findings(upgrades.change(old, old), "1.0.0+1", "1.0.1+1")) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "volume", "told"),
+    [
+        ("The volume `data` is not used any more.", "data", True),
+        ("Volumes: app-data becomes files.", "app-data", True),
+        ("docker run --rm -v STACK_data:/from -v STACK_files:/to alpine cp -a /from/. /to", "data", True),
+        ("mv /var/lib/docker/volumes/${STACK_NAME}_app-data/_data …", "app-data", True),
+        ("Your data is safe.", "data", False),
+        ("The volume of the database is larger now.", "data", False),
+        ("The volume database is larger now.", "data", False),
+        ("", "data", False),
+    ],
+)
+def test_the_notes_tell_of_a_volume_by_its_name_and_that_it_is_one(words: str, volume: str, told: bool, tmp_path: Path) -> None:
+    found = change(tmp_path, "${NEW}", "NEW=y", words)
+    assert notes.tell_of_volume(found.notes, volume) is told
