@@ -77,7 +77,7 @@ class PeopleForm(forms.ModelForm):  # type: ignore[type-arg]
         super().__init__(*args, **more)
         for name in self.LISTS:
             if name in self.fields:
-                text = f"{self.fields[name].help_text} Names of users or organisations at the forge, or ids."
+                text = f"{self.fields[name].help_text} Names of users or organisations at the forge (@17 if it is a number), or ids."
                 self.fields[name] = Lines(text)
                 self.initial[name] = [
                     f"{one} {self.forge.names.get(str(one), '')}".strip() for one in getattr(self.instance, name)
@@ -104,11 +104,11 @@ class PeopleForm(forms.ModelForm):  # type: ignore[type-arg]
         return data
 
     def _id_of(self, line: str) -> int:
-        """`17` and `17 alice` are ids, with the name that was shown; anything else is a name."""
+        """`17` and `17 alice` are ids, with the name that was shown; anything else is a name, as is `@17`."""
         number = line.split(maxsplit=1)[0]
         if number.isascii() and number.isdigit() and len(number) < 19:
             return int(number)
-        if len(line.split()) > 1 or (user := self.client().user(line)) is None:
+        if len(line.split()) > 1 or (user := self.client().user(line.removeprefix("@"))) is None:
             message = f"Nobody at the forge has the name {line!r}. If the forge hides them from cc-ci, enter their id."
             raise forms.ValidationError(message)
         self.forge.names[str(user.id)] = user.login

@@ -92,6 +92,13 @@ def test_people_are_taken_and_shown_by_name_and_kept_by_id(world: World, admin_c
     assert f"{world.alice.id} alicia</textarea>" in page and f"{world.org.id} recipes</textarea>" in page
 
 
+def test_a_name_that_is_a_number_is_entered_as_a_name(world: World, admin_client: Client) -> None:
+    somebody = world.remote.add_user("17")
+    assert save_forge(admin_client, world, allow="17\n@17\n@alice").status_code == 302
+    world.forge.refresh_from_db()
+    assert world.forge.allow == [17, somebody.id, world.alice.id]
+
+
 def test_a_name_while_the_forge_is_down(world: World, admin_client: Client) -> None:
     world.remote.faults = lambda request: Fault(status=502)
     assert "continues by itself" in text(save_forge(admin_client, world, allow="alice"))

@@ -21,8 +21,8 @@ class Line:
     def __init__(self, change: Callable[[Head], Head], strict: bool) -> None:
         self.client, inner = socket.socketpair()
         outer, self.server = socket.socketpair()
-        self.client.settimeout(5)
-        self.server.settimeout(5)
+        self.client.settimeout(60)
+        self.server.settimeout(60)
 
         def carry() -> None:
             relay(inner, outer, change, strict)
