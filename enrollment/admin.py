@@ -77,7 +77,7 @@ class PeopleForm(forms.ModelForm):  # type: ignore[type-arg]
         super().__init__(*args, **more)
         for name in self.LISTS:
             if name in self.fields:
-                text = f"{self.fields[name].help_text} Names of users or organisations at the forge (@17 if it is a number), or ids."
+                text = f"{self.fields[name].help_text} Names of users or organisations at the forge (@17 for a number), or ids."
                 self.fields[name] = Lines(text)
                 self.initial[name] = [
                     f"{one} {self.forge.names.get(str(one), '')}".strip() for one in getattr(self.instance, name)

@@ -72,6 +72,7 @@ class Backup:
     folder: Path
     parts: Sequence[BackupPart]
     written: Sequence[BackupPart] = ()  #: those that were not there before the pre-hooks ran
+    printed: Mapping[str, str] = field(default_factory=dict)  #: by service: the end of what its pre-hook printed
 
     def file(self, part: BackupPart) -> Path:
         """The tar file of one part."""
@@ -144,6 +145,10 @@ class Deployer(ABC):
     @abstractmethod
     def settle(self) -> Deployment:
         """Wait up to `settle_seconds` until everything runs as requested. Fails early if it never will."""
+
+    def still_up(self) -> Sequence[str]:
+        """What failed since `settle` and came up again, a sentence each. Raises DeployError if it does not stay up now."""
+        return ()
 
     @abstractmethod
     def state(self) -> Deployment:

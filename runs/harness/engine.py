@@ -382,7 +382,8 @@ class Engine:
     def _outcome(self, run: stages.Run, name: StageName) -> Outcome:
         if self._request.app_url:
             return stages.own_tests(run, name, (name,))
-        return self._install(run) if name == "install" else stages.TABLE[name](run)
+        outcome = self._install(run) if name == "install" else stages.TABLE[name](run)
+        return stages.stays_up(run, outcome) if outcome.status == "passed" else outcome
 
     def _given_up(self, version: str, problem: str) -> Outcome:
         """The outcome of an upgrade from a version that cannot be installed.

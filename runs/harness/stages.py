@@ -277,6 +277,23 @@ def extra(run: Run) -> Outcome:
     return _only_own(run, "extra", "The recipe has no extra tests.")
 
 
+def stays_up(run: Run, outcome: Outcome) -> Outcome:
+    """The outcome of a stage that passed, unless a service failed meanwhile and does not stay up."""
+    try:
+        fell = run.deployer.still_up()
+    except DeployError as error:
+        if not error.recipes_fault:
+            raise
+        problem = str(error)
+        case = _case("the services stay up", lambda: problem)
+        return dataclasses.replace(
+            outcome, status="failed", reason=f"It did not stay up: {problem}", cases=[*outcome.cases, case]
+        )
+    for text in fell:
+        run.journal.warn(text)
+    return outcome
+
+
 # --- the recipe's own part
 
 
@@ -445,10 +462,12 @@ def _quiet(run: Run) -> str:
     return ""
 
 
-def _marker_problem(run: Run, places: Sequence[BackupPart], kept: bool) -> str:
+def _marker_problem(run: Run, places: Sequence[BackupPart], kept: bool, changed: str = "") -> str:
+    """`changed`: what was written in the marker's place after the backup."""
     lost = run.markers.lost(run.marker, places)
     if kept and (found := _hook(run, "read_marker")) != run.marker:
-        lost.append(f"read_marker returned {found[:60]!r}")
+        old = "read_marker returned the value from after the backup, so the restore did not bring the data back"
+        lost.append(old if changed and found == changed else f"read_marker returned {found[:60]!r}")
     return f"The marker written earlier is missing: {'; '.join(lost)}." if lost else ""
 
 
@@ -539,7 +558,10 @@ def _saved(run: Run, made: Backup, part: BackupPart, marked: bool) -> Saved:
                 elif part.dump:
                     problem = dump_checks.problem(member.name, stream.read(dump_checks.BIGGEST), run.begun, float(member.mtime))
                     if problem:
-                        return Saved(f"{where}: {problem}")
+                        printed = made.printed.get(part.service, "")
+                        return Saved(
+                            f"{where}: {problem}{messages.quoted('The pre-hook printed', printed, 500) if printed else ''}"
+                        )
                 elif name in _OF_DATABASES or stream.read(len(_SQLITE)) == _SQLITE:
                     database.append(member.name.removeprefix("./"))
     except (OSError, tarfile.TarError) as error:
@@ -573,7 +595,7 @@ def _restore(run: Run, plan: BackupPlan) -> str:
         if not error.recipes_fault:
             raise
         return str(error)
-    if lost := _marker_problem(run, places, kept):
+    if lost := _marker_problem(run, places, kept, changed):
         return lost
     if overwritten:
         run.journal.warn(f"Overwritten by the running app after the restore: {messages.some(overwritten, _NAMES)}.")

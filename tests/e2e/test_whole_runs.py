@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -125,7 +124,7 @@ def test_a_restore_that_brings_nothing_back(recipe: Repository, tmp_path: Path) 
     recipe.commit("Forget the hook")
     results = run(folder_of(tmp_path, recipe.pull({}), recipe.main, stages=["restore"]))
     assert statuses(results) == {"restore": "failed"}
-    assert re.search(r"read_marker returned 'cc-ci-[0-9a-f]{16}-changed'", results.reason)
+    assert "read_marker returned the value from after the backup" in results.reason
 
 
 def test_without_hooks_a_dump_is_made_and_not_proven(recipe: Repository, tmp_path: Path) -> None:

@@ -126,6 +126,10 @@ class ProcessDeployer(Deployer):
         with self.context.apart(self.context.settle_seconds):
             return self._settle()
 
+    def still_up(self) -> Sequence[str]:
+        self._fail_on_ended()
+        return ()
+
     def _settle(self) -> Deployment:
         until = time.monotonic() + self.context.settle_seconds
         wait, message = 0.02, ""

@@ -255,7 +255,7 @@ class Backups:
             raise DeployError("backup_failed", f"The backup labels cannot be applied: {'; '.join(self._plan.problems)}.")
         folder.mkdir(parents=True, exist_ok=True)
         before = {part for part in self._plan.parts if self._hooked(part) and self._entry(part)}
-        self._hooks("backup.pre-hook", "backup_failed")
+        printed = self._hooks("backup.pre-hook", "backup_failed")
         try:
             parts = self._copy(folder, before)
         except BaseException:
@@ -263,7 +263,7 @@ class Backups:
             raise
         self._hooks("backup.post-hook", "backup_failed")
         written = [part for part, asked in zip(parts, self._plan.parts, strict=True) if asked not in before]
-        return Backup(folder, parts, written)
+        return Backup(folder, parts, written, printed)
 
     def restore(self, backup: Backup) -> None:
         """Run pre-hooks, restore the parts, run post-hooks. Raises DeployError."""
@@ -341,8 +341,12 @@ class Backups:
     def _entry(self, part: BackupPart) -> container_files.Entry | None:
         return container_files.entry_at(self._container(part.service), part.path)
 
-    def _hooks(self, when: str, kind: Kind | str) -> None:
-        """Run a hook of every service that has it. With an empty `kind` failures are ignored: another error is being raised."""
+    def _hooks(self, when: str, kind: Kind | str) -> dict[str, str]:
+        """Run a hook of every service that has it. Returns the end of what each printed, by service.
+
+        With an empty `kind` failures are ignored: another error is being raised.
+        """
+        printed = {}
         for service in self._services:
             if not (command := service.hook(when)):
                 continue
@@ -353,8 +357,8 @@ class Backups:
                 code, output = self._execute(service.name, ["sh", "-c", command], _HOOK_SECONDS)
             except DeployError as error:
                 code, output = -1, error.message
+            printed[service.name] = message = output.strip()[-_MOST_OUTPUT:]
             if code and kind in ("backup_failed", "restore_failed"):
-                message = output.strip()[-_MOST_OUTPUT:]
                 ended = "could not be run" if code < 0 else f"failed with exit code {code}"
                 raise DeployError(
                     "backup_failed" if kind == "backup_failed" else "restore_failed",
@@ -362,6 +366,7 @@ class Backups:
                     f"s{': ' + message if message else ', without output.'}",
                     "Try the hook's command inside the container.",
                 )
+        return printed
 
 
 def _holds_folder(file: Path) -> bool:

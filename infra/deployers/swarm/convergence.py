@@ -27,6 +27,9 @@ MOST_HOMELESS = 5.0
 #: prepares it, which takes its time for other reasons too.
 MOST_NEW = 10.0
 MOST_PREPARING = 20.0
+#: With so long between its restarts, in nanoseconds, a service works in rounds: a task that exits with 0 has done its work.
+#: (Swarm's own delay is 5 s.)
+ROUNDS = 10 * 10**9
 
 
 @dataclass(frozen=True)
@@ -200,8 +203,7 @@ def _service(name: str, service: dict[str, Any], tasks: list[Task], health: dict
     elif "ReplicatedJob" in mode:
         wanted = int((mode["ReplicatedJob"] or {}).get("TotalCompletions") or 1)
     running = sum(task.state == "Running" for task in wanted_tasks)
-    if not restarts(spec):  # has done its work
-        running = min(wanted, running + sum(task.state == "Complete" for task in now))
+    running = min(wanted, running + _completed(spec, now))
     problem = next((task.error.removeprefix("task: ") for task in own if task.error), "")
     return Service(
         name,
@@ -214,7 +216,21 @@ def _service(name: str, service: dict[str, Any], tasks: list[Task], health: dict
     )
 
 
+def _completed(spec: Mapping[str, Any], now: Sequence[Task]) -> int:
+    """How many of the current tasks, newest first, have done their work. Of one that works in rounds the last round counts."""
+    last = next((task for task in now if task.failed or task.state == "Complete"), None)
+    if restarts(spec) or (_restarted(spec) and last and last.failed):
+        return 0
+    return sum(task.state == "Complete" for task in now)
+
+
 def restarts(spec: Mapping[str, Any]) -> bool:
+    """Whether a task of the service should keep running: one that exits with 0 is restarted, and not to do its next round."""
+    policy = (spec.get("TaskTemplate") or {}).get("RestartPolicy") or {}
+    return _restarted(spec) and int(policy.get("Delay") or 0) < ROUNDS
+
+
+def _restarted(spec: Mapping[str, Any]) -> bool:
     """Whether Swarm restarts a task of the service that exited with 0. It never restarts completed jobs."""
     mode = spec.get("Mode") or {}
     policy = (spec.get("TaskTemplate") or {}).get("RestartPolicy") or {}
@@ -236,7 +252,7 @@ class Settler:
     `mark`: this deployment's number; `before`: the specs before it; `last_lines`: returns a service's last output;
     `out_of_memory`: whether the kernel killed a service's container for lack of memory; `version`: the version to be read back;
     `asked`: the seconds that the recipe asks for to come up; `tell`: called with each failure; `networks`: how full a service's
-    networks are.
+    networks are; `stays`: the seconds after which one that failed and runs again is up.
     """
 
     mark: str
@@ -248,6 +264,7 @@ class Settler:
     tell: Callable[[str], None] = lambda text: None
     networks: Callable[[str], Sequence[Use]] = lambda service: ()
     clock: Callable[[], float] = time.monotonic
+    stays: float = patience.STAYS
     _failed: dict[str, dict[str, Task]] = field(default_factory=dict)
     _homeless: dict[str, float] = field(default_factory=dict)
     _waiting: dict[str, float] = field(default_factory=dict)
@@ -285,7 +302,14 @@ class Settler:
 
     def in_doubt(self, service: str) -> bool:
         """Whether a service that failed runs, but not for long enough to count as up."""
-        return self._courses.in_doubt(service)
+        return self._courses.in_doubt(service, self.stays)
+
+    def fell(self, poll: Poll) -> dict[str, str]:
+        """The services of which a task failed since the last look, with an error each."""
+        return {poll.short(task.service): _error(task) for task in poll.tasks if task.failed and self._new(task, poll)}
+
+    def _new(self, task: Task, poll: Poll) -> bool:
+        return task.id not in (self._old or ()) and task.id not in self._failed.get(poll.short(task.service), {})
 
     def _updated(self, name: str, poll: Poll) -> bool:
         """Whether a service has finished its update: the right number of tasks may still be old ones.
@@ -331,7 +355,7 @@ class Settler:
             service = poll.short(task.service)
             spec = poll.inspected.get(task.service, {})
             ended = task.failed or (task.current and task.state == "Complete" and restarts(spec))
-            if ended and task.id not in (self._old or ()) and task.id not in self._failed.get(service, {}):
+            if ended and self._new(task, poll):
                 ended_now.add(service)
                 self._failed.setdefault(service, {})[task.id] = task
                 self._courses.ended(service, task.id, _error(task), task.failed)

@@ -29,7 +29,7 @@ from infra.deployers.errors import DeployError
 from infra.deployers.isolation import cgroups
 from infra.deployers.probe import Address
 from infra.deployers.readiness import Asker
-from infra.deployers.swarm import aliases, convergence, readback, saved_data
+from infra.deployers.swarm import aliases, convergence, patience, readback, saved_data
 from infra.deployers.swarm.backups import Backups, Labelled, labelled, plan
 from infra.deployers.swarm.restart import down
 
@@ -68,6 +68,7 @@ class SwarmDeployer(Deployer):
         self._count = 0
         self._created = 0
         self._before: dict[str, convergence.Spec] = {}
+        self._settler: convergence.Settler | None = None
         self._networks: dict[str, str] = {}
         self._meter = disk_usage.Meter(self.owned, context.bounds.volumes_mb << 20)
         self._reported: list[str] = []
@@ -310,12 +311,8 @@ class SwarmDeployer(Deployer):
         return self._networks
 
     def settle(self) -> Deployment:
-        with self.context.apart(self.context.settle_seconds):
-            return self._settle()
-
-    def _settle(self) -> Deployment:
         recipe = self._recipe
-        settler = convergence.Settler(
+        self._settler = convergence.Settler(
             self._mark(),
             self._before,
             self._last_lines,
@@ -325,6 +322,21 @@ class SwarmDeployer(Deployer):
             tell=self._watcher.note,
             networks=self._networks_of,
         )
+        with self.context.apart(self.context.settle_seconds):
+            return self._settle(self._settler)
+
+    def still_up(self) -> Sequence[str]:
+        if not self._settler or not (fell := self._settler.fell(convergence.poll(self.stack, self._services()))):
+            return ()
+        self.context.report(f"Watching whether it stays up now, since it failed: {', '.join(fell)}")
+        self._settler.stays = patience.STAYS_AGAIN
+        with self.context.apart(self.context.settle_seconds):
+            self._settle(self._settler)
+        return [
+            f"The service {name} failed after it had been up ({error}), and was started again." for name, error in fell.items()
+        ]
+
+    def _settle(self, settler: convergence.Settler) -> Deployment:
         until = time.monotonic() + self.context.settle_seconds
         message, quiet_since, failures, steps = "", 0.0, 0, 0
         while True:
@@ -409,8 +421,10 @@ class SwarmDeployer(Deployer):
         found = sorted(self.owned.containers(service), key=lambda item: bool(item["State"]["Running"]))
         for container in found:
             health = (container["State"].get("Health") or {}).get("Log") or []
-            if health and (output := str(health[-1].get("Output", "")).strip()):
-                message = messages.quoted("Health check output", output, 300)
+            if health and (code := health[-1].get("ExitCode")):
+                output = str(health[-1].get("Output", "")).strip()
+                said = messages.quoted("Health check output", output, 300)
+                message = said if output else f" The health check ended with exit code {code}, and printed nothing."
                 break
         if any(cgroups.refused_processes(str(container["Id"])) for container in found):
             message += f" It tried to start more than the {self.context.bounds.processes} processes that it may have."

@@ -23,8 +23,10 @@ PATIENCE: Mapping[Others, float] = {"none": 20.0, "ready": 45.0, "untold": 90.0,
 #: A task lived longer than the ones before when it did so by this factor, and by these seconds.
 _LONGER = 1.5
 _LONGER_SECONDS = 2.0
-#: One that runs for so long is no longer in doubt, however long those before it lived.
-_STAYS = 15.0
+#: One that runs for so long is no longer in doubt, however long those before it lived: while the stack comes up, and when it
+#: failed after it had been up.
+STAYS = 15.0
+STAYS_AGAIN = 60.0
 
 
 @dataclass(frozen=True)
@@ -109,13 +111,16 @@ class Courses:
         """Whether a service that ended runs again: perhaps this is the task that stays."""
         return service in self._all and bool(self._all[service].lives)
 
-    def in_doubt(self, service: str) -> bool:
-        """Whether a service runs again after it failed, and not yet longer than before: a crash loop runs now and then, too."""
+    def in_doubt(self, service: str, stays: float = STAYS) -> bool:
+        """Whether a service runs again after it failed, and not yet longer than before: a crash loop runs now and then, too.
+
+        After `stays` seconds it is not.
+        """
         if not self.runs_again(service):
             return False
         course = self._all[service]
         youngest = min(course.lives)
-        return course.failed and youngest < _STAYS and not _longer(youngest, course.longest or 0.0)
+        return course.failed and youngest < stays and not _longer(youngest, course.longest or 0.0)
 
     def standing(self, name: str, services: Sequence[Service], done: Sequence[str], asked: float) -> Standing:
         """The evidence for a service that ended at least once. `done`: the completed jobs."""

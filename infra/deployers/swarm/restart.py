@@ -36,8 +36,15 @@ def down(owned: Owned, names: Sequence[str], check: Callable[[], None], seconds:
 
 
 def _wait(owned: Owned, names: Sequence[str], check: Callable[[], None], seconds: float) -> None:
+    """Until no container runs, and Swarm has forgotten its tasks: while one is being removed, a service that is never restarted
+    gets no new one, however many replicas are asked for.
+    """
     until = time.monotonic() + seconds
-    while any(listed("container", label=[*owned.labels, f"{LABEL_SERVICE}={name}"], status=["running"]) for name in names):
+    while any(
+        listed("container", label=[*owned.labels, f"{LABEL_SERVICE}={name}"], status=["running"])
+        or any(task["DesiredState"] == "remove" for task in listed("task", service=[name]))
+        for name in names
+    ):
         check()
         if time.monotonic() > until:
             raise DeployError("restore_failed", f"{', '.join(names)} did not stop within {seconds:g} s for the restart.")

@@ -12,10 +12,20 @@ from infra.deployers.base import Deployment
 from infra.deployers.context import Service
 from infra.deployers.docker.addresses import Use
 from infra.deployers.errors import DeployError
-from infra.deployers.swarm.convergence import MOST_FAILURES, MOST_HOMELESS, MOST_NEW, MOST_PREPARING, Poll, Settler, Spec, Task
+from infra.deployers.swarm.convergence import (
+    MOST_FAILURES,
+    MOST_HOMELESS,
+    MOST_NEW,
+    MOST_PREPARING,
+    ROUNDS,
+    Poll,
+    Settler,
+    Spec,
+    Task,
+)
 from infra.deployers.swarm.convergence import _service as seen_service
 from infra.deployers.swarm.ephemeral import SwarmDeployer
-from infra.deployers.swarm.patience import PATIENCE
+from infra.deployers.swarm.patience import PATIENCE, STAYS, STAYS_AGAIN
 
 NAME = "ccci-0_app"
 
@@ -231,6 +241,45 @@ def test_a_service_that_ends_well_again_and_again_is_no_better() -> None:
     now += PATIENCE["none"] + 1
     with pytest.raises(DeployError, match="it exited with code 0, but should keep running"):
         judge(poll(task(99, "Ready", "", "Running"), running=0))
+
+
+@pytest.mark.parametrize(
+    ("delay", "tasks", "running"),
+    [
+        (ROUNDS, [task(1, "Complete", "")], 1),
+        (ROUNDS, [task(2, "Ready", "", "Ready"), task(1, "Complete", "")], 1),
+        (ROUNDS, [task(3, "Ready", "", "Ready"), task(2), task(1, "Complete", "")], 0),
+        (ROUNDS, [task(3, "Running", "", "Running"), task(2), task(1, "Complete", "")], 1),
+        (ROUNDS - 1, [task(2, "Ready", "", "Ready"), task(1, "Complete", "")], 0),
+        (ROUNDS, [task(1, "Complete", "", current=False)], 0),
+    ],
+)
+def test_of_a_service_that_works_in_rounds_the_last_round_counts(delay: int, tasks: list[Task], running: int) -> None:
+    template = {"RestartPolicy": {"Condition": "any", "Delay": delay}}
+    spec = {"Name": NAME, "Mode": {"Replicated": {"Replicas": 1}}, "TaskTemplate": template}
+    assert seen_service("app", {"Spec": spec}, tasks, {}).running == running
+    judged = settler()
+    seen = poll(*tasks, running=running)
+    seen.inspected[NAME] = spec
+    judged.judge(seen)
+    ended = {"t1"} if delay < ROUNDS else set()
+    assert judged._failed.get("app", {}).keys() == ended | {one.id for one in tasks if one.failed}
+
+
+def test_what_fell_is_told_once_and_has_to_stay_for_longer_the_next_time() -> None:
+    now = 0.0
+    judged = Settler("1", {}, str, clock=lambda: now)
+    assert judged.judge(poll(runs(1)))
+    assert judged.fell(poll(runs(1))) == {}
+    now = 100.0
+    assert judged.fell(poll(task(1), runs(2))) == {"app": "non-zero exit (1)"}
+    judged.stays = STAYS_AGAIN
+    assert not judged.judge(poll(task(1), runs(2)))
+    assert judged.fell(poll(task(1), runs(2))) == {}
+    now += STAYS + 1
+    assert not judged.judge(poll(task(1), runs(2)))
+    now += STAYS_AGAIN
+    assert judged.judge(poll(task(1), runs(2)))
 
 
 def test_a_service_that_is_not_started_again_fails_at_once() -> None:
