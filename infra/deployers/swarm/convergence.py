@@ -305,7 +305,7 @@ class Settler:
         return self._courses.in_doubt(service, self.stays)
 
     def fell(self, poll: Poll) -> dict[str, str]:
-        """The services of which a task failed since the last look, with an error each."""
+        """The services of which a task failed since the last poll, with an error each."""
         return {poll.short(task.service): _error(task) for task in poll.tasks if task.failed and self._new(task, poll)}
 
     def _new(self, task: Task, poll: Poll) -> bool:

@@ -267,10 +267,11 @@ def test_what_goes_wrong_is_named(deployer: Make, tmp_path: Path) -> None:
     assert file.dump
 
     # The older form: a path of the container's own disk.
-    older = Labelled("app", labels("backup=true\nbackup.pre-hook=echo 1 > /tmp/dump\nbackup.path=/tmp/dump"), [DATA])
+    older = Labelled("app", labels("backup=true\nbackup.pre-hook=echo oh; echo 1 > /tmp/dump\nbackup.path=/tmp/dump"), [DATA])
     disk = Backups([older], app.owned.container, app.execute, reports.append, lambda: None, 1 << 20)
     backup = disk.backup(tmp_path / "disk")
     assert backup.parts == [BackupPart("app", "/tmp/dump", "", dump=True)]
+    assert backup.printed == {"app": "oh"}
     app.write("app", "/tmp/dump", b"2")
     disk.restore(backup)
     assert app.read("app", "/tmp/dump") == b"1\n"
