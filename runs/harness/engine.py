@@ -382,7 +382,11 @@ class Engine:
     def _outcome(self, run: stages.Run, name: StageName) -> Outcome:
         if self._request.app_url:
             return stages.own_tests(run, name, (name,))
-        outcome = self._install(run) if name == "install" else stages.TABLE[name](run)
+        return self._install(run) if name == "install" else self._stage(run, name)
+
+    @staticmethod
+    def _stage(run: stages.Run, name: StageName) -> Outcome:
+        outcome = stages.TABLE[name](run)
         return stages.stays_up(run, outcome) if outcome.status == "passed" else outcome
 
     def _given_up(self, version: str, problem: str) -> Outcome:
@@ -404,16 +408,16 @@ class Engine:
     def _install(self, run: stages.Run) -> Outcome:
         """Run the stage install on the published version if that works; otherwise on the commit, which may fix it."""
         if run.previous is None:
-            return stages.install(run)
+            return self._stage(run, StageName.INSTALL)
         try:
-            outcome = stages.install(run)
+            outcome = self._stage(run, StageName.INSTALL)
         except stages.HookFailed as error:
             outcome = Outcome("failed", str(error))
         if outcome.status != "failed":
             return outcome
         self._without_previous(run, Stop(Verdict.FAILED, outcome.reason))
         self._put(run)
-        return stages.install(run)
+        return self._stage(run, StageName.INSTALL)
 
     def _start_clock(self, stage: str) -> None:
         limits = self._prepared.limits if self._prepared else self._request.limits

@@ -83,14 +83,17 @@ def remove(
     while True:
         check()
         left = {kind: found for kind in kinds if (found := owned.ids(kind))}
-        if left:
+        running = "service" in left or "container" in left
+        if running:
             tasks_until = time.monotonic() + _TASK_SECONDS
-        elif (
-            time.monotonic() > tasks_until or "service" not in kinds or not any(map(_may_run, listed("task", label=owned.labels)))
-        ):
+        elif "service" in kinds and time.monotonic() < tasks_until:
+            running = any(map(_may_run, listed("task", label=owned.labels)))
+        if not left and not running:
             return []
         if time.monotonic() > until:
             return [f"{kind} {name}" for kind, names in left.items() for name in names]
+        if running:  # Docker 20.10 hangs for ever when a network is removed while a container is just joining it
+            left.pop("network", None)
         if "network" in left:
             proxy.leave(left["network"])
         for kind, names in left.items():

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any, Literal
 
 from infra.deployers import messages
@@ -42,6 +43,7 @@ class Task:
     state: str
     error: str
     current: bool = True  #: whether it was made of what its service asks for now
+    age: float = 0.0  #: for how long it has been in this state, in seconds
 
     @property
     def failed(self) -> bool:
@@ -164,10 +166,18 @@ def _tasks(services: list[dict[str, Any]]) -> list[Task]:
             str(task["Status"]["State"]).capitalize(),
             str(task["Status"].get("Err") or ""),
             _current(task, by_id[task["ServiceID"]]),
+            _age(str(task["Status"].get("Timestamp") or "")),
         )
         for task in sorted(listed("task", service=list(by_id)), key=lambda task: str(task["CreatedAt"]), reverse=True)
         if task["ServiceID"] in by_id
     ]
+
+
+def _age(since: str) -> float:
+    try:
+        return max(time.time() - datetime.fromisoformat(since).timestamp(), 0.0)
+    except ValueError:
+        return 0.0
 
 
 def _current(task: Mapping[str, Any], service: Mapping[str, Any]) -> bool:
@@ -226,8 +236,19 @@ def _completed(spec: Mapping[str, Any], now: Sequence[Task]) -> int:
 
 def restarts(spec: Mapping[str, Any]) -> bool:
     """Whether a task of the service should keep running: one that exits with 0 is restarted, and not to do its next round."""
-    policy = (spec.get("TaskTemplate") or {}).get("RestartPolicy") or {}
-    return _restarted(spec) and int(policy.get("Delay") or 0) < ROUNDS
+    return _restarted(spec) and not pause_of(spec)
+
+
+def pause_of(spec: Mapping[str, Any]) -> int:
+    """The seconds between the rounds of a service that works so; 0 for one that should keep running.
+
+    What is asked for anything does: a service with a health check, a port, or a route of the proxy.
+    """
+    template = spec.get("TaskTemplate") or {}
+    delay = int((template.get("RestartPolicy") or {}).get("Delay") or 0)
+    asked = (template.get("ContainerSpec") or {}).get("Healthcheck") or (spec.get("EndpointSpec") or {}).get("Ports")
+    routed = any(label.lower().startswith("traefik.") for label in spec.get("Labels") or {})
+    return delay // 10**9 if _restarted(spec) and delay >= ROUNDS and not (asked or routed) else 0
 
 
 def _restarted(spec: Mapping[str, Any]) -> bool:
@@ -252,7 +273,7 @@ class Settler:
     `mark`: this deployment's number; `before`: the specs before it; `last_lines`: returns a service's last output;
     `out_of_memory`: whether the kernel killed a service's container for lack of memory; `version`: the version to be read back;
     `asked`: the seconds that the recipe asks for to come up; `tell`: called with each failure; `networks`: how full a service's
-    networks are; `stays`: the seconds after which one that failed and runs again is up.
+    networks are; `web`: the service that has to answer; `fell_before`: whether this judges what fell after it had been up.
     """
 
     mark: str
@@ -264,7 +285,8 @@ class Settler:
     tell: Callable[[str], None] = lambda text: None
     networks: Callable[[str], Sequence[Use]] = lambda service: ()
     clock: Callable[[], float] = time.monotonic
-    stays: float = patience.STAYS
+    web: str = ""
+    fell_before: bool = False
     _failed: dict[str, dict[str, Task]] = field(default_factory=dict)
     _homeless: dict[str, float] = field(default_factory=dict)
     _waiting: dict[str, float] = field(default_factory=dict)
@@ -302,14 +324,21 @@ class Settler:
 
     def in_doubt(self, service: str) -> bool:
         """Whether a service that failed runs, but not for long enough to count as up."""
-        return self._courses.in_doubt(service, self.stays)
+        return self._courses.in_doubt(service, self.fell_before)
 
     def fell(self, poll: Poll) -> dict[str, str]:
-        """The services of which a task failed since the last poll, with an error each."""
-        return {poll.short(task.service): _error(task) for task in poll.tasks if task.failed and self._new(task, poll)}
+        """The services of which a task ended since the last poll though it should keep running, each with the newest error."""
+        return {poll.short(task.service): _error(task) for task in reversed(poll.tasks) if self._ended(task, poll)}
 
-    def _new(self, task: Task, poll: Poll) -> bool:
-        return task.id not in (self._old or ()) and task.id not in self._failed.get(poll.short(task.service), {})
+    def after(self) -> Settler:
+        """One for what fell after this one had judged it to be up: nothing before speaks for it or against it."""
+        known = {*(self._old or ()), *(task for tasks in self._failed.values() for task in tasks)}
+        return replace(self, fell_before=True, _failed={}, _homeless={}, _waiting={}, _old=known)
+
+    def _ended(self, task: Task, poll: Poll) -> bool:
+        """Whether this task, which was not seen so before, ended though it should keep running."""
+        ended = task.failed or (task.current and task.state == "Complete" and restarts(poll.inspected.get(task.service, {})))
+        return ended and task.id not in (self._old or ()) and task.id not in self._failed.get(poll.short(task.service), {})
 
     def _updated(self, name: str, poll: Poll) -> bool:
         """Whether a service has finished its update: the right number of tasks may still be old ones.
@@ -354,11 +383,10 @@ class Settler:
         for task in poll.tasks:
             service = poll.short(task.service)
             spec = poll.inspected.get(task.service, {})
-            ended = task.failed or (task.current and task.state == "Complete" and restarts(spec))
-            if ended and self._new(task, poll):
+            if self._ended(task, poll):
                 ended_now.add(service)
                 self._failed.setdefault(service, {})[task.id] = task
-                self._courses.ended(service, task.id, _error(task), task.failed)
+                self._courses.ended(service, task.id, _error(task), task.failed or service == self.web, task.age)
                 self.tell(f"task of {service} {'failed' if task.failed else 'ended'}: {_error(task)}")
             self._without_address(task, poll)
             trouble = messages.pending(service, task.error, spec)
@@ -368,7 +396,8 @@ class Settler:
             if self.clock() - self._homeless.setdefault(task.id, self.clock()) > MOST_HOMELESS:
                 raise trouble.error()
         for name in poll.specs:
-            running = [t.id for t in poll.tasks if t.service == name and t.current and t.state == "Running" and not t.over]
+            own = [task for task in poll.tasks if task.service == name and task.current and not task.over]
+            running = {task.id: task.age for task in own if task.state == "Running"}
             self._courses.ran(poll.short(name), running)
         for name in poll.specs:
             service = poll.short(name)

@@ -321,23 +321,31 @@ class SwarmDeployer(Deployer):
             asked=max(self.context.asked_seconds, timeout(recipe) if recipe else 0),
             tell=self._watcher.note,
             networks=self._networks_of,
+            web=self._web[0] if self._web else "",
         )
         with self.context.apart(self.context.settle_seconds):
-            return self._settle(self._settler)
+            return self._settle(self._settler, self.context.settle_seconds)
 
     def still_up(self) -> Sequence[str]:
-        if not self._settler or not (fell := self._settler.fell(convergence.poll(self.stack, self._services()))):
+        if not self._settler:
             return ()
-        self.context.report(f"Watching whether it stays up now, since it failed: {', '.join(fell)}")
-        self._settler.stays = patience.STAYS_AGAIN
-        with self.context.apart(self.context.settle_seconds):
-            self._settle(self._settler)
-        return [
-            f"The service {name} failed after it had been up ({error}), and was started again." for name, error in fell.items()
+        poll = convergence.poll(self.stack, self._services())
+        told = [
+            f"The service {poll.short(name)} is started every {pause} s: it counts as up if it ended with 0."
+            for name, spec in poll.inspected.items()
+            if (pause := convergence.pause_of(spec))
         ]
+        if fell := self._settler.fell(poll):
+            self.context.report(f"Watching whether it stays up now: {', '.join(fell)}")
+            self._settler = self._settler.after()
+            seconds = max(self.context.settle_seconds, 3 * patience.STAYS_AGAIN)
+            with self.context.apart(seconds):
+                self._settle(self._settler, seconds)
+        told += [f"The service {name} ended after it had been up, and was started again: {why}." for name, why in fell.items()]
+        return told
 
-    def _settle(self, settler: convergence.Settler) -> Deployment:
-        until = time.monotonic() + self.context.settle_seconds
+    def _settle(self, settler: convergence.Settler, seconds: float) -> Deployment:
+        until = time.monotonic() + seconds
         message, quiet_since, failures, steps = "", 0.0, 0, 0
         while True:
             services = self._services()
@@ -359,7 +367,7 @@ class SwarmDeployer(Deployer):
                 message = text
                 self.context.report(text)
             if time.monotonic() > until and not answers:
-                raise self._too_late(now, done, settler)
+                raise self._too_late(now, done, settler, seconds)
             pause = _LOOKS[min(steps, len(_LOOKS) - 1)]
             if answers:
                 pause = min(pause, max(_QUIET_SECONDS - quiet, 0.0))
@@ -383,8 +391,7 @@ class SwarmDeployer(Deployer):
         self.context.check()
         return False
 
-    def _too_late(self, now: Deployment, done: bool, settler: convergence.Settler) -> DeployError:
-        seconds = self.context.settle_seconds
+    def _too_late(self, now: Deployment, done: bool, settler: convergence.Settler, seconds: float) -> DeployError:
         waiting = [
             service
             for service in now.services
@@ -402,11 +409,11 @@ class SwarmDeployer(Deployer):
         if waiting and waiting[0].health in ("starting", "unhealthy"):
             return DeployError(
                 "never_healthy",
-                f"The health check of {name} did not pass within {seconds} s.{problem}{asked_for}{last}",
+                f"The health check of {name} did not pass within {seconds:g} s.{problem}{asked_for}{last}",
                 "Try the health check's command inside the container.",
             )
         whose = f" {name}:{problem}" if problem else ""
-        return DeployError("never_healthy", f"{now} after {seconds} s.{whose}{asked_for}{last}", "See the services' logs.")
+        return DeployError("never_healthy", f"{now} after {seconds:g} s.{whose}{asked_for}{last}", "See the services' logs.")
 
     def _asked_for(self) -> str:
         """A note that the recipe's own label asks for more time than the run has, if it does."""

@@ -23,9 +23,9 @@ PATIENCE: Mapping[Others, float] = {"none": 20.0, "ready": 45.0, "untold": 90.0,
 #: A task lived longer than the ones before when it did so by this factor, and by these seconds.
 _LONGER = 1.5
 _LONGER_SECONDS = 2.0
-#: One that runs for so long is no longer in doubt, however long those before it lived: while the stack comes up, and when it
-#: failed after it had been up.
+#: One that runs for so long is no longer in doubt, however long those before it lived.
 STAYS = 15.0
+#: One that fell after it had been up has to run for so long: how long it lived before says nothing then.
 STAYS_AGAIN = 60.0
 
 
@@ -84,18 +84,18 @@ class Courses:
         self._clock = clock
         self._all: dict[str, _Course] = {}
 
-    def ran(self, service: str, tasks: Sequence[str]) -> None:
-        """Record the running tasks of a service."""
+    def ran(self, service: str, tasks: Mapping[str, float]) -> None:
+        """Record the running tasks of a service, and for how long each has run."""
         course, now = self._all.setdefault(service, _Course()), self._clock()
-        for task in tasks:
-            course.began.setdefault(task, now)
+        for task, age in tasks.items():
+            course.began.setdefault(task, now - age)
         after = [course.began[task] for task in tasks if course.first is not None and course.began[task] >= course.first]
         course.lives = [now - began for began in after]
         if course.lives_longer():
             course.news = now
 
-    def ended(self, service: str, task: str, message: str, failed: bool = True) -> None:
-        """Record a task that ended although it should keep running, with its error."""
+    def ended(self, service: str, task: str, message: str, failed: bool = True, ago: float = 0.0) -> None:
+        """Record a task that ended some seconds `ago` although it should keep running, with its error."""
         course, now = self._all.setdefault(service, _Course()), self._clock()
         life = now - course.began[task] if task in course.began else 0.0
         message = re.sub(r"[0-9a-f]{8,}", "", message)  # a container's id says nothing new
@@ -104,23 +104,24 @@ class Courses:
         course.longest = max(life, course.longest or 0.0)
         course.messages.add(message)
         course.ended.add(task)
-        course.first = now if course.first is None else course.first
+        course.first = now - ago if course.first is None else course.first
         course.failed = course.failed or failed
 
     def runs_again(self, service: str) -> bool:
         """Whether a service that ended runs again: perhaps this is the task that stays."""
         return service in self._all and bool(self._all[service].lives)
 
-    def in_doubt(self, service: str, stays: float = STAYS) -> bool:
+    def in_doubt(self, service: str, fell: bool = False) -> bool:
         """Whether a service runs again after it failed, and not yet longer than before: a crash loop runs now and then, too.
 
-        After `stays` seconds it is not.
+        `fell`: whether it had been up before.
         """
         if not self.runs_again(service):
             return False
         course = self._all[service]
         youngest = min(course.lives)
-        return course.failed and youngest < stays and not _longer(youngest, course.longest or 0.0)
+        stays = fell or not _longer(youngest, course.longest or 0.0)
+        return course.failed and youngest < (STAYS_AGAIN if fell else STAYS) and stays
 
     def standing(self, name: str, services: Sequence[Service], done: Sequence[str], asked: float) -> Standing:
         """The evidence for a service that ended at least once. `done`: the completed jobs."""

@@ -22,10 +22,11 @@ from infra.deployers.swarm.convergence import (
     Settler,
     Spec,
     Task,
+    pause_of,
 )
 from infra.deployers.swarm.convergence import _service as seen_service
 from infra.deployers.swarm.ephemeral import SwarmDeployer
-from infra.deployers.swarm.patience import PATIENCE, STAYS, STAYS_AGAIN
+from infra.deployers.swarm.patience import PATIENCE, STAYS_AGAIN
 
 NAME = "ccci-0_app"
 
@@ -223,7 +224,7 @@ def test_who_is_in_doubt_when_time_is_over_is_named() -> None:
         context=SimpleNamespace(settle_seconds=300), _asked_for=str, _last_lines=lambda service: f" words of {service}"
     )
     settler: Any = SimpleNamespace(in_doubt=lambda service: service == "worker")
-    error = SwarmDeployer._too_late(asked, now, False, settler)
+    error = SwarmDeployer._too_late(asked, now, False, settler, 300)
     assert error.message == "2 of 2 replicas after 300 s. worker: exited (1). words of worker"
 
 
@@ -268,18 +269,67 @@ def test_of_a_service_that_works_in_rounds_the_last_round_counts(delay: int, tas
 
 def test_what_fell_is_told_once_and_has_to_stay_for_longer_the_next_time() -> None:
     now = 0.0
-    judged = Settler("1", {}, str, clock=lambda: now)
-    assert judged.judge(poll(runs(1)))
-    assert judged.fell(poll(runs(1))) == {}
+    before = Settler("1", {}, str, clock=lambda: now)
+    assert before.judge(poll(runs(1)))
+    assert before.fell(poll(runs(1))) == {}
     now = 100.0
-    assert judged.fell(poll(task(1), runs(2))) == {"app": "non-zero exit (1)"}
-    judged.stays = STAYS_AGAIN
-    assert not judged.judge(poll(task(1), runs(2)))
-    assert judged.fell(poll(task(1), runs(2))) == {}
-    now += STAYS + 1
-    assert not judged.judge(poll(task(1), runs(2)))
-    now += STAYS_AGAIN
-    assert judged.judge(poll(task(1), runs(2)))
+    seen = poll(runs(2), task(1))
+    assert before.fell(seen) == {"app": "non-zero exit (1)"}
+    judged = before.after()
+    assert not judged.judge(seen)
+    assert judged.fell(seen) == {}
+    now += STAYS_AGAIN - 1
+    assert not judged.judge(seen)
+    now += 1
+    assert judged.judge(seen)
+
+
+def test_what_has_run_for_long_since_it_fell_is_in_no_doubt() -> None:
+    judged = Settler("1", {}, str, clock=lambda: 100.0).after()
+    assert judged.judge(poll(replace(runs(2), age=STAYS_AGAIN), replace(task(1), age=STAYS_AGAIN + 1)))
+
+
+def test_what_failed_while_it_came_up_does_not_count_when_it_falls() -> None:
+    now = 0.0
+    before = Settler("1", {}, str, clock=lambda: now)
+    red = [task(number, error="unhealthy container") for number in (1, 2)]
+    before.judge(poll(runs(3), *red[:1]))
+    now = 100.0
+    again = before.after()
+    for seconds in (0, 30, 31):
+        now += seconds
+        settled = again.judge(poll(runs(4), *reversed(red), health="healthy"))
+    assert settled
+    waiting = before.after()
+    waiting.judge(poll(task(5, "Ready", "", "Ready"), *red, running=0))
+    now += 100
+    assert not waiting.judge(poll(task(5, "Ready", "", "Ready"), *red, running=0)), "its restart delay is a long one"
+
+
+def test_one_that_ends_with_0_fell_too_and_is_in_doubt_if_it_has_to_answer() -> None:
+    seen = poll(runs(2), task(1, "Complete", ""))
+    for web, up in (("", True), ("app", False)):
+        judged = Settler("1", {}, str, web=web, clock=lambda: 100.0).after()
+        assert judged.fell(seen) == {"app": "it exited with code 0, but should keep running"}
+        assert judged.judge(seen) is up
+
+
+@pytest.mark.parametrize(
+    ("more", "pause"),
+    [
+        ({}, 30),
+        ({"Labels": {"coop-cloud.x.version": "1"}}, 30),
+        ({"Labels": {"traefik.enable": "true"}}, 0),
+        ({"EndpointSpec": {"Ports": [{"TargetPort": 80}]}}, 0),
+        ({"health": {"Test": ["CMD", "true"]}}, 0),
+        ({"Mode": {"ReplicatedJob": {}}}, 0),
+        ({"condition": "on-failure"}, 0),
+    ],
+)
+def test_what_is_asked_for_anything_does_not_work_in_rounds(more: dict[str, Any], pause: int) -> None:
+    policy = {"Condition": more.pop("condition", "any"), "Delay": 30 * 10**9}
+    template = {"RestartPolicy": policy, "ContainerSpec": {"Healthcheck": more.pop("health", None)}}
+    assert pause_of({"TaskTemplate": template, **more}) == pause
 
 
 def test_a_service_that_is_not_started_again_fails_at_once() -> None:

@@ -1,0 +1,5 @@
+import time
+
+
+def test_it(app):
+    time.sleep(10)
