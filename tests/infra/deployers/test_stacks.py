@@ -34,9 +34,13 @@ def test_a_network_that_the_last_task_brings_back_is_removed_too(monkeypatch: py
         assert kind == "task"
         return list(tasks)
 
+    def remove(kind: str, name: str, **_: str) -> None:
+        assert kind != "network" or not (tasks or there["service"]), "Docker hangs if a container is just joining it"
+        there[kind].discard(name)
+
     monkeypatch.setattr(stacks, "ids", ids)
     monkeypatch.setattr(stacks, "listed", listed)
-    monkeypatch.setattr(stacks.api, "remove", lambda kind, name, **_: there[kind].discard(name))
+    monkeypatch.setattr(stacks.api, "remove", remove)
     monkeypatch.setattr(stacks.api, "prune_networks", lambda labels: None)
     monkeypatch.setattr(stacks, "proxy", SimpleNamespace(leave=lambda networks: None))
     monkeypatch.setattr(stacks, "egress", SimpleNamespace(removable=list))
@@ -95,9 +99,6 @@ def test_jobs_are_removed_though_swarm_keeps_their_tasks(
     app = deployer(write(tmp_path / "recipe", "\n".join(["services:", *jobs])))
     app.deploy()
     until(lambda: {str(task["Status"]["State"]) for task in listed("task", label=app.owned.labels)} == states)
-    looks: list[str] = []
-    monkeypatch.setattr(stacks, "listed", lambda kind, **more: looks.append(kind) or listed(kind, **more))
     monkeypatch.setattr(stacks, "_TASK_SECONDS", 1000.0)
-    assert app.teardown() == []
-    assert looks.count("task") == 1 or "running" in states, "nothing is to be waited for"
+    assert app.teardown() == [], "whoever waits for these tasks waits until time is over, and leaves the network"
     assert listed("task", label=app.owned.labels), "else this shows nothing"
