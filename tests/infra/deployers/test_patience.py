@@ -58,11 +58,11 @@ class Stack:
     def lives(self, seconds: float, name: str = "app", said: str = "exit (1)") -> None:
         """A task that lives so long, and ends; with the delay after it."""
         self.tasks += 1
-        self.courses.ran(name, [f"t{self.tasks}"])
+        self.courses.ran(name, {f"t{self.tasks}": 0.0})
         self.now += seconds
-        self.courses.ran(name, [f"t{self.tasks}"])
+        self.courses.ran(name, {f"t{self.tasks}": 0.0})
         self.courses.ended(name, f"t{self.tasks}", said)
-        self.courses.ran(name, [])
+        self.courses.ran(name, {})
         self.now += 5
 
     def standing(self, asked: float = 0) -> Standing:
@@ -113,9 +113,9 @@ def test_a_longer_life_speaks_for_it_when_it_ended_and_while_it_lasts() -> None:
     stack.lives(8)
     assert stack.standing().quiet == 5
     stack.now += 60
-    stack.courses.ran("app", ["last"])
+    stack.courses.ran("app", {"last": 0.0})
     stack.now += 20
-    stack.courses.ran("app", ["last"])
+    stack.courses.ran("app", {"last": 0.0})
     assert stack.standing().quiet == 0
 
 
