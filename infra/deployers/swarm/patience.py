@@ -120,8 +120,9 @@ class Courses:
             return False
         course = self._all[service]
         youngest = min(course.lives)
-        stays = fell or not _longer(youngest, course.longest or 0.0)
-        return course.failed and youngest < (STAYS_AGAIN if fell else STAYS) and stays
+        if fell:
+            return course.failed and youngest < STAYS_AGAIN
+        return course.failed and youngest < STAYS and not _longer(youngest, course.longest or 0.0)
 
     def standing(self, name: str, services: Sequence[Service], done: Sequence[str], asked: float) -> Standing:
         """The evidence for a service that ended at least once. `done`: the completed jobs."""
