@@ -361,8 +361,8 @@ class IssueStore:
 
     # Reactions and statuses
 
-    def react(self, issue: Issue, comment: Comment | None, user: User | str, content: str) -> tuple[Reaction, bool]:
-        """Add a reaction to a comment, or to an issue; the second value is whether it is new."""
+    def react(self, issue: Issue, comment: Comment, user: User | str, content: str) -> tuple[Reaction, bool]:
+        """Add a reaction to a comment; the second value is whether it is new."""
         with self.changing() as tables:
             mine = self.reactions_of(issue, comment)
             author = self.user(user).id
@@ -370,21 +370,14 @@ class IssueStore:
                 if row.user_id == author and row.content == content:
                     return row, False
             key = tables.next_id("reactions")
-            row = Reaction(key, issue.id, comment.id if comment else 0, author, content, self.now())
+            row = Reaction(key, issue.id, comment.id, author, content, self.now())
             tables.reactions[key] = row
             return row, True
 
-    def unreact(self, issue: Issue, comment: Comment | None, user: User | str, content: str) -> None:
-        """Remove a user's own reaction; does nothing if there is none."""
-        with self.changing() as tables:
-            for row in self.reactions_of(issue, comment):
-                if row.user_id == self.user(user).id and row.content == content:
-                    del tables.reactions[row.id]
-
-    def reactions_of(self, issue: Issue, comment: Comment | None) -> list[Reaction]:
-        """The reactions to a comment or, without one, to the issue itself."""
+    def reactions_of(self, issue: Issue, comment: Comment) -> list[Reaction]:
+        """The reactions to a comment."""
         with self.lock:
-            wanted = (issue.id, comment.id if comment else 0)
+            wanted = (issue.id, comment.id)
             return [row for row in self.tables.reactions.values() if (row.issue_id, row.comment_id) == wanted]
 
     def set_status(

@@ -155,7 +155,7 @@ class Comment:
 
 @dataclass
 class Reaction:
-    """An emoji reaction to a comment or, with `comment_id` 0, to an issue."""
+    """An emoji reaction to a comment."""
 
     id: int
     issue_id: int

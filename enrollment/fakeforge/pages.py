@@ -90,12 +90,8 @@ def _time(moment: datetime) -> str:
 
 
 def _avatar(login: str) -> str:
-    style = f"background:{_colour(login)}"
-    return f'<span class="avatar" aria-hidden="true" style="{style}">{escape(login[:1].upper())}</span>'
-
-
-def _colour(login: str) -> str:
-    return f"hsl({hashlib.sha256(login.encode()).digest()[0] * 360 // 256} 45% 32%)"
+    colour = f"hsl({hashlib.sha256(login.encode()).digest()[0] * 360 // 256} 45% 32%)"
+    return f'<span class="avatar" aria-hidden="true" style="background:{colour}">{escape(login[:1].upper())}</span>'
 
 
 def _state(issue: Issue) -> str:
@@ -313,31 +309,12 @@ def _commit(page: Page, owner: str, name: str, sha: str) -> Response:
     return page.show(subject, content, page.crumbs(repo))
 
 
-def _file(page: Page, owner: str, name: str, ref: str, path: str) -> Response:
-    repo = page.forge.repo(f"{owner}/{name}")
-    folder = page.forge.folder(repo)
-    raw = git.git(folder, "cat-file", "blob", f"{git.resolve(folder, ref)}:{path}").decode(errors="replace")
-    lines = "".join(f"<span>{escape(line)}</span>" for line in raw.splitlines())
-    content = f'<h1>{escape(path)}</h1><div class="card"><div class="diff" tabindex="0"><div>{lines}</div></div></div>'
-    return page.show(path, content, page.crumbs(repo))
-
-
-def _picture(page: Page, login: str) -> Response:
-    letter = escape(login[:1].upper())
-    svg = f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">
-<circle cx="16" cy="16" r="16" fill="{_colour(login)}"/>
-<text x="16" y="22" text-anchor="middle" font-size="16" fill="#fff">{letter}</text></svg>"""
-    return Response(200, svg.encode(), {"Content-Type": "image/svg+xml"})
-
-
 _REPO = r"/([^/]+)/([^/]+)"
 _VIEWS: tuple[tuple[str, Callable[..., Response]], ...] = (
     (r"/", _home),
-    (r"/user/avatar/([^/]+)/-1", _picture),
     (_REPO, _repo),
     (_REPO + r"/pulls", _repo),
     (_REPO + r"/(?:pulls|issues)/(\d+)", _issue),
     (_REPO + r"/pulls/(\d+)/files", _files),
     (_REPO + r"/commit/([0-9a-f]{7,40})", _commit),
-    (_REPO + r"/src/(?:branch|commit|tag)/([^/]+)/(.+)", _file),
 )

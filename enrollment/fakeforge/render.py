@@ -56,21 +56,6 @@ class Renderer:
             "username": user.login,
         }
 
-    def organisation(self, org: User) -> Json:
-        """An organisation under /orgs."""
-        answer = {
-            "id": org.id,
-            "username": org.login,
-            "full_name": "",
-            "avatar_url": f"{self.base}/user/avatar/{org.login}/-1",
-            "description": "",
-            "website": "",
-            "location": "",
-            "visibility": "public",
-            "repo_admin_change_team_access": False,
-        }
-        return {**answer, "name": org.login, "email": ""} if self.forge.features.newer_fields else answer
-
     def permissions(self, repo: Repo) -> Json:
         """The user's permissions in a repository."""
         level = self.forge.level(self.asker, repo)
@@ -294,25 +279,6 @@ class Renderer:
             "creator": self.user(self.forge.tables.users[status.user_id]),
             "created_at": stamp(status.created),
             "updated_at": stamp(status.created),
-        }
-
-    def combined(self, repo: Repo, sha: str, statuses: list[Status]) -> Json:
-        """The newest status of each context and the worst of them; all empty if there is none."""
-        if not statuses:
-            empty = {"state": "", "sha": "", "total_count": 0, "statuses": None, "repository": None}
-            return {**empty, "commit_url": "", "url": ""}
-        newest: dict[str, Status] = {}
-        for status in statuses:
-            newest.setdefault(status.context, status)
-        order = ("error", "failure", "warning", "pending", "success")
-        return {
-            "state": min((status.state for status in newest.values()), key=order.index),
-            "sha": sha,
-            "total_count": len(newest),
-            "statuses": [self.status(status) for status in newest.values()],
-            "repository": self.repo(repo),
-            "commit_url": "",
-            "url": "",
         }
 
     def commit(self, repo: Repo, row: dict[str, str]) -> Json:

@@ -88,13 +88,6 @@ def add_hook(call: Call) -> Response:
     return call.answer(call.render.hook(hook), 201)
 
 
-@route("GET", ONE_REPO + "/hooks/{id}", "repository", signed_in=True)
-@route("GET", ONE_ORG + "/hooks/{id}", "organization", signed_in=True)
-def one_hook(call: Call) -> Response:
-    """A hook."""
-    return call.answer(call.render.hook(_hook(call)))
-
-
 @route("PATCH", ONE_REPO + "/hooks/{id}", "repository", signed_in=True)
 @route("PATCH", ONE_ORG + "/hooks/{id}", "organization", signed_in=True)
 def edit_hook(call: Call) -> Response:
@@ -122,13 +115,6 @@ def delete_hook(call: Call) -> Response:
     hook = _hook(call)
     with call.forge.changing() as tables:
         del tables.hooks[hook.id]
-    return Response(204)
-
-
-@route("POST", ONE_REPO + "/hooks/{id}/tests", "repository", signed_in=True)
-def test_hook(call: Call) -> Response:
-    """Test a hook. The real server sends a push event, which a hook for comments does not deliver; nor does this."""
-    _hook(call)
     return Response(204)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from enrollment.fakeforge import git
 from enrollment.fakeforge.api import Call, no_route, route
 from enrollment.fakeforge.faults import Response
@@ -27,8 +25,6 @@ def search_issues(call: Call) -> Response:
             raise call.error(400, f"user does not exist [name: {owner}]") from None
         repos = {key: repo for key, repo in repos.items() if repo.owner_id == holder.id}
     found = [row for row in call.forge.tables.issues.values() if row.repo_id in repos]
-    if call.flag("created") and call.user:
-        found = [row for row in found if row.user_id == call.user.id]
     return call.page(_filtered(call, found), call.render.issue, LINK_SIZE_OF_SEARCH)
 
 
@@ -40,17 +36,14 @@ def issues_of_repo(call: Call) -> Response:
 
 
 def _filtered(call: Call, issues: list[Issue]) -> list[Issue]:
-    since, before = call.moment("since"), call.moment("before")
+    since = call.moment("since")
     state, kind = call.query.get("state") or "open", call.query.get("type", "")
-    word = call.query.get("q", "").lower()
     kept = [
         row
         for row in issues
         if (state == "all" or row.state == ("closed" if state == "closed" else "open"))
         and (kind not in ("pulls", "issues") or isinstance(row, Pull) == (kind == "pulls"))
         and (since is None or row.updated >= since)
-        and (before is None or row.updated <= before)
-        and (not word or word in f"{row.title} {row.body}".lower())
     ]
     return sorted(kept, key=lambda row: (row.created, row.id), reverse=True)
 
@@ -86,14 +79,7 @@ def open_pull(call: Call) -> Response:
 
 @route("GET", ONE_REPO + "/pulls/{number}", "repository")
 def one_pull(call: Call) -> Response:
-    """A pull request, or its diff if the number ends in .diff or .patch."""
-    if match := re.fullmatch(r"(\d+)\.(diff|patch)", call.names["number"]):
-        call.names["number"] = match[1]
-        pull = _pull(call)
-        folder = call.forge.folder(call.forge.tables.repos[pull.repo_id])
-        span = f"{pull.merge_base}..{pull.head_sha}"
-        command = ("diff", span) if match[2] == "diff" else ("format-patch", "--stdout", span)
-        return Response(200, git.git(folder, *command), {"Content-Type": "text/plain; charset=utf-8"})
+    """A pull request."""
     return call.answer(call.render.pull(_pull(call)))
 
 
@@ -116,7 +102,7 @@ def reviews_of_pull(call: Call) -> Response:
 
 @route("GET", ONE_REPO + "/issues/comments", "issue")
 def comments_of_repo(call: Call) -> Response:
-    """The comments of a repository written or edited in a time range, by id."""
+    """The comments of a repository written or edited since a time, by id."""
     return _comments(call, call.forge.comments_of(repo=call.repo()), call.forge.features.comments_paged != "none")
 
 
@@ -127,8 +113,8 @@ def comments_of_issue(call: Call) -> Response:
 
 
 def _comments(call: Call, rows: list[Comment], paged: bool) -> Response:
-    since, before = call.moment("since"), call.moment("before")
-    kept = [row for row in rows if (since is None or row.updated >= since) and (before is None or row.updated <= before)]
+    since = call.moment("since")
+    kept = [row for row in rows if since is None or row.updated >= since]
     if paged:
         return call.page(kept, call.render.comment)
     counted = {"Access-Control-Expose-Headers": "X-Total-Count", "X-Total-Count": str(len(kept))}
@@ -143,12 +129,6 @@ def add_comment(call: Call) -> Response:
     repo = call.forge.tables.repos[issue.repo_id]
     comment = call.forge.comment(repo, issue.number, call.signed_in(), call.text("body"))
     return call.answer(call.render.comment(comment), 201)
-
-
-@route("GET", ONE_REPO + "/issues/comments/{id}", "issue")
-def one_comment(call: Call) -> Response:
-    """A comment by its id."""
-    return call.answer(call.render.comment(_comment(call)))
 
 
 @route("PATCH", ONE_REPO + "/issues/comments/{id}", "issue", signed_in=True)
@@ -180,41 +160,10 @@ def reactions(call: Call) -> Response:
 def react(call: Call) -> Response:
     """React to a comment: 201, or 200 if the same reaction exists."""
     comment = _comment(call)
-    return _react(call, call.forge.tables.issues[comment.issue_id], comment)
-
-
-@route("DELETE", ONE_REPO + "/issues/comments/{id}/reactions", "issue", signed_in=True)
-def unreact(call: Call) -> Response:
-    """Remove a reaction to a comment."""
-    comment = _comment(call)
-    issue = call.forge.tables.issues[comment.issue_id]
-    call.forge.unreact(issue, comment, call.signed_in(), call.text("content"))
-    return Response(200)
-
-
-@route("GET", ONE_REPO + "/issues/{number}/reactions", "issue")
-def issue_reactions(call: Call) -> Response:
-    """The reactions to an issue or pull request itself."""
-    return call.page(call.forge.reactions_of(_issue(call), None), call.render.reaction)
-
-
-@route("POST", ONE_REPO + "/issues/{number}/reactions", "issue", signed_in=True)
-def issue_react(call: Call) -> Response:
-    """React to an issue or pull request."""
-    return _react(call, _issue(call), None)
-
-
-@route("DELETE", ONE_REPO + "/issues/{number}/reactions", "issue", signed_in=True)
-def issue_unreact(call: Call) -> Response:
-    """Remove a reaction to an issue."""
-    call.forge.unreact(_issue(call), None, call.signed_in(), call.text("content"))
-    return Response(200)
-
-
-def _react(call: Call, issue: Issue, comment: Comment | None) -> Response:
     content = call.text("content")
     if content not in REACTIONS:
         raise call.error(403, f"'{content}' is not an allowed reaction")
+    issue = call.forge.tables.issues[comment.issue_id]
     reaction, new = call.forge.react(issue, comment, call.signed_in(), content)
     return call.answer(call.render.reaction(reaction), 201 if new else 200)
 
@@ -225,9 +174,8 @@ def timeline(call: Call) -> Response:
     if not call.forge.features.timeline:
         return no_route()
     rows = call.forge.comments_of(_issue(call), kinds="all")
-    since, before = call.moment("since"), call.moment("before")
-    rows = [row for row in rows if (not since or row.updated >= since) and (not before or row.updated <= before)]
-    return call.page(rows, call.render.timeline)
+    since = call.moment("since")
+    return call.page([row for row in rows if since is None or row.updated >= since], call.render.timeline)
 
 
 @route("POST", ONE_REPO + "/issues", "issue", signed_in=True)

@@ -1,4 +1,4 @@
-"""Routes for the server, users, organisations and lists of repositories."""
+"""Routes for the server, users, organisations and the search for repositories."""
 
 from __future__ import annotations
 
@@ -33,45 +33,9 @@ def one_user(call: Call) -> Response:
     return call.answer(call.render.user(call.person(), seen=True))
 
 
-@route("GET", "/users/{user}/repos", "user")
-def repos_of_user(call: Call) -> Response:
-    """The repositories of a user or organisation that the requesting user can see."""
-    owner = call.person()
-    return call.page([repo for repo in seen(call) if repo.owner_id == owner.id], call.render.repo)
-
-
-@route("GET", "/user/repos", "user", signed_in=True)
-def my_repos(call: Call) -> Response:
-    """The repositories that the user owns or has access to."""
-    return call.page([repo for repo in seen(call) if shares_in(call, call.user, repo)], call.render.repo)
-
-
-@route("GET", "/orgs/{org}", "organization")
-def one_org(call: Call) -> Response:
-    """An organisation."""
-    return call.answer(call.render.organisation(call.org()))
-
-
-@route("GET", "/orgs/{org}/repos", "organization")
-def repos_of_org(call: Call) -> Response:
-    """The repositories of an organisation that the user can see, oldest first."""
-    org = call.org()
-    return call.page([repo for repo in seen(call) if repo.owner_id == org.id], call.render.repo)
-
-
 def _need_token(call: Call) -> None:
     if not call.forge.features.guests_see_members:
         call.signed_in()
-
-
-@route("GET", "/orgs/{org}/members", "organization")
-def members(call: Call) -> Response:
-    """The members: all of them for members, the public ones for others."""
-    org = call.org()
-    _need_token(call)
-    inside = _inside(call, org)
-    rows = [row for row in call.forge.tables.memberships.values() if row.org_id == org.id and (inside or row.public)]
-    return call.page([call.forge.tables.users[row.user_id] for row in rows], call.render.user)
 
 
 @route("GET", "/orgs/{org}/members/{user}", "organization")
@@ -145,20 +109,7 @@ def search(call: Call) -> Response:
     found = [repo for repo in seen(call) if _matches(call, repo)]
     if call.query.get("is_private"):
         found = [repo for repo in found if repo.private == call.flag("is_private")]
-    if uid := call.number("uid"):
-        holder = call.forge.tables.users.get(uid)
-        exclusive = call.flag("exclusive")
-        found = [repo for repo in found if repo.owner_id == uid or (not exclusive and holder and shares_in(call, holder, repo))]
-    keys = {
-        "id": lambda repo: (repo.id,),
-        "created": lambda repo: (repo.created, repo.id),
-        "updated": lambda repo: (repo.updated, repo.id),
-        "alpha": lambda repo: (repo.name, repo.id),
-    }
-    key = keys.get(call.query.get("sort") or "alpha")
-    if key is None:
-        raise call.error(422, f"invalid sort mode: {call.query['sort']!r}")
-    found.sort(key=key, reverse=call.query.get("order") == "desc")
+    found.sort(key=lambda repo: (repo.name, repo.id))
     page = call.page(found, call.render.repo)
     page.body = b'{"ok":true,"data":' + page.body.strip() + b"}\n"
     return page
@@ -186,19 +137,6 @@ def repo_by_id(call: Call) -> Response:
 def seen(call: Call) -> list[Repo]:
     """The repositories that the user can see, oldest first."""
     return [repo for repo in call.forge.tables.repos.values() if call.forge.level(call.user, repo) > 0]
-
-
-def shares_in(call: Call, user: User | None, repo: Repo) -> bool:
-    """Whether a user owns a repository, collaborates in it or is in a team of its organisation."""
-    if user is None:
-        return False
-    owner = call.forge.tables.users[repo.owner_id]
-    shares = call.forge.tables.collaborators.values()
-    return (
-        owner.id == user.id
-        or call.forge.membership(owner, user) is not None
-        or any(row.repo_id == repo.id and row.user_id == user.id for row in shares)
-    )
 
 
 def _inside(call: Call, org: User) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 from urllib.parse import quote
 
 from enrollment.fakeforge import git
@@ -23,23 +22,7 @@ def one_repo(call: Call) -> Response:
     return call.answer(call.render.repo(call.repo()))
 
 
-@route("GET", ONE_REPO + "/topics", "repository")
-def topics(call: Call) -> Response:
-    """The topics of a repository."""
-    page = call.page(call.repo().topics, str)
-    page.body = b'{"topics":' + page.body.strip() + b"}\n"
-    return page
-
-
 # What git holds
-
-
-@route("GET", ONE_REPO + "/branches", "repository")
-def branches(call: Call) -> Response:
-    """The branches with their newest commits."""
-    repo = call.repo()
-    names = git.text(call.forge.folder(repo), "for-each-ref", "--format=%(refname:strip=2)", "refs/heads").split("\n")
-    return call.page([name for name in names if name], lambda name: call.render.branch(repo, name))
 
 
 @route("GET", ONE_REPO + "/branches/{branch*}", "repository")
@@ -60,17 +43,6 @@ def tags(call: Call) -> Response:
     lines = git.text(call.forge.folder(repo), *listing).split("\n")
     counted = call.forge.features.all_lists_counted
     return call.page([line for line in lines if line], lambda line: call.render.tag(repo, line), counted=counted)
-
-
-@route("GET", ONE_REPO + "/raw/{path*}", "repository")
-def raw(call: Call) -> Response:
-    """A raw file of a commit; the only responses with an ETag."""
-    repo = call.repo()
-    content = _blob(call, repo, call.names["path"])
-    tag = f'"{hashlib.sha1(content, usedforsecurity=False).hexdigest()}"'
-    if call.request.header("If-None-Match") == tag:
-        return Response(304, b"", {"ETag": tag})
-    return Response(200, content, {"Content-Type": "text/plain; charset=utf-8", "ETag": tag})
 
 
 def _blob(call: Call, repo: Repo, path: str) -> bytes:
@@ -162,50 +134,7 @@ def _entry(render: Renderer, repo: Repo, ref: str, line: str) -> Json:
     }
 
 
-@route("GET", ONE_REPO + "/archive/{archive*}", "repository")
-def archive(call: Call) -> Response:
-    """The files of a commit as a .tar.gz or .zip."""
-    repo, name = call.repo(), call.names["archive"]
-    for suffix, form in ((".tar.gz", "tar.gz"), (".zip", "zip")):
-        if name.endswith(suffix):
-            sha = _commit(call, repo, name.removesuffix(suffix))
-            content = git.git(call.forge.folder(repo), "archive", f"--format={form}", f"--prefix={repo.name}/", sha)
-            return Response(200, content, {"Content-Type": "application/octet-stream"})
-    raise call.missing()
-
-
-@route("GET", ONE_REPO + "/compare/{span*}", "repository")
-def compare(call: Call) -> Response:
-    """The commits that one ref has and another lacks, if the version has this route."""
-    repo = call.repo()
-    base, dots, head = call.names["span"].partition("...")
-    if not call.forge.features.newer_fields:
-        return no_route()
-    if not dots:
-        raise call.missing()
-    span = f"{_commit(call, repo, base)}..{_commit(call, repo, head)}"
-    rows = [call.render.commit(repo, row) for row in git.commits(call.forge.folder(repo), span, 1000)]
-    return call.answer({"total_commits": len(rows), "commits": rows})
-
-
 # Commit statuses
-
-
-@route("GET", ONE_REPO + "/commits/{ref}/status", "repository")
-def combined_status(call: Call) -> Response:
-    """The newest status of every context of a commit, and the worst of them."""
-    repo = call.repo()
-    sha = _commit(call, repo, call.names["ref"])
-    return call.answer(call.render.combined(repo, sha, call.forge.statuses_of(repo, sha)))
-
-
-@route("GET", ONE_REPO + "/commits/{ref}/statuses", "repository")
-@route("GET", ONE_REPO + "/statuses/{ref}", "repository")
-def statuses(call: Call) -> Response:
-    """All statuses of a commit, newest first."""
-    repo = call.repo()
-    sha = _commit(call, repo, call.names["ref"])
-    return call.page(call.forge.statuses_of(repo, sha), call.render.status)
 
 
 @route("POST", ONE_REPO + "/statuses/{ref}", "repository", signed_in=True)
@@ -230,14 +159,6 @@ def add_status(call: Call) -> Response:
 
 
 # Collaborators
-
-
-@route("GET", ONE_REPO + "/collaborators", "repository", signed_in=True)
-def collaborators(call: Call) -> Response:
-    """The users with a permission in this repository only."""
-    repo = _for_collaborators(call)
-    rows = [row for row in call.forge.tables.collaborators.values() if row.repo_id == repo.id]
-    return call.page([call.forge.tables.users[row.user_id] for row in rows], call.render.user)
 
 
 @route("GET", ONE_REPO + "/collaborators/{user}", "repository", signed_in=True)

@@ -25,8 +25,7 @@ SHA = "a" * 40
         ("POST", "/repos/o/r/issues/1/comments", "", b'{"body": "x"}'),
         ("PATCH", "/repos/o/r/issues/comments/7", "", b'{"body": "x"}'),
         ("POST", f"/repos/o/r/statuses/{SHA}", "", b'{"state": "success", "context": "ci"}'),
-        ("GET", f"/repos/o/r/statuses/{SHA}", "state=pending", b""),
-        ("GET", "/repos/o/r/raw/tests/a%20b.py", "ref=main", b""),
+        ("GET", "/repos/o/r/contents/tests/a%20b.py", "ref=main", b""),
     ],
 )
 def test_what_the_api_takes(method: str, path: str, query: str, body: bytes) -> None:
@@ -67,8 +66,7 @@ def test_every_route_of_the_sandbox_is_in_the_table() -> None:
 
 # Operations and parameters that came after the independent client's version, 1.15.
 NEWER = {"/repos/{owner}/{repo}/issues/{index}/timeline", "/repos/{owner}/{repo}/collaborators/{user}/permission"}
-NEWER |= {"/repos/{owner}/{repo}/compare/{span*}"}
-NEWER_PARAMETERS = {"owner", "team", "reviewed", "poster", "verification", "files", "binary", "ref"} | {"page", "limit"}
+NEWER_PARAMETERS = {"owner", "team", "reviewed", "poster", "verification", "files", "ref"} | {"page", "limit"}
 
 
 def known_to_the_client() -> dict[tuple[str, str], set[str]]:

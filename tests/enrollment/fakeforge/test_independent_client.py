@@ -26,7 +26,6 @@ def test_a_bot_at_work(connection: gitea_api.ApiClient, forge: Forge) -> None:
     assert gitea_api.MiscellaneousApi(connection).get_version().version == "1.15"
     assert gitea_api.UserApi(connection).user_get_current().login == "bot"
     assert [repo.full_name for repo in repos.repo_search(q="cc-ci", topic=True).data] == ["recipes/web"]
-    assert [repo.name for repo in gitea_api.OrganizationApi(connection).org_list_repos("recipes")] == ["web"]
     gitea_api.OrganizationApi(connection).org_is_member("recipes", "alice")
     with pytest.raises(ApiException) as refused:
         gitea_api.OrganizationApi(connection).org_is_member("recipes", "mallory")
@@ -51,9 +50,9 @@ def test_a_bot_at_work(connection: gitea_api.ApiClient, forge: Forge) -> None:
 
     status = gitea_api.CreateStatusOption(state="success", context="cc-ci", description="passed")
     repos.repo_create_status("recipes", "web", pull.head.sha, body=status)
-    assert repos.repo_get_combined_status_by_ref("recipes", "web", pull.head.sha).state == "success"
+    assert [row.state for row in forge.statuses_of("recipes/web", pull.head.sha)] == ["success"]
     assert repos.repo_get_contents("recipes", "web", "compose.yml", ref=pull.head.sha).type == "file"
-    assert [branch.name for branch in repos.repo_list_branches("recipes", "web")] == ["change", "main"]
+    assert repos.repo_get_branch("recipes", "web", "change").commit.id == pull.head.sha
     with pytest.raises(ApiException) as refused:
         repos.repo_list_hooks("recipes", "web")
     assert refused.value.status == 403

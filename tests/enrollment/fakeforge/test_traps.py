@@ -171,10 +171,12 @@ def test_who_may_change_and_delete_a_comment(client: Client, forge: Forge) -> No
         ("alice", "boss", True),
         ("alice", "admin", True),
     ):
-        path = f"{WEB}/issues/comments/{forge.comment('recipes/web', 1, author, 'x').id}"
+        comment = forge.comment("recipes/web", 1, author, "x")
+        path = f"{WEB}/issues/comments/{comment.id}"
         edit = client("PATCH", path, other, json={"body": "y"})
         assert edit.status_code == (200 if allowed else 403)
-        assert client.get(path).json()["user"]["login"] == author
+        [shown] = [row for row in client.get(f"{WEB}/issues/comments").json() if row["id"] == comment.id]
+        assert (shown["user"]["login"], shown["body"]) == (author, "y" if allowed else "x")
         assert client("DELETE", path, other).status_code == (204 if allowed else 403)
     assert client.post(f"{WEB}/issues/1/comments", "", body="x").status_code == 401
     assert client.post(f"{WEB}/issues/1/comments", "bot", body="").status_code == 422
@@ -200,8 +202,6 @@ def test_reactions(client: Client, forge: Forge) -> None:
     assert [client.post(path, "bot", content="eyes").status_code for _ in range(2)] == [201, 200]
     assert client.post(path, "bot", content="banana").status_code == 403
     assert [row["content"] for row in client.get(path).json()] == ["eyes"]
-    assert client("DELETE", path, "bot", json={"content": "eyes"}).status_code == 200
-    assert client.get(path).json() == []
 
 
 # Pull requests
@@ -217,7 +217,7 @@ def test_head_repository_is_null_when_the_fork_was_deleted(client: Client, forge
     forge.delete_repo(fork)
     head = client.get(path, "bot").json()["head"]
     assert (head["repo"], head["sha"]) == (None, sha)
-    assert client.get(f"{WEB}/raw/x", "bot", ref=sha).text == "x"
+    assert client.get(f"{WEB}/contents/x", "bot", ref=sha).json()["content"] == "eA=="
 
 
 def test_a_push_moves_the_head_and_the_timeline_tells_when(client: Client, forge: Forge) -> None:
@@ -244,7 +244,7 @@ def test_closed_and_merged(client: Client, forge: Forge) -> None:
     assert (answer["state"], answer["merged"], answer["merge_commit_sha"]) == ("closed", True, sha)
     assert client.get(f"{WEB}/pulls").json() == [] and search(client) == []
     assert len(client.get(f"{WEB}/pulls", state="all").json()) == 1
-    assert client.get(f"{WEB}/raw/compose.yml").text == "b\n"
+    assert client.get(f"{WEB}/contents/compose.yml").json()["content"] == "Ygo="
 
 
 def test_a_plain_issue_is_no_pull_request(client: Client, forge: Forge) -> None:
@@ -262,16 +262,11 @@ def test_a_plain_issue_is_no_pull_request(client: Client, forge: Forge) -> None:
 @pytest.mark.parametrize(("forge", "reader"), [("1.15", 201), ("1.22", 403), (FORGEJO, 403)], indirect=["forge"])
 def test_commit_status_needs_write_in_newer_versions(client: Client, forge: Forge, reader: int) -> None:
     sha = client.get(f"{WEB}/pulls/1").json()["head"]["sha"]
-    empty = client.get(f"{WEB}/commits/{sha}/status").json()
-    assert (empty["state"], empty["statuses"]) == ("", None)
     path = f"{WEB}/statuses/{sha}"
     answers = [client.post(path, who, state="pending", context="ci").status_code for who in ("bot", "alice", "")]
     assert answers == [reader, 201, 401]
     client.post(path, "alice", state="success", context="ci")
-    client.post(path, "alice", state="failure", context="other")
-    combined = client.get(f"{WEB}/commits/{sha}/status").json()
-    assert (combined["state"], combined["total_count"]) == ("failure", 2)
-    assert client.get(f"{WEB}/statuses/{sha}").json()[0]["context"] == "other"
+    assert [row.state for row in forge.statuses_of("recipes/web", sha)][:2] == ["success", "pending"]
     assert client.post(path, "alice", state="splendid").status_code == 422
     assert client.post(f"{WEB}/statuses/{'0' * 40}", "alice", state="success").status_code == 404
 
@@ -340,7 +335,7 @@ def test_old_names_redirect_and_ids_stay(client: Client, forge: Forge, status: i
     forge.rename_user("recipes", "cookbook")
     followed = client("GET", "/repos/recipes/website", allow_redirects=True)
     assert followed.json()["full_name"] == "cookbook/website"
-    assert client.get("/orgs/recipes").headers["Location"] == "/api/v1/orgs/cookbook"
+    assert client.get("/orgs/recipes/teams", "bot").headers["Location"] == "/api/v1/orgs/cookbook/teams"
     forge.transfer("cookbook/website", "alice")
     assert client.get(f"/repositories/{repo_id}").json()["full_name"] == "alice/website"
     forge.add_org("recipes", "mallory")
@@ -351,7 +346,14 @@ def test_old_names_redirect_and_ids_stay(client: Client, forge: Forge, status: i
 def test_unknown_names_and_routes(client: Client) -> None:
     body = client.get("/repos/recipes/gone").json()
     assert body["message"] == "Not Found"
-    for path in ("/repos/nobody/gone", "/users/nobody", "/orgs/nobody", "/orgs/alice", "/repositories/99", f"{WEB}/pulls/x"):
+    for path in (
+        "/repos/nobody/gone",
+        "/users/nobody",
+        "/orgs/nobody/teams",
+        "/orgs/alice/teams",
+        "/repositories/99",
+        f"{WEB}/pulls/x",
+    ):
         assert client.get(path, "bot").status_code == 404
     assert client.get("/no/such/route").text == "404 page not found\n"
     assert client("PUT", WEB, "bot").status_code == 405
@@ -372,28 +374,19 @@ def test_finding_repositories(client: Client, forge: Forge) -> None:
     assert found("bot", q="cc-ci", topic="true") == ["recipes/hidden", "recipes/web"]
     assert found("", q="cc-ci", topic="true") == ["recipes/web"]
     assert found("", q="cc-ci") == ["mallory/cc-ci-notes", "recipes/web"]
-    assert found("bot", uid=forge.user("recipes").id) == ["recipes/hidden", "recipes/web"]
+    assert found("bot", is_private="true") == ["recipes/hidden"]
     assert found("bot", limit=1, page=2) == ["recipes/hidden"]
-    assert len(client.get("/orgs/recipes/repos", "mallory").json()) == 1
-    assert len(client.get("/user/repos", "bot").json()) == 2
-    assert len(client.get("/users/mallory/repos").json()) == 1
-    assert client.get(f"{WEB}/topics").json() == {"topics": ["cc-ci"]}
 
 
 def test_files_of_a_commit(client: Client, forge: Forge) -> None:
     sha = client.get(f"{WEB}/pulls/1").json()["head"]["sha"]
-    raw = client.get(f"{WEB}/raw/compose.yml", ref=sha)
-    assert raw.text == "b\n"
-    again = client.session.get(raw.url, headers={"If-None-Match": raw.headers["ETag"]}, timeout=60)
-    assert again.status_code == 304
-    assert client.get(f"{WEB}/raw/docs/notes.md").text == "n\n"
-    assert client.get(f"{WEB}/raw/missing").status_code == 404
-    assert client.get(f"{WEB}/raw/compose.yml", ref="missing").status_code == 404
-    assert client.get(f"{WEB}/contents/compose.yml", ref="change").json()["content"] == "Ygo="
+    for ref in (sha, "change"):
+        assert client.get(f"{WEB}/contents/compose.yml", ref=ref).json()["content"] == "Ygo="
+    assert client.get(f"{WEB}/contents/docs/notes.md").json()["content"] == "bgo="
+    assert client.get(f"{WEB}/contents/missing").status_code == 404
+    assert client.get(f"{WEB}/contents/compose.yml", ref="missing").status_code == 404
     assert [row["path"] for row in client.get(f"{WEB}/contents/docs").json()] == ["docs/notes.md"]
     assert {row["name"] for row in client.get(f"{WEB}/contents").json()} == {"compose.yml", "docs"}
-    assert client.get(f"{WEB}/archive/{sha}.tar.gz").content[:2] == b"\x1f\x8b"
-    assert [row["name"] for row in client.get(f"{WEB}/branches").json()] == ["change", "main"]
     assert client.get(f"{WEB}/branches/change").json()["commit"]["id"] == sha
 
 
