@@ -123,18 +123,10 @@ class IssueStore:
         repo: Repo | str,
         user: User | str,
         topic: str,
-        commit: str | git.Files,
-        *,
-        base_branch: str = "main",
-        title: str = "",
-        body: str = "",
-        force: bool = False,
+        files: git.Files,
     ) -> Pull:
-        """Do what `git push origin HEAD:refs/for/main -o topic=…` does (AGit): open a pull request without branch or fork, or
-        update the one opened with this login and topic. Read permission is enough.
-
-        `commit`: the files of a commit to create on the current head (or on the base branch), or an existing one.
-        Raises git.GitError for a push that is refused.
+        """Commit the files and do what `git push origin HEAD:refs/for/main -o topic=…` does (AGit): open a pull request without
+        branch or fork, or update the one opened with this login and topic. Read permission is enough.
         """
         with self.changing() as tables:
             row, pusher = self.repo(repo), self.user(user)
@@ -145,24 +137,13 @@ class IssueStore:
             branch = topic if topic.startswith(prefix) else prefix + topic
             folder = self.folder(row)
             rows = [pull for pull in tables.issues.values() if isinstance(pull, Pull) and pull.repo_id == row.id and pull.agit]
-            pull = next((p for p in rows if p.state == "open" and (p.head_branch, p.base_branch) == (branch, base_branch)), None)
-            old = pull.head_sha if pull else ""
-            if isinstance(commit, str):
-                sha = commit
-            else:
-                on = old or git.resolve(folder, f"refs/heads/{base_branch}")
-                sha = git.commit(folder, "", commit, title or "Change", pusher.login, self.now(), on=on)
+            pull = next((pull for pull in rows if pull.state == "open" and pull.head_branch == branch), None)
+            on = pull.head_sha if pull else git.resolve(folder, "refs/heads/main")
+            sha = git.commit(folder, "", files, "Change", pusher.login, self.now(), on=on)
+            number = pull.number if pull else self._number(row)
+            git.point(folder, f"refs/pull/{number}/head", sha)
             if pull is None:
-                number = self._number(row)
-                git.point(folder, f"refs/pull/{number}/head", sha)
-                said = git.commits(folder, sha, 1)[0]["message"].splitlines()
-                title = title or (said[0] if said else topic)
-                return self._add_pull(row, number, pusher, title, body, row, branch, sha, base_branch, agit=True)
-            if sha == old:
-                raise git.GitError("new commit is same with old commit")
-            if not force and git.since(folder, old, sha)[0] != old:
-                raise git.GitError("request `force-push` push option")
-            git.point(folder, f"refs/pull/{pull.number}/head", sha)
+                return self._add_pull(row, number, pusher, "Change", "", row, branch, sha, "main", agit=True)
             self._moved(pull, sha, pusher)
             return pull
 

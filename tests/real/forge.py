@@ -257,27 +257,17 @@ class RealForge:
         repo: Any,
         user: Any,
         topic: str,
-        commit: str | git.Files,
-        *,
-        base_branch: str = "main",
-        title: str = "",
-        body: str = "",
-        force: bool = False,
+        files: git.Files,
     ) -> Any:
         row, login = self.repo(repo), self.login(user)
         branch = topic if topic.startswith(f"{login}/") else f"{login}/{topic}"
         key = row.id, branch
         mine = key in self._topics and self._pull_state(*key) == "open"
         self._git(row, self.admin, "fetch", "--quiet", "URL", "+refs/heads/*:refs/heads/*", "+refs/pull/*:refs/pull/*")
-        if isinstance(commit, str):
-            sha = commit
-        else:
-            name = f"refs/pull/{self._topics[key]}/head" if mine else f"refs/heads/{base_branch}"
-            on = git.resolve(self.folder(row), name)
-            sha = git.commit(self.folder(row), "", commit, title or "Change", login, datetime.now(UTC), on=on)
-        options = [f"--push-option=topic={topic}", f"--push-option=title={title or topic}", f"--push-option=description={body}"]
-        options += ["--push-option=force-push=true"] if force else []
-        said = self._git(row, login, "push", "--porcelain", *options, "URL", f"{sha}:refs/for/{base_branch}")
+        name = f"refs/pull/{self._topics[key]}/head" if mine else "refs/heads/main"
+        sha = git.commit(self.folder(row), "", files, "Change", login, datetime.now(UTC), on=git.resolve(self.folder(row), name))
+        options = [f"--push-option=topic={topic}", f"--push-option=title={topic}"]
+        said = self._git(row, login, "push", "--porcelain", *options, "URL", f"{sha}:refs/for/main")
         found = re.search(r"refs/pull/(\d+)/head", said)
         assert found, said
         self._topics[key] = int(found[1])
