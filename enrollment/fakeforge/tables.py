@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
-from dataclasses import dataclass, field, fields
-from datetime import datetime
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from enrollment.fakeforge import model
+from pydantic import TypeAdapter
+
 from enrollment.fakeforge.model import (
     Application,
     Collaborator,
@@ -17,6 +15,7 @@ from enrollment.fakeforge.model import (
     Hook,
     Issue,
     Membership,
+    Pull,
     Reaction,
     Redirect,
     Repo,
@@ -38,7 +37,8 @@ class Tables:
     teams: dict[int, Team] = field(default_factory=dict)
     collaborators: dict[int, Collaborator] = field(default_factory=dict)
     repos: dict[int, Repo] = field(default_factory=dict)
-    issues: dict[int, Issue] = field(default_factory=dict)
+    # Of a row that is declared as an issue, a pull request's own columns would not be saved.
+    issues: dict[int, Pull | Issue] = field(default_factory=dict)
     comments: dict[int, Comment] = field(default_factory=dict)
     reactions: dict[int, Reaction] = field(default_factory=dict)
     statuses: dict[int, Status] = field(default_factory=dict)
@@ -53,32 +53,15 @@ class Tables:
 
     def save(self, path: Path) -> None:
         """Write everything to a file that only its owner can read, atomically."""
-        rows = {f.name: list(getattr(self, f.name).values()) for f in fields(self) if f.name != "counters"}
         draft = path.with_suffix(".new")
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            json.dump({"counters": self.counters, **rows}, file, default=_plain)
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(_JSON.dump_json(self))
         draft.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> Tables:
         """Read what `save` wrote."""
-        data = json.loads(path.read_text())
-        tables = cls(counters=data.pop("counters"))
-        for name, rows in data.items():
-            getattr(tables, name).update({row["id"]: _row(row) for row in rows})
-        return tables
+        return _JSON.validate_json(path.read_bytes())
 
 
-def _plain(value: object) -> Any:
-    if isinstance(value, datetime):
-        return value.isoformat()
-    return {"type": type(value).__name__, **vars(value)}
-
-
-def _row(data: dict[str, Any]) -> Any:
-    kind = getattr(model, data.pop("type"))
-    for column in fields(kind):
-        # Annotations are strings here; time columns are those annotated as such.
-        if str(column.type).startswith("datetime") and data[column.name] is not None:
-            data[column.name] = datetime.fromisoformat(data[column.name])
-    return kind(**data)
+_JSON = TypeAdapter(Tables)

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.slow(0.5)
 def test_everything_survives_a_restart(tmp_path: Path, clock: Clock) -> None:
     first = Forge(tmp_path, clock=clock, persist=True)
     fill(first)
+    first.open_issue("recipes/web", "alice", "A question")
     comment = first.comment("recipes/web", 1, "alice", "äöü\r\n", visible_after=60)
     first.react(first.issue("recipes/web", 1), comment, "alice", "eyes")
     first.set_status("recipes/web", first.pull("recipes/web", 1).head_sha, "success", "ci")
