@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import requests
 from django.conf import settings
@@ -86,13 +86,14 @@ def exchange(forge: Forge, sign_in: SignIn, made: Attempt, redirect: str, answer
         code = client.parse_request_uri_response(f"https://here/?{urlencode(answer)}", state=made.state)["code"]
     except OAuth2Error as error:
         raise NotLoggedIn(_why(error)) from error
-    body = dict(
-        parse_qsl(
-            client.prepare_request_body(
-                code=code, redirect_uri=redirect, code_verifier=made.verifier, client_secret=reveal(forge.oauth_client_secret)
-            )
-        )
-    )
+    body = {
+        "grant_type": "authorization_code",
+        "client_id": forge.oauth_client_id,
+        "client_secret": reveal(forge.oauth_client_secret),
+        "code": code,
+        "redirect_uri": redirect,
+        "code_verifier": made.verifier,
+    }
     headers = {"Accept": "application/json", "User-Agent": user_agent()}
     limiter = visitors_limiter(forge.pk)
     http = Http(forge.url, "", headers, settings.CC_CI.http_timeout, limiter, lambda method, path: Ask("login"), _message)

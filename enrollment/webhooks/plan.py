@@ -43,8 +43,7 @@ class DesiredHook:
 
     key: str
     url: str
-    remote_id: int | None = None
-    seen: bool = False  #: it existed at the forge before
+    remote_id: int | None = None  #: None if it never existed at the forge
     by_hand: bool = False
     refused: str = ""  #: why there is none, if known
     rotating: bool = False  #: another takes its place
@@ -149,7 +148,7 @@ def _one(
         return action(Do.ROTATE, "nobody has added it manually, and the token may: it gets a secret that nobody has seen")
     if hook is None:
         before = f"; previously refused: {row.refused}" if row.refused else ""
-        return action(Do.CREATE, ("it was deleted at the forge" if row.seen else "none exists yet") + before)
+        return action(Do.CREATE, ("none exists yet" if row.remote_id is None else "it was deleted at the forge") + before)
     wrong = differences(hook, row.url, events)
     if not hook.active:
         wrong = ["it was disabled at the forge", *wrong]

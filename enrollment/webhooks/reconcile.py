@@ -119,12 +119,10 @@ class _Worker:
 
     def run(self) -> None:
         rows = list(Repository.objects.filter(forge=self.forge).select_related("forge").order_by("owner_id", "owner", "name"))
-        hooked = dict(self._due_of("repository"))
-        owners = dict(self._due_of("owner_id", repository=None))
         for hook in sorted(WebhookConfig.objects.filter(forge=self.forge).select_related("repository"), key=current_first):
             self.before[hook.repository_id, None if hook.repository_id else hook.owner_id].append(hook)
         for (owner_id, _), group in groupby(rows, key=lambda row: (row.owner_id, None if row.owner_id else row.owner)):
-            self._owner(list(group), owner_id, hooked, owners)
+            self._owner(list(group), owner_id)
         self._left_behind({row.owner_id for row in rows})
 
     def _left_behind(self, owner_ids: set[int | None]) -> None:
@@ -137,49 +135,48 @@ class _Worker:
             elif hook.owner_id not in owner_ids:
                 left[Place(self.forge, hook.owner, hook.owner_id)].append(hook)
         for place, hooks in left.items():
-            if self.due_only and not any(hook.next_check_at is None or hook.next_check_at <= self.now for hook in hooks):
+            if self._not_due(hooks):
                 continue
             if time.monotonic() > self.deadline:
                 self.result.unfinished = True
                 return
             self._settle(place, "nothing there is enrolled any more")
 
-    def _due_of(self, name: str, **only: None) -> Iterator[tuple[int, bool]]:
-        """For each place with rows: whether it is due for a check."""
-        due: dict[int, bool] = {}
-        rows = WebhookConfig.objects.filter(forge=self.forge, **only).exclude(**{name: None})
-        for pk, at in rows.values_list(name, "next_check_at"):
-            due[pk] = due.get(pk, False) or at is None or at <= self.now
-        yield from due.items()
+    def _not_due(self, hooks: list[WebhookConfig]) -> bool:
+        """Whether a place with these rows is left for a later pass. One without rows never is."""
+        later = [hook.next_check_at is not None and hook.next_check_at > self.now for hook in hooks]
+        return self.due_only and bool(later) and all(later)
 
-    def _owner(self, group: list[Repository], owner_id: int | None, hooked: dict[int, bool], owners: dict[int, bool]) -> None:
+    def _owner(self, group: list[Repository], owner_id: int | None) -> None:
         active = [row for row in group if row.active]
         # Repositories that are no longer watched keep their old name.
         witness = (active or group)[0]
         place = Place(self.forge, witness.owner, owner_id)
         # One for all only if all want it: an organisation's hook reports every repository.
         for_all = owner_id is not None and bool(active) and all(is_hook_desired(row) for row in active)
-        coverage = self._organisation(place, owners, witness) if for_all else Coverage.NO
+        coverage = self._organisation(place, witness) if for_all else Coverage.NO
         for row in group:
-            unwanted = self._unwanted(row, coverage)
-            if unwanted and row.pk not in hooked:
+            unwanted, hooks = self._unwanted(row, coverage), self.before[row.pk, None]
+            if unwanted and not hooks:
                 continue
-            if coverage == Coverage.DOUBT and not any(hook.remote_id or hook.by_hand for hook in self.before[row.pk, None]):
+            if coverage == Coverage.DOUBT and not any(hook.remote_id or hook.by_hand for hook in hooks):
                 continue
-            if self.due_only and not hooked.get(row.pk, True):
+            if self._not_due(hooks):
                 continue
             if time.monotonic() > self.deadline:
                 self.result.unfinished = True
                 return
             self._settle(Place(self.forge, row.owner, row.owner_id, row), unwanted, row)
-        if not for_all and owner_id in owners and (not self.due_only or owners[owner_id]):
+        # Rows with neither a repository nor an owner's id are of repositories that were deleted: see `_left_behind`.
+        hooks = self.before[None, owner_id] if owner_id is not None else []
+        if not for_all and hooks and not self._not_due(hooks):
             # Last, once the repositories' own exist.
             reason = "not all of its repositories want a hook" if active else "none of its repositories is watched"
             self._settle(place, reason, witness)
 
-    def _organisation(self, place: Place, owners: dict[int, bool], witness: Repository) -> Coverage:
+    def _organisation(self, place: Place, witness: Repository) -> Coverage:
         """Reconcile an organisation's hook. Returns whether it covers the repositories."""
-        if place.owner_id is not None and self.due_only and not owners.get(place.owner_id, True):
+        if self._not_due(self.before[None, place.owner_id]):
             return coverage_of(place.rows())
         actions = self._settle(place, "", witness)
         if not self.apply and any(action.do in (Do.CREATE, Do.UPDATE, Do.ROTATE) for action in actions):

@@ -81,7 +81,6 @@ def as_desired(row: WebhookConfig, now: datetime) -> DesiredHook:
         key=row.key,
         url=row.url,
         remote_id=row.remote_id,
-        seen=row.remote_id is not None,
         by_hand=row.by_hand,
         refused=row.reason if row.state == State.REFUSED else "",
         rotating=rotating,

@@ -42,7 +42,10 @@ class Place(World):
 
     @property
     def client(self) -> GiteaClient:  # type: ignore[override]
-        return GiteaClient(self.server.url, self.token, timeout=60, user_agent="cc-ci/test")
+        return self.client_with()
+
+    def client_with(self, timeout: float = 60) -> GiteaClient:
+        return GiteaClient(self.server.url, self.token, timeout=timeout, user_agent="cc-ci/test")
 
     def asked(self, part: str = "") -> list[Request]:
         return [request for request in self.own_requests() if part in request.path]
@@ -270,8 +273,7 @@ REFUSED: list[tuple[Fault, type[ForgeError], bool]] = [
 
 @pytest.mark.parametrize(("fault", "kind", "again"), REFUSED, ids=lambda value: str(value)[:40])
 def test_each_trouble_has_its_kind_and_a_way_out(place: Place, fault: Fault, kind: type[ForgeError], again: bool) -> None:
-    client = place.client
-    client.timeout = 0.2 if fault.delay or fault.delay_after else 60
+    client = place.client_with(timeout=0.2 if fault.delay or fault.delay_after else 60)
     place.fail(fault)
     with pytest.raises(ForgeError) as caught:
         client.whoami()
@@ -344,8 +346,7 @@ def test_a_read_is_repeated_once(place: Place) -> None:
 
 @pytest.mark.parametrize("fault", [Fault(status=500), Fault(close="after"), Fault(status=429), Fault(delay_after=0.4)])
 def test_a_write_is_never_repeated(place: Place, fault: Fault) -> None:
-    client = place.client
-    client.timeout = 0.2 if fault.delay_after else 60
+    client = place.client_with(timeout=0.2 if fault.delay_after else 60)
     place.fail(fault, None)
     with pytest.raises(ForgeError):
         client.post_comment("recipes", "web", 1, "Queued.")

@@ -119,12 +119,12 @@ def as_desired(world: World, hook: Any) -> bool:
 # --- the plan, which asks nobody
 
 ADDRESS = "https://ci.example.org/hooks/1/"
-ROW = DesiredHook("k1", f"{ADDRESS}?hook=k1", remote_id=7, seen=True)
+ROW = DesiredHook("k1", f"{ADDRESS}?hook=k1", remote_id=7)
 REAL = Hook(7, ROW.url, frozenset({*GITEA.event_names, "pull_request_review_comment"}), active=True)
 
 PLANS: list[tuple[str, list[DesiredHook], list[Hook], dict[str, Any], list[tuple[str, int | None]]]] = [
     ("in sync", [ROW], [REAL], {}, [("nothing", 7)]),
-    ("there is none", [replace(ROW, seen=False, remote_id=None)], [], {}, [("create", None)]),
+    ("there is none", [replace(ROW, remote_id=None)], [], {}, [("create", None)]),
     ("it was deleted", [ROW], [], {}, [("create", None)]),
     ("another address", [ROW], [replace(REAL, url="http://old.example.org/hooks/1/?hook=k1")], {}, [("update", 7)]),
     ("one event", [ROW], [replace(REAL, events=frozenset({"issue_comment"}))], {}, [("update", 7)]),
@@ -188,14 +188,14 @@ PLANS: list[tuple[str, list[DesiredHook], list[Hook], dict[str, Any], list[tuple
     ),
     (
         "a rotation ends",
-        [DesiredHook("k2", f"{ADDRESS}?hook=k2", 8, True), replace(ROW, rotating=True, ended=True)],
+        [DesiredHook("k2", f"{ADDRESS}?hook=k2", 8), replace(ROW, rotating=True, ended=True)],
         [REAL, replace(REAL, id=8, url=f"{ADDRESS}?hook=k2")],
         {},
         [("delete", 7), ("nothing", 8)],
     ),
     (
         "the new one vanished",
-        [DesiredHook("k2", f"{ADDRESS}?hook=k2", 8, True), replace(ROW, rotating=True, ended=True)],
+        [DesiredHook("k2", f"{ADDRESS}?hook=k2", 8), replace(ROW, rotating=True, ended=True)],
         [REAL],
         {},
         [("create", None), ("delete", 7)],

@@ -88,15 +88,6 @@ class GiteaClient:
         """The forge's clock at its last response."""
         return self._http.server_time
 
-    @property
-    def timeout(self) -> float:
-        """Timeout of a request in seconds."""
-        return self._http.timeout
-
-    @timeout.setter
-    def timeout(self, seconds: float) -> None:
-        self._http.timeout = seconds
-
     # --- who and what is there
 
     def version(self) -> str:
