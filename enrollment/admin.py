@@ -282,21 +282,10 @@ class ForgeAdmin(Removable):
             redirect_url(forge),
         )
 
-    @display(description="requests now")
-    def asking(self, forge: Forge) -> str:
-        return traffic_message(forge)
-
-    @display(description="permissions")
-    def permissions_seen(self, forge: Forge) -> str:
-        return permissions_table(forge)
-
-    @display(description="capabilities")
-    def capabilities_found(self, forge: Forge) -> str:
-        return capabilities_table(forge)
-
-    @display(description="requests")
-    def requests_made(self, forge: Forge) -> str:
-        return traffic_table(forge)
+    asking = staticmethod(traffic_message)
+    permissions_seen = staticmethod(permissions_table)
+    capabilities_found = staticmethod(capabilities_table)
+    requests_made = staticmethod(traffic_table)
 
     def save_model(self, request: HttpRequest, obj: Forge, form: Any, change: bool) -> None:
         super().save_model(request, obj, form, change)
@@ -448,13 +437,8 @@ class RepositoryAdmin(Removable):
         if {"active", "webhooks"} & set(form.changed_data):
             reconcile_soon(obj.forge, obj)
 
-    @display(description="permissions")
-    def permissions_seen(self, row: Repository) -> str:
-        return permissions_table(row.forge, row)
-
-    @display(description="webhook")
-    def webhook(self, row: Repository) -> str:
-        return webhook_of(row)
+    permissions_seen = staticmethod(permissions_table)
+    webhook = staticmethod(webhook_of)
 
     @display(description="watched", label={"watched": "success", "not watched": "info", "being deleted": "warning"})
     def watched(self, row: Repository) -> str:

@@ -24,9 +24,15 @@ from enrollment.models import Forge, Repository, RequestCount, Right, Traffic
 POLICIES = ("members_may_ask", "team", "collaborators_may_ask", "allow", "block", "strangers_await_approval")
 
 
-def permissions_table(forge: Forge, repository: Repository | None = None) -> str:
-    """The table of the token's permissions, as HTML."""
-    lines = permission_report.lines_of(forge, repository)
+def _table(heading: str, lines: list[dict[str, str]], empty: str) -> str:
+    """A table as HTML, with the text `empty` below it."""
+    return render_to_string("enrollment/_lines.html", {"lines": lines, "heading": heading, "empty": empty})
+
+
+@display(description="permissions")
+def permissions_table(place: Forge | Repository) -> str:
+    """The table of the token's permissions."""
+    lines = permission_report.lines_of(place) if isinstance(place, Forge) else permission_report.lines_of(place.forge, place)
     rows = [
         {
             "text": f"{line.text} ({line.scope})" if line.scope else line.text,
@@ -39,13 +45,12 @@ def permissions_table(forge: Forge, repository: Repository | None = None) -> str
     ]
     not_yet = "Not checked yet: run the action “Refresh permissions and capabilities now”."
     empty = permission_report.NOT_THE_SCOPES if any(line.counts for line in lines) else not_yet
-    return render_to_string(
-        "enrollment/_lines.html", {"lines": rows, "heading": "permission of the token (scope it needs)", "empty": empty}
-    )
+    return _table("permission of the token (scope it needs)", rows, empty)
 
 
+@display(description="capabilities")
 def capabilities_table(forge: Forge) -> str:
-    """The table of the forge's capabilities, as HTML."""
+    """The table of the forge's capabilities."""
     lines = capabilities.lines_of(forge)
     rows = [{"text": line.text, "seen": line.value, "meaning": line.otherwise, "evidence": line.evidence} for line in lines]
     at = (
@@ -53,9 +58,10 @@ def capabilities_table(forge: Forge) -> str:
         if forge.abilities_at
         else "Not checked yet."
     )
-    return render_to_string("enrollment/_lines.html", {"lines": rows, "heading": "capability of the forge", "empty": at})
+    return _table("capability of the forge", rows, at)
 
 
+@display(description="requests now")
 def traffic_message(forge: Forge) -> str:
     """The state of the circuit and the budget."""
     row = Traffic.objects.filter(forge=forge).first()
@@ -66,8 +72,9 @@ def traffic_message(forge: Forge) -> str:
     return message
 
 
+@display(description="requests")
 def traffic_table(forge: Forge) -> str:
-    """The table of the last day's requests by kind, as HTML."""
+    """The table of the last day's requests by kind."""
     rate_limit.request_stats.write()
     rows = RequestCount.objects.filter(forge=forge, hour__gte=timezone.now() - timedelta(hours=24))
     kinds: dict[str, list[float]] = {}
@@ -86,10 +93,7 @@ def traffic_table(forge: Forge) -> str:
         }
         for kind, (count, errors, seconds, slowest) in sorted(kinds.items())
     ]
-    empty = "" if lines else "No requests in the last 24 hours."
-    return render_to_string(
-        "enrollment/_lines.html", {"lines": lines, "heading": "requests in the last 24 hours", "empty": empty}
-    )
+    return _table("requests in the last 24 hours", lines, "" if lines else "No requests in the last 24 hours.")
 
 
 @row_action("Refresh permissions and capabilities now", "change")

@@ -42,6 +42,7 @@ OUTCOMES = {
 }
 
 
+@display(description="webhook")
 def webhook_of(row: Repository) -> str:
     """For a repository's page: the state of its hook, the manual steps, and where to get the secret."""
     return render_to_string("enrollment/_webhook.html", steps(row))
