@@ -40,9 +40,10 @@ def buttons_of(on: On) -> Callable[[type[ModelAdmin]], type[ModelAdmin]]:
     """Give an admin class the buttons of `infra.web.actions` for its rows, as its actions."""
 
     def add(page: type[ModelAdmin]) -> type[ModelAdmin]:
-        for name, button in BUTTONS.items():
-            if button.on == on:
-                setattr(page, name, _action(name))
+        names = [name for name, button in BUTTONS.items() if button.on == on]
+        for name in names:
+            setattr(page, name, _action(name))
+        page.actions = [*names, *page.actions]
         return page
 
     return add
@@ -122,22 +123,7 @@ class InfraAppAdmin(ReadOnlyAdmin):
     search_fields = ("name", "recipe", "domain", "stack")
     exclude = ("left",)  # specs hold environments, and those may hold secrets
     inlines = [UpgradeInline]
-    actions = [
-        "upgrade",
-        "upgrade_now",
-        "show_plan",
-        "rollback",
-        "rollback_with_data",
-        "snapshot",
-        "deploy",
-        "deploy_fresh",
-        "deploy_keep",
-        "deploy_replace",
-        "releases",
-        "adopt",
-        "restore_ours",
-        "hand_over",
-    ]
+    actions = ["show_plan"]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[InfraApp]:
         return InfraApp.objects.with_last_upgrade()
@@ -165,7 +151,6 @@ class InfraReleaseAdmin(ReadOnlyAdmin):
     list_select_related = ("app",)
     exclude = ("reasons", "lifted")
     readonly_fields = ("explained",)
-    actions = ["approve", "upgrade_to", "lift"]
 
     @display(description="state", label={"candidate": "info", "held": "warning", "quarantined": "danger"})
     def stands(self, release: InfraRelease) -> str:
@@ -228,7 +213,6 @@ class UpgradeEventAdmin(BigAdmin, ReadOnlyAdmin):
 @buttons_of("snapshot")
 class SnapshotAdmin(ReadOnlyAdmin):
     list_display = ("taken_at", "app", "version", "live_page", "store", "size", "verified", "kept_because")
-    actions = ["restore", "deploy_from"]
     list_filter = ("app", "store", "proved")
     search_fields = ("app__name", "version", "location")
     list_select_related = ("app", "upgrade__app")

@@ -25,7 +25,7 @@ from infra.config import apply
 from infra.config.apply import NotApplied
 from infra.config.diff import APPLIED, Change, to_apply
 from infra.config.load import Declaration, DeclarationError, dump
-from infra.models import InfraApp, InfraRelease, Upgrade
+from infra.models import InfraApp, Upgrade
 from infra.releases import discovery
 from infra.releases.evaluate import plan_of, record
 from infra.runtime.drift import Refused
@@ -41,6 +41,8 @@ _RESUME_SECONDS = 10.0
 #: How many apps are deployed at once.
 _AT_ONCE = 4
 _SHOWN = ("sample",)
+#: What is told of a release.
+_RELEASE = ("version", "state", "annotated", "tagged_at", "notes", "commit", "reasons", "approved_by")
 
 
 class Command(BaseCommand):
@@ -152,12 +154,12 @@ class Command(BaseCommand):
                 record(app, plan_of(app))
             except discovery.NotDiscovered as error:
                 failed.append(str(error))
-            rows = list(app.releases.filter(gone=False))
+            rows = list(app.releases.filter(gone=False).values(*_RELEASE))
             data.append(
                 {
                     "app": app.name,
                     "error": app.discovery_error,
-                    "releases": [_release(row) for row in rows],
+                    "releases": rows,
                     "unreadable": app.unreadable,
                 }
             )
@@ -244,27 +246,15 @@ class Command(BaseCommand):
     def _snapshots(self, options: dict[str, Any]) -> None:
         app = named(options["app"])
         reasons = snapshots.kept(app)
-        rows = list(app.taken.all())
-        data = [
-            {
-                "id": row.pk,
-                "version": row.version,
-                "taken_at": row.taken_at,
-                "bytes": row.bytes,
-                "store": row.store,
-                "location": row.location,
-                "proved": row.proved,
-                "kept_because": reasons.get(row.pk, ""),
-            }
-            for row in rows
-        ]
+        rows = app.taken.values("id", "version", "taken_at", "bytes", "store", "location", "proved")
+        data = [{**row, "kept_because": reasons.get(row["id"], "")} for row in rows]
         lines = [
             (
-                f"{row.pk}  {row.version}  {row.taken_at:%Y-%m-%d %H:%M} UTC  {row.bytes} bytes in {row.store}: "
-                f"{row.location}{'' if row.proved else ', NOT VERIFIED'}; "
-                f"{reasons.get(row.pk) or 'deleted after the next upgrade'}"
+                f"{row['id']}  {row['version']}  {row['taken_at']:%Y-%m-%d %H:%M} UTC  {row['bytes']} bytes in {row['store']}: "
+                f"{row['location']}{'' if row['proved'] else ', NOT VERIFIED'}; "
+                f"{row['kept_because'] or 'deleted after the next upgrade'}"
             )
-            for row in rows
+            for row in data
         ]
         self._say(options, data, lines or [f"{app.name} has no snapshots."])
 
@@ -318,27 +308,14 @@ def _lines(changes: list[Change]) -> list[str]:
     return [str(change) for change in changes]
 
 
-def _release(row: InfraRelease) -> dict[str, Any]:
-    return {
-        "version": row.version,
-        "state": row.state,
-        "annotated": row.annotated,
-        "tagged_at": row.tagged_at,
-        "notes": row.notes,
-        "commit": row.commit,
-        "reasons": row.reasons,
-        "approved_by": row.approved_by,
-    }
-
-
-def _line(row: InfraRelease) -> str:
-    marks = [f"{row.tagged_at:%Y-%m-%d}" if row.tagged_at else "no date", row.state]
-    if not row.annotated:
+def _line(row: dict[str, Any]) -> str:
+    marks = [f"{row['tagged_at']:%Y-%m-%d}" if row["tagged_at"] else "no date", row["state"]]
+    if not row["annotated"]:
         marks.append("lightweight tag")
-    marks.append("notes" if row.notes else "no notes")
-    if row.approved_by:
-        marks.append(f"approved by {row.approved_by}")
-    return f"{row.version}  {', '.join(marks)}"
+    marks.append("notes" if row["notes"] else "no notes")
+    if row["approved_by"]:
+        marks.append(f"approved by {row['approved_by']}")
+    return f"{row['version']}  {', '.join(marks)}"
 
 
 @contextmanager
