@@ -31,13 +31,11 @@ class Pinned:
     problem: str = ""
 
 
-def write_pin(path: Path, app: str, version: str, git: Git) -> Pinned:
-    """Set the app's version in the file at `path`, and commit and push it as `git` says. Idempotent."""
-    return write_value(path, app, "version", version, git)
-
-
 def write_value(path: Path, app: str, key: Key, value: str, git: Git) -> Pinned:
-    """Set one key of one app. Raises PinError if the file is unchanged; reports a commit or push that fails."""
+    """Set one key of one app in the file at `path`, and commit and push it as `git` says. Idempotent.
+
+    Raises PinError if the file could not be changed; reports a commit or push that fails.
+    """
     path = path.resolve()
     with _alone(path.parent):
         try:

@@ -150,7 +150,6 @@ class Context:
     registries: Sequence[str] = ()  #: those that a run may pull from, as `host` or `host:port`; empty: any public one
     registry_auth: str = ""  #: a Docker config.json with logins, as text; never in an environment or on a command line
     image_ledger: Path | None = None  #: where this machine notes when an image was used last
-    image_gb: float = 0.0
     images: dict[str, Image] = field(default_factory=dict)  #: what was found out of each, by the name in the recipe
     health_path: str = "/"  #: what is asked to see whether the app answers
     no_web: bool = False  #: whether the app is not to be asked by HTTP, whatever ports it has

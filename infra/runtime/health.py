@@ -5,20 +5,12 @@ from __future__ import annotations
 import socket
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from infra.config.schema import Check
 from infra.deployers.errors import DeployError
-from infra.deployers.probe import Address, probe
-from infra.deployers.swarm.persistent import ServiceState
-
-
-class Reached(Protocol):
-    """What a probe needs from a deployer."""
-
-    def address(self) -> Address | None: ...
-
-    def execute(self, service: str, command: Sequence[str], timeout: float = ...) -> tuple[int, str]: ...
+from infra.deployers.probe import probe
+from infra.deployers.swarm.persistent import PersistentDeployer, ServiceState
 
 
 @dataclass(frozen=True)
@@ -33,7 +25,7 @@ class Sample:
         return asdict(self)
 
 
-def ask(deployer: Reached, checks: Sequence[Check], domain: str) -> list[Sample]:
+def ask(deployer: PersistentDeployer, checks: Sequence[Check], domain: str) -> list[Sample]:
     """Run all probes once; takes at most the sum of their timeouts."""
     return [_ask(deployer, check, domain) for check in checks]
 
@@ -43,7 +35,7 @@ def name_of(check: Check) -> str:
     return f"{check.kind} {what}"[:200]
 
 
-def _ask(deployer: Reached, check: Check, domain: str) -> Sample:
+def _ask(deployer: PersistentDeployer, check: Check, domain: str) -> Sample:
     try:
         problem = {"http": _http, "tcp": _tcp, "command": _command}[check.kind](deployer, check, domain)
     except (DeployError, OSError) as error:
@@ -51,7 +43,7 @@ def _ask(deployer: Reached, check: Check, domain: str) -> Sample:
     return Sample(name_of(check), not problem, problem[:500])
 
 
-def _http(deployer: Reached, check: Check, domain: str) -> str:
+def _http(deployer: PersistentDeployer, check: Check, domain: str) -> str:
     address = deployer.address()
     if address is None:
         return "the recipe declares no web port: use a tcp or command probe instead"
@@ -72,7 +64,7 @@ def _http(deployer: Reached, check: Check, domain: str) -> str:
     return ""
 
 
-def _tcp(deployer: Reached, check: Check, domain: str) -> str:
+def _tcp(deployer: PersistentDeployer, check: Check, domain: str) -> str:
     host, _, port = check.tcp.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=check.seconds).close()
@@ -81,7 +73,7 @@ def _tcp(deployer: Reached, check: Check, domain: str) -> str:
     return ""
 
 
-def _command(deployer: Reached, check: Check, domain: str) -> str:
+def _command(deployer: PersistentDeployer, check: Check, domain: str) -> str:
     code, said = deployer.execute(check.service, check.command, check.seconds)
     return f"exited with {code}: {said.strip()[-300:]}" if code else ""
 

@@ -6,14 +6,13 @@ import json
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from django.utils import timezone
 
 from infra.config.schema import Snapshots
 from infra.deployers.docker.cli import call
 from infra.deployers.docker.tar_manifest import Manifest, joined, of_file
-from infra.deployers.docker.volumes import Volume
+from infra.deployers.docker.volumes import Volume, Volumes
 from infra.deployers.isolation import trees
 from infra.models import InfraApp, Snapshot, Upgrade
 from infra.snapshots import metadata
@@ -23,18 +22,6 @@ from infra.states import WORKING, UpgradeState
 #: How much larger than the last one a snapshot may be, and what must stay free on the disk afterwards.
 _ROOM = 1.2
 _REST = 256 << 20
-
-
-class Copier(Protocol):
-    """Copies volumes (`infra.deployers.docker.volumes.Volumes`)."""
-
-    def pack(self, volume: str, target: Path) -> Manifest: ...
-
-    def replace(self, volume: Volume, source: Path) -> Manifest: ...
-
-    def extracted(self, source: Path) -> Manifest: ...
-
-    def sweep(self) -> None: ...
 
 
 class NotProved(Exception):
@@ -53,7 +40,7 @@ def take(
     app: InfraApp,
     upgrade: Upgrade,
     volumes: Sequence[Volume],
-    copier: Copier,
+    copier: Volumes,
     check: Callable[[], None],
 ) -> Snapshot:
     """Copy a stopped app's volumes into its store, and verify the copy. Idempotent.
@@ -100,7 +87,7 @@ def _name(app: InfraApp, upgrade: Upgrade) -> str:
     return f"{app.name}/{upgrade.created_at:%Y%m%dT%H%M%SZ}-{upgrade.pk}-{upgrade.from_version.replace('/', '_')}"
 
 
-def _prove(store: Store, location: str, manifests: dict[str, Manifest], copier: Copier, check: Callable[[], None]) -> None:
+def _prove(store: Store, location: str, manifests: dict[str, Manifest], copier: Volumes, check: Callable[[], None]) -> None:
     """Read the snapshot back from its store into a temporary volume; compare paths, modes, owners and SHA-256."""
     with store.get(location, check) as folder:
         for entry in metadata.read(folder)["volumes"]:
@@ -110,7 +97,7 @@ def _prove(store: Store, location: str, manifests: dict[str, Manifest], copier: 
                 raise NotProved(f"The snapshot of {entry['name']} differs from the volume: {'; '.join(differences)}.")
 
 
-def put_back(snapshot: Snapshot, copier: Copier, check: Callable[[], None]) -> None:
+def put_back(snapshot: Snapshot, copier: Volumes, check: Callable[[], None]) -> None:
     """Replace the data in the app's volumes, which must not be in use, with a snapshot's. Idempotent.
 
     Raises StoreError, NotProved, DeployError and OSError.

@@ -10,7 +10,7 @@ from typing import Any
 from django.utils import timezone
 
 from controlplane.leases import Held
-from infra.deployers.docker.volumes import Volume
+from infra.deployers.docker.volumes import Volume, Volumes
 from infra.deployers.errors import DeployError
 from infra.deployers.swarm.persistent import PersistentDeployer, ServiceState, StackBaseline
 from infra.lifecycle import announce, move, note, remember, with_facts
@@ -197,7 +197,7 @@ class UpgradeSession:
     def stateful(self) -> bool:
         return snapshot.is_stateful(self.app)
 
-    def _copier(self, deployer: PersistentDeployer) -> snapshot.Copier:
+    def _copier(self, deployer: PersistentDeployer) -> Volumes:
         return deployer.copier(self._copy_images())
 
     def _copy_images(self) -> Sequence[str]:

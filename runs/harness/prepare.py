@@ -149,7 +149,6 @@ def context_of(request: Request, work: Path, credential: Mapping[str, str], jour
         registries=request.images.registries,
         registry_auth=credential.get("registry_auth", ""),
         image_ledger=Path(request.images.ledger) if request.images.ledger else None,
-        image_gb=request.images.most_gb,
         report=journal.step,
         warn=journal.warn,
         log=journal.log,

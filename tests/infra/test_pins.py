@@ -12,7 +12,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 
-from infra.config.commit import write_pin, write_value
+from infra.config.commit import write_value
 from infra.config.edit import PinError, line_with, with_value
 from infra.config.load import parse
 from infra.config.schema import Git
@@ -135,7 +135,7 @@ def test_it_is_committed(file: Path) -> None:
     before = git(file.parent, "rev-parse", "HEAD")
     (file.parents[1] / "README").write_text("someone's half-done work\n")
     git(file.parent, "add", "../README")
-    done = write_pin(file, "traefik", "3.8.0+v3.5.0", COMMIT)
+    done = write_value(file, "traefik", "version", "3.8.0+v3.5.0", COMMIT)
     assert done.changed and not done.problem and not done.pushed
     assert done.commit == git(file.parent, "rev-parse", "HEAD") != before
     assert git(file.parent, "log", "-1", "--format=%an %s") == "cc-ci Pin traefik to 3.8.0+v3.5.0"
@@ -143,14 +143,14 @@ def test_it_is_committed(file: Path) -> None:
     assert git(file.parent, "diff", "--cached", "--name-only") == "README"
     assert file.read_text() == with_value(TEXT, "traefik", "version", "3.8.0+v3.5.0")
     assert stat.S_IMODE(file.stat().st_mode) == 0o640
-    again = write_pin(file, "traefik", "3.8.0+v3.5.0", COMMIT)
+    again = write_value(file, "traefik", "version", "3.8.0+v3.5.0", COMMIT)
     assert not again.changed and again.commit == done.commit, "the second time does nothing"
 
 
 def test_killed_between_file_and_commit(file: Path) -> None:
-    assert write_pin(file, "traefik", "3.8.0+v3.5.0", NEITHER).commit == ""
+    assert write_value(file, "traefik", "version", "3.8.0+v3.5.0", NEITHER).commit == ""
     assert git(file.parent, "status", "--porcelain")
-    done = write_pin(file, "traefik", "3.8.0+v3.5.0", COMMIT)
+    done = write_value(file, "traefik", "version", "3.8.0+v3.5.0", COMMIT)
     assert not done.changed and done.commit and not done.problem
     assert git(file.parent, "status", "--porcelain") == ""
 
@@ -158,7 +158,7 @@ def test_killed_between_file_and_commit(file: Path) -> None:
 def test_half_done_work_in_the_file_is_not_committed(file: Path) -> None:
     file.write_text(TEXT.replace("keep: 5", "keep: 6"))
     before = git(file.parent, "rev-parse", "HEAD")
-    done = write_pin(file, "traefik", "3.8.0+v3.5.0", COMMIT)
+    done = write_value(file, "traefik", "version", "3.8.0+v3.5.0", COMMIT)
     assert done.changed and not done.commit
     assert "has uncommitted changes" in done.problem and "git -C" in done.problem
     assert git(file.parent, "rev-parse", "HEAD") == before
@@ -170,7 +170,7 @@ def test_it_is_pushed_after_what_others_pushed(file: Path, origin: Path, tmp_pat
     (other / "README").write_text("news\n")
     git(other, "commit", "-q", "-a", "-m", "News")
     git(other, "push", "-q", "origin", "HEAD:main")
-    done = write_pin(file, "traefik", "3.8.0+v3.5.0", PUSH)
+    done = write_value(file, "traefik", "version", "3.8.0+v3.5.0", PUSH)
     assert done.pushed and not done.problem
     assert git(origin, "rev-parse", "main") == done.commit
     assert git(origin, "log", "--format=%s", "main").splitlines() == ["Pin traefik to 3.8.0+v3.5.0", "News", "Begin"]
@@ -182,19 +182,19 @@ def test_a_push_that_cannot_be_is_told_and_made_up_for(file: Path, origin: Path,
     (other / "server" / "infra.yml").write_text(with_value(TEXT, "traefik", "version", "3.7.5+v3.4.9"))
     git(other, "commit", "-q", "-a", "-m", "Pin by hand")
     git(other, "push", "-q", "origin", "HEAD:main")
-    done = write_pin(file, "traefik", "3.8.0+v3.5.0", PUSH)
+    done = write_value(file, "traefik", "version", "3.8.0+v3.5.0", PUSH)
     assert done.commit and not done.pushed
     assert "committed, but not pushed" in done.problem and "pull --rebase" in done.problem
     assert git(file.parent, "status", "--porcelain=v1", "--branch").startswith("## main...origin/main"), "no rebase is left open"
     assert "3.8.0+v3.5.0" in file.read_text()
     git(file.parent, "reset", "-q", "--hard", "origin/main")
-    assert write_pin(file, "traefik", "3.8.0+v3.5.0", PUSH).pushed
+    assert write_value(file, "traefik", "version", "3.8.0+v3.5.0", PUSH).pushed
 
 
 def test_no_checkout(tmp_path: Path) -> None:
     path = tmp_path / "infra.yml"
     path.write_text(TEXT)
-    done = write_pin(path, "traefik", "3.8.0+v3.5.0", COMMIT)
+    done = write_value(path, "traefik", "version", "3.8.0+v3.5.0", COMMIT)
     assert done.changed and not done.commit
     assert "not committed: git show: fatal: not a git repository" in done.problem
 
@@ -214,20 +214,20 @@ def test_nothing_is_written_when_the_file_would_be_wrong(file: Path) -> None:
     assert file.read_text() == TEXT
     file.write_text(TEXT + "  : [")
     with pytest.raises(PinError):
-        write_pin(file, "traefik", "3.8.0+v3.5.0", COMMIT)
+        write_value(file, "traefik", "version", "3.8.0+v3.5.0", COMMIT)
     assert file.read_text() == TEXT + "  : ["
     assert [path.name for path in file.parent.iterdir()] == ["infra.yml"], "no rest of a half-written file"
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(PinError, match=r"Cannot write .*: No such file"):
-        write_pin(tmp_path / "infra.yml", "traefik", "3.8.0+v3.5.0", COMMIT)
+        write_value(tmp_path / "infra.yml", "traefik", "version", "3.8.0+v3.5.0", COMMIT)
 
 
 def test_two_writers_at_once_lose_nothing(file: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(write_pin, file, "traefik", "3.8.0+v3.5.0", COMMIT)
-        second = pool.submit(write_pin, file, "keycloak", "10.8.0+26.7.0", COMMIT)
+        first = pool.submit(write_value, file, "traefik", "version", "3.8.0+v3.5.0", COMMIT)
+        second = pool.submit(write_value, file, "keycloak", "version", "10.8.0+26.7.0", COMMIT)
         assert not first.result(20).problem and not second.result(20).problem
     assert {"3.8.0+v3.5.0", "10.8.0+26.7.0"} == {parse(file.read_text()).apps[name].version for name in ("traefik", "keycloak")}
     assert git(file.parent, "status", "--porcelain") == ""

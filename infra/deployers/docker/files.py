@@ -118,7 +118,7 @@ def write(container: str, path: str, data: bytes, seconds: float = 60.0) -> None
         info.size, info.mode, info.mtime = len(data), 0o644, int(time.time())
         archive.addfile(info, io.BytesIO(data))
     packed.seek(0)
-    _unpack(container, folder or "/", packed, seconds)
+    unpack_stream(container, folder or "/", packed, seconds)
 
 
 def pack(container: str, path: str, folder: bool, target: Path, most: int, seconds: float = _SECONDS) -> None:
@@ -155,11 +155,6 @@ def stream(container: str, path: str, seconds: float = _SECONDS) -> Iterator[IO[
             raise DeployError("tool_failed", f"docker cp of {path}: {late}.")
 
 
-def unpack_stream(container: str, folder: str, source: Readable, seconds: float = _SECONDS) -> None:
-    """Unpack a tar into a folder of a container, with owners and permissions. Raises DeployError."""
-    _unpack(container, folder, source, seconds)
-
-
 def unpack(container: str, path: str, folder: bool, source: Path, seconds: float = _SECONDS) -> None:
     """Restore the content of a tar created by `pack`. Files that are not in it are kept. Raises DeployError.
 
@@ -168,7 +163,7 @@ def unpack(container: str, path: str, folder: bool, source: Path, seconds: float
     if folder and entry_at(container, path) is None:
         _make_folder(container, path, source, seconds)
     with source.open("rb") as file:
-        _unpack(container, path if folder else path.rpartition("/")[0] or "/", file, seconds)
+        unpack_stream(container, path if folder else path.rpartition("/")[0] or "/", file, seconds)
 
 
 def _make_folder(container: str, path: str, like: Path, seconds: float) -> None:
@@ -181,10 +176,11 @@ def _make_folder(container: str, path: str, like: Path, seconds: float) -> None:
         info.name = name
         single.addfile(info)
     packed.seek(0)
-    _unpack(container, above or "/", packed, seconds)
+    unpack_stream(container, above or "/", packed, seconds)
 
 
-def _unpack(container: str, folder: str, source: Readable, seconds: float) -> None:
+def unpack_stream(container: str, folder: str, source: Readable, seconds: float = _SECONDS) -> None:
+    """Unpack a tar into a folder of a container, with owners and permissions. Raises DeployError."""
     with _docker("cp", "-", f"{container}:{folder}", seconds=seconds, given=True) as process:
         assert process.stdin
         try:

@@ -10,7 +10,6 @@ from django.core.management.base import BaseCommand
 from controlplane.cli import MISUSE, NO, OURS, Exit
 from infra.firewall import desired, nft
 
-NONE = "No rules are loaded: runs can reach this host and private networks."
 HOLDS = "The rules are in force"
 COUNTS = "The rules only count what they would refuse"
 
