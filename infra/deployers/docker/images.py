@@ -11,7 +11,6 @@ import ipaddress
 import json
 import os
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -246,14 +245,11 @@ def _login(context: Context) -> Iterator[list[str]]:
     if not context.registry_auth:
         yield []
         return
-    folder = Path(tempfile.mkdtemp(prefix="docker-", dir=context.work))  # 0700
-    try:
-        handle = os.open(folder / "config.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w") as file:
-            file.write(context.registry_auth)
-        yield ["--config", str(folder)]
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="docker-", dir=context.work, ignore_cleanup_errors=True) as folder:
+        file = Path(folder, "config.json")
+        file.touch(0o600)
+        file.write_text(context.registry_auth)
+        yield ["--config", folder]
 
 
 def _pull(image: str, options: list[str], context: Context) -> str:

@@ -11,18 +11,14 @@ import http.client
 import http.server
 import json
 import re
-import shutil
-import socket
 import socketserver
 import tempfile
 import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from infra.deployers.docker import api
-from infra.deployers.probe import listen_unix
 
 _SECONDS = 120.0
 _WRITES = re.compile(r"(?:/v[0-9.]+)?/services/(?:create|[^/?]+/update)(?:\?.*)?")
@@ -34,16 +30,15 @@ def without(networks: Collection[str], stack: str) -> Iterator[str]:
     """A host for the docker command; through it, services keep only aliases with the stack's name on these networks."""
     where = api.socket_path()
     # A path of its own, and a short one: Docker's command takes no more than 107 bytes.
-    folder = Path(tempfile.mkdtemp(prefix="cc-ci-"))
-    server = _Server(listen_unix(folder / "docker.sock"), where, frozenset(networks), stack)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield f"unix://{folder}/docker.sock"
-    finally:
-        server.shutdown()
-        server.server_close()
-        shutil.rmtree(folder, ignore_errors=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="cc-ci-", ignore_cleanup_errors=True) as folder,
+        _Server(f"{folder}/docker.sock", where, frozenset(networks), stack) as server,
+    ):
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        try:
+            yield f"unix://{folder}/docker.sock"
+        finally:
+            server.shutdown()
 
 
 def strip(body: Any, networks: Collection[str], stack: str) -> Any:
@@ -55,29 +50,16 @@ def strip(body: Any, networks: Collection[str], stack: str) -> Any:
     return body
 
 
-class _Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
+class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     daemon_threads = True
-    request_queue_size = 16
+    request_queue_size = 64
 
-    def __init__(self, listener: socket.socket, docker: str, networks: frozenset[str], stack: str) -> None:
-        super().__init__(("", 0), _Handler)
-        self.listener, self.docker, self.networks, self.stack = listener, docker, networks, stack
-
-    def fileno(self) -> int:
-        return self.listener.fileno()
-
-    def get_request(self) -> tuple[socket.socket, Any]:
-        stream, _ = self.listener.accept()
-        return stream, ("docker", 0)
-
-    def shutdown_request(self, request: Any) -> None:
-        request.close()
+    def __init__(self, path: str, docker: str, networks: frozenset[str], stack: str) -> None:
+        super().__init__(path, _Handler)
+        self.docker, self.networks, self.stack = docker, networks, stack
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         pass  # Docker's command says what it did not get
-
-    def server_close(self) -> None:
-        self.listener.close()
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
