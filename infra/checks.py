@@ -16,7 +16,7 @@ from controlplane.registry import Finding, Level
 from infra.deployers import messages
 from infra.deployers.docker import addresses
 from infra.deployers.docker.api import inspect, listed, swarm_problem
-from infra.deployers.docker.cli import LABEL_RUN, reader_problem
+from infra.deployers.docker.cli import LABEL_RUN, call, reader_problem
 from infra.deployers.errors import DeployError
 from infra.deployers.isolation import bubblewrap
 
@@ -46,12 +46,10 @@ def check_docker() -> Iterable[Finding]:
     if not shutil.which("docker"):
         return [Finding("docker", level, f"docker is not installed{rest}", "apt-get install docker.io")]
     try:
-        asked = subprocess.run(
-            ["docker", "info", "--format", "{{json .}}"], capture_output=True, text=True, timeout=DOCKER_SECONDS
-        )
+        asked = call("info", "--format", "{{json .}}", timeout=DOCKER_SECONDS)
         info = json.loads(asked.stdout or "{}")
-    except (OSError, subprocess.TimeoutExpired, ValueError) as error:
-        return [Finding("docker", level, f"docker does not respond: {error}{rest}", "systemctl restart docker")]
+    except (DeployError, ValueError) as error:
+        return [Finding("docker", level, f"docker does not respond: {str(error).rstrip('.')}{rest}", "systemctl restart docker")]
     problems = [*(info.get("ServerErrors") or []), *asked.stderr.strip().splitlines()[-1:]]
     if asked.returncode or info.get("ServerErrors"):
         why = " ".join(dict.fromkeys(problems)) or f"docker info exited with {asked.returncode}"

@@ -5,18 +5,15 @@ The container's image is empty: the host's Python is mounted into it.
 
 from __future__ import annotations
 
-import io
 import json
 import secrets
-import subprocess
 import sys
-import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from infra.deployers.docker.api import ids
-from infra.deployers.docker.cli import call, docker, environment, last_line
+from infra.deployers.docker.cli import call, docker
 from infra.deployers.docker.egress import NOTHING, PREFIX
 from infra.deployers.errors import DeployError
 
@@ -24,6 +21,8 @@ LABEL = "cc-ci.doctor"
 #: Timeout of each attempt; they run concurrently.
 TRY_SECONDS = 2.0
 _SECONDS = 30.0
+#: A tar archive with no file in it.
+_EMPTY_TAR = "\0" * 10240
 #: Runs in the container. A closed port counts as reached, too, unless a firewall on the way refused it.
 _SCRIPT = """
 import json, selectors, socket, sys, time
@@ -77,13 +76,13 @@ def reached(targets: Sequence[Target], several_machines: bool = False) -> list[T
     )
     asked = json.dumps([TRY_SECONDS, [[target.address, target.port] for target in targets]])
     try:
-        image = _empty_image(name)
+        docker("import", f"--change=LABEL {LABEL}=", "-", name, timeout=_SECONDS, given=_EMPTY_TAR)
         docker("network", "create", f"--label={LABEL}", *driver, name)
         said = docker(
             *("run", "--rm", f"--name={name}", f"--label={LABEL}", f"--network={name}", "--log-driver=none"),
             *("--cap-drop=ALL", "--security-opt=no-new-privileges", "--read-only", "--user=65534:65534", "--memory=128m"),
             *(f"--mount=type=bind,source={path},target={path},readonly" for path in _python_folders()),
-            *("--entrypoint", str(Path(sys.executable).resolve()), image, "-I", "-c", _SCRIPT, asked),
+            *("--entrypoint", str(Path(sys.executable).resolve()), name, "-I", "-c", _SCRIPT, asked),
             timeout=_SECONDS,
         )
         found = {int(number): bool(is_open) for number, is_open in json.loads(said)}
@@ -98,25 +97,6 @@ def _python_folders() -> list[str]:
     """The host paths that the Python interpreter needs."""
     wanted = ["/usr", "/lib", "/lib64", "/etc/ld.so.cache", sys.base_prefix]
     return [path for path in dict.fromkeys(wanted) if Path(path).exists() and (path == "/usr" or not path.startswith("/usr"))]
-
-
-def _empty_image(name: str) -> str:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w"):
-        pass
-    try:
-        done = subprocess.run(
-            ["docker", "import", f"--change=LABEL {LABEL}=", "-", name],
-            input=buffer.getvalue(),
-            env=environment(),
-            capture_output=True,
-            timeout=_SECONDS,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise DeployError("tool_failed", f"docker import: {error}") from error
-    if done.returncode:
-        raise DeployError("tool_failed", f"docker import: {last_line(done.stderr.decode(errors='replace'))}")
-    return name
 
 
 def _clear() -> None:
