@@ -424,42 +424,26 @@ def _service(path: tuple[str, ...], service: Mapping[str, Any], declared: Mappin
             yield from _each(path, key, value)
 
 
-_VOLUME_MOUNT = _mapping_of(
-    {
-        **dict.fromkeys(("type", "source", "target", "consistency"), _text),
-        "read_only": _flag,
-        "volume": _mapping_of({"nocopy": _flag}),
-    }
-)
-_TMPFS_MOUNT = _mapping_of(
-    {
-        **dict.fromkeys(("type", "target", "consistency"), _text),
-        "read_only": _flag,
-        "tmpfs": _mapping_of({"size": _number, "mode": _number}),
-    }
-)
-_BIND_MOUNT = _mapping_of(
-    {
-        **dict.fromkeys(("type", "source", "target", "consistency"), _text),
-        "read_only": _flag,
-        "bind": _mapping_of({"propagation": _one_of("", "rprivate", "private")}),
-    }
-)
+_TEXTS = ("type", "target", "consistency")
+_MOUNTS = {
+    kind: _mapping_of({**dict.fromkeys(keys, _text), "read_only": _flag, kind: _mapping_of(options)})
+    for kind, keys, options in (
+        ("volume", (*_TEXTS, "source"), {"nocopy": _flag}),
+        ("tmpfs", _TEXTS, {"size": _number, "mode": _number}),
+        ("bind", (*_TEXTS, "source"), {"propagation": _one_of("", "rprivate", "private")}),
+    )
+}
 _FILE_MOUNT = _mapping_of({**dict.fromkeys(("source", "target", "uid", "gid"), _text), "mode": _number})
 
 
 def _mount(declared: Mapping[str, Any], path: tuple[str, ...], key: str, mount: Any) -> Iterator[Problem]:
     kind, source = mapping(mount).get("type"), mapping(mount).get("source")
-    if kind == "volume":
-        if source is not None and str(source) not in declared:
-            words = f"a mount of {source}, which is not a volume of the recipe"
-            yield Problem(path, words, (key, str(source)), allowable=False)
-        yield from _VOLUME_MOUNT(path, key, mount)
-    elif kind == "tmpfs":
-        yield from _TMPFS_MOUNT(path, key, mount)
-    elif kind == "bind":
+    if kind == "volume" and source is not None and str(source) not in declared:
+        yield Problem(path, f"a mount of {source}, which is not a volume of the recipe", (key, str(source)), allowable=False)
+    if kind == "bind":
         yield _bind(path, str(source or ""))
-        yield from _BIND_MOUNT(path, key, mount)
+    if judge := _MOUNTS.get(str(kind)):
+        yield from judge(path, key, mount)
     else:
         yield Problem(path, f"a mount of type {kind}", (key,))
 

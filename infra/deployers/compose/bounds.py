@@ -13,7 +13,7 @@ from typing import Any
 from infra.deployers.compose.recipe import Recipe, mapping
 from infra.deployers.context import Bounds
 
-_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([kmgtp]?)i?b?", re.IGNORECASE)
+_SIZE = re.compile(r"[0-9]{1,15}")
 _DECIMAL = re.compile(r"[0-9]{1,9}(?:\.[0-9]{0,9})?|\.[0-9]{1,9}", re.ASCII)
 _DURATION = re.compile(r"(?:[0-9]{1,12}(?:\.[0-9]{0,9})?(?:ns|us|µs|ms|s|m|h))+")
 _PART = re.compile(r"(?<![0-9.])([0-9.]+)(ns|us|µs|ms|s|m|h)")
@@ -75,9 +75,8 @@ def _log(service: dict[str, Any], bounds: Bounds) -> None:
 
 
 def _bytes(text: Any) -> int:
-    """A size as Docker writes it, in bytes; 0 for none. Units are powers of 1024."""
-    match = _SIZE.fullmatch(str(text or "").strip())
-    return int(float(match[1]) * 1024 ** " kmgtp".index(match[2].lower() or " ")) if match else 0
+    """A size in bytes: Docker's reader prints each without a unit. 0 for none, and for anything else."""
+    return int(text) if _SIZE.fullmatch(str(text)) else 0
 
 
 def _cpus(text: Any, most: float) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from infra.deployers.compose.recipe import mapping, texts
 from infra.deployers.docker import images
 from infra.deployers.errors import DeployError
 
@@ -33,7 +34,7 @@ def check(document: Mapping[str, Any], stack: str, services: Iterable[Mapping[st
     for service in services:
         spec = service["Spec"]
         name = str(spec["Name"]).removeprefix(f"{stack}_")
-        own = _mapping(_mapping(document.get("services")).get(name))
+        own = mapping(mapping(document.get("services")).get(name))
         expected = set(_expected(document, stack, own))
         found += [f"{name}: {change}" for change in _has(spec, networks) if change not in expected]
     if found:
@@ -49,13 +50,13 @@ def _expected(document: Mapping[str, Any], stack: str, service: Mapping[str, Any
         source = str(mount.get("source") or "")
         if mount.get("type") == "volume" and source:
             source = _name(document, "volumes", source, stack)
-            volume = _mapping(_mapping(document.get("volumes")).get(mount.get("source")))
+            volume = mapping(mapping(document.get("volumes")).get(mount.get("source")))
             if volume.get("driver") or volume.get("driver_opts"):
                 yield f"a volume driver with options at {mount.get('target')}"
         yield _mount(str(mount.get("type")), source, str(mount.get("target")), bool(mount.get("read_only")))
     for port in service.get("ports") or []:
         yield _port(port.get("published"), port.get("target"), port.get("protocol"), port.get("mode"))
-    for network in _mapping(service.get("networks")) or [_DEFAULT]:
+    for network in mapping(service.get("networks")) or [_DEFAULT]:
         yield f"the network {_name(document, 'networks', network, stack)}"
     for capability in service.get("cap_add") or []:
         yield _capability(capability)
@@ -64,21 +65,21 @@ def _expected(document: Mapping[str, Any], stack: str, service: Mapping[str, Any
             yield f"the {kind} {_name(document, f'{kind}s', str(entry.get('source')), stack)}"
     if service.get("credential_spec"):
         yield "its own privileges"
-    for name, value in _pairs(service.get("sysctls")):
+    for name, value in texts(service.get("sysctls")).items():
         yield f"the sysctl {name}={value}"
     yield f"the image {images.full_name(str(service.get('image')))}"
 
 
 def _has(spec: Mapping[str, Any], networks: Mapping[str, str]) -> Iterator[str]:
-    template = _mapping(spec.get("TaskTemplate"))
-    container = _mapping(template.get("ContainerSpec"))
+    template = mapping(spec.get("TaskTemplate"))
+    container = mapping(template.get("ContainerSpec"))
     for mount in container.get("Mounts") or []:
         kind = str(mount.get("Type", "volume"))
         yield _mount(kind, str(mount.get("Source") or ""), str(mount.get("Target")), bool(mount.get("ReadOnly")))
-        driver = _mapping(_mapping(mount.get("VolumeOptions")).get("DriverConfig"))
+        driver = mapping(mapping(mount.get("VolumeOptions")).get("DriverConfig"))
         if driver.get("Name") not in (None, "", "local") or driver.get("Options"):
             yield f"a volume driver with options at {mount.get('Target')}"
-    for port in _mapping(spec.get("EndpointSpec")).get("Ports") or []:
+    for port in mapping(spec.get("EndpointSpec")).get("Ports") or []:
         yield _port(port.get("PublishedPort"), port.get("TargetPort"), port.get("Protocol"), port.get("PublishMode"))
     for network in (*(template.get("Networks") or []), *(spec.get("Networks") or [])):
         target = str(network.get("Target"))
@@ -88,10 +89,10 @@ def _has(spec: Mapping[str, Any], networks: Mapping[str, str]) -> Iterator[str]:
     for kind in ("Config", "Secret"):
         for file in container.get(f"{kind}s") or []:
             yield f"the {kind.lower()} {file.get(f'{kind}Name')}"
-    privileges = {key: value for key, value in _mapping(container.get("Privileges")).items() if value}
+    privileges = {key: value for key, value in mapping(container.get("Privileges")).items() if value}
     if privileges and privileges != {"NoNewPrivileges": True}:
         yield "its own privileges"
-    for name, value in _mapping(container.get("Sysctls")).items():
+    for name, value in mapping(container.get("Sysctls")).items():
         yield f"the sysctl {name}={value}"
     for group in container.get("Groups") or []:
         yield f"the group {group}"
@@ -119,15 +120,5 @@ def _capability(name: Any) -> str:
 
 def _name(document: Mapping[str, Any], kind: str, key: str, stack: str) -> str:
     """The name in Docker of a volume, network, config or secret of the document."""
-    definition = _mapping(_mapping(document.get(kind)).get(key))
+    definition = mapping(mapping(document.get(kind)).get(key))
     return str(definition.get("name") or (key if definition.get("external") else f"{stack}_{key}"))
-
-
-def _pairs(value: Any) -> Iterator[tuple[str, str]]:
-    items = [str(item).partition("=")[::2] for item in value] if isinstance(value, list) else _mapping(value).items()
-    for name, text in items:
-        yield str(name), str(text)
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}

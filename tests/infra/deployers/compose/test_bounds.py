@@ -105,11 +105,15 @@ def test_how_many_things_a_run_may_have(tmp_path: Path) -> None:
     assert [words.split(" (")[0].split(",")[0] for words in said] == ["11 services", "3 networks"]
 
 
-@pytest.mark.parametrize(
-    ("text", "number"), [("52428800", 52428800), ("64M", 64 << 20), ("1.5g", 3 << 29), ("1kb", 1024), ("x", 0), (None, 0)]
-)
-def test_sizes(text: str | None, number: int) -> None:
-    assert _bytes(text) == number
+def test_sizes_as_docker_prints_them(tmp_path: Path) -> None:
+    written = {"52428800": 52428800, "64M": 64 << 20, "1.5g": 3 << 29, "1kb": 1024, "0.5GiB": 1 << 29, "20000p": 0}
+    text = "services:\n" + "".join(
+        f"  s{number}: {{image: x, deploy: {{resources: {{limits: {{memory: {size}}}}}}}}}\n"
+        for number, size in enumerate(f'"{size}"' for size in written)
+    )
+    services = load(write(tmp_path, text)).services.values()
+    assert [_bytes(service["deploy"]["resources"]["limits"]["memory"]) for service in services] == list(written.values())
+    assert [_bytes(other) for other in (None, "", "x", "1g", "-1", "1e3", "9" * 5000)] == [0] * 7
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("1h2m3.5s", 3723.5), ("10µs", 1e-5), ("", 0), ("5", 0), ("-1s", 0)])
