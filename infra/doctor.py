@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +18,7 @@ from infra.deployers.errors import DeployError
 from infra.models import InfraApp, InfraFile
 from infra.runtime import inspect
 from infra.snapshots import metadata, snapshot
+from infra.snapshots.stores import StoreError, open_store
 
 RESTIC_SECONDS = 20.0
 NAME = "infra"
@@ -101,24 +99,10 @@ def _stores(declared: Declaration, folder: Path) -> Iterator[Finding]:
 
 def reach(store: Store, folder: Path) -> str:
     """Why a store cannot be used; empty if it can. `folder`: where infra.yml is."""
-    if store.folder:
-        if not Path(store.folder).is_dir():
-            return f"the folder {store.folder} does not exist"
-        return "" if os.access(store.folder, os.W_OK | os.X_OK) else f"{store.folder} is not writable"
-    if not shutil.which("restic"):
-        return "restic is not installed: apt-get install restic"
     try:
-        password = secret_refs.resolve(store.password or "", folder)
-        env = {**os.environ, "RESTIC_PASSWORD": password, "LC_ALL": "C"}
-        command = ["restic", "-r", store.restic, "--no-lock", "--no-cache", "cat", "config"]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=RESTIC_SECONDS, stdin=subprocess.DEVNULL)
-    except Unresolved as error:
+        open_store(store, folder, folder).reach(RESTIC_SECONDS)
+    except StoreError as error:
         return str(error)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"restic does not respond: {type(error).__name__}"
-    if done.returncode:
-        words = done.stderr.strip().splitlines() or [f"restic exited with {done.returncode}"]
-        return words[0]
     return ""
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import tempfile
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -17,9 +15,12 @@ from pathlib import Path
 from infra.config import secret_refs
 from infra.config.schema import Store as Declared
 from infra.config.secret_refs import Unresolved
+from infra.deployers.isolation import children
 
 _PARTIAL = ".partial-"
 RESTIC_SECONDS = 3600.0
+#: The end of what restic prints, which is what counts: before it a backup tells how far it is, again and again.
+_MOST_OUTPUT = 64 << 20
 
 
 class StoreError(Exception):
@@ -52,6 +53,10 @@ class Store(ABC):
     @abstractmethod
     def free(self) -> int | None:
         """Free bytes; None if unknown."""
+
+    @abstractmethod
+    def reach(self, seconds: float) -> None:
+        """Raises StoreError if the store cannot be used, or does not answer in this time."""
 
 
 class FolderStore(Store):
@@ -105,6 +110,12 @@ class FolderStore(Store):
             return shutil.disk_usage(self.root).free
         except OSError:
             return 0
+
+    def reach(self, seconds: float) -> None:
+        if not self.root.is_dir():
+            raise StoreError(f"the folder {self.root} does not exist")
+        if not os.access(self.root, os.W_OK | os.X_OK):
+            raise StoreError(f"{self.root} is not writable")
 
 
 def _no_folder(root: Path) -> str:
@@ -177,33 +188,26 @@ class ResticStore(Store):
     def free(self) -> int | None:
         return None
 
-    def _restic(self, check: Callable[[], None], *arguments: str, folder: Path | None = None) -> str:
+    def reach(self, seconds: float) -> None:
+        self._restic(lambda: None, "cat", "config", "--no-lock", "--no-cache", seconds=seconds)
+
+    def _restic(
+        self, check: Callable[[], None], *arguments: str, folder: Path | None = None, seconds: float = RESTIC_SECONDS
+    ) -> str:
         env = {key: value for key, value in os.environ.items() if key in ("PATH", "HOME") or key.startswith(("AWS_", "B2_"))}
         env |= {"RESTIC_PASSWORD": self._password, "RESTIC_REPOSITORY": self.repository, "LC_ALL": "C"}
-        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-            try:
-                process = subprocess.Popen(
-                    ["restic", *arguments], env=env, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=errors
-                )
-            except FileNotFoundError as error:
-                raise StoreError("restic is not installed: apt-get install restic") from error
-            try:
-                until = time.monotonic() + RESTIC_SECONDS
-                while process.poll() is None:
-                    check()
-                    if time.monotonic() > until:
-                        raise StoreError(f"restic {arguments[0]} timed out after {RESTIC_SECONDS:g} s.")
-                    time.sleep(0.05)
-            finally:
-                if process.poll() is None:
-                    process.kill()
-                process.wait()
-            output.seek(0)
-            errors.seek(0)
-            if process.returncode:
-                lines = errors.read(8000).decode(errors="replace").strip().splitlines()
-                raise StoreError(f"restic {arguments[0]}: {lines[-1] if lines else f'exit code {process.returncode}'}")
-            return output.read().decode(errors="replace")
+        try:
+            done = children.run(
+                ["restic", *arguments], env=env, cwd=folder, seconds=seconds, check=check, memory_mb=0, last=_MOST_OUTPUT
+            )
+        except FileNotFoundError as error:
+            raise StoreError("restic is not installed: apt-get install restic") from error
+        except children.TooLong as error:
+            raise StoreError(f"restic {arguments[0]} timed out after {seconds:g} s.") from error
+        if done.code:
+            lines = done.err.decode(errors="replace").strip().splitlines()
+            raise StoreError(f"restic {arguments[0]}: {lines[-1] if lines else f'exit code {done.code}'}")
+        return done.out.decode(errors="replace")
 
 
 def open_store(declared: Declared, folder: Path, scratch: Path) -> Store:

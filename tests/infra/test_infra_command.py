@@ -404,7 +404,7 @@ def test_a_restic_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     restic.chmod(0o755)
     assert doctor.reach(store, tmp_path) == "", "the password is in no argument"
     (tmp_path / "secrets" / "restic").write_text("wrong")
-    assert doctor.reach(store, tmp_path) == "restic exited with 1"
+    assert doctor.reach(store, tmp_path) == "restic cat: exit code 1"
     (tmp_path / "secrets" / "restic").unlink()
     assert "secrets/restic: " in doctor.reach(store, tmp_path)
 
