@@ -1,6 +1,6 @@
 """Lint: checks of a recipe without running it. Findings never decide the verdict.
 
-Reads files of the untrusted checkout and runs nothing of it. `RULES` lists every check; docs/lint.md explains them.
+Reads files of the untrusted checkout and runs nothing of it. `RULES` lists them; docs/lint.md explains each.
 """
 
 from __future__ import annotations
@@ -27,139 +27,35 @@ _BIGGEST = 256 << 10
 _MOST_FILES = 40
 _MOST_FINDINGS = 200
 
-
-@dataclass(frozen=True)
-class Rule:
-    """One rule. An *error* keeps the recipe from the last level. Severities follow abra's own lint where it has the rule."""
-
-    id: str
-    level: Literal["error", "warning"]
-    what: str
-    fix: str
-
-
-RULES: Mapping[str, Rule] = {
-    rule.id: rule
-    for rule in (
-        Rule(
-            "C001", "error", "Docker accepts every compose file (`docker stack config`).", "Fix the line that the finding names."
-        ),
-        Rule("C002", "warning", 'Compose files declare `version: "3.8"`.', 'Add `version: "3.8"` at the top.'),
-        Rule(
-            "C003",
-            "error",
-            "Compose files contain only known keys.",
-            "Correct the key; the finding suggests the closest one that Docker knows.",
-        ),
-        Rule("C004", "error", "There is a service named `app`.", "Give the name `app` to the service that serves the web."),
-        Rule(
-            "C005",
-            "error",
-            "The service `app` has the label `coop-cloud.${STACK_NAME}.version`, in the format `X.Y.Z+<app version>`.",
-            "Add it under `deploy.labels` of `app`; `abra recipe sync` does that.",
-        ),
-        Rule(
-            "C006",
-            "error",
-            "The version label and the tag of a published version match.",
-            "Run `abra recipe sync` before a release.",
-        ),
-        Rule("C007", "error", "Version tags are annotated.", "Create the tag with `git tag -a` or `abra recipe release`."),
-        Rule(
-            "C008",
-            "error",
-            "Configs are named `${STACK_NAME}_<config>_${<CONFIG>_VERSION}`, because they cannot be changed in place.",
-            "Rename it, and raise the version in abra.sh whenever the file changes.",
-        ),
-        Rule("C009", "error", "abra.sh exports the version of every config.", "Add `export <CONFIG>_VERSION=v1` to abra.sh."),
-        Rule(
-            "C010",
-            "error",
-            "External secrets are named `${STACK_NAME}_<secret>_${SECRET_<NAME>_VERSION}`; .env.sample declares that version.",
-            "Add `SECRET_<NAME>_VERSION=v1` to .env.sample (commented out if only an overlay needs it).",
-        ),
-        Rule(
-            "C011",
-            "error",
-            "Every long-running service has a health check, in its compose file or its image.",
-            "Add a `healthcheck`, so that a broken service can be told from a working one; or waive the rule in "
-            "cc-ci.toml, with a reason.",
-        ),
-        Rule("C012", "error", "Images are pinned to a tag other than `latest`.", "Pin a version, such as `nginx:1.27.3`."),
-        Rule(
-            "C013",
-            "warning",
-            "README.md has complete metadata between `<!-- metadata -->` and `<!-- endmetadata -->`.",
-            "Fill in Category, Status, Image, Healthcheck, Backups, Email, Tests and SSO.",
-        ),
-        Rule("C014", "error", ".env.sample sets TYPE, DOMAIN and LETS_ENCRYPT_ENV.", "Add the missing line to .env.sample."),
-        Rule(
-            "C015",
-            "warning",
-            "The version has release notes.",
-            "Write `release/<version>` (no extension), or `release/next` for the upcoming version.",
-        ),
-        Rule(
-            "C016",
-            "error",
-            "Labels with a variable in their name are written as a list.",
-            'Write `- "name=value"`: Docker substitutes variables in values, but not in the keys of a mapping.',
-        ),
-        Rule(
-            "C017",
-            "error",
-            "Defaults contain no variables: `docker stack` does not support `${A:-${B}}`.",
-            "Give the variable a default in .env.sample, where `${A:-$B}` is supported.",
-        ),
-        Rule(
-            "C018",
-            "warning",
-            "Images are pinned to a tag that does not move, such as `1.27.3`.",
-            "Pin the full version, not `1`, `0.4` or `stable`; or add the digest, `@sha256:…`.",
-        ),
-        Rule(
-            "C020",
-            "error",
-            "Every variable added since the published version has a default or is mentioned in the release notes.",
-            "Write `${NAME:-…}`, or tell operators in `release/<version>` to set it: an upgrade keeps their .env.",
-        ),
-        Rule(
-            "C021", "warning", "No secret was added.", "Tell operators in `release/<version>` to create it before they upgrade."
-        ),
-        Rule(
-            "C022",
-            "warning",
-            "COMPOSE_FILE in .env.sample names only compose files that the published version's names.",
-            "Tell operators in `release/<version>` to add it, or move its content into compose.yml.",
-        ),
-        Rule(
-            "C023",
-            "warning",
-            "A version that requires operators to act is a new major version.",
-            "Raise the first number of the label (`abra recipe sync --major`).",
-        ),
-        Rule("C024", "error", "Labels `backupbot.*` are valid.", "Correct or remove the label."),
-        Rule(
-            "C025",
-            "warning",
-            "Every volume is backed up, or excluded by a label.",
-            "Label its service `backupbot.backup=true`; or set `backupbot.backup.volumes.<volume>=false` if the data "
-            "may be lost.",
-        ),
-        Rule(
-            "C026",
-            "warning",
-            "Only labels `backupbot.*` that backup-bot-two supports are used.",
-            "Use backupbot.backup, backup.path, backup.volumes.<volume>, backup.pre-hook, backup.post-hook, restore.pre-hook and "
-            "restore.post-hook.",
-        ),
-        Rule(
-            "C027",
-            "warning",
-            "Services have only options that Swarm applies.",
-            "Write `deploy.restart_policy` for `restart`, a volume of type tmpfs for `tmpfs` and `shm_size`; remove the others.",
-        ),
-    )
+#: The level of each rule; docs/lint.md explains them. An *error* keeps the recipe from the last level. Levels follow abra's own
+#: lint where it has the rule.
+RULES: Mapping[str, Literal["error", "warning"]] = {
+    "C001": "error",
+    "C002": "warning",
+    "C003": "error",
+    "C004": "error",
+    "C005": "error",
+    "C006": "error",
+    "C007": "error",
+    "C008": "error",
+    "C009": "error",
+    "C010": "error",
+    "C011": "error",
+    "C012": "error",
+    "C013": "warning",
+    "C014": "error",
+    "C015": "warning",
+    "C016": "error",
+    "C017": "error",
+    "C018": "warning",
+    "C020": "error",
+    "C021": "warning",
+    "C022": "warning",
+    "C023": "warning",
+    "C024": "error",
+    "C025": "warning",
+    "C026": "warning",
+    "C027": "warning",
 }
 
 #: Sections that are mappings by name.
@@ -318,7 +214,7 @@ def _findings(
 
 def finding(rule: str, text: str, file: str = "", line: int = 0) -> LintFinding:
     """A finding for one of RULES."""
-    return LintFinding(rule=rule, level=RULES[rule].level, text=_printable(text), file=_printable(file), line=line)
+    return LintFinding(rule=rule, level=RULES[rule], text=_printable(text), file=_printable(file), line=line)
 
 
 def _printable(text: str) -> str:

@@ -200,7 +200,7 @@ def test_each_thing_that_can_be_wrong_is_found(what: str, nice: Callable[..., Pa
     rule = what[:4]
     [finding] = [f for f in found if f.rule == rule]
     assert words in finding.text
-    assert finding.level == RULES[rule].level
+    assert finding.level == RULES[rule]
     if rule != "C001" and what != "C014-quote":  # what cannot be read is missed elsewhere as well
         also = {"C002": {"C001"}, "C004": {"C011"}, "C005": {"C016"}, "C016": {"C005"}}
         assert {f.rule for f in found} - {rule} <= {"C015"} | also.get(rule, set())
@@ -365,8 +365,8 @@ def test_what_unfolds_to_too_much_is_refused_before_it_is_built(text: str) -> No
 
 
 def test_the_page_tells_the_rules_as_they_are() -> None:
-    rows = re.findall(r"^\| (C\d{3}) \| (\w+) \| (.*) \| (.*) \|$", (ROOT / "docs" / "lint.md").read_text(), re.MULTILINE)
-    assert rows == [(rule.id, rule.level, rule.what, rule.fix) for rule in RULES.values()]
+    rows = re.findall(r"^\| (C\d{3}) \| (\w+) \| .+ \| .+ \|$", (ROOT / "docs" / "lint.md").read_text(), re.MULTILINE)
+    assert rows == list(RULES.items())
 
 
 def test_a_label_is_spelt_as_in_the_recipe() -> None:
