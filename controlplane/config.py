@@ -49,9 +49,11 @@ Words = Annotated[list[str], NoDecode, BeforeValidator(_words)]
 
 
 class Config(BaseSettings):
-    """All settings. A field's alias is its environment variable."""
+    """All settings. A field's alias is its environment variable: CC_CI_ and its name, unless it has one of its own."""
 
-    model_config = SettingsConfigDict(env_file_encoding="utf-8", extra="ignore", populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_file_encoding="utf-8", extra="ignore", populate_by_name=True, alias_generator=lambda name: f"CC_CI_{name.upper()}"
+    )
 
     secret_key: str = Field(
         "", alias="SECRET_KEY", description="Django's signing key. If empty, one is generated and kept in the data folder."
@@ -74,275 +76,178 @@ class Config(BaseSettings):
         description="Register and maintain webhooks at the forges where the token's permissions allow it. Polling "
         "continues, less often.",
     )
-    webhook_url: str = Field(
-        "",
-        alias="CC_CI_WEBHOOK_URL",
-        description="URL at which the forges reach this server, if not CC_CI_BASE_URL.",
-    )
-    webhook_reenable: bool = Field(
-        False,
-        alias="CC_CI_WEBHOOK_REENABLE",
-        description="Re-enable one of our webhooks when somebody disabled it at the forge.",
-    )
-    delivery_days: int = Field(7, alias="CC_CI_DELIVERY_DAYS", ge=1, le=365, description="Days to keep deliveries.")
+    webhook_url: str = Field("", description="URL at which the forges reach this server, if not CC_CI_BASE_URL.")
+    webhook_reenable: bool = Field(False, description="Re-enable one of our webhooks when somebody disabled it at the forge.")
+    delivery_days: int = Field(7, ge=1, le=365, description="Days to keep deliveries.")
     data_dir: Path = Field(
-        Path("var"),
-        alias="CC_CI_DATA_DIR",
-        description="Folder for the database, keys and run folders. A relative path starts at the project.",
+        Path("var"), description="Folder for the database, keys and run folders. A relative path starts at the project."
     )
-    base_url: str = Field(
-        "http://127.0.0.1:8000",
-        alias="CC_CI_BASE_URL",
-        description="Public URL of these pages; links in comments begin with it.",
-    )
+    base_url: str = Field("http://127.0.0.1:8000", description="Public URL of these pages; links in comments begin with it.")
     proxies: Words = Field(
         [],
-        alias="CC_CI_PROXIES",
         description="Reverse proxies in front of this server, as addresses or networks, such as `127.0.0.1 "
         "10.0.0.0/8`. Only these are trusted to report a client's address, and that it used https.",
     )
     secret_keys: Words = Field(
         [],
-        alias="CC_CI_SECRET_KEYS",
         description="Fernet keys for tokens in the database, separated by commas; the first encrypts. "
         "Empty: `secret-keys` in the data folder.",
     )
-    poll_seconds: float = Field(30, alias="CC_CI_POLL_SECONDS", ge=1, le=3600, description="Seconds between polls of a forge.")
+    poll_seconds: float = Field(30, ge=1, le=3600, description="Seconds between polls of a forge.")
     poll_rarely_seconds: float = Field(
-        600,
-        alias="CC_CI_POLL_RARELY_SECONDS",
-        ge=1,
-        le=86400,
-        description="Seconds between polls of a repository whose webhooks work.",
+        600, ge=1, le=86400, description="Seconds between polls of a repository whose webhooks work."
     )
     deployer: Literal["auto", "swarm", "process"] = Field(
-        "auto",
-        alias="CC_CI_DEPLOYER",
-        description="How recipes are deployed: on the local Docker Swarm, as plain processes, or automatically chosen.",
+        "auto", description="How recipes are deployed: on the local Docker Swarm, as plain processes, or automatically chosen."
     )
-    domain: str = Field(
-        "",
-        alias="CC_CI_DOMAIN",
-        description="Wildcard domain under which each run gets its own name, if there is one.",
-    )
+    domain: str = Field("", description="Wildcard domain under which each run gets its own name, if there is one.")
     proxy_url: str = Field(
-        "",
-        alias="CC_CI_PROXY_URL",
-        description="The server's reverse proxy, such as http://127.0.0.1:80. Empty: use the app's own address.",
+        "", description="The server's reverse proxy, such as http://127.0.0.1:80. Empty: use the app's own address."
     )
-    slots: int = Field(
-        1,
-        alias="CC_CI_SLOTS",
-        ge=1,
-        le=64,
-        description="Concurrent runs on this host. Executors have slots of their own.",
-    )
+    slots: int = Field(1, ge=1, le=64, description="Concurrent runs on this host. Executors have slots of their own.")
     repository_slots: int = Field(
         0,
-        alias="CC_CI_REPOSITORY_SLOTS",
         ge=0,
         le=64,
         description="Concurrent runs of one repository, which is one recipe, on all hosts and executors together. 0: no limit.",
     )
     supersede: Literal["queued", "running"] = Field(
         "running",
-        alias="CC_CI_SUPERSEDE",
         description="What a newer request on the same pull request stops. `queued`: a run that waits; "
         "`running`: also one under way.",
     )
     close: Literal["queued", "running"] = Field(
         "queued",
-        alias="CC_CI_CLOSE",
         description="What closing or merging a pull request cancels. `queued`: runs that wait; `running`: also one under way.",
     )
-    run_seconds: int = Field(1800, alias="CC_CI_RUN_SECONDS", ge=10, le=86400, description="Time limit of a run, in seconds.")
-    stage_seconds: int = Field(
-        600, alias="CC_CI_STAGE_SECONDS", ge=5, le=86400, description="Time limit of one stage's tests, in seconds."
-    )
+    run_seconds: int = Field(1800, ge=10, le=86400, description="Time limit of a run, in seconds.")
+    stage_seconds: int = Field(600, ge=5, le=86400, description="Time limit of one stage's tests, in seconds.")
     start_seconds: int = Field(
         1800,
-        alias="CC_CI_START_SECONDS",
         ge=5,
         le=86400,
         description="Longest startup time that a recipe may request, in seconds. Not counted towards other limits.",
     )
     pull_seconds: int = Field(
-        1800,
-        alias="CC_CI_PULL_SECONDS",
-        ge=5,
-        le=86400,
-        description="Time limit for all image pulls of a run, in seconds. Not counted towards other limits.",
+        1800, ge=5, le=86400, description="Time limit for all image pulls of a run, in seconds. Not counted towards other limits."
     )
-    memory_mb: int = Field(2048, alias="CC_CI_MEMORY_MB", ge=64, description="Memory limit for a recipe's tests, in megabytes.")
-    processes: int = Field(512, alias="CC_CI_PROCESSES", ge=16, description="Process limit for a recipe's tests.")
-    disk_mb: int = Field(2048, alias="CC_CI_DISK_MB", ge=16, description="Disk limit for a recipe's tests, in megabytes.")
-    app_memory_mb: int = Field(
-        2048, alias="CC_CI_APP_MEMORY_MB", ge=16, description="Memory limit for each service of a run, in megabytes."
-    )
-    app_cpus: float = Field(1.0, alias="CC_CI_APP_CPUS", ge=0.1, le=1024, description="CPU limit for each service of a run.")
-    app_processes: int = Field(1024, alias="CC_CI_APP_PROCESSES", ge=16, description="Process limit for each service of a run.")
-    app_log_mb: int = Field(20, alias="CC_CI_APP_LOG_MB", ge=2, description="Megabytes that Docker keeps of each service's log.")
+    memory_mb: int = Field(2048, ge=64, description="Memory limit for a recipe's tests, in megabytes.")
+    processes: int = Field(512, ge=16, description="Process limit for a recipe's tests.")
+    disk_mb: int = Field(2048, ge=16, description="Disk limit for a recipe's tests, in megabytes.")
+    app_memory_mb: int = Field(2048, ge=16, description="Memory limit for each service of a run, in megabytes.")
+    app_cpus: float = Field(1.0, ge=0.1, le=1024, description="CPU limit for each service of a run.")
+    app_processes: int = Field(1024, ge=16, description="Process limit for each service of a run.")
+    app_log_mb: int = Field(20, ge=2, description="Megabytes that Docker keeps of each service's log.")
     volumes_mb: int = Field(
-        8192,
-        alias="CC_CI_VOLUMES_MB",
-        ge=16,
-        description="Megabytes that a run's app may write, inside and outside of volumes; exceeding it ends the run.",
+        8192, ge=16, description="Megabytes that a run's app may write, inside and outside of volumes; exceeding it ends the run."
     )
-    most_tasks: int = Field(
-        20, alias="CC_CI_MOST_TASKS", ge=1, description="Tasks (services times replicas) that a run may request."
-    )
-    most_services: int = Field(20, alias="CC_CI_MOST_SERVICES", ge=1, description="Services that a run may have.")
-    most_secrets: int = Field(50, alias="CC_CI_MOST_SECRETS", ge=1, description="Secrets that a run may have.")
-    most_configs: int = Field(50, alias="CC_CI_MOST_CONFIGS", ge=1, description="Configs that a run may have.")
-    most_networks: int = Field(
-        20, alias="CC_CI_MOST_NETWORKS", ge=1, description="Networks that a run may have; each takes an address range."
-    )
+    most_tasks: int = Field(20, ge=1, description="Tasks (services times replicas) that a run may request.")
+    most_services: int = Field(20, ge=1, description="Services that a run may have.")
+    most_secrets: int = Field(50, ge=1, description="Secrets that a run may have.")
+    most_configs: int = Field(50, ge=1, description="Configs that a run may have.")
+    most_networks: int = Field(20, ge=1, description="Networks that a run may have; each takes an address range.")
     firewall_allow: Words = Field(
-        [],
-        alias="CC_CI_FIREWALL_ALLOW",
-        description="What every run may reach on this host or in private ranges, such as `10.1.2.3:5432/tcp`, `10.2.0.0/16`.",
+        [], description="What every run may reach on this host or in private ranges, such as `10.1.2.3:5432/tcp`, `10.2.0.0/16`."
     )
     firewall_everything: bool = Field(
         False,
-        alias="CC_CI_FIREWALL_EVERYTHING",
         description="Apply the firewall rules to everything that leaves via docker_gwbridge, including this server's own apps.",
     )
     firewall_probe: bool = Field(
-        True,
-        alias="CC_CI_FIREWALL_PROBE",
-        description="Let `cc-ci doctor` test from a container what a run can reach; takes a second or two.",
+        True, description="Let `cc-ci doctor` test from a container what a run can reach; takes a second or two."
     )
-    pictures: bool = Field(
-        True, alias="CC_CI_PICTURES", description="Take a screenshot of each app, if Chromium is installed on this host."
-    )
+    pictures: bool = Field(True, description="Take a screenshot of each app, if Chromium is installed on this host.")
     image_gb: float = Field(
         0,
-        alias="CC_CI_IMAGE_GB",
         ge=0,
         description="Gigabytes of images that runs may leave on this host; the least recently used are removed first. "
         "0 keeps all.",
     )
     registries: Words = Field(
         [],
-        alias="CC_CI_REGISTRIES",
         description="Registries that runs may pull images from, such as `docker.io ghcr.io registry.example.org:5000`. "
         "Empty: any public one (named by a domain with a dot, not by an address, and not in a private "
         "range).",
     )
     registry_mirror: str = Field(
         "",
-        alias="CC_CI_REGISTRY_MIRROR",
         pattern=r"^([A-Za-z0-9.-]+(:\d+)?)?$",
         description="A registry to try first for Docker Hub images, such as `mirror.example.org:5000`.",
     )
     registry_auth: Path | None = Field(
-        None,
-        alias="CC_CI_REGISTRY_AUTH",
-        description="A Docker `config.json` with registry logins, read for each pull. Never exposed to recipe code.",
+        None, description="A Docker `config.json` with registry logins, read for each pull. Never exposed to recipe code."
     )
     oidc_url: str = Field(
-        "",
-        alias="CC_CI_OIDC_URL",
-        description="The Keycloak that lends a realm to each run whose recipe needs one, such as `https://id.example.org`.",
+        "", description="The Keycloak that lends a realm to each run whose recipe needs one, such as `https://id.example.org`."
     )
-    oidc_user: str = Field("admin", alias="CC_CI_OIDC_USER", description="The Keycloak user that may create and delete realms.")
-    oidc_password: SecretStr = Field(SecretStr(""), alias="CC_CI_OIDC_PASSWORD", description="That user's password.")
+    oidc_user: str = Field("admin", description="The Keycloak user that may create and delete realms.")
+    oidc_password: SecretStr = Field(SecretStr(""), description="That user's password.")
     public: bool = Field(
-        True,
-        alias="CC_CI_PUBLIC",
-        description="Whether anybody may see the pages of public repositories. `0`: all pages require a login.",
+        True, description="Whether anybody may see the pages of public repositories. `0`: all pages require a login."
     )
     verdict: Literal["post", "edit"] = Field(
         "post",
-        alias="CC_CI_VERDICT",
         description="`post`: the verdict is a new comment, which notifies people. `edit`: the first comment is edited, "
         "which notifies nobody.",
     )
     outsiders: Literal["reply", "silent"] = Field(
-        "reply",
-        alias="CC_CI_OUTSIDERS",
-        description="What to answer people who may not request a run: one short reply, or nothing.",
+        "reply", description="What to answer people who may not request a run: one short reply, or nothing."
     )
-    bots: Words = Field(
-        [],
-        alias="CC_CI_BOTS",
-        description="Login names of other bots, separated by commas. Their comments never start a run.",
-    )
+    bots: Words = Field([], description="Login names of other bots, separated by commas. Their comments never start a run.")
     alerts: Annotated[list[str], NoDecode] = Field(
         [],
-        alias="CC_CI_ALERTS",
         description="Where to send alerts about this server's own apps and about scheduled runs: Apprise addresses "
         "(Matrix, mail, …), separated by spaces.",
         repr=False,
     )
     infra_file: Path | None = Field(
         None,
-        alias="CC_CI_INFRA_FILE",
         description="Path of the `infra.yml` that declares this server's own apps, until one was applied from "
         "elsewhere. A relative path starts at the project. Empty: `infra.yml` in the data folder.",
     )
     schedule: Literal["never", "nightly", "weekly"] = Field(
         "never",
-        alias="CC_CI_SCHEDULE",
         description="How often each watched recipe's default branch and newest published version are tested without being "
         "asked for.",
     )
     schedule_window: str = Field(
         "01:00-05:00",
-        alias="CC_CI_SCHEDULE_WINDOW",
         description="When scheduled runs start, spread evenly: `[DAYS ]HH:MM-HH:MM[ ZONE]`, such as `Mon-Fri 22:00-04:00 "
         "Europe/Berlin`. Without a zone in UTC.",
     )
-    schedule_extra_tests: bool = Field(
-        False, alias="CC_CI_SCHEDULE_EXTRA_TESTS", description="Whether scheduled runs include extra tests."
-    )
+    schedule_extra_tests: bool = Field(False, description="Whether scheduled runs include extra tests.")
     schedule_issues: bool = Field(
         False,
-        alias="CC_CI_SCHEDULE_ISSUES",
         description="When scheduled runs no longer pass: open an issue in the recipe's repository, and close it when they pass "
         "again. Otherwise an alert is sent.",
     )
-    topic: str = Field("cc-ci", alias="CC_CI_TOPIC", description="Repositories of a watched owner with this topic are enrolled.")
-    status_context: str = Field("cc-ci", alias="CC_CI_STATUS_CONTEXT", description="Name of the commit status.")
-    workers: int = Field(2, alias="CC_CI_WORKERS", ge=1, le=64, description="Worker processes of the task queue on this host.")
-    queue_timeout: int = Field(60, alias="CC_CI_QUEUE_TIMEOUT", ge=5, description="Seconds after which a task is stopped.")
+    topic: str = Field("cc-ci", description="Repositories of a watched owner with this topic are enrolled.")
+    status_context: str = Field("cc-ci", description="Name of the commit status.")
+    workers: int = Field(2, ge=1, le=64, description="Worker processes of the task queue on this host.")
+    queue_timeout: int = Field(60, ge=5, description="Seconds after which a task is stopped.")
     queue_retry: int = Field(
-        90,
-        alias="CC_CI_QUEUE_RETRY",
-        ge=6,
-        description="Seconds after which an unfinished task is queued again. More than CC_CI_QUEUE_TIMEOUT.",
+        90, ge=6, description="Seconds after which an unfinished task is queued again. More than CC_CI_QUEUE_TIMEOUT."
     )
     requests_per_minute: int = Field(
-        600,
-        alias="CC_CI_REQUESTS_PER_MINUTE",
-        ge=0,
-        description="Requests per minute to one forge, from all processes together; at least 60. 0: no limit.",
+        600, ge=0, description="Requests per minute to one forge, from all processes together; at least 60. 0: no limit."
     )
-    http_timeout: float = Field(
-        10, alias="CC_CI_HTTP_TIMEOUT", gt=0, le=50, description="Timeout for a forge's response, in seconds."
-    )
+    http_timeout: float = Field(10, gt=0, le=50, description="Timeout for a forge's response, in seconds.")
     host: str = Field(
         default_factory=socket.gethostname,
-        alias="CC_CI_HOST",
         description="Name of this host among several that share a database. Default: its host name.",
         max_length=100,
         pattern=r"^[A-Za-z0-9._-]+$",
     )
     api_requests_per_minute: int = Field(
-        120,
-        alias="CC_CI_API_REQUESTS_PER_MINUTE",
-        ge=1,
-        le=100_000,
-        description="Requests per minute to the API with one token, at all hosts together.",
+        120, ge=1, le=100_000, description="Requests per minute to the API with one token, at all hosts together."
     )
     known_good_mb: int = Field(
         1024,
-        alias="CC_CI_KNOWN_GOOD_MB",
         ge=0,
         le=1 << 20,
         description="Megabytes of known-good data to keep for each recipe, for `!testme --quick`. 0 keeps none.",
     )
-    keep_days: int = Field(90, alias="CC_CI_KEEP_DAYS", ge=1, description="Days to keep finished runs and their logs.")
+    keep_days: int = Field(90, ge=1, description="Days to keep finished runs and their logs.")
 
     @field_validator("alerts", mode="before")
     @classmethod
