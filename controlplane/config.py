@@ -1,7 +1,7 @@
 """cc-ci's settings from the environment and `.env`: name, type, default and validation of each, in one table.
 
 An invalid value prevents the start and is reported with the variable's name and the reason. `cc-ci configuration` generates
-`docs/configuration.md` from this table, and a test keeps the two in sync.
+the table in `docs/configuration.md` from this one, and a test keeps the two in sync.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from django.core.management import CommandError, call_command
 
-from controlplane import config
+from controlplane import config, configuration
 from controlplane.config import BASE_DIR, ConfigurationError, load, parse_database_url, unknown_names
 from controlplane.configuration import PATH, document
 
@@ -125,3 +126,14 @@ def test_the_document_is_the_table() -> None:
     assert PATH.read_text() == document(), "type: cc-ci configuration --write"
     for field in config.Config.model_fields.values():
         assert field.alias and field.description
+
+
+@pytest.mark.parametrize("times", [0, 2])
+def test_a_document_without_a_place_for_the_table(times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(configuration, "folder", lambda: tmp_path)
+    (tmp_path / "configuration.md").write_text(f"# Ours\n\n{configuration.HEADING}| old |\n\nMore.\n")
+    assert document().startswith(f"# Ours\n\n{configuration.HEADING}| `SECRET_KEY` | text |")
+    assert document().endswith("number, at least 1 | `90` | Days to keep finished runs and their logs. |\n\nMore.\n")
+    (tmp_path / "configuration.md").write_text(f"# Ours\n\n{configuration.HEADING * times}")
+    with pytest.raises(CommandError, match=f"once, but has it {times} times"):
+        call_command("configuration")

@@ -1,4 +1,4 @@
-"""`cc-ci configuration`: print docs/configuration.md, or write it."""
+"""`cc-ci configuration`: print docs/configuration.md, or update the table in it."""
 
 from __future__ import annotations
 
@@ -7,20 +7,24 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from controlplane.configuration import PATH, document
+from controlplane.configuration import PATH, NoTable, document
 
 
 class Command(BaseCommand):
     help = "Print every setting, as in docs/configuration.md."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--write", action="store_true", help="write docs/configuration.md")
+        parser.add_argument("--write", action="store_true", help="update the table in docs/configuration.md")
 
     def handle(self, *args: Any, **options: Any) -> None:
+        if options["write"] and not PATH.parent.is_dir():
+            raise CommandError(f"--write needs a checkout: the folder {PATH.parent} does not exist.")
+        try:
+            text = document()
+        except (NoTable, OSError) as error:
+            raise CommandError(str(error)) from error
         if options["write"]:
-            if not PATH.parent.is_dir():
-                raise CommandError(f"--write needs a checkout: the folder {PATH.parent} does not exist.")
-            PATH.write_text(document())
+            PATH.write_text(text)
             self.stdout.write(f"Wrote {PATH}.")
         else:
-            self.stdout.write(document())
+            self.stdout.write(text)
