@@ -38,8 +38,8 @@ recipes = Router(tags=["recipes"])
 class Run(Schema):
     id: UUID
     url: str = Field(description="Its page.")
-    repository: str = Field(description="OWNER/REPO.")
-    forge: str
+    repository: str = Field(validation_alias="repository.full_name", description="OWNER/REPO.")
+    forge: str = Field(validation_alias="repository.forge.url")
     pull_request: int | None
     ref: str
     sha: str = Field(description="The commit that is tested, whatever happens to the branch.")
@@ -50,26 +50,14 @@ class Run(Schema):
     state: RunState
     reason: str = Field(description="What failed, and what to do; empty if nothing.")
     level: int | None = Field(description="How far the recipe got, from 0 to 5.")
-    retry_of: UUID | None
+    retry_of: UUID | None = Field(validation_alias="retry_of_id")
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
 
     @staticmethod
-    def resolve_repository(run: TestRun) -> str:
-        return run.repository.full_name
-
-    @staticmethod
-    def resolve_forge(run: TestRun) -> str:
-        return run.repository.forge.url
-
-    @staticmethod
     def resolve_pull_request(run: TestRun) -> int | None:
         return run.pull_request.number if run.pull_request else None
-
-    @staticmethod
-    def resolve_retry_of(run: TestRun) -> UUID | None:
-        return run.retry_of_id
 
 
 class Case(Schema):
@@ -90,20 +78,12 @@ class Stage(Schema):
     seconds: float
     cases: list[CaseWithMessage]
 
-    @staticmethod
-    def resolve_cases(stage: StageResult) -> list[CaseResult]:
-        return list(stage.cases.all())
-
 
 class RunWithResults(Run):
     deployer: str
     sandbox: str
     warnings: list[str]
-    results: list[Stage]
-
-    @staticmethod
-    def resolve_results(run: TestRun) -> list[StageResult]:
-        return list(run.stage_results.prefetch_related(Prefetch("cases", CaseResult.objects.defer("output"))))
+    results: list[Stage] = Field(validation_alias="stage_results")
 
 
 class Log(Schema):
@@ -113,52 +93,28 @@ class Log(Schema):
 
 class Recipe(Schema):
     id: Number
-    repository: str = Field(description="OWNER/REPO.")
-    forge: str
+    repository: str = Field(validation_alias="full_name", description="OWNER/REPO.")
+    forge: str = Field(validation_alias="forge.url")
     private: bool
     default_branch: str
     last_run: UUID | None = Field(description="Its newest run with a verdict.")
     last_state: RunState | None
 
-    @staticmethod
-    def resolve_repository(row: Repository) -> str:
-        return row.full_name
-
-    @staticmethod
-    def resolve_forge(row: Repository) -> str:
-        return row.forge.url
-
 
 class StageOfTest(Schema):
-    stage: str
+    stage: str = Field(validation_alias="name")
     status: str
     cases: list[Case]
-
-    @staticmethod
-    def resolve_stage(stage: StageResult) -> str:
-        return stage.name
-
-    @staticmethod
-    def resolve_cases(stage: StageResult) -> list[CaseResult]:
-        return list(stage.cases.all())
 
 
 class Tested(Schema):
     """What one run showed about the recipe's tests."""
 
-    run: UUID
+    run: UUID = Field(validation_alias="pk")
     sha: str
     state: RunState
     created_at: datetime
-    results: list[StageOfTest]
-
-    @staticmethod
-    def resolve_run(run: TestRun) -> UUID:
-        return run.pk
-
-    @staticmethod
-    def resolve_results(run: TestRun) -> list[StageResult]:
-        return list(run.stage_results.all())
+    results: list[StageOfTest] = Field(validation_alias="stage_results")
 
 
 class Filters(Schema):
@@ -202,7 +158,8 @@ def list_runs(request: HttpRequest, filters: Query[Filters]) -> QuerySet[TestRun
 @router.get("/{run_id}", **answers(Scope.READ, RunWithResults))
 def show_run(request: HttpRequest, run_id: UUID) -> TestRun:
     """Show one run, with its stages and tests."""
-    return get_object_or_404(visible_runs(request), pk=run_id)
+    cases = Prefetch("stage_results__cases", CaseResult.objects.defer("output"))
+    return get_object_or_404(visible_runs(request).prefetch_related(cases), pk=run_id)
 
 
 @router.get("/{run_id}/log", **answers(Scope.READ, Log))

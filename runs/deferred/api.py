@@ -24,7 +24,7 @@ router = Router(tags=["deferred"])
 class Deferred(Schema):
     id: Number
     slug: str
-    file: str = Field(description="The DEFERRED.md that it is an entry of.")
+    file: str = Field(validation_alias="file_name", description="The DEFERRED.md that it is an entry of.")
     filed_on: date
     filed_by: str
     what: str
@@ -37,21 +37,13 @@ class Deferred(Schema):
     closed_at: datetime | None
     closed_commit: str
     closed_test: str
-    proof: UUID | None = Field(description="The run that passed the ported test.")
+    proof: UUID | None = Field(validation_alias="proof_id", description="The run that passed the ported test.")
     unproven: bool
     pull_url: str
 
     @staticmethod
-    def resolve_file(row: DeferredItem) -> str:
-        return row.file_name
-
-    @staticmethod
     def resolve_recipe(row: DeferredItem) -> str | None:
         return row.recipe.full_name if row.recipe else None
-
-    @staticmethod
-    def resolve_proof(row: DeferredItem) -> UUID | None:
-        return row.proof_id
 
 
 class Filters(Schema):
