@@ -5,36 +5,28 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from typing import Any
 
 import requests
 from urllib3.exceptions import HTTPError
 
-from enrollment.forges.base import Garbage, NotFound
+from enrollment.forges.base import NotFound
 from enrollment.forges.http import json_of, session_for, storable
 from infra.deployers.compose import safeyaml
 from runs.executors.engine import (
-    STEPS,
     Build,
     Engine,
     Repo,
     Step,
     admits,
-    children,
     environment_problem,
-    is_small,
     listed,
     mapping,
     number_of,
     object_of,
     objects_of,
-    texts_of,
-    time_of,
 )
 
-#: Builds on a page; Drone gives no more.
-PAGE = 100
 #: The most that is read of a running step's log.
 LIVE_BYTES = 8 << 20
 #: The longest message in it. Decoded, JSON may take 50 times its size; a piece of a log is at most 32 kB.
@@ -56,6 +48,9 @@ class Drone(Engine):
         "If {engine.repository} has no pipeline on {engine.branch}, it searches for one for 45 seconds first: paste the one of "
         "{engine.docs} there"
     )
+    listing = {"per_page": 100}  # Drone gives no more
+    build_word = "build"
+    params_key, stages_key, steps_key, number_key, status_key = "params", "stages", "steps", "number", "status"
 
     def page(self, number: int) -> str:
         return f"{self.url}/{self.repository}/{number}"
@@ -76,27 +71,24 @@ class Drone(Engine):
             closed=found.get("ignore_pull_requests") is True and found.get("ignore_forks") is True,
         )
 
-    def builds(self, page: int) -> list[Build]:
-        found = self._get(f"/repos/{self._path()}/builds", {"page": page, "per_page": PAGE})
-        return [self._build(row) for row in listed(found)]
-
-    def build(self, number: int) -> Build:
-        return self._build(self._get(f"/repos/{self._path()}/builds/{number}"))
+    @property
+    def builds_path(self) -> str:
+        return f"/repos/{self._path()}/builds"
 
     def create(self, params: Mapping[str, str]) -> Build | None:
         """Parameters count in the query only."""
-        response = self._http.once("POST", f"/repos/{self._path()}/builds", {"branch": self.branch, **params})
+        response = self._http.once("POST", self.builds_path, {"branch": self.branch, **params})
         if response.status_code == 204:
             return None
         found = json_of(response)
-        return None if found is None else self._build(found)
+        return None if found is None else self.read(found)
 
     def cancel(self, number: int) -> None:
-        self._http.once("DELETE", f"/repos/{self._path()}/builds/{number}")
+        self._http.once("DELETE", f"{self.builds_path}/{number}")
 
     def log(self, step: Step, number: int) -> str | None:
         try:
-            found = self._get(f"/repos/{self._path()}/builds/{number}/logs/{step.stage}/{step.number}")
+            found = self._get(f"{self.builds_path}/{number}/logs/{step.stage}/{step.number}")
         except NotFound:
             return None
         return "".join(map(_line, listed(found))) if found else None
@@ -135,30 +127,8 @@ class Drone(Engine):
             return f"no pipeline runs for custom builds of the branch {branch}: change its `trigger: branch:`"
         return environment_problem([*found, *(step for one in found for step in objects_of(one.get("steps")))], text)
 
-    def _build(self, found: Any) -> Build:
-        found = mapping(found)
-        if number_of(found, "number") < 1:
-            raise Garbage("Drone's answer is not a build")
-        status = str(found.get("status", ""))
-        return Build(
-            number=number_of(found, "number"),
-            status=status,
-            final=status in self.final,
-            error=str(found.get("error") or ""),
-            event=str(found.get("event", "")),
-            params=texts_of(found.get("params")),
-            created=time_of(number_of(found, "created")),
-            started=number_of(found, "started") > 0,
-            steps=tuple(islice(_steps(found), STEPS)),
-        )
-
-
-def _steps(build: Mapping[str, Any]) -> Iterator[Step]:
-    for stage in children(build, "stages"):
-        for step in children(stage, "steps"):
-            numbers = number_of(stage, "number"), number_of(step, "number")
-            if is_small(*numbers):
-                yield Step(*numbers, str(step.get("name", "")), str(step.get("status", "")))
+    def error_of(self, build: Mapping[str, Any]) -> str:
+        return str(build.get("error") or "")
 
 
 def _events(data: bytes) -> Iterator[str]:

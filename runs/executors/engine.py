@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
+from itertools import islice
 from typing import Any, ClassVar
 from urllib.parse import quote
 
@@ -124,6 +125,13 @@ class Engine(ABC):
     account: ClassVar[str]  #: the page with the token
     takes_none: ClassVar[str]  #: why no runner may take a build
     when_silent: ClassVar[str]  #: what else an answer may mean that is none
+    listing: ClassVar[Mapping[str, Any]]  #: parameters of a request for a page of builds, besides its number
+    build_word: ClassVar[str]  #: the server's word for a build
+    params_key: ClassVar[str]  #: where a build has its parameters
+    stages_key: ClassVar[str]  #: where a build has its stages, and these their steps
+    steps_key: ClassVar[str]
+    number_key: ClassVar[str]  #: the number of a stage and of a step
+    status_key: ClassVar[str]  #: the status of a step
 
     def __init__(self, row: RemoteExecutor) -> None:
         """Raises SecretUnreadable."""
@@ -171,12 +179,16 @@ class Engine(ABC):
     @abstractmethod
     def repo(self) -> Repo: ...
 
+    @property
     @abstractmethod
+    def builds_path(self) -> str: ...
+
     def builds(self, page: int) -> list[Build]:
         """A page of builds, the newest first; without their steps."""
+        return [self.read(row) for row in listed(self._get(self.builds_path, {"page": page, **self.listing}))]
 
-    @abstractmethod
-    def build(self, number: int) -> Build: ...
+    def build(self, number: int) -> Build:
+        return self.read(self._get(f"{self.builds_path}/{number}"))
 
     @abstractmethod
     def create(self, params: Mapping[str, str]) -> Build | None:
@@ -193,6 +205,15 @@ class Engine(ABC):
     @abstractmethod
     def live_log(self, step: Step, number: int, seconds: float) -> str:
         """What is known of the log of a running step; reads for about so many seconds."""
+
+    @abstractmethod
+    def error_of(self, build: Mapping[str, Any]) -> str:
+        """What a build says went wrong with it."""
+
+    @classmethod
+    def step_id(cls, step: Mapping[str, Any]) -> int | None:
+        """By which the log of a step is asked for, where that is not by numbers; None if there can be no such step. Pure."""
+        return 0
 
     @classmethod
     @abstractmethod
@@ -218,6 +239,32 @@ class Engine(ABC):
         if isinstance(error, Unavailable):
             return f"{self.label} at {self.url} does not answer properly ({error}). {self.when_silent.format(engine=self)}"
         return str(error)
+
+    def read(self, found: Any) -> Build:
+        """A build as the server sends it."""
+        found = mapping(found)
+        if number_of(found, "number") < 1:
+            raise Garbage(f"{self.label}'s answer is not a {self.build_word}")
+        status = str(found.get("status", ""))
+        return Build(
+            number=number_of(found, "number"),
+            status=status,
+            final=status in self.final,
+            error=self.error_of(found),
+            event=str(found.get("event", "")),
+            params=texts_of(found.get(self.params_key)),
+            created=time_of(number_of(found, "created")),
+            started=number_of(found, "started") > 0,
+            steps=tuple(islice(self.steps(found), STEPS)),
+        )
+
+    @classmethod
+    def steps(cls, build: Mapping[str, Any]) -> Iterator[Step]:
+        for stage in children(build, cls.stages_key):
+            for step in children(stage, cls.steps_key):
+                numbers = number_of(stage, cls.number_key), number_of(step, cls.number_key)
+                if is_small(*numbers) and (known := cls.step_id(step)) is not None:
+                    yield Step(*numbers, str(step.get("name", "")), str(step.get(cls.status_key, "")), known)
 
     def _get(self, path: str, params: dict[str, Any] | None = None) -> Any:
         return json_of(self._http.once("GET", path, params))

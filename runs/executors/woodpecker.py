@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
-from itertools import islice
 from typing import Any
 
 import requests
@@ -15,7 +14,6 @@ from enrollment.forges.base import Garbage, NotFound, Rejected
 from enrollment.forges.http import json_of, storable
 from infra.deployers.compose import safeyaml
 from runs.executors.engine import (
-    STEPS,
     Build,
     Engine,
     Repo,
@@ -23,18 +21,13 @@ from runs.executors.engine import (
     admits,
     children,
     environment_problem,
-    is_small,
     listed,
     mapping,
     number_of,
     object_of,
     objects_of,
-    texts_of,
-    time_of,
 )
 
-#: Pipelines on a page; Woodpecker gives no more.
-PAGE = 50
 #: In every answer of Woodpecker itself, and in none of a proxy before it.
 HEADER = "X-Woodpecker-Version"
 #: The kinds of lines in a log: what a step wrote to stdout and stderr. Others are exit codes, metadata and progress.
@@ -55,6 +48,9 @@ class Woodpecker(Engine):
     account = "/user/cli-and-api"
     takes_none = "its labels have to be those of the pipeline"
     when_silent = "It also fails like this if {engine.repository} has no branch {engine.branch} at the forge"
+    listing = {"perPage": 50, "event": event}  # Woodpecker gives no more
+    build_word = "pipeline"
+    params_key, stages_key, steps_key, number_key, status_key = "variables", "workflows", "children", "pid", "state"
 
     def page(self, number: int) -> str:
         return f"{self.url}/repos/{self._id}/pipeline/{number}"
@@ -81,23 +77,18 @@ class Woodpecker(Engine):
             closed=found.get("allow_pr") is False,
         )
 
-    def builds(self, page: int) -> list[Build]:
-        found = self._get(f"/repos/{self._id}/pipelines", {"page": page, "perPage": PAGE, "event": self.event})
-        return [self._build(row) for row in listed(found)]
-
-    def build(self, number: int) -> Build:
-        return self._build(self._get(f"/repos/{self._id}/pipelines/{number}"))
+    @property
+    def builds_path(self) -> str:
+        return f"/repos/{self._id}/pipelines"
 
     def create(self, params: Mapping[str, str]) -> Build | None:
         """At the head of the branch: a commit cannot be asked for."""
-        response = self._http.once(
-            "POST", f"/repos/{self._id}/pipelines", body={"branch": self.branch, "variables": dict(params)}
-        )
-        return None if response.status_code == 204 else self._build(json_of(response))
+        response = self._http.once("POST", self.builds_path, body={"branch": self.branch, "variables": dict(params)})
+        return None if response.status_code == 204 else self.read(json_of(response))
 
     def cancel(self, number: int) -> None:
         try:
-            self._http.once("POST", f"/repos/{self._id}/pipelines/{number}/cancel")
+            self._http.once("POST", f"{self.builds_path}/{number}/cancel")
         except Rejected:  # one that does not run: it ended, or is being created
             if not self.build(number).final:
                 raise
@@ -145,31 +136,14 @@ class Woodpecker(Engine):
         """Everything about a repository is asked for by its number."""
         return number_of(self._found, "id")
 
-    def _build(self, found: Any) -> Build:
-        found = mapping(found)
-        if number_of(found, "number") < 1:
-            raise Garbage("Woodpecker's answer is not a pipeline")
-        status = str(found.get("status", ""))
-        errors = [str(error.get("message", "")) for error in children(found, "errors") if error.get("is_warning") is not True]
-        return Build(
-            number=number_of(found, "number"),
-            status=status,
-            final=status in self.final,
-            error="; ".join(errors)[:500],
-            event=str(found.get("event", "")),
-            params=texts_of(found.get("variables")),
-            created=time_of(number_of(found, "created")),
-            started=number_of(found, "started") > 0,
-            steps=tuple(islice(_steps(found), STEPS)),
-        )
+    def error_of(self, build: Mapping[str, Any]) -> str:
+        errors = (str(error.get("message", "")) for error in children(build, "errors") if error.get("is_warning") is not True)
+        return "; ".join(errors)[:500]
 
-
-def _steps(build: Mapping[str, Any]) -> Iterator[Step]:
-    for workflow in children(build, "workflows"):
-        for step in children(workflow, "children"):
-            numbers = number_of(workflow, "pid"), number_of(step, "pid")
-            if is_small(*numbers) and 0 < number_of(step, "id") < 2**63:
-                yield Step(*numbers, str(step.get("name", "")), str(step.get("state", "")), number_of(step, "id"))
+    @classmethod
+    def step_id(cls, step: Mapping[str, Any]) -> int | None:
+        found = number_of(step, "id")
+        return found if 0 < found < 2**63 else None
 
 
 def _line(row: Mapping[str, Any]) -> str:

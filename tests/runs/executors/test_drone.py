@@ -132,5 +132,5 @@ def test_a_live_log_follows_no_redirect(run: TestRun, fake: FakeServer) -> None:
 @pytest.mark.parametrize("number", [-1, 0, 10**300, True, "1"])
 def test_odd_numbers_of_stages_and_steps_are_left_out(number: Any) -> None:
     steps = [{"number": 1}, {"number": number}]
-    found = drone._steps({"stages": [{"number": 1, "steps": steps}, {"number": number, "steps": steps}]})
+    found = Drone.steps({"stages": [{"number": 1, "steps": steps}, {"number": number, "steps": steps}]})
     assert [(step.stage, step.number) for step in found] == [(1, 1)]

@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from enrollment.forges.base import Garbage, Rejected
 from runs import dispatcher, lifecycle
-from runs.executors import engine, woodpecker
+from runs.executors import engine
 from runs.executors.woodpecker import Woodpecker
 from runs.models import State, TestRun
 from tests.runs.executors.fakes import FakeServer, Fault
@@ -125,7 +125,7 @@ def test_a_log_is_its_written_lines_in_their_order(run: TestRun, fake: FakeServe
 def test_odd_numbers_of_workflows_and_steps_are_left_out(fake: FakeServer, number: Any) -> None:
     right = {"id": 5, "pid": 1}
     steps = [right, {**right, "pid": number}, {**right, "id": number}]
-    found = woodpecker._steps({"workflows": [{"pid": 1, "children": steps}, {"pid": number, "children": steps}, 7]})
+    found = Woodpecker.steps({"workflows": [{"pid": 1, "children": steps}, {"pid": number, "children": steps}, 7]})
     assert [(step.stage, step.number, step.id) for step in found] == [(1, 1, 5)]
 
 
