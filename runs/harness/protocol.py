@@ -393,11 +393,12 @@ class RunFolder:
                 yield event
 
 
-def write_atomically(path: Path, text: str, mode: int = 0o666) -> None:
-    """Replace `path` with `text` atomically, even if the machine loses power. `mode`: its permissions, less the umask's."""
+def write_atomically(path: Path, data: str | bytes, mode: int = 0o666) -> None:
+    """Replace `path` with `data` atomically, even if the machine loses power. `mode`: its permissions, less the umask's."""
     temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as stream:
-        stream.write(text)
+    kind = "w" if isinstance(data, str) else "wb"
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), kind) as stream:
+        stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path)

@@ -26,6 +26,7 @@ from infra.deployers.errors import DeployError
 from infra.deployers.isolation import bubblewrap
 from runs.harness.browser import chromium, needs
 from runs.harness.doors import Doors
+from runs.harness.protocol import write_atomically
 from runs.harness.sandbox_gateway import SandboxGateway
 
 NAME = "picture.png"
@@ -59,7 +60,7 @@ def take(
     leaving nothing running. Call it from the main thread: the browser ends with the calling one.
     """
     try:
-        _write(folder / NAME, _checked(_shoot(context, deployer, path, check), secrets))
+        write_atomically(folder / NAME, _checked(_shoot(context, deployer, path, check), secrets))
     except NoScreenshot as reason:
         return str(reason)
     except (OSError, DeployError, subprocess.SubprocessError) as error:
@@ -255,9 +256,3 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
             yield kind, content
     if at != len(data):
         raise ValueError("data after the end")
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
-    temporary.write_bytes(data)
-    temporary.replace(path)
