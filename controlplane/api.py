@@ -34,6 +34,7 @@ from controlplane import tokens
 from controlplane.models import ApiToken
 from controlplane.pages import rows_after
 from controlplane.registry import registry
+from controlplane.tokens import Refused as Refused  # for the operations of the apps
 
 log = logging.getLogger(__name__)
 
@@ -62,14 +63,6 @@ class Problem(Schema):
     """Why there is no answer, and what to do."""
 
     message: str
-
-
-class Refused(Exception):
-    """The request cannot be met; the message says why, and what to do."""
-
-    def __init__(self, status: int, message: str, **headers: str) -> None:
-        super().__init__(message)
-        self.status, self.headers = status, headers
 
 
 class Token(HttpBearer):
@@ -184,11 +177,6 @@ def _problem(request: HttpRequest, status: int, message: str, **headers: str) ->
 
 @api.exception_handler(Refused)
 def _refused(request: HttpRequest, error: Refused) -> HttpResponse:
-    return _problem(request, error.status, str(error), **error.headers)
-
-
-@api.exception_handler(tokens.Refused)
-def _token_refused(request: HttpRequest, error: tokens.Refused) -> HttpResponse:
     headers = {"WWW_Authenticate": "Bearer"} if error.status == 401 else {}
     if error.retry_after:
         headers["Retry_After"] = str(error.retry_after)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -189,12 +190,5 @@ def _link(token: Token, slug: str, files: set[str]) -> None:
 
 
 def _within(path: PurePosixPath) -> PurePosixPath:
-    parts: list[str] = []
-    for part in path.parts:
-        if part == "..":
-            if not parts:
-                return PurePosixPath("outside")
-            parts.pop()
-        elif part != ".":
-            parts.append(part)
-    return PurePosixPath(*parts)
+    path = PurePosixPath(posixpath.normpath(path))
+    return PurePosixPath("outside") if path.is_absolute() or ".." in path.parts else path

@@ -29,7 +29,7 @@ _FORM = re.compile(r"ccci_([0-9a-f]{12})_([\w-]{43})", re.ASCII)
 
 
 class Refused(Exception):
-    """The token is not accepted now. The message says why, and what to do."""
+    """The request cannot be met, or its token is not accepted now. The message says why, and what to do."""
 
     def __init__(self, status: int, message: str, retry_after: int | None = None) -> None:
         super().__init__(message)

@@ -24,7 +24,7 @@ from controlplane.secrets import SecretUnreadable
 from enrollment.admin import AddressForm, token_field
 from enrollment.forges.base import ForgeError
 from enrollment.models import Repository
-from runs import approval, manual, manual_actions, search
+from runs import approval, manual, search
 from runs.deferred import admin as deferred_admin  # noqa: F401 - registers itself
 from runs.executors.check import check_executor
 from runs.harness.stage_table import STAGES
@@ -272,7 +272,7 @@ def _do(request: HttpRequest, run: TestRun, name: str) -> SafeString:
     action = ACTIONS[name]
     try:
         new = action.do(run, request.user.get_username(), manual.ADMIN)
-    except manual_actions.NotDone as refusal:
+    except manual.NotDone as refusal:
         raise NotDone(str(refusal)) from refusal
     return format_html("{}: {}", _link(new, str(new)), action.done.format(run=new))
 

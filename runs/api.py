@@ -22,7 +22,7 @@ from controlplane.secrets import SecretUnreadable
 from enrollment.forges.base import ForgeError, explain
 from enrollment.models import Repository
 from runs import approval, manual, search
-from runs.manual_actions import ACTIONS, NotDone
+from runs.manual_actions import ACTIONS
 from runs.models import FINAL, CaseResult, StageResult, State, TestRun
 from runs.permissions import visible_repositories, visible_runs
 
@@ -211,7 +211,7 @@ def _act(request: HttpRequest, run_id: UUID, action: str) -> TestRun:
     run = get_object_or_404(visible_runs(request), pk=run_id)
     try:
         return ACTIONS[action].do(run, _who(request), _where(request))
-    except NotDone as refusal:
+    except manual.NotDone as refusal:
         raise Refused(502 if refusal.passing else 409, str(refusal)) from refusal
 
 

@@ -28,18 +28,13 @@ from controlplane.cli import MISUSE, Exit
 from infra.deployers.context import stack_name
 from infra.deployers.isolation import children, trees
 from infra.git.runner import GitError
-from runs.executors.local import limits, shared_credential, shared_of_machine
+from runs.executors.local import harness_environment, limits, shared_credential, shared_of_machine
 from runs.harness import disk_full
 from runs.harness.checkout import resolve
 from runs.harness.protocol import NOT_REACHED, Event, Request, Results, RunFolder, Source, Verdict
 from runs.harness.stage_table import DEFAULT_STAGES, STAGES, in_order
 from runs.render import once
 
-#: The variables that the harness may see: no settings, no secrets.
-_PASSED_ON = (
-    *("PATH", "HOME", "LANG", "CC_CI_CHROMIUM"),
-    *("DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY"),
-)
 #: Time for the harness's teardown after its time is up or its parent is gone.
 _GRACE_SECONDS = 120.0
 _COLOURS = {"passed": "green", "failed": "red", "errored": "red", "timed_out": "red", "cancelled": "yellow"}
@@ -171,11 +166,6 @@ class Display(Protocol):
         """Show what is new in the folder."""
 
 
-def passed_on() -> dict[str, str]:
-    """The environment of the harness."""
-    return {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-
-
 def follow(
     folder: RunFolder,
     request: Request,
@@ -191,7 +181,7 @@ def follow(
     with os.fdopen(os.memfd_create("harness.err"), "w+b") as errors:  # the disk may be full
         harness = children.start(
             [sys.executable, "-m", "runs.harness", "run", str(folder.path)],
-            env=passed_on(),
+            env=harness_environment(),
             seconds=request.limits.longest + _GRACE_SECONDS,
             grace=_GRACE_SECONDS,
             memory_mb=0,  # it limits itself, but not its children

@@ -21,8 +21,12 @@ class Moved(Exception):
     """The branch is at another commit than the person expects; the message names both."""
 
 
-class NotRepeated(Exception):
-    """The run cannot be repeated; the message says why, and what to do."""
+class NotDone(Exception):
+    """The message says why, and what to do. `passing`: the forge could not be asked, so it may work later."""
+
+    def __init__(self, text: str, *, passing: bool = False) -> None:
+        super().__init__(text)
+        self.passing = passing
 
 
 def stages_of(extra: bool, base: tuple[str, ...] = DEFAULT_STAGES) -> tuple[str, ...]:
@@ -45,15 +49,15 @@ def run_again(run: TestRun, who: str, *, extra: bool = False, where: str = ADMIN
     """Create a run of the same commit with all stages, and with extra tests if asked for or if the earlier run had them; if this
     person asked for the same already and it has not ended, that run is returned.
 
-    A stranger's run keeps its approval, which is checked again before the start. Raises NotRepeated for a run that was never
+    A stranger's run keeps its approval, which is checked again before the start. Raises NotDone for a run that was never
     approved or may no longer start, and if its repository is no longer watched; ForgeError if that could not be checked.
 
     If a `person` of the forge asks, the pull request must be open, and the code is trusted only if it still is.
     """
     if not Repository.objects.watched().filter(pk=run.repository_id).exists():
-        raise NotRepeated(f"{run} cannot be repeated: {run.repository.full_name} is no longer watched.")
+        raise NotDone(f"{run} cannot be repeated: {run.repository.full_name} is no longer watched.")
     if refusal := approval.refuses_again(run):
-        raise NotRepeated(refusal)
+        raise NotDone(refusal)
     trusted = run.trusted if person is None else _still_trusted(run, person)
     let_go = approval.approval_of(run)
     stages, asked_by = stages_of(extra or "extra" in retry.asked(run)), person.id if person else None
@@ -81,14 +85,14 @@ def run_again(run: TestRun, who: str, *, extra: bool = False, where: str = ADMIN
 
 
 def _still_trusted(run: TestRun, person: Person) -> bool:
-    """Whether a run is trusted if this person repeats it, as with a comment. Raises NotRepeated and ForgeError."""
+    """Whether a run is trusted if this person repeats it, as with a comment. Raises NotDone and ForgeError."""
     if run.pull_request is None or approval.origin(run) is None:
-        raise NotRepeated(f"{run} cannot be repeated by its maintainers: it was not requested on a pull request.")
+        raise NotDone(f"{run} cannot be repeated by its maintainers: it was not requested on a pull request.")
     row, client = run.repository, client_for(run.repository.forge)
     pull = client.pull(row.owner, row.name, run.pull_request.number)
     if pull.base.id != row.forge_repo_id:
         raise Garbage(f"the name {row.full_name} now belongs to another repository")
     if pull.state != "open":
-        raise NotRepeated(f"{run} cannot be repeated: the pull request is {pull.state}.")
+        raise NotDone(f"{run} cannot be repeated: the pull request is {pull.state}.")
     facts = approval.facts_now(run, person, pull, client)
     return facts is not None and facts.trusts(run.sha)

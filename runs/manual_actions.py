@@ -14,22 +14,12 @@ from controlplane.secrets import SecretUnreadable
 from enrollment.access.authorization import Person
 from enrollment.forges.base import ForgeError, explain
 from runs import approval, lifecycle, manual
+from runs.manual import NotDone
 from runs.models import ACTIVE, FINAL, State, TestRun
 
 
-class NotDone(Exception):
-    """The message says why, and what to do. `passing`: the forge could not be asked, so it may work later."""
-
-    def __init__(self, text: str, *, passing: bool = False) -> None:
-        super().__init__(text)
-        self.passing = passing
-
-
 def _again(run: TestRun, who: str, where: str, person: Person | None, *, extra: bool = False) -> TestRun:
-    try:
-        return manual.run_again(run, who, extra=extra, where=where, person=person)
-    except manual.NotRepeated as refusal:
-        raise NotDone(str(refusal)) from refusal
+    return manual.run_again(run, who, extra=extra, where=where, person=person)
 
 
 def _again_with_extra(run: TestRun, who: str, where: str, person: Person | None) -> TestRun:

@@ -37,7 +37,8 @@ from runs.comparison import compare
 from runs.executors import hook
 from runs.executors.local import WHOLE_LOG
 from runs.harness.stage_table import DEFAULT_STAGES, in_order
-from runs.manual_actions import ACTIONS, NotDone
+from runs.manual import NotDone
+from runs.manual_actions import ACTIONS
 from runs.models import FINAL, JUDGED, Artefact, CaseResult, State, TestRun
 from runs.permissions import asker, may_act, may_see, repository_or_login, visible_repositories, visible_runs
 from runs.render import HEADLINE, again, expectation, origin, outdated, progress, to_repeat

@@ -41,14 +41,8 @@ OPENS_AFTER, FIRST_WAIT = 3, timedelta(seconds=10)
 #: Parameters of a build.
 PARAMETERS = {"STAGES", "EXTRA_TESTS", "CC_CI_REQUEST", "CC_CI_KEY", "CC_CI_RUN_ID", "CC_CI_ATTEMPT"}
 
-#: What a server may be able to do. How much of that a kind can, is its `can`.
-CAPABILITIES = {
-    "pin": "start a build at a commit; without it the harness checks out the pinned one, as it does anyway",
-    "cancel": "stop a build; without it, late results are ignored",
-    "logs": "show the log of a step that runs",
-    "artifacts": "keep files of a build; without it, they come through the log",
-    "rerun": "repeat only what failed",
-}
+#: What a server may be able to do. How much of that a kind can, is its `can`; its page in docs/executors explains each.
+CAPABILITIES = ("pin", "cancel", "logs", "artifacts", "rerun")
 
 
 @dataclass(frozen=True)

@@ -222,16 +222,8 @@ def shared_credential() -> dict[str, str]:
 def harness_environment() -> dict[str, str]:
     """The harness's environment: what it needs to find programs and Docker, without our settings (database, keys, tokens)."""
     names = (
-        "PATH",
-        "HOME",
-        "LANG",
-        "TZ",
-        "TMPDIR",
-        "DOCKER_HOST",
-        "DOCKER_CONTEXT",
-        "DOCKER_CONFIG",
-        "XDG_RUNTIME_DIR",
-        "CC_CI_CHROMIUM",
+        *("PATH", "HOME", "LANG", "TZ", "TMPDIR", "XDG_RUNTIME_DIR", "CC_CI_CHROMIUM"),
+        *("DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY"),
     )
     return {name: os.environ[name] for name in names if name in os.environ}
 

@@ -9,7 +9,7 @@ import sys
 
 _USAGE = (
     "usage: python -m runs.harness start FOLDER | run FOLDER\n"
-    "       python -m runs.harness sweep --installation ID [--runs-dir FOLDER] [--alive RUN_ID ...]\n"
+    "       python -m runs.harness sweep --installation ID [--runs-dir FOLDER]\n"
     "       python -m runs.harness schema"
 )
 

@@ -45,7 +45,7 @@ def problem(path_name: str, data: bytes, newer_than: float, mtime: float) -> str
     """Why the file `path_name` with this content is not a complete dump; empty if no problem was found.
 
     `newer_than` and `mtime`: seconds since the epoch, compared as whole seconds, since tar stores no fractions. What is checked
-    depends on the format: see `evidence`.
+    depends on the format.
     """
     name = os.path.basename(path_name)  # noqa: PTH119 - a path of another machine
     if int(mtime) < int(newer_than):
@@ -57,24 +57,16 @@ def problem(path_name: str, data: bytes, newer_than: float, mtime: float) -> str
     return ""
 
 
-def evidence(path_name: str, data: bytes) -> str:
-    """What `problem` checked in a dump without finding a problem, for the report."""
-    try:
-        return _check(path_name, data)
-    except _Incomplete as error:
-        return str(error)
-
-
-def _check(name: str, data: bytes) -> str:
+def _check(name: str, data: bytes) -> None:
     if not data:
         raise _Incomplete("is empty")
     for ending, magic, kind, reader in _PACKED:
         if data.startswith(magic):
-            inner = _unpacked(data, kind, reader)
-            return f"{kind}, read completely; inside: {_content(inner)}"
+            data = _unpacked(data, kind, reader)
+            break
         if name.endswith(ending):
             raise _Incomplete(f"is not a {kind} file, although its name says so")
-    return _content(data)
+    _content(data)
 
 
 def _unpacked(data: bytes, kind: str, reader: Callable[[io.BytesIO], Any]) -> bytes:
@@ -95,23 +87,24 @@ def _unpacked(data: bytes, kind: str, reader: Callable[[io.BytesIO], Any]) -> by
     return bytes(content)
 
 
-def _content(data: bytes) -> str:
+def _content(data: bytes) -> None:
+    """Check what is not packed. Of an unknown format nothing is checked."""
     if data.startswith(b"PGDMP"):
-        return _postgres_custom(data)
-    if data.startswith(b"SQLite format 3\0"):
-        return _sqlite(data)
-    if data[257:262] == b"ustar":
-        return _tar(data)
-    head, tail = data[:_TAIL], data[-_TAIL:]
-    for tool, starts, end in _TEXTS:
-        if any(start in head for start in starts):
-            if end not in tail:
-                raise _Incomplete(f"is a dump of {tool} without its last line ({end.decode()}), so it is truncated")
-            return f"a dump of {tool} with its last line"
-    return "an unknown format: it is not empty, and nothing more was checked"
+        _postgres_custom(data)
+    elif data.startswith(b"SQLite format 3\0"):
+        _sqlite(data)
+    elif data[257:262] == b"ustar":
+        _tar(data)
+    else:
+        head, tail = data[:_TAIL], data[-_TAIL:]
+        for tool, starts, end in _TEXTS:
+            if any(start in head for start in starts):
+                if end not in tail:
+                    raise _Incomplete(f"is a dump of {tool} without its last line ({end.decode()}), so it is truncated")
+                break
 
 
-def _sqlite(data: bytes) -> str:
+def _sqlite(data: bytes) -> None:
     """A database file: its header has the number of pages (https://www.sqlite.org/fileformat2.html#the_database_header)."""
     if len(data) < 100:
         raise _Incomplete("is an SQLite database with an incomplete header, so it is truncated")
@@ -120,29 +113,28 @@ def _sqlite(data: bytes) -> str:
     changed, pages, valid_for = (struct.unpack(">I", data[at : at + 4])[0] for at in (24, 28, 92))
     if changed == valid_for and len(data) < size * pages:
         raise _Incomplete(f"is an SQLite database of {pages} pages, but contains only {len(data) // max(size, 1)}")
-    return "an SQLite database with all its pages"
 
 
-def _tar(data: bytes) -> str:
+def _tar(data: bytes) -> None:
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
-            names = [member.name for member in archive]
+            archive.getmembers()
     except (tarfile.TarError, ValueError, OverflowError) as error:
         raise _Incomplete(f"is a truncated or damaged tar file: {error}") from error
     if not data.endswith(bytes(1024)):
         raise _Incomplete("is a tar file without its end, so it is truncated")
-    return f"a complete tar file of {len(names)} entries"
 
 
-def _postgres_custom(data: bytes) -> str:
-    """Check the custom format of pg_dump with pg_restore, in a sandbox, because the file is untrusted.
+def _postgres_custom(data: bytes) -> None:
+    """Check the custom format of pg_dump with pg_restore, in a sandbox, because the file is untrusted. Without them, or if
+    pg_dump was newer, nothing is checked.
 
     `pg_restore -l` reads only the table of contents at the beginning, and accepts a file cut in half. So everything is converted
     to SQL, which is discarded.
     """
     tool = _pg_restore()
     if not tool or not bubblewrap.available().ok:
-        return "the custom format of pg_dump, of which only the beginning was checked: there is no pg_restore in a sandbox here"
+        return
     folder = Path(tempfile.mkdtemp(prefix="cc-ci-dump-"))
     place = bubblewrap.Sandbox(
         f"ccci-{os.urandom(6).hex()}-dump", bubblewrap=True, mounts={"/dump": folder / "dump"}, memory_mb=512, processes=16
@@ -162,12 +154,9 @@ def _postgres_custom(data: bytes) -> str:
     finally:
         trees.remove(folder)
     message = output.decode(errors="replace").strip()
-    if "unsupported version" in message:
-        return "the custom format of a newer pg_dump, of which only the beginning was checked"
-    if box.returncode:
+    if box.returncode and "unsupported version" not in message:
         last = message.splitlines()[-1][:300] if message else f"exit code {box.returncode}"
         raise _Incomplete(f"is not a dump that pg_restore can read: {last}")
-    return "the custom format of pg_dump, read completely by pg_restore"
 
 
 def _pg_restore() -> str:

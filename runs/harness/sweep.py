@@ -20,26 +20,24 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m runs.harness sweep")
     parser.add_argument("--installation", required=True)
     parser.add_argument("--runs-dir", type=Path, help="folder of runs; a run is alive if one of its attempts here has a harness")
-    parser.add_argument("--alive", nargs="*", default=[], help="ids of runs that are alive, whatever their folders say")
     parser.add_argument("--oidc-url", default="", help="the provider whose left-over realms to remove")
     parser.add_argument("--oidc-user", default="admin", help='read its password from standard input: {"oidc_password": …}')
     options = parser.parse_args(arguments)
-    alive, runs = set(options.alive), options.runs_dir
-    failed = sweep(options.installation, alive, runs)
+    failed = sweep(options.installation, options.runs_dir)
     if options.oidc_url:
         password = json.loads(sys.stdin.read() or "{}").get("oidc_password", "")
         provider = oidc.Provider(options.oidc_url, options.oidc_user, password, options.installation)
-        failed = max(failed, sweep_realms(provider, alive, runs))
+        failed = max(failed, sweep_realms(provider, options.runs_dir))
     return failed
 
 
-def sweep(installation: str, alive: set[str], runs: Path | None = None) -> int:
+def sweep(installation: str, runs: Path | None = None) -> int:
     """Have every deployer remove what belongs to this installation but to no live run. Returns 0 if nothing is left."""
     removed = deployer.sweep()
     left: list[str] = []
     if not ephemeral.swarm_problem():
         try:
-            gone, left = ephemeral.sweep(installation, _alive(alive, runs))
+            gone, left = ephemeral.sweep(installation, _alive(runs))
             removed += gone
         except DeployError as error:
             left = [str(error)]
@@ -52,10 +50,10 @@ def sweep(installation: str, alive: set[str], runs: Path | None = None) -> int:
     return 1 if left else 0
 
 
-def sweep_realms(provider: oidc.Provider, alive: set[str], runs: Path | None = None) -> int:
+def sweep_realms(provider: oidc.Provider, runs: Path | None = None) -> int:
     """Remove realms left by this installation's runs. Returns 0 if the provider allowed it."""
     try:
-        for name in provider.sweep(_alive(alive, runs)):
+        for name in provider.sweep(_alive(runs)):
             print(f"removed realm {name}")  # noqa: T201
     except oidc.OidcError as error:
         print(f"left realms: {error}")  # noqa: T201
@@ -63,10 +61,8 @@ def sweep_realms(provider: oidc.Provider, alive: set[str], runs: Path | None = N
     return 0
 
 
-def _alive(named: set[str], runs: Path | None) -> Callable[[str], bool]:
+def _alive(runs: Path | None) -> Callable[[str], bool]:
     def alive(run_id: str) -> bool:
-        if run_id in named:
-            return True
         attempts = runs.joinpath(run_id).glob("*") if runs else ()
         return any(RunFolder(attempt).state() is FolderState.RUNNING for attempt in attempts)
 

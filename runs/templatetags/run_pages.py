@@ -12,10 +12,12 @@ from enrollment.forge_access.clients import kind_of
 from enrollment.models import Repository
 from runs import render
 from runs.comparison import Comparison
-from runs.models import CaseResult, StageResult
+from runs.models import StageResult
 from runs.overview import TREND, Overview, StageChart
 
 register = template.Library()
+register.filter("once", render.once)
+register.filter("counts", render.counts)
 
 #: The colour of a state or status; text and an icon always show it as well.
 TONES = {
@@ -56,12 +58,6 @@ def commits_url(comparison: Comparison) -> str:
 
 
 @register.filter
-def once(text: str, message: str) -> str:
-    """A remark without its reason if the page shows that already."""
-    return render.once(text, message)
-
-
-@register.filter
 def metadata_lines(claims: list[dict[str, Any]]) -> str:
     """The lines of a README's metadata that a run shows to be others."""
     return "\n".join(f"* **{claim['name']}**: {claim['shown']}" for claim in claims if not claim["agrees"])
@@ -73,11 +69,6 @@ def duration(seconds: float | None) -> str:
     if isinstance(seconds, int) and 0 < seconds < 60:
         return f"{seconds} s"
     return render.seconds(seconds or None)
-
-
-@register.filter
-def counts(cases: Iterable[CaseResult]) -> str:
-    return render.counts(cases)
 
 
 @register.filter

@@ -25,12 +25,12 @@ from controlplane.cli import MISUSE, Exit
 from controlplane.processes import AlreadyRunning, hold
 from infra.deployers.isolation import trees
 from infra.git.runner import GitError
-from runs.executors.local import limits, shared_credential, shared_of_machine
+from runs.executors.local import harness_environment, limits, shared_credential, shared_of_machine
 from runs.executors.marked_lines import Writer, unmarked
 from runs.harness import disk_full
 from runs.harness.checkout import resolve
 from runs.harness.protocol import FolderState, Request, Results, RunFolder, Source, Verdict
-from runs.local import chosen, follow, passed_on, recipe_of, summary
+from runs.local import chosen, follow, recipe_of, summary
 
 #: Drone's runner keeps the last 5 MB of a step's log and drops what came before, so all together stays below that.
 TEXT_BYTES, EVENT_BYTES, FILE_BYTES, RESULT_BYTES, SUMMARY_BYTES = 1_500_000, 700_000, 1_500_000, 1_000_000, 200_000
@@ -348,7 +348,7 @@ def _sweep(request: Request) -> None:
         subprocess.run(
             command,
             cwd=settings.BASE_DIR,
-            env=passed_on(),
+            env=harness_environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=120,

@@ -79,7 +79,6 @@ WHOLE: dict[str, Callable[[Path], bytes]] = {
 def test_a_whole_dump_is_complete_and_one_cut_short_is_not(name: str, tmp_path: Path) -> None:
     data = WHOLE[name](tmp_path)
     assert problem(name, data) == ""
-    assert "an unknown format" not in dump_checks.evidence(name, data)
     for cut in (data[: len(data) // 2], data[: len(data) * 2 // 3]):
         said = problem(name, cut)
         assert said.startswith(f"{name} is ") and said.endswith("."), len(cut)
@@ -109,9 +108,8 @@ def test_damage_in_the_middle_is_seen() -> None:
     assert "truncated or damaged" in problem("x.gz", gzip.compress(PG) + b"garbage")
 
 
-def test_a_format_that_is_not_known_says_so() -> None:
+def test_a_format_that_is_not_known_is_no_problem() -> None:
     assert problem("dump.rdb", b"REDIS0011...") == ""
-    assert "an unknown format" in dump_checks.evidence("dump.rdb", b"REDIS0011...")
 
 
 def test_a_bomb_is_not_unfolded_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +125,6 @@ _starts = [b"\x1f\x8b\x08\0", b"BZh9", b"\xfd7zXZ\0", b"SQLite format 3\0", byte
 @given(st.sampled_from(_starts), st.binary(max_size=600), st.text(max_size=10))
 def test_any_bytes_are_judged_without_an_error(start: bytes, rest: bytes, name: str) -> None:
     assert isinstance(problem(name, start + rest), str)
-    assert isinstance(dump_checks.evidence(name, start + rest), str)
 
 
 @pytest.fixture(scope="module")
@@ -147,14 +144,9 @@ def dump() -> Iterator[Callable[..., bytes]]:
 
 @pytest.mark.postgres
 def test_the_real_pg_dump_in_each_format(dump: Callable[..., bytes]) -> None:
-    for name, options, words in (
-        ("x.sql", ["-Fp"], "a dump of pg_dump with its last line"),
-        ("x.dump", ["-Fc"], "read completely by pg_restore"),
-        ("x.tar", ["-Ft"], "a complete tar file of"),
-    ):
-        data = dump(*options)
+    for name, option in (("x.sql", "-Fp"), ("x.dump", "-Fc"), ("x.tar", "-Ft")):
+        data = dump(option)
         assert problem(name, data) == ""
-        assert words in dump_checks.evidence(name, data)
         assert problem(name, data[: len(data) // 2]).startswith(f"{name} is ")
     custom = dump("-Fc")
     assert problem("x.dump.gz", gzip.compress(custom)) == ""
@@ -163,10 +155,7 @@ def test_the_real_pg_dump_in_each_format(dump: Callable[..., bytes]) -> None:
 
 
 @pytest.mark.postgres
-def test_without_pg_restore_it_is_said_what_was_not_looked_at(
-    dump: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_pg_restore_its_format_is_not_checked(dump: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     data = dump("-Fc")
     monkeypatch.setattr(dump_checks, "_pg_restore", lambda: "")
-    assert problem("x.dump", data) == ""
-    assert "only the beginning was checked" in dump_checks.evidence("x.dump", data)
+    assert problem("x.dump", data) == problem("x.dump", data[: len(data) // 2]) == ""

@@ -145,7 +145,7 @@ def test_a_sweep_removes_the_deep_folders_of_a_lost_run(tmp_path: Path) -> None:
     work.mkdir(parents=True)
     make_deep(work, 1900)
     try:
-        sweep_all(f"test-{os.getpid()}", set(), tmp_path)
+        sweep_all(f"test-{os.getpid()}", tmp_path)
         assert not work.exists()
     finally:
         trees.remove(work)  # else pytest, which removes its old folders as shutil does, could not
