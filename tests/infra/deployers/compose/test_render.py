@@ -354,7 +354,8 @@ def test_what_does_not_end_is_ended(
     what: str, tmp_path: Path, fake: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     need_sandbox()
-    monkeypatch.setattr(render, "_SECONDS", 3.0)
+    if what in ("time", "sleep", "children"):  # the others end by something else, however slow the machine is
+        monkeypatch.setattr(render, "_SECONDS", 3.0)
     monkeypatch.setattr(render, "_MEMORY_MB", 60)
     program, words = ENDLESS[what]
     fake(program)
