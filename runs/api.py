@@ -16,6 +16,7 @@ from django.shortcuts import get_object_or_404
 from ninja import Field, Path, Query, Router, Schema
 from ninja.pagination import paginate
 from ninja.responses import Status
+from pydantic import StrictBool
 
 from controlplane.api import FullName, Newest, Number, Refused, Scope, Text, answers, one_of
 from controlplane.secrets import SecretUnreadable
@@ -133,11 +134,13 @@ class Start(Schema, extra="forbid"):
         pattern="^([0-9a-f]{40}|[0-9a-f]{64})?$",
         description="The commit that the branch must be at. Empty: whichever it is at; the run is pinned to that.",
     )
-    extra_tests: bool = False
+    extra_tests: StrictBool = False
 
 
 class Again(Schema, extra="forbid"):
-    extra_tests: bool = Field(False, description="Also run the extra tests; they are run anyway if the earlier run had them.")
+    extra_tests: StrictBool = Field(
+        False, description="Also run the extra tests; they are run anyway if the earlier run had them."
+    )
 
 
 @router.get("", **answers(Scope.READ, list[Run]))

@@ -213,7 +213,7 @@ def test_start_pins_the_newest_commit_of_the_default_branch(world: World, token:
     # A commit that anybody can have pushed to a pull request is no commit of the branch.
     theirs = world.add_fork_pull("recipes/web").head_sha
     assert ask(token, "/runs", "POST", {"repository": "recipes/web", "sha": theirs}).status_code == 409
-    for more in ({"trusted": True}, {"ref": "refs/pull/2/head"}, {"stages": []}, {"pull_request": 2}):
+    for more in ({"trusted": True}, {"ref": "refs/pull/2/head"}, {"stages": []}, {"pull_request": 2}, {"extra_tests": 0}):
         assert ask(token, "/runs", "POST", {"repository": "recipes/web", **more}).status_code == 422
     assert TestRun.objects.count() == 1
 
