@@ -18,7 +18,11 @@ def remove(folder: Path) -> bool:
     """
     with suppress(OSError):
         if not folder.is_symlink():
-            subprocess.run(["rm", "-rf", "--", folder], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+            # The system's own, whatever our PATH is.
+            environment = {"PATH": os.defpath}
+            subprocess.run(
+                ["rm", "-rf", "--", folder], env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
+            )
     return not os.path.lexists(folder)
 
 
