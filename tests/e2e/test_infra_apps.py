@@ -163,8 +163,9 @@ def test_what_a_hand_had_set_and_was_adopted_comes_back_with_the_old_version(ser
 
 def test_a_version_that_dies_in_the_soak_is_rolled_back(server: Server, tmp_path: Path) -> None:
     recipe = Recipe(tmp_path / "recipe", "stateless")
-    app = server.app(recipe, policy={"soak": "60s", "cooldown": "0s"})
-    recipe.publish(NEW, {"compose.yml": {"exec httpd -f -p 8080 -h /www": "httpd -p 8080 -h /www; sleep 4"}})
+    app = server.app(recipe, policy={"soak": "120s", "cooldown": "0s"})
+    # As long as a busy machine may take to see that it is up.
+    recipe.publish(NEW, {"compose.yml": {"exec httpd -f -p 8080 -h /www": "httpd -p 8080 -h /www; sleep 30"}})
     upgrade = server.upgrade(app)
     assert upgrade.state == UpgradeState.ROLLED_BACK, told(upgrade)
     assert upgrade.facts["failed_in"] == UpgradeState.SOAKING
