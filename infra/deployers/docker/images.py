@@ -40,6 +40,7 @@ _KNOWN = re.compile(
     r"|error parsing HTTP [0-9]{3}|unexpected HTTP status: [0-9]{3}|unexpected status"
     r"|connection refused|connection reset|no such host|server misbehaving|no route to host|network is unreachable"
     r"|TLS handshake timeout|i/o timeout|Client\.Timeout exceeded|context deadline exceeded|context canceled|\bEOF\b"
+    r"|server closed idle connection|transport connection broken|broken pipe"
     r"|server gave HTTP response to HTTPS client|certificate signed by unknown authority|certificate has expired|\bx509\b"
     r"|no space left on device|failed to register layer|verification failed"
     r"|Cannot connect to the Docker daemon|error during connect"
@@ -156,7 +157,10 @@ def _insecure(host: str, found: Sequence[str]) -> bool:
 
 
 _LATE = "the pull timed out"
-_CUT = re.compile(r"connection reset|\bEOF\b|i/o timeout|TLS handshake timeout|Client\.Timeout|context (deadline|canceled)")
+_CUT = re.compile(
+    r"connection reset|\bEOF\b|i/o timeout|TLS handshake timeout|Client\.Timeout|context (deadline|canceled)"
+    r"|server closed idle connection|transport connection broken|broken pipe"
+)
 
 
 def _failed(image: str, problem: str, mirrors: str) -> DeployError:

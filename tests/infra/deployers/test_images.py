@@ -538,6 +538,22 @@ def test_a_pull_that_is_cut_is_ours_with_what_to_do(tmp_path: Path, name: str) -
     assert caught.value.fix.startswith("The connection to the registry was interrupted.")
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "read tcp 127.0.0.1:54272->127.0.0.1:37169: read: connection reset by peer",
+        "http: server closed idle connection",
+        "net/http: HTTP/1.x transport connection broken: malformed",
+        "EOF",
+    ],
+)
+def test_each_way_in_which_docker_says_that_a_pull_was_cut(said: str) -> None:
+    problem = images._known_message(f'Error response from daemon: Get "https://registry.example.org/v2/": {said}')
+    assert images._failed("registry.example.org/x:1", problem, "").fix.startswith(
+        "The connection to the registry was interrupted."
+    )
+
+
 @pytest.mark.parametrize("said", ["no space left on device", "failed to register layer: no space left on device"])
 def test_a_full_disk_is_told_as_such(said: str) -> None:
     assert "Free disk space where Docker keeps its images" in images._failed("x:1", said, "").fix
