@@ -41,10 +41,9 @@ def _wait(owned: Owned, names: Sequence[str], check: Callable[[], None], seconds
     """
     until = time.monotonic() + seconds
     while any(
-        listed("container", label=[*owned.labels, f"{LABEL_SERVICE}={name}"], status=["running"])
-        or any(task["DesiredState"] == "remove" for task in listed("task", service=[name]))
-        for name in names
-    ):
+        (one.get("Labels") or {}).get(LABEL_SERVICE) in names
+        for one in listed("container", label=owned.labels, status=["running"])
+    ) or any(task["DesiredState"] == "remove" for task in listed("task", service=names)):
         check()
         if time.monotonic() > until:
             raise DeployError("restore_failed", f"{', '.join(names)} did not stop within {seconds:g} s for the restart.")
