@@ -540,6 +540,8 @@ class Saved:
 def _saved(run: Run, made: Backup, part: BackupPart, marked: bool) -> Saved:
     """Read one part of a backup: an exit code of zero does not show what was saved."""
     where = f"The backup of {part.service}:{part.path}"
+    # What the hook made is new, whatever times it gave it; beside that, an old file is one that the image brings.
+    dumped = any(other.dump and other.service == part.service for other in made.written)
     files = 0
     marker = b""
     database: list[str] = []
@@ -556,8 +558,8 @@ def _saved(run: Run, made: Backup, part: BackupPart, marked: bool) -> Saved:
                 if name == data_markers.FILE:
                     marker = stream.read(1000)
                 elif part.dump:
-                    problem = dump_checks.problem(member.name, stream.read(dump_checks.BIGGEST), run.begun, float(member.mtime))
-                    if problem:
+                    since = 0.0 if dumped else run.begun
+                    if problem := dump_checks.problem(member.name, stream.read(dump_checks.BIGGEST), since, float(member.mtime)):
                         printed = made.printed.get(part.service, "")
                         return Saved(
                             f"{where}: {problem}{messages.quoted('The pre-hook printed', printed, 500) if printed else ''}"
