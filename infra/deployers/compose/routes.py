@@ -106,14 +106,22 @@ _GREATEST_PRIORITY = (1 << 63) - 1 - 1000
 _SECURE = frozenset({"web-secure", "websecure"})
 _BUFFERING = re.compile(r"traefik\.http\.middlewares\.([^.]+)\.buffering(?:\.([a-z]+))?", re.IGNORECASE)
 _SWARM = re.compile(r"traefik\.(?:docker\.network|docker\.lbswarm|swarm\..*)", re.IGNORECASE)
+_NOT_OURS = " is not a name of this stack; begin it with ${STACK_NAME}"
 _FREE = re.compile(r"traefik\.(?:enable|docker\.network|docker\.lbswarm|swarm\.network|swarm\.lbswarm)")
 
 
 def problems(labels: Mapping[str, str], domain: str, stack: str) -> Iterator[tuple[str, str]]:
-    """Problems with a service's labels in one file: key and message. Labels that are not deployed (below) are not judged."""
+    """Problems with a service's labels in one file: key and message. Labels that are not deployed (below) are not judged.
+
+    A name that is not the stack's is told once, by the first of its labels.
+    """
+    told: set[str] = set()
     for key, value in labels.items():
         if _is_traefiks(key) and not _is_left_out(key) and (problem := _label(key, value, domain, stack)):
-            yield key, problem
+            if problem not in told:
+                yield key, problem
+            if problem.endswith(_NOT_OURS):
+                told.add(problem)
 
 
 def unruled(labels: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -182,7 +190,7 @@ def _label(key: str, value: str, domain: str, stack: str) -> str:
     name, rest = parts[3], ".".join(kinds[4:])
     if not _own_name(name, stack):
         # Two services that define one name differently make Traefik drop it, so the name alone can take a route away.
-        return f"{name} is not a name of this stack; begin it with ${{STACK_NAME}}"
+        return name + _NOT_OURS
     judge = {"routers": _router, "services": _service, "middlewares": _middleware}.get(kinds[2])
     if not judge:
         return f"{'.'.join(parts[:3])} is not allowed in recipes; remove it"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.deployers.compose import admission, stackfile
+from infra.deployers.compose import admission, routes, stackfile
 from infra.deployers.compose.routes import (
     bounded,
     lead_over,
@@ -101,6 +101,18 @@ def test_a_rule_about_the_runs_own_domain(rule: str) -> None:
 )
 def test_a_rule_that_is_not(rule: str, words: str) -> None:
     assert words in rule_problem(rule, DOMAIN)
+
+
+def test_a_name_that_is_not_the_stacks_is_told_once() -> None:
+    labels = {
+        "traefik.http.routers.keycloak.entrypoints": "web-secure",
+        "traefik.http.routers.keycloak.rule": f"Host(`{DOMAIN}`)",
+        "traefik.http.services.keycloak.loadbalancer.server.port": "80",
+        "traefik.http.services.other.loadbalancer.server.port": "80",
+        "traefik.http.routers.keycloak.unknown": "1",
+    }
+    found = list(routes.problems(labels, DOMAIN, STACK))
+    assert [key.split(".")[3] for key, _ in found] == ["keycloak", "other"]
 
 
 def test_without_a_domain_no_host_is_the_runs_own() -> None:
