@@ -150,6 +150,10 @@ class Deployer(ABC):
         """What failed since `settle` and came up again, a sentence each. Raises DeployError if it does not stay up now."""
         return ()
 
+    def settle_again(self) -> None:
+        """Wait until what a hook of the recipe restarted is up again. Raises DeployError if it does not come up."""
+        self.settle()
+
     @abstractmethod
     def state(self) -> Deployment:
         """The deployment's current state."""

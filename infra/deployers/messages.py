@@ -53,8 +53,7 @@ def failure(service: str, error: str, spec: Mapping[str, Any], out_of_memory: bo
     if "no space left on device" in error and "non-zero exit" not in error:
         return Trouble("disk_full", f"Docker's disk is full, so {service} could not be started: {error}.", DISK_FULL, 1)
     limit = memory_limit(spec)
-    # Swarm kills what is unhealthy with 137 as well, and says so.
-    if out_of_memory or (limit and "(137)" in error and "unhealthy" not in error):
+    if out_of_memory:  # 137 alone says only that something killed it
         most = f"more than its limit of {megabytes(limit)}" if limit else "more memory than is available"
         message = f"The service {service} ran out of memory: it needed {most}, so the kernel killed it."
         return Trouble("out_of_memory", message, "Raise deploy.resources.limits.memory, or make the app use less memory.", 2)

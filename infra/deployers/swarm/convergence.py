@@ -44,6 +44,7 @@ class Task:
     error: str
     current: bool = True  #: whether it was made of what its service asks for now
     age: float = 0.0  #: for how long it has been in this state, in seconds
+    slot: str = ""  #: which of the service's replicas it is
 
     @property
     def failed(self) -> bool:
@@ -167,6 +168,7 @@ def _tasks(services: list[dict[str, Any]]) -> list[Task]:
             str(task["Status"].get("Err") or ""),
             _current(task, by_id[task["ServiceID"]]),
             _age(str(task["Status"].get("Timestamp") or "")),
+            str(task.get("Slot") or task.get("NodeID") or ""),
         )
         for task in sorted(listed("task", service=list(by_id)), key=lambda task: str(task["CreatedAt"]), reverse=True)
         if task["ServiceID"] in by_id
@@ -227,11 +229,14 @@ def _service(name: str, service: dict[str, Any], tasks: list[Task], health: dict
 
 
 def _completed(spec: Mapping[str, Any], now: Sequence[Task]) -> int:
-    """How many of the current tasks, newest first, have done their work. Of one that works in rounds the last round counts."""
-    last = next((task for task in now if task.failed or task.state == "Complete"), None)
-    if restarts(spec) or (_restarted(spec) and last and last.failed):
+    """How many of the current tasks, newest first, have done their work. Of rounds the last of each replica counts."""
+    if restarts(spec):
         return 0
-    return sum(task.state == "Complete" for task in now)
+    ended = [task for task in now if task.failed or task.state == "Complete"]
+    if _restarted(spec):
+        running = {task.slot for task in now if task.state == "Running"}
+        ended = list({task.slot: task for task in reversed(ended) if task.slot not in running}.values())
+    return sum(task.state == "Complete" for task in ended)
 
 
 def restarts(spec: Mapping[str, Any]) -> bool:
@@ -246,9 +251,11 @@ def pause_of(spec: Mapping[str, Any]) -> int:
     """
     template = spec.get("TaskTemplate") or {}
     delay = int((template.get("RestartPolicy") or {}).get("Delay") or 0)
-    asked = (template.get("ContainerSpec") or {}).get("Healthcheck") or (spec.get("EndpointSpec") or {}).get("Ports")
-    routed = any(label.lower().startswith("traefik.") for label in spec.get("Labels") or {})
-    return delay // 10**9 if _restarted(spec) and delay >= ROUNDS and not (asked or routed) else 0
+    check = ((template.get("ContainerSpec") or {}).get("Healthcheck") or {}).get("Test") or ["NONE"]
+    labels = {label.lower(): str(value).lower() for label, value in (spec.get("Labels") or {}).items()}
+    routed = any(label.startswith("traefik.") for label in labels) and labels.get("traefik.enable") != "false"
+    asked = check[0] != "NONE" or (spec.get("EndpointSpec") or {}).get("Ports") or routed
+    return delay // 10**9 if _restarted(spec) and delay >= ROUNDS and not asked else 0
 
 
 def _restarted(spec: Mapping[str, Any]) -> bool:
@@ -287,6 +294,7 @@ class Settler:
     clock: Callable[[], float] = time.monotonic
     web: str = ""
     fell_before: bool = False
+    _healthy: set[str] = field(default_factory=set)
     _failed: dict[str, dict[str, Task]] = field(default_factory=dict)
     _homeless: dict[str, float] = field(default_factory=dict)
     _waiting: dict[str, float] = field(default_factory=dict)
@@ -299,13 +307,14 @@ class Settler:
         """True when everything is as requested. Raises DeployError if it never will be."""
         if self._old is None:  # failures of an earlier deployment are not this one's
             self._old = {task.id for task in poll.tasks if task.failed or task.state == "Complete"} if self.before else set()
+        self._healthy |= {service.name for service in poll.services if service.health == "healthy"}
         rolled_back = self._rolled_back(poll)
         self._give_up(poll)
         if rolled_back:
             raise rolled_back
         if not poll.services:
             return False
-        updated = all(self._updated(name, poll) for name in poll.specs)
+        updated = all(self._updated(name, poll) and not self._down(name, poll) for name in poll.specs)
         settled = updated and all(
             s.running == s.wanted and s.health in ("", "healthy") and not self.in_doubt(s.name) for s in poll.services
         )
@@ -337,8 +346,22 @@ class Settler:
 
     def _ended(self, task: Task, poll: Poll) -> bool:
         """Whether this task, which was not seen so before, ended though it should keep running."""
-        ended = task.failed or (task.current and task.state == "Complete" and restarts(poll.inspected.get(task.service, {})))
+        # One of the version before that ends while it is being replaced says nothing about the one that replaces it.
+        state, mark = str(poll.updates[task.service].get("State", "")), poll.marks[task.service]
+        ours = task.current or not self.before or state.startswith("rollback") or mark != self.mark
+        ended = (task.failed and ours) or (task.current and task.state == "Complete" and self._stays(task.service, poll))
         return ended and task.id not in (self._old or ()) and task.id not in self._failed.get(poll.short(task.service), {})
+
+    def _stays(self, name: str, poll: Poll) -> bool:
+        """Whether a service should keep running: what has to answer, or was healthy, even if Swarm leaves it ended."""
+        return poll.short(name) in (self.web, *self._healthy) or restarts(poll.inspected.get(name, {}))
+
+    def _down(self, name: str, poll: Poll) -> bool:
+        """Whether a service that should keep running does not: to Swarm one that ended with 0 may have done its work."""
+        ended = any(task.service == name and task.current and task.state == "Complete" for task in poll.tasks)
+        runs = sum(task.service == name and task.current and task.state == "Running" for task in poll.tasks)
+        wanted = next((one.wanted for one in poll.services if one.name == poll.short(name)), 0)
+        return ended and runs < wanted and self._stays(name, poll)
 
     def _updated(self, name: str, poll: Poll) -> bool:
         """Whether a service has finished its update: the right number of tasks may still be old ones.
@@ -421,7 +444,7 @@ class Settler:
 
     def _judge_failures(self, name: str, errors: list[str], poll: Poll) -> None:
         service, spec = poll.short(name), poll.inspected.get(name, {})
-        if not restarts(spec) and poll.through(name):  # a job that failed before it was through
+        if not self._stays(name, poll) and poll.through(name):  # a job that failed before it was through
             return
         state = str(poll.updates[name].get("State", ""))
         moving = state == "updating" or state.startswith("rollback")

@@ -334,6 +334,8 @@ class SwarmDeployer(Deployer):
             f"The service {poll.short(name)} is started every {pause} s: it counts as up if it ended with 0."
             for name, spec in poll.inspected.items()
             if (pause := convergence.pause_of(spec))
+            and (self._web or ("",))[0] != poll.short(name)
+            and any(task.service == name and task.current and task.state == "Complete" for task in poll.tasks)
         ]
         if fell := self._settler.fell(poll):
             self.context.report(f"Watching whether it stays up now: {', '.join(fell)}")
@@ -343,6 +345,12 @@ class SwarmDeployer(Deployer):
                 self._settle(self._settler, seconds)
         told += [f"The service {name} ended after it had been up, and was started again: {why}." for name, why in fell.items()]
         return told
+
+    def settle_again(self) -> None:
+        if self._settler:
+            self._settler = replace(self._settler.after(), fell_before=False)
+            with self.context.apart(self.context.settle_seconds):
+                self._settle(self._settler, self.context.settle_seconds)
 
     def _settle(self, settler: convergence.Settler, seconds: float) -> Deployment:
         until = time.monotonic() + seconds
@@ -506,7 +514,8 @@ class SwarmDeployer(Deployer):
         backups = self._backups(services)
         volumes = backups.owners(backup)
         owners = [service.name for service in services if any(mount.source in volumes for mount in service.mounts)]
-        names = [f"{self.stack}_{name}" for name in owners if _runs(self.owned.containers(name))]
+        rounds = {str(one["Spec"]["Name"]) for one in self._services() if convergence.pause_of(one["Spec"])}
+        names = [name for one in owners if (name := f"{self.stack}_{one}") in rounds or _runs(self.owned.containers(one))]
         assert self._recipe
         here = self._copies(self._recipe)
         with down(self.owned, names, self.context.check, self.context.settle_seconds):

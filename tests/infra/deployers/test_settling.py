@@ -314,12 +314,43 @@ def test_one_that_ends_with_0_fell_too_and_is_in_doubt_if_it_has_to_answer() -> 
         assert judged.judge(seen) is up
 
 
+@pytest.mark.parametrize(("web", "health"), [("app", ""), ("", "healthy")])
+def test_what_answers_or_was_healthy_is_down_when_it_ends_with_0_though_swarm_leaves_it_so(web: str, health: str) -> None:
+    judged = Settler("1", {}, str, web=web)
+    once = {"TaskTemplate": {"RestartPolicy": {"Condition": "on-failure"}}}
+    runs = poll(task(1, "Running", "", "Running"), health=health)
+    runs.inspected[NAME] = once
+    assert judged.judge(runs)
+    ended = poll(task(1, "Complete", "", "Shutdown"))
+    ended.inspected[NAME] = once
+    assert judged.fell(ended) == {"app": "it exited with code 0, but should keep running"}
+    with pytest.raises(DeployError, match="it exited with code 0, but should keep running"):
+        judged.after().judge(ended)
+    unasked = Settler("1", {}, str)
+    assert unasked.judge(ended) and not unasked.fell(ended), "it may have done its work"
+
+
+def test_a_task_of_the_version_before_that_ends_meanwhile_says_nothing() -> None:
+    before = {NAME: Spec("a", "")}
+    judged = settler("2", before)
+    assert not judged.judge(poll(RUNNING, OLD, mark="2", update={"State": "updating", "StartedAt": "x"}))
+    died = task(7, error="task: non-zero exit (137)", current=False)
+    assert not judged.judge(poll(RUNNING, died, mark="2", update={"State": "updating", "StartedAt": "x"}))
+    assert not judged.failures
+    done = {"State": "completed", "StartedAt": "x"}
+    assert judged.judge(poll(RUNNING, died, mark="2", update=done)) and not judged.failures
+    judged.judge(poll(RUNNING, task(8), mark="2", update=done))
+    assert judged.failures == 1, "its own do"
+
+
 @pytest.mark.parametrize(
     ("more", "pause"),
     [
         ({}, 30),
         ({"Labels": {"coop-cloud.x.version": "1"}}, 30),
         ({"Labels": {"traefik.enable": "true"}}, 0),
+        ({"Labels": {"traefik.enable": "false"}}, 30),
+        ({"health": {"Test": ["NONE"]}}, 30),
         ({"EndpointSpec": {"Ports": [{"TargetPort": 80}]}}, 0),
         ({"health": {"Test": ["CMD", "true"]}}, 0),
         ({"Mode": {"ReplicatedJob": {}}}, 0),
@@ -411,12 +442,13 @@ def test_a_task_that_waits_for_an_address_is_asked_about_after_a_while(state: st
     assert asked == [NAME]
 
 
-def test_137_is_out_of_memory_where_memory_is_limited() -> None:
+def test_137_says_only_that_something_killed_it() -> None:
     killed = [task(number, error="task: non-zero exit (137)") for number in (1, 2)]
     seen = poll(*killed, task(3, "Ready", "", "Running"), running=0)
     seen.inspected[NAME] = {"TaskTemplate": {"Resources": {"Limits": {"MemoryBytes": 64 << 20}}}}
+    assert not settler().judge(seen), "a test may have killed it"
     with pytest.raises(DeployError, match="it needed more than its limit of 64 MB") as caught:
-        settler().judge(seen)
+        Settler("1", {}, str, out_of_memory=lambda service: service == "app").judge(seen)
     assert caught.value.kind == "out_of_memory"
     assert caught.value.recipes_fault
 

@@ -62,7 +62,6 @@ def recipe(folder: Path, **service: Any) -> Path:
             "disk_full",
             "Docker's disk is full, so app could not be started",
         ),
-        ("non-zero exit (137)", LIMITED, "out_of_memory", "it needed more than its limit of 16 MB"),
         (
             "starting container failed: OCI runtime create failed: container_linux.go:380: starting container process caused:"
             ' exec: "serve": executable file not found in $PATH: unknown',
@@ -91,7 +90,7 @@ def test_a_failed_task(error: str, spec: dict[str, Any], kind: str, said: str) -
     [
         ("non-zero exit (1)", LIMITED),
         ("non-zero exit (137): dockerexec: unhealthy container", LIMITED),
-        ("non-zero exit (137)", {}),
+        ("non-zero exit (137)", LIMITED),
         ("", {}),
     ],
 )
