@@ -401,7 +401,7 @@ class Engine:
                 f"The published version {version} does not work with the settings of this commit ({recipe_config.FILE} changes "
                 f"{', '.join(changed)}), so its upgrade cannot be tested: {problem} {without}",
             )
-        message = f"{version} can no longer be installed, so nobody can upgrade from it: {problem}"
+        message = f"{version} can no longer be installed, so an upgrade from it cannot be tested: {problem}"
         self._journal.warn(message)
         return Outcome("skipped", f"{message} To upgrade from another version: !testme --from VERSION. {without}")
 

@@ -73,7 +73,7 @@ def _together(steps: Sequence[_Step]) -> _Step:
     for status, reason in steps:
         by_status[status].append(reason)
     status = next(status for status in by_status if by_status[status])
-    return status, " ".join(reason for reason in by_status[status] if reason)
+    return status, " ".join(dict.fromkeys(reason for reason in by_status[status] if reason))
 
 
 def _own_tests(stages: Mapping[str, StageResult], needed: Sequence[str]) -> _Step:

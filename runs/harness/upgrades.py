@@ -33,7 +33,8 @@ class Missing:
 
     @property
     def message(self) -> str:
-        value = self.value if len(self.value) < 40 and "\n" not in self.value else "…"
+        # An example's address is nobody's default.
+        value = self.value if len(self.value) < 40 and not re.search(r"\n|\bexample\.(com|org|net)\b", self.value) else "…"
         return (
             f"{self.name} is new in .env.sample and has no default in {self.file}: write ${{{self.name}:-{value}}} "
             "there, or mention it in release/<version>."

@@ -89,6 +89,10 @@ def problems(checkout: Path, names: Sequence[str], env: Mapping[str, str], trust
     return {name: _because(checkout, name, env, answer) for name, answer in zip(names, answers, strict=True) if answer.code != 0}
 
 
+#: What Docker says of `${NAME:?message}` where NAME has no value.
+_REQUIRED = re.compile(r"required variable ([A-Za-z_][A-Za-z0-9_]{0,200}) is missing a value")
+
+
 def _refused(checkout: Path, names: Sequence[str], env: Mapping[str, str], answer: _Answer, trusted: bool) -> DeployError:
     """Docker's error does not name the file, so each is read on its own: the first one refused is reported."""
     if len(names) > 1:
@@ -108,6 +112,8 @@ def _because(checkout: Path, name: str, env: Mapping[str, str], answer: _Answer)
     if "forbidden properties" in output:
         output = f"{output} ({_forbidden(checkout, name)})"
     fix = f"Reproduce it with `docker stack config -c {name}`.{changed}"
+    if missing := _REQUIRED.search(output):
+        fix = f"Set {missing[1]} in .env.sample, or for tests under [env] in cc-ci.toml. {fix}"
     return _invalid(f"Docker refuses {name}{lines.of_error(checkout, name, output)}: {output}.", fix)
 
 

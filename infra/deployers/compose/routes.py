@@ -113,7 +113,7 @@ _FREE = re.compile(r"traefik\.(?:enable|docker\.network|docker\.lbswarm|swarm\.n
 def problems(labels: Mapping[str, str], domain: str, stack: str) -> Iterator[tuple[str, str]]:
     """Problems with a service's labels in one file: key and message. Labels that are not deployed (below) are not judged.
 
-    A name that is not the stack's is told once, by the first of its labels.
+    A name that is not the stack's is reported once, by the first of its labels.
     """
     told: set[str] = set()
     for key, value in labels.items():

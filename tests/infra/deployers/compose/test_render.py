@@ -335,6 +335,14 @@ def test_whatever_is_printed_ends_in_words(what: str, tmp_path: Path, fake: Call
     assert words in caught.value.message
 
 
+def test_a_variable_that_has_to_be_set_is_named_with_the_place_to_set_it(tmp_path: Path) -> None:
+    text = "services: {app: {image: x, environment: {LIMIT: '${PHP_MEMORY_LIMIT:?say how much}'}}}"
+    error = refused(write(tmp_path / "recipe", text))
+    assert "PHP_MEMORY_LIMIT" in error.message and error.fix.startswith(
+        "Set PHP_MEMORY_LIMIT in .env.sample, or for tests under [env]"
+    )
+
+
 ENDLESS = {
     "output": ("import os\nwhile True: os.write(1, b'x' * 65536)", "expands to more than 512 kB"),
     "errors": ("import os\nwhile True: os.write(2, b'x' * 65536)", "Docker refuses compose.yml: xxx"),

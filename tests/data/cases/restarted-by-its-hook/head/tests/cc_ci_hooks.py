@@ -1,0 +1,2 @@
+def before_install(app):
+    app.exec("kill $(pidof httpd)")
