@@ -242,7 +242,9 @@ def relay(client: Stream, server: Stream, change: Callable[[Head], Head], strict
         if isinstance(error, Refused):
             with suppress(OSError):  # read the rest of the request: closing before that may lose the answer
                 client.shutdown(socket.SHUT_WR)
-                while client.recv(_BLOCK):
+                # Of a TLS connection the bytes: it reads no more after its close notification.
+                stream = client.stream if isinstance(client, Tls) else client
+                while stream.recv(_BLOCK):
                     pass
         with suppress(OSError):
             client.shutdown(socket.SHUT_RDWR)
@@ -277,7 +279,7 @@ class Tls:
     """
 
     def __init__(self, stream: socket.socket, context: ssl.SSLContext, server_name: str = "", server: bool = False) -> None:
-        self._stream, self._server = stream, server
+        self.stream, self._server = stream, server
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._in, self._out, server_side=server, server_hostname=server_name or None)
         self._state, self._sending = threading.Lock(), threading.Lock()
@@ -289,7 +291,7 @@ class Tls:
                 self._receive()
             finally:
                 self._flush()
-        self._stream.settimeout(None)
+        self.stream.settimeout(None)
 
     def recv(self, most: int) -> bytes:
         while True:
@@ -318,11 +320,11 @@ class Tls:
                     self._tls.unwrap()
                 with suppress(OSError):
                     self._send()
-        self._stream.shutdown(how)
+        self.stream.shutdown(how)
 
     def _receive(self) -> None:
         self._flush()
-        data = self._stream.recv(_BLOCK)
+        data = self.stream.recv(_BLOCK)
         with self._state:
             if data:
                 self._in.write(data)
@@ -343,4 +345,4 @@ class Tls:
                 data = self._out.read()
             if not data:
                 return
-            self._stream.sendall(data)
+            self.stream.sendall(data)

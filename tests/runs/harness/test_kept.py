@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
+from unittest import mock
 
 import pytest
 
@@ -313,7 +314,8 @@ def test_whose_hook_is_called(
         (place / "tests" / "cc_ci_hooks.py").write_text("".join(f"def {one}(app, *value): ...\n" for one in sorted(names)))
     context = Context("0" * 32, "i", "recipe", checkout, tmp_path)
     found = kept_tests.KeptTests(folder, "tests/recipe", "a" * 40, 1)
-    run = stages.Run(context, cast(Any, None), cast(Any, None), cast(Any, None), tmp_path, kept=found)
+    deployer = mock.Mock()
+    run = stages.Run(context, deployer, cast(Any, None), cast(Any, None), tmp_path, kept=found)
     ran: list[str] = []
 
     def hook(name: str, context: Context, *_: object, **__: object) -> recipe_tests.HookResult:
@@ -323,3 +325,5 @@ def test_whose_hook_is_called(
     monkeypatch.setattr(recipe_tests, "hook", hook)
     assert stages._hook(run, name) == (called[-1] if called else "")
     assert ran == called
+    # What a hook before a stage restarts has to be up again; one that keeps a marker restarts nothing.
+    assert deployer.settle_again.called == (bool(called) and name.startswith("before_"))

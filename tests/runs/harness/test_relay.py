@@ -267,3 +267,27 @@ def test_tls_is_carried_both_ways_at_once() -> None:
         ends["server"].shutdown(socket.SHUT_WR)
         assert client.recv(1) == b""
     assert got == {"client": size, "server": size}
+
+
+def test_over_tls_too_who_sends_what_he_may_not_gets_the_answer_whatever_is_still_to_come() -> None:
+    one, other = socket.socketpair()
+    server, far = socket.socketpair()
+
+    def refuse(head: Head) -> Head:
+        raise Forbidden("not this")
+
+    def serve() -> None:
+        with other:
+            context = Certificate.made(["a.example.com"]).server_context()
+            relay(Tls(other, context, server=True), server, refuse)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    client, size = Tls(one, unverified(), "a.example.com"), 4 << 20  # more than any buffer holds
+    with one, server, far:
+        client.sendall(b"POST / HTTP/1.1\r\nHost: a.example.com\r\nContent-Length: %d\r\n\r\n" % size)
+        client.sendall(b"x" * size)
+        answer = b"".join(iter(lambda: client.recv(1 << 16), b""))
+        one.shutdown(socket.SHUT_RDWR)
+        thread.join(240)
+    assert answer.startswith(b"HTTP/1.1 403 Forbidden\r\n") and answer.endswith(b"not pass this on: not this.\n")
