@@ -361,14 +361,15 @@ def _hook(run: Run, name: str, value: str = "", checkout: Path | None = None) ->
 
     Raises HookFailed. Only one of them keeps the marker: the server's if it can, since no stranger wrote it.
     """
-    found, ran, markers_own = "", False, run.kept is None or not run.kept_hooks >= _MARKERS
+    found, markers_own = "", run.kept is None or not run.kept_hooks >= _MARKERS
+    places = []
     if name in (recipe_tests.hooks(checkout) if checkout else run.hooks) and (name not in _MARKERS or markers_own):
-        found = _one_hook(run, name, value, checkout or run.context.checkout)
-        ran = True
+        places.append(checkout or run.context.checkout)
     if run.kept and name in run.kept_hooks and not (name in _MARKERS and markers_own):
-        found = _one_hook(run, name, value, run.kept.folder)
-        ran = True
-    if ran and name not in _MARKERS:
+        places.append(run.kept.folder)
+    for place in places:
+        found = _one_hook(run, name, value, place)
+    if places and name not in _MARKERS:
         run.deployer.settle_again()
     return found
 

@@ -40,6 +40,8 @@ _MOST_ENV_TOGETHER = 1_500_000
 _MOST_ERROR = 4096
 #: What Docker's reader refuses without saying which.
 _FORBIDDEN = ("extends", "volume_driver", "volumes_from", "cpu_quota", "cpu_shares", "cpuset", "mem_limit", "memswap_limit")
+#: What Docker says of `${NAME:?message}` where NAME has no value.
+_REQUIRED = re.compile(r"required variable ([A-Za-z_][A-Za-z0-9_]{0,200}) is missing a value")
 #: Variables that mean something to the command, or to any program written in Go.
 _OF_DOCKERS_OWN = re.compile(r"DOCKER_|LD_|GO(?:MAXPROCS|MEMLIMIT|GC|DEBUG|TRACEBACK|COVERDIR)\Z")
 _number = itertools.count()
@@ -87,10 +89,6 @@ def problems(checkout: Path, names: Sequence[str], env: Mapping[str, str], trust
         raise _invalid(f"The recipe has {len(names)} compose files, more than {_MOST_FILES}.", "Merge or remove some.")
     answers = _run(checkout, [([name], env) for name in names], trusted)
     return {name: _because(checkout, name, env, answer) for name, answer in zip(names, answers, strict=True) if answer.code != 0}
-
-
-#: What Docker says of `${NAME:?message}` where NAME has no value.
-_REQUIRED = re.compile(r"required variable ([A-Za-z_][A-Za-z0-9_]{0,200}) is missing a value")
 
 
 def _refused(checkout: Path, names: Sequence[str], env: Mapping[str, str], answer: _Answer, trusted: bool) -> DeployError:

@@ -30,6 +30,11 @@ from infra.deployers.isolation import children
 #: What was asked for this lately may belong to a deployment that has no container yet.
 _YOUNG_SECONDS = 3600.0
 _HUB = ("docker.io/", "index.docker.io/", "registry-1.docker.io/")
+#: How Docker says that the connection of a pull was cut.
+_CUT = re.compile(
+    r"connection reset|TLS handshake timeout|i/o timeout|Client\.Timeout exceeded|context deadline exceeded|context canceled"
+    r"|\bEOF\b|server closed idle connection|transport connection broken|broken pipe"
+)
 #: What Docker itself says of a pull that failed. Whatever else stands there may be the answer of any server that this machine
 #: reaches, which a stranger's registry had Docker ask.
 _KNOWN = re.compile(
@@ -38,12 +43,10 @@ _KNOWN = re.compile(
     r"|no basic auth credentials|authentication required|unauthorized|incorrect username or password"
     r"|toomanyrequests|You have reached your [a-z ]{0,40}limit"
     r"|error parsing HTTP [0-9]{3}|unexpected HTTP status: [0-9]{3}|unexpected status"
-    r"|connection refused|connection reset|no such host|server misbehaving|no route to host|network is unreachable"
-    r"|TLS handshake timeout|i/o timeout|Client\.Timeout exceeded|context deadline exceeded|context canceled|\bEOF\b"
-    r"|server closed idle connection|transport connection broken|broken pipe"
+    r"|connection refused|no such host|server misbehaving|no route to host|network is unreachable"
     r"|server gave HTTP response to HTTPS client|certificate signed by unknown authority|certificate has expired|\bx509\b"
     r"|no space left on device|failed to register layer|verification failed"
-    r"|Cannot connect to the Docker daemon|error during connect"
+    rf"|Cannot connect to the Docker daemon|error during connect|{_CUT.pattern}"
 )
 
 
@@ -157,10 +160,6 @@ def _insecure(host: str, found: Sequence[str]) -> bool:
 
 
 _LATE = "the pull timed out"
-_CUT = re.compile(
-    r"connection reset|\bEOF\b|i/o timeout|TLS handshake timeout|Client\.Timeout|context (deadline|canceled)"
-    r"|server closed idle connection|transport connection broken|broken pipe"
-)
 
 
 def _failed(image: str, problem: str, mirrors: str) -> DeployError:

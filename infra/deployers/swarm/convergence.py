@@ -98,6 +98,10 @@ class Poll:
         """Whether tasks of an earlier spec are still supposed to run."""
         return any(task.service == name and task.desired == "Running" and not task.current for task in self.tasks)
 
+    def ended_well(self, name: str) -> bool:
+        """Whether a task of the service's current spec ended with 0."""
+        return any(task.service == name and task.current and task.state == "Complete" for task in self.tasks)
+
     def runs_on(self, name: str) -> bool:
         """Whether Swarm still starts tasks of the service, or lets them finish."""
         return any(task.service == name and not task.over for task in self.tasks)
@@ -358,10 +362,9 @@ class Settler:
 
     def _down(self, name: str, poll: Poll) -> bool:
         """Whether a service that should keep running does not: to Swarm one that ended with 0 may have done its work."""
-        ended = any(task.service == name and task.current and task.state == "Complete" for task in poll.tasks)
         runs = sum(task.service == name and task.current and task.state == "Running" for task in poll.tasks)
         wanted = next((one.wanted for one in poll.services if one.name == poll.short(name)), 0)
-        return ended and runs < wanted and self._stays(name, poll)
+        return poll.ended_well(name) and runs < wanted and self._stays(name, poll)
 
     def _updated(self, name: str, poll: Poll) -> bool:
         """Whether a service has finished its update: the right number of tasks may still be old ones.

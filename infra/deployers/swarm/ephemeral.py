@@ -333,9 +333,7 @@ class SwarmDeployer(Deployer):
         told = [
             f"The service {poll.short(name)} is started every {pause} s: it counts as up if it ended with 0."
             for name, spec in poll.inspected.items()
-            if (pause := convergence.pause_of(spec))
-            and (self._web or ("",))[0] != poll.short(name)
-            and any(task.service == name and task.current and task.state == "Complete" for task in poll.tasks)
+            if (pause := convergence.pause_of(spec)) and poll.short(name) != self._settler.web and poll.ended_well(name)
         ]
         if fell := self._settler.fell(poll):
             self.context.report(f"Watching whether it stays up now: {', '.join(fell)}")
