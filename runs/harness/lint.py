@@ -56,6 +56,7 @@ RULES: Mapping[str, Literal["error", "warning"]] = {
     "C025": "warning",
     "C026": "warning",
     "C027": "warning",
+    "C028": "warning",
 }
 
 #: Sections that are mappings by name.
@@ -81,6 +82,10 @@ _IGNORED = (
 )
 
 _COMMENTED = re.compile(r"^[ \t]*#[# \t]*(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_]*)=", re.MULTILINE)
+#: As Docker substitutes variables: `$$` is a dollar, `${X:-…}` and `${X-…}` have a default.
+_USED = re.compile(r"\$(?:(?P<dollar>\$)|(?P<plain>[A-Za-z_]\w*)|\{(?P<braced>[A-Za-z_]\w*)(?:(?P<default>:?-)|[:?}]))")
+#: What abra sets, or other rules ask for.
+GIVEN = frozenset({"DOMAIN", "STACK_NAME", "LETS_ENCRYPT_ENV", "TYPE", "COMPOSE_FILE"})
 _VERSIONED = re.compile(r"\$\{STACK_NAME\}_.+_\$\{([A-Z][A-Z0-9_]*_VERSION)(?::?-[^}$]*)?\}")
 _VERSION_LABEL = re.compile(r"coop-cloud\.\$\{?STACK_NAME\}?\.version")
 
@@ -159,14 +164,16 @@ def lint(
     version_tag: str = "",
     annotated: bool | None = None,
     refused: Mapping[str, DeployError] | None = None,
+    given: Collection[str] = (),
 ) -> list[LintFinding]:
     """Check the recipe in `checkout`. `version_tag`: the tag of its commit, if any, and whether it is `annotated`.
 
     `refused`: Docker's errors for the compose files it rejects; None if Docker cannot be asked.
+    `given`: variables that a run has from elsewhere, such as cc-ci.toml.
     Never raises: unreadable files become findings.
     """
     found: list[LintFinding] = []
-    for one in _findings(checkout, version_tag, annotated, refused):
+    for one in _findings(checkout, version_tag, annotated, refused, given):
         if len(found) == _MOST_FINDINGS:
             break
         if one not in found:
@@ -195,7 +202,11 @@ def of_backups(plan: BackupPlan) -> Iterator[LintFinding]:
 
 
 def _findings(
-    checkout: Path, version_tag: str, annotated: bool | None, refused: Mapping[str, DeployError] | None
+    checkout: Path,
+    version_tag: str,
+    annotated: bool | None,
+    refused: Mapping[str, DeployError] | None,
+    given: Collection[str],
 ) -> Iterator[LintFinding]:
     recipe = RecipeFiles(checkout)
     yield from _refused(refused or {})
@@ -206,6 +217,7 @@ def _findings(
         yield from _configs(recipe, file)
         yield from _secrets(recipe, file)
         yield from _images(recipe, file)
+        yield from _unset(recipe, file, given)
     yield from _health(recipe)
     yield from _version(recipe, version_tag, annotated)
     yield from _metadata(recipe)
@@ -368,6 +380,42 @@ def _external_name(key: str, definition: dict[str, Any]) -> str:
     if isinstance(external, dict):
         return str(external.get("name") or definition.get("name") or key)
     return str(definition.get("name") or key) if external else ""
+
+
+def _unset(recipe: RecipeFiles, file: _File, given: Collection[str]) -> Iterator[LintFinding]:
+    """Variables that nobody sets, so that Docker replaces them with nothing. (Names of configs and secrets: C008 to C010.)"""
+    known = {*recipe.sample, *recipe.commented, *recipe.exported, *GIVEN, *given}
+    used = {
+        variable: (section, name)
+        for section in ("networks", "volumes", "services")
+        for name, one in file.items(section)
+        # Docker deploys neither of these.
+        for variable in without_default([value for key, value in one.items() if key != "build" and str(key)[:2] != "x-"])
+    }
+    for variable, place in sorted(used.items() if recipe.readable else ()):
+        if variable not in known and not environment.names_secret_version(variable):
+            message = (
+                f"{variable} has no default, and .env.sample does not name it: add {variable}=… (behind a # if it is optional), "
+                f"write ${{{variable}:-…}}, or $${variable} if the container is to expand it."
+            )
+            yield finding("C028", message, file.name, file.line(*place))
+
+
+def without_default(data: Any) -> Collection[str]:
+    """Variables used without a default at least once in a compose file's values."""
+    found: set[str] = set()
+    waiting = [data]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, Mapping):
+            waiting += one.values()
+        elif isinstance(one, list):
+            waiting += one
+        elif isinstance(one, str):
+            for use in _USED.finditer(one):
+                if not use["default"] and (name := use["plain"] or use["braced"]):
+                    found.add(name)
+    return found
 
 
 #: Parts that make a tag permanent: three numbers, a date, or a commit.

@@ -88,7 +88,8 @@ def read(request: Request, ready: Prepared, deployer: Deployer, journal: Journal
         ready.tests += ready.kept.extras()
     tag = history.tag_of(ready.sha) if history and ready.sha else None
     refused = deployer.refused(context.checkout, lint.compose_files(context.checkout))
-    findings = lint.lint(context.checkout, tag.name if tag else "", tag.annotated if tag else None, refused)
+    given = {*context.env, *context.env_upgrade, *context.lent}
+    findings = lint.lint(context.checkout, tag.name if tag else "", tag.annotated if tag else None, refused, given)
     _note(ready, findings)
     ready.metadata = lint.metadata(context.checkout)
     recipe = deployer.recipe(context.checkout)

@@ -6,10 +6,9 @@ Pure except for reading both untrusted checkouts; runs nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from infra.deployers.compose import notes
 from infra.deployers.compose.environment import names_secret_version
@@ -17,10 +16,6 @@ from infra.deployers.compose.recipe import compose_files
 from infra.recipe_version import Unreadable, Version
 from runs.harness import lint
 from runs.harness.protocol import LintFinding
-
-#: As Docker substitutes variables: `$$` is a dollar, `${X:-…}` and `${X-…}` have a default.
-_USED = re.compile(r"\$(?:(?P<dollar>\$)|(?P<plain>[A-Za-z_]\w*)|\{(?P<braced>[A-Za-z_]\w*)(?P<default>:?-)?)")
-_GIVEN = frozenset({"DOMAIN", "STACK_NAME", "LETS_ENCRYPT_ENV", "TYPE", "COMPOSE_FILE"})
 
 
 @dataclass(frozen=True)
@@ -69,10 +64,10 @@ def change(installed: Path, checkout: Path) -> Change:
     added = {name: value for name, value in now.sample.items() if name not in before.sample}
     mentioned = notes.mentioned(checkout, installed)
     old_files = dict.fromkeys(compose_files(before.sample))
-    uses = {file.name: without_default(file.data) for file in now.files if file.name in old_files}
+    uses = {file.name: lint.without_default(file.data) for file in now.files if file.name in old_files}
     missing, documented = [], []
     for name, value in added.items():
-        if not value or name in _GIVEN or name in now.exported or names_secret_version(name):
+        if not value or name in lint.GIVEN or name in now.exported or names_secret_version(name):
             continue
         if file := next((file for file, used in uses.items() if name in used), ""):
             if name in mentioned:
@@ -89,23 +84,6 @@ def change(installed: Path, checkout: Path) -> Change:
         tuple(name for name in dict.fromkeys(compose_files(now.sample)) if name not in old_files),
         tuple(name for name in had if name not in kept),
     )
-
-
-def without_default(data: Any) -> Collection[str]:
-    """Variables used without a default at least once in a compose file's values."""
-    found: set[str] = set()
-    waiting = [data]
-    while waiting:
-        one = waiting.pop()
-        if isinstance(one, Mapping):
-            waiting += one.values()
-        elif isinstance(one, list):
-            waiting += one
-        elif isinstance(one, str):
-            for use in _USED.finditer(one):
-                if not use["default"] and (name := use["plain"] or use["braced"]):
-                    found.add(name)
-    return found
 
 
 def findings(found: Change, previous: str, version: str) -> Iterator[LintFinding]:

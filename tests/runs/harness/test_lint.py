@@ -189,6 +189,12 @@ WRONG = {
     "C014-none": (".env.sample", ("DOMAIN=", "#DOMAIN="), "does not set DOMAIN"),
     "C014-empty": (".env.sample", ("TYPE=nice", "TYPE="), "does not set TYPE"),
     "C027": ("compose.yml", ("nginx:1.27.3", "nginx:1.27.3\n    restart: always"), "Swarm ignores restart of app"),
+    "C028": (
+        "compose.yml",
+        ("nginx:1.27.3", "nginx:1.27.3\n    command: [$FOO]"),
+        "FOO has no default, and .env.sample does not name",
+    ),
+    "C028-overlay": ("compose.smtp.yml", ("MAIL=yes", "MAIL=$FOO"), "no default, and .env.sample does not name it: add FOO=…"),
     "C015": ("release/1.2.0+1.27.3", None, "The release notes release/1.2.0+1.27.3 are missing"),
 }
 
@@ -202,7 +208,7 @@ def test_each_thing_that_can_be_wrong_is_found(what: str, nice: Callable[..., Pa
     assert words in finding.text
     assert finding.level == RULES[rule]
     if rule != "C001" and what != "C014-quote":  # what cannot be read is missed elsewhere as well
-        also = {"C002": {"C001"}, "C004": {"C011"}, "C005": {"C016"}, "C016": {"C005"}}
+        also = {"C002": {"C001"}, "C004": {"C011"}, "C005": {"C016"}, "C016": {"C005"}, "C017": {"C028"}}
         assert {f.rule for f in found} - {rule} <= {"C015"} | also.get(rule, set())
 
 
@@ -267,6 +273,22 @@ def test_what_recipes_do_is_right(nice: Callable[..., Path]) -> None:
     assert linted(nice({"compose.yml": text})) == []
     (nice() / "release" / "1.2.0+1.27.3").rename(nice() / "release" / "next")
     assert "C015" not in {f.rule for f in lint.lint(nice({"release/1.2.0+1.27.3": None}))}
+
+
+@pytest.mark.parametrize(
+    ("sample", "command"),
+    [
+        *(
+            ("", text)
+            for text in ("$$FOO", "$${FOO}", "${FOO:-}", "${FOO-x}", "'{{.Task.Slot}}'", "$DOMAIN", "${TESTS_SET}", "${cat x}")
+        ),
+        *((text, "$FOO") for text in ("FOO=\n", "#FOO=\n", "# FOO=bar\n")),
+        *(("", f"x\n    {key}: {{a: $FOO}}") for key in ("build", "x-mine")),
+    ],
+)
+def test_a_variable_that_is_named_or_not_docker_s_is_right(sample: str, command: str, nice: Callable[..., Path]) -> None:
+    folder = nice({".env.sample": SAMPLE + sample, "compose.yml": ("image:", f"command: {command}\n    image:")})
+    assert lint.lint(folder, given={"TESTS_SET"}) == []
 
 
 _BOMB = "a0: &a0 {k: v}\n" + "".join(
