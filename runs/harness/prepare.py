@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,9 @@ from runs.harness.kept_tests import KeptTests
 from runs.harness.protocol import Extras, ExtraTest, KnownGood, Limits, LintFinding, Request
 from runs.harness.recipe_config import RecipeConfig, RecipeConfigError
 from runs.harness.upgrades import Change
+
+#: Variables with commands of abra.sh that abra runs after a deployment, an upgrade, and so on.
+_AFTERWARDS = re.compile(r"POST_[A-Z]+_CMDS")
 
 
 @dataclass
@@ -96,6 +100,11 @@ def read(request: Request, ready: Prepared, deployer: Deployer, journal: Journal
     if ready.kept and ready.kept.overlays:
         recipe = _laid_over(ready.kept, context, deployer)
     _note(ready, lint.of_backups(backups.plan(list(backups.of_recipe(recipe)))))
+    if commands := [name for name, value in recipe.env.items() if value and _AFTERWARDS.fullmatch(name)]:
+        text = (
+            f"abra runs the commands in {' and '.join(commands)}; a run does not: call what tests need in tests/cc_ci_hooks.py."
+        )
+        journal.warn(text)
     ready.version = recipe.version()
     _settle_seconds(ready, recipe)
     if history:

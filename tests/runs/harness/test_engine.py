@@ -410,12 +410,14 @@ def test_without_bubblewrap_strangers_are_refused_in_words(run: Run) -> None:
 def test_without_bubblewrap_friends_run_with_a_warning(make_recipe: Any, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC_CI_TEST_SECRET", "in-our-environment")
     test = "import os\ndef test_clean(app):\n    assert 'CC_CI_TEST_SECRET' not in os.environ\n    assert app.get().ok\n"
-    results = run(make_recipe({"test_clean": test}))
+    sample = 'TYPE=x\nPOST_DEPLOY_CMDS="app init"\nPOST_UPGRADE_CMDS=\n#POST_UNDEPLOY_CMDS=app\n'
+    results = run(make_recipe({"test_clean": test}, {".env.sample": sample}))
     assert results.verdict is Verdict.PASSED, (results.reason, results.stages)
     assert results.sandbox == "none"
     assert results.warnings == [
         "The recipe's code runs without a sandbox. bubblewrap (bwrap) is not installed. "
-        "Install bubblewrap 0.5 or newer (apt-get install bubblewrap util-linux)."
+        "Install bubblewrap 0.5 or newer (apt-get install bubblewrap util-linux).",
+        "abra runs the commands in POST_DEPLOY_CMDS; a run does not: call what tests need in tests/cc_ci_hooks.py.",
     ]
 
 
