@@ -94,7 +94,7 @@ _OPTIONS = {
     "stripprefixregex": "regex",
 }
 _MIDDLEWARES = {kind: re.compile(options) for kind, options in _OPTIONS.items()}
-_NAMED = re.compile(r"traefik\.(?i:http\.(routers|services))\.([^.]+)\.(.+)", re.DOTALL)
+_NAMED = re.compile(r"traefik\.(?i:http\.(routers|services|middlewares))\.([^.]+)\.(.+)", re.DOTALL)
 _PORT = "loadbalancer.server.port"
 #: As Go reads them, and so Traefik.
 _BOOLEANS = {
@@ -104,8 +104,10 @@ _BOOLEANS = {
 _GREATEST_PRIORITY = (1 << 63) - 1 - 1000
 #: The entry point for HTTPS, as the field's own traefik and Traefik's examples name it.
 _SECURE = frozenset({"web-secure", "websecure"})
+_KNOWN_ENTRIES = _SECURE | {"web"}
 _BUFFERING = re.compile(r"traefik\.http\.middlewares\.([^.]+)\.buffering(?:\.([a-z]+))?", re.IGNORECASE)
 _SWARM = re.compile(r"traefik\.(?:docker\.network|docker\.lbswarm|swarm\..*)", re.IGNORECASE)
+_OURS_AT = re.compile("@(?:swarm|docker)$")
 _NOT_OURS = " is not a name of this stack; begin it with ${STACK_NAME}"
 _FREE = re.compile(r"traefik\.(?:enable|docker\.network|docker\.lbswarm|swarm\.network|swarm\.lbswarm)")
 
@@ -416,7 +418,7 @@ class _Rule:
 
 
 def _named(labels: Mapping[str, str], what: str) -> dict[str, dict[str, str]]:
-    """Traefik's `routers` or `services` of a service's labels: name -> option, in lower case -> value.
+    """Traefik's `routers`, `services` or `middlewares` of a service's labels: name -> option, in lower case -> value.
 
     Traefik reads all but the first word of a key without regard to case, in the order of the keys: a name stays as it was first
     spelled, and of an option's values the last one counts.
@@ -457,7 +459,7 @@ def serving(labels: Mapping[str, str], domain: str) -> dict[str, tuple[bool, boo
         return {}
     found: dict[str, tuple[bool, bool, int]] = {}
     for name, router in routers.items():
-        entries = {entry.strip() for entry in router.get("entrypoints", "").split(",")} - {""}
+        entries = _list(router.get("entrypoints"))
         to = router.get("service", "").partition("@")[0] or (next(iter(services)) if len(services) == 1 else "")
         priority = priorities[name] or 0
         if not to or priority > _GREATEST_PRIORITY or (entries and _SECURE.isdisjoint(entries)):
@@ -485,8 +487,15 @@ def _priority(router: Mapping[str, str]) -> int | None:
     return number or len(router.get("rule", "").encode())
 
 
-def unserved(labels: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Keys and messages of warnings: why Traefik, as Co-op Cloud sets it up, does not serve routers of a service."""
+def _list(value: str | None) -> set[str]:
+    return {word.strip() for word in (value or "").split(",")} - {""}
+
+
+def unserved(labels: Mapping[str, str], others: Sequence[Mapping[str, str]] = ()) -> Iterator[tuple[str, str]]:
+    """Keys and messages of warnings: why Traefik, as Co-op Cloud sets it up, does not serve routers of a service.
+
+    `others`: the labels of the stack's services, which may define what a router names.
+    """
     routers, services = _named(labels, "routers"), _named(labels, "services")
     enabled = _enabled(labels)
     if not routers or enabled is False:
@@ -502,6 +511,19 @@ def unserved(labels: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         yield _some("routers", unreadable, "priority"), "not a possible number, so Traefik ignores all labels of the service"
     if great := [name for name, priority in priorities.items() if priority and priority > _GREATEST_PRIORITY]:
         yield _some("routers", great, "priority"), f"above {_GREATEST_PRIORITY}, so Traefik drops the router"
+    for option, what in (("service", "services"), ("middlewares", "middlewares")):
+        defined = {name for one in (labels, *others) for name in _named(one, what)}
+        wanted = {name: {_OURS_AT.sub("", word) for word in _list(router.get(option))} for name, router in routers.items()}
+        missing = {name: lacks[0] for name, words in wanted.items() if (lacks := [w for w in words - defined if "@" not in w])}
+        if missing:
+            first = next(iter(missing.values()))[:100]
+            yield _some("routers", list(missing), option), f"no label defines {first}, so Traefik drops the router"
+    entries = [_list(router.get("entrypoints")) for router in routers.values()]
+    if all(one and _KNOWN_ENTRIES.isdisjoint(one) for one in entries):
+        yield (
+            _some("routers", list(routers), "entrypoints"),
+            "Co-op Cloud's Traefik has no such entry point by default; write web-secure",
+        )
 
 
 def _some(what: str, names: Sequence[str], option: str) -> str:

@@ -204,18 +204,18 @@ class SwarmDeployer(Deployer):
         self._joined = stackfile.front(document, self.stack)
         if egress.make(self.stack, {**stacks.marks(self.context), stacks.LABEL_STACK: self.stack}, self.context.allow):
             egress.attach(document, self.stack)
+        everything = {name: recipe.labels(name) for name in recipe.services}
         for name, service in recipe.services.items():
-            labels = recipe.labels(name)
+            labels = everything[name]
             if service.get("hostname") and "hostname" not in document["services"][name]:
                 self._tell(
                     f"{name} runs without its hostname {service['hostname']}, because the server's proxy would "
                     "resolve that name to it."
                 )
-            if left_out := routes.without_tcp_and_udp(labels)[1]:
-                self._tell(
-                    f"TCP and UDP routers are not deployed (ports are reached directly); {name} has: {', '.join(left_out)}."
-                )
-            for key, message in (*routes.misplaced(labels), *routes.unserved(labels)):
+            if routes.without_tcp_and_udp(labels)[1]:
+                direct = ": its published ports are reached directly" if published.get(name) else ""
+                self._tell(f"The TCP and UDP routers of {name} are not deployed{direct}.")
+            for key, message in (*routes.misplaced(labels), *routes.unserved(labels, list(everything.values()))):
                 self._tell(f"{key} of {name}: {message}.")
         return document
 

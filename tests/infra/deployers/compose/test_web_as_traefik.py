@@ -135,6 +135,13 @@ NOT_SERVED: dict[str, tuple[Labels, str]] = {
     "a priority beyond all numbers": (labels(H, priority="9223372036854775808"), ".priority"),
     "no priority in it": (labels(H, priority=""), ".priority"),
     "a priority that is too great": (labels(H, priority="9223372036854774808"), ".priority"),
+    "a service that nobody has": (labels(H, service="STACK-none"), ".service"),
+    "a middleware that nobody has": (labels(H, middlewares="STACK-none@swarm"), ".middlewares"),
+    "one of two middlewares": (
+        labels(H, middlewares="STACK-zip, STACK-none") | {"traefik.http.middlewares.STACK-zip.compress": "true"},
+        ".middlewares",
+    ),
+    "an entry point that nobody has": (labels(H, entrypoints="web-secured"), ".entrypoints"),
 }
 APPS = {**CASES, **{f"not served: {name}": (one, {}) for name, (one, _) in NOT_SERVED.items()}}
 
@@ -327,4 +334,7 @@ def test_what_is_served_or_switched_off_is_not_spoken_of() -> None:
     for case in ("one", "a path of it", "two ports", "every entry point", "a priority below all"):
         assert [list(unserved(given)) for given in filled(case, 1, 2)] == [[]] * len(filled(case, 1, 2))
     assert list(unserved({**labels(H), "traefik.enable": "false"})) == []
+    others = {PORT.replace("STACK", "STACK-b"): "80", "traefik.http.middlewares.STACK-zip.compress": "true"}
+    second = {"traefik.http.routers.STACK-x.entrypoints": "ssh", "traefik.http.routers.STACK-x.service": "STACK-b"}
+    assert list(unserved({**labels(H, middlewares="STACK-zip,security@file"), PORT: "80", **second}, [others])) == []
     assert list(unserved({"traefik.http.middlewares.x.compress": "true", PORT: "1"})) == []
