@@ -115,13 +115,20 @@ ROOM_ON_NETWORK = (
 )
 
 
-def refused(message: str) -> DeployError:
-    """Why `docker stack deploy` refused a recipe, from the last line of its errors."""
+def refused(message: str, config: tuple[str, str] = ("", "")) -> DeployError:
+    """Why `docker stack deploy` refused a recipe, from the last line of its errors.
+
+    `config`: the file of the config that the line names, and the variable with its version; empty if there is none.
+    """
+    file, variable = config
+    if variable and "_: " in message and "invalid name" in message:
+        fix = f"Add the line export {variable}=v1 to abra.sh."
+        return DeployError("invalid_recipe", f"The name of the config for {file} has no version: {message}.", fix)
     if "only updates to Labels are allowed" in message:
         return DeployError(
             "config_immutable",
-            f"A config or secret changed but kept its name: {message}.",
-            "Raise its version in abra.sh: configs cannot be changed in place.",
+            f"{file or 'A config or secret'} changed but kept its name: {message}.",
+            f"Raise {variable or 'its version'} in abra.sh: configs cannot be changed in place.",
         )
     if _PORT_TAKEN.search(message):
         return DeployError("port_taken", f"A published port is already in use: {message}.", _FREE_PORT)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
@@ -20,6 +21,7 @@ from infra.deployers.errors import DeployError
 #: What the Swarm takes for the name of a secret or a config.
 _LONGEST_NAME = 64
 _TOKEN = re.compile(r"ccci[0-9]{1,9}mark")
+_VERSIONED = re.compile(r"\$\{?STACK_NAME\}?([\w.-]*)\$\{?(\w+)")
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,19 @@ class Recipe:
         volumes = mapping(self.document.get("volumes"))
         return {str(given): key for key, volume in volumes.items() if (given := mapping(volume).get("name"))}
 
+    def version_variable(self, name: str) -> str:
+        """The variable with whose value the name of a secret or config ends; empty if the compose files do not show it."""
+        written = "\n".join(text(self.checkout, file) for file in self.names)
+        found = ((one, f"{self.env['STACK_NAME']}{middle}{self.env.get(one, '')}") for middle, one in _VERSIONED.findall(written))
+        return next((variable for variable, whole in found if whole == name), "")
+
+    def config_of(self, message: str) -> tuple[str, str]:
+        """The file of the config that Docker's message names, and the variable with its version."""
+        for definition in mapping(self.document.get("configs")).values():
+            if (name := str(mapping(definition).get("name"))) in re.split("[ :]", message):
+                return relative(str(definition.get("file"))), self.version_variable(name)
+        return "", ""
+
     def files(self) -> Iterator[tuple[tuple[str, ...], str]]:
         """Every file of the checkout that the document names: its keys and its path in the checkout.
 
@@ -126,12 +141,13 @@ def load(context: Context, checkout: Path) -> Recipe:
     environments = [env.values, {**env.values, **tokens}] if tokens else [env.values]
     document, *marked = render.render(checkout, names, environments, context.trusted)
     found = {token: env.modifiers[name] for name, token in tokens.items()}
+    recipe = Recipe(checkout, env.values, document, names)
     try:
         _names(document)
-        secrets = list(_secrets(document, marked[0] if marked else document, found))
+        secrets = list(_secrets(recipe, marked[0] if marked else document, found))
     except (TypeError, AttributeError) as error:  # nothing that Docker's reader gives, but what a recipe may make of it
         raise DeployError("invalid_recipe", f"Docker does not render {' and '.join(names)} to a valid compose file.") from error
-    recipe = Recipe(checkout, env.values, document, names, secrets, given)
+    recipe = replace(recipe, secrets=secrets, secret_values=given)
     if not recipe.services:
         raise DeployError("invalid_recipe", f"{names[0]} has no services.")
     return recipe
@@ -239,16 +255,20 @@ def _kept(
     return Environment(kept.values, {**own.modifiers, **kept.modifiers})
 
 
-def _secrets(document: Mapping[str, Any], marked: Mapping[str, Any], modifiers: Mapping[str, Modifiers]) -> Iterator[Secret]:
-    services = mapping(document.get("services")).values()
+def _secrets(recipe: Recipe, marked: Mapping[str, Any], modifiers: Mapping[str, Modifiers]) -> Iterator[Secret]:
+    services = mapping(recipe.document.get("services")).values()
     used = {str(mapping(entry).get("source")) for service in services for entry in mapping(service).get("secrets") or []}
-    for key, definition in mapping(document.get("secrets")).items():
+    for key, definition in mapping(recipe.document.get("secrets")).items():
         if not mapping(definition).get("external") or key not in used:
             continue
         name = str(definition.get("name") or key)
         if name.endswith("_"):
-            message = f"The name of the secret {key} has no version: {name}."
-            raise DeployError("invalid_recipe", message, "Set its SECRET_…_VERSION in .env.sample.")
+            variable = recipe.version_variable(name) or "SECRET_…_VERSION"
+            given = [one for one, value in recipe.env.items() if value and len(one) < _LONGEST_NAME]
+            near = get_close_matches(variable[:_LONGEST_NAME], given, 1, 0.9)
+            typo = f", or write {near[0]} in the compose file if that is meant" if near else ""
+            message = f"The name of the secret {key} has no version, because {variable} has no value: {name}."
+            raise DeployError("invalid_recipe", message, f"Add the line {variable}=v1 to .env.sample{typo}.")
         shown = str(mapping(mapping(marked.get("secrets")).get(key)).get("name") or "")
         token = _TOKEN.search(shown)
         asked = modifiers.get(token[0], Modifiers()) if token else Modifiers()

@@ -167,7 +167,8 @@ class SwarmDeployer(Deployer):
         with self._host() as host:
             done = stack_deploy(*options, host=host, timeout=_DEPLOY_SECONDS)
         if done.returncode:
-            raise messages.refused(last_line(done.stderr))
+            message = last_line(done.stderr)
+            raise messages.refused(message, recipe.config_of(message))
         if self.context.ephemeral:
             self._meter.start()
 

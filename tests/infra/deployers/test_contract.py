@@ -280,4 +280,9 @@ def test_a_config_changed_under_its_old_name_is_explained(kind: type[Deployer], 
         one.deploy(tmp_path / "changed")
     assert caught.value.kind == "config_immutable"
     assert caught.value.recipes_fault
-    assert "Raise its version in abra.sh" in caught.value.fix
+    assert caught.value.message.startswith("www/index.html changed but kept its name")
+    assert "Raise INDEX_VERSION in abra.sh" in caught.value.fix
+    shutil.copytree(RECIPES / "contract-app", tmp_path / "bare", ignore=shutil.ignore_patterns("abra.sh"))
+    with pytest.raises(DeployError, match=r"The name of the config for www/index\.html has no version") as caught:
+        one.deploy(tmp_path / "bare")
+    assert (caught.value.kind, caught.value.fix) == ("invalid_recipe", "Add the line export INDEX_VERSION=v1 to abra.sh.")

@@ -123,14 +123,22 @@ def test_the_variable_in_a_secrets_name_decides_its_modifiers(tmp_path: Path) ->
     [
         (SAMPLE.replace("charset=hex", "charset=klingon"), "unknown charset"),
         (SAMPLE.replace("length=64", "length=0"), "invalid length"),
-        (SAMPLE.replace("SECRET_PLAIN_VERSION=v1", ""), "plain has no version: ccci-0123456789ab_plain_"),
+        (
+            SAMPLE.replace("SECRET_PLAIN_VERSION=v1", ""),
+            "secret plain has no version, because SECRET_PLAIN_VERSION has no value: ccci-0123456789ab_plain_. "
+            "Add the line SECRET_PLAIN_VERSION=v1 to .env.sample.",
+        ),
+        (
+            SAMPLE.replace("SECRET_PLAIN_VERSION=v1", "SECRET_PLANE_VERSION=v1"),
+            "SECRET_PLAIN_VERSION=v1 to .env.sample, or write SECRET_PLANE_VERSION in the compose file if that is meant.",
+        ),
         (SAMPLE.replace("SECRET_PLAIN_VERSION=v1", "SECRET_PLAIN_VERSION=" + "v" * 50), "has 74 characters; Docker allows 64"),
     ],
 )
 def test_secrets_that_cannot_be_made_say_why(sample: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(DeployError) as caught:
         load(write(tmp_path, SECRETS, **{".env.sample": sample}))
-    assert words in caught.value.message and caught.value.recipes_fault
+    assert words in str(caught.value) and caught.value.recipes_fault
 
 
 @pytest.mark.parametrize("name", ["../outside.yml", "link.yml", "/etc/passwd", ".git/config"])
