@@ -10,18 +10,21 @@ from infra.deployers.errors import DeployError
 _BIGGEST = 1 << 20
 
 
-def inside(checkout: Path, name: str) -> Path:
-    """The path of the file `name` in the checkout, following symlinks. Raises DeployError if it is outside or not a file."""
+def inside(checkout: Path, name: str, fix: str = "") -> Path:
+    """The path of the file `name` in the checkout, following symlinks. Raises DeployError if it is outside or not a file.
+
+    `fix`: what to do if there is no such file.
+    """
     root = checkout.resolve()
     try:
         path = (root / name).resolve()
         there = path.is_file()
     except (OSError, ValueError, RuntimeError):  # a name that is too long, a NUL, a loop of symlinks
-        raise DeployError("invalid_recipe", f"The recipe has no file {name[:200]!r}.") from None
+        raise DeployError("invalid_recipe", f"The recipe has no file {name[:200]!r}.", fix) from None
     if not path.is_relative_to(root) or ".git" in path.relative_to(root).parts:
         raise DeployError("forbidden", f"{name} points outside the recipe.", "Keep the file inside the recipe.")
     if not there:
-        raise DeployError("invalid_recipe", f"The recipe has no file {name}.")
+        raise DeployError("invalid_recipe", f"The recipe has no file {name}.", fix)
     return path
 
 

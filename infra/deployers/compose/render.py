@@ -80,7 +80,8 @@ def check_name(checkout: Path, name: str) -> None:
     """Raises DeployError unless `name` is a file of the checkout that can be passed to Docker."""
     if set(name) & set(',"\r\n'):  # Docker's option is a list
         raise _invalid(f"The name of the compose file {name[:200]!r} contains a comma, a quote or a line break.", "Rename it.")
-    inside(checkout, name)
+    names_it = "COMPOSE_FILE, in .env.sample or in [env] of cc-ci.toml, names it: correct that, or add the file."
+    inside(checkout, name, "" if name == "compose.yml" else names_it)
 
 
 def problems(checkout: Path, names: Sequence[str], env: Mapping[str, str], trusted: bool) -> dict[str, DeployError]:

@@ -152,8 +152,9 @@ def test_files_are_read_from_inside_only(name: str, tmp_path: Path) -> None:
 
 
 def test_a_missing_overlay_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DeployError, match=r"no file compose\.smtp\.yml"):
+    with pytest.raises(DeployError, match=r"no file compose\.smtp\.yml") as caught:
         load(write(tmp_path, APP, **{".env.sample": "COMPOSE_FILE=compose.yml:compose.smtp.yml\n"}))
+    assert "COMPOSE_FILE, in .env.sample or" in caught.value.fix
 
 
 def test_volumes_with_a_name_of_their_own_are_known_by_their_key(tmp_path: Path) -> None:
