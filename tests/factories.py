@@ -239,7 +239,7 @@ def details(**changes: Any) -> dict[str, Any]:
         {"level": 2, "name": "upgrade", "status": "reached", "reason": ""},
         {"level": 3, "name": "backup and restore", "status": "does_not_apply", "reason": "The recipe declares no backups."},
         {"level": 4, "name": "own tests", "status": "failed", "reason": "1 of 3 tests failed."},
-        {"level": 5, "name": "lint", "status": "not_tested", "reason": "The rung below, own tests, was not reached."},
+        {"level": 5, "name": "lint", "status": "not_tested", "reason": "The run failed."},
     ]
     extra = {"file": "extra/test_heavy.py", "name": "test_many_users", "covers": ["compose.yml"]}
     return {

@@ -27,11 +27,8 @@ def assess(
     if not stages.keys() >= set(DEFAULT_STAGES):
         return None
     rungs: list[Rung] = []
-    value, ended = 0, ""
+    value, climbing = 0, True
     for number, (name, needed) in enumerate(LADDER, 1):
-        if ended:
-            rungs.append(Rung(level=number, name=name, status="not_tested", reason=f"The rung below, {ended}, was not reached."))
-            continue
         if name == OWN_TESTS:
             status, reason = _own_tests(stages, needed)
         elif needed:
@@ -39,10 +36,9 @@ def assess(
         else:
             status, reason = _lint(lint, verdict, leaks)
         rungs.append(Rung(level=number, name=name, status=status, reason=reason))
-        if status == "reached":
+        climbing = climbing and status not in NOT_REACHED
+        if climbing and status == "reached":
             value = number
-        elif status in NOT_REACHED:
-            ended = name
     return Level(value=value, rungs=rungs)
 
 
