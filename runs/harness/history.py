@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +21,7 @@ MOST_PATHS = 1000
 
 @dataclass(frozen=True)
 class Tag:
-    """A published version: a valid version tag of the base repository."""
+    """A tag of the base repository: a published version, if its name is a valid version."""
 
     name: str
     commit: str
@@ -49,7 +50,7 @@ class History:
         self._check = check
         self._disk = disk_mb
         self._git = Git(folder, (base or source).url, credential, check, disk_mb, report)
-        self.unreadable: list[str] = []  #: tags that are not versions
+        self.unreadable: list[Tag] = []  #: tags that are not versions
 
     def fetch(self) -> bool:
         """Fetch it. Returns False if there is none, as for a folder without a repository."""
@@ -87,17 +88,17 @@ class History:
         found: list[tuple[Version, Tag]] = []
         for line in merged.splitlines():
             name, kind, own, behind = line.split("\0")
+            tag = Tag(name, behind or own, kind == "tag")
             try:
-                version = Version.parse(name)
+                found.append((Version.parse(name), tag))
             except Unreadable:
-                self.unreadable.append(name)
-                continue
-            found.append((version, Tag(name, behind or own, kind == "tag")))
+                self.unreadable.append(tag)
         return [tag for _, tag in sorted(found, key=lambda pair: pair[0], reverse=True)]
 
     def tag_of(self, commit: str) -> Tag | None:
-        """The version that this commit was published as, if any."""
-        return next((tag for tag in self.tags if tag.commit == commit), None)
+        """The version that this commit was published as, if any; else a tag such as `v1.0.3`, which was meant to be one."""
+        tags = [*self.tags, *(tag for tag in self.unreadable if re.match(r"v?\d", tag.name))]
+        return next((tag for tag in tags if tag.commit == commit), None)
 
     def previous(self, commit: str, name: str = "") -> Tag | None:
         """The version to upgrade from: `name`, else the highest, which users of the recipe have now."""

@@ -240,7 +240,7 @@ def _previous(request: Request, ready: Prepared, history: History, recipe: Recip
             newest = ", ".join(tag.name for tag in history.tags[:10]) or "none"
             message = f"There is no published version {request.upgrade_from} to upgrade from (newest: {newest})."
             raise DeployError("invalid_recipe", message)
-        ready.unreadable = () if history.tags else history.unreadable
+        ready.unreadable = () if history.tags else [tag.name for tag in history.unreadable]
         return
     checkout = ready.context.work / "previous"
     ready.previous, ready.previous_checkout = tag, checkout
