@@ -501,7 +501,8 @@ def _version(recipe: RecipeFiles, version_tag: str, annotated: bool | None) -> I
         yield finding("C006", f"The version label is {label}, but the tag is {version_tag}.", file, line)
     notes = recipe.checkout / "release"
     if not any(_is_file(notes / name) for name in (label, "next")):
-        yield finding("C015", f"The release notes release/{label} are missing.")
+        # A label is raised with the release: until then it is the published version's, whose notes nobody reads again.
+        yield finding("C015", f"There are no release notes: write release/{label if version_tag else 'next'}.")
 
 
 def _is_file(path: Path) -> bool:

@@ -108,5 +108,7 @@ def findings(found: Change, previous: str, version: str) -> Iterator[LintFinding
     if found.by_hand and now.recipe_major <= before.recipe_major:
         why = "; ".join(found.by_hand)
         yield lint.finding(
-            "C023", f"{version} requires operators to act ({why}), so it has to be a new major version after {previous}."
+            "C023",
+            f"{'The next version' if version == previous else version} requires operators to act ({why}), so it has to be "
+            f"a new major version after {previous}.",
         )

@@ -195,7 +195,7 @@ WRONG = {
         "FOO has no default, and .env.sample does not name",
     ),
     "C028-overlay": ("compose.smtp.yml", ("MAIL=yes", "MAIL=$FOO"), "no default, and .env.sample does not name it: add FOO=…"),
-    "C015": ("release/1.2.0+1.27.3", None, "The release notes release/1.2.0+1.27.3 are missing"),
+    "C015": ("release/1.2.0+1.27.3", None, "There are no release notes: write release/next"),
 }
 
 
@@ -251,6 +251,9 @@ def test_tag_and_label(nice: Callable[..., Path]) -> None:
     [finding] = lint.lint(folder, "1.2.0+1.27.3", False)
     assert (finding.rule, finding.text) == ("C007", "The tag 1.2.0+1.27.3 is lightweight, not annotated.")
     assert lint.lint(folder, "", False) == []
+    (folder / "release" / "1.2.0+1.27.3").unlink()
+    [finding] = lint.lint(folder, "1.2.0+1.27.3", True)
+    assert finding.text == "There are no release notes: write release/1.2.0+1.27.3."
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,8 @@ def test_the_rules_of_lint(tmp_path: Path) -> None:
     assert "SECRET_KEY_VERSION" in said["C021"] and "compose.more.yml" in said["C022"]
     assert "the variable NEW is new" in said["C023"] and "the volume gone was removed" in said["C023"]
     assert "C023" not in {one.rule for one in upgrades.findings(found, "1.0.0+1", "2.0.0+1")}
+    last = {one.rule: one.text for one in upgrades.findings(found, "1.0.0+1", "1.0.0+1")}["C023"]
+    assert last.startswith("The next version requires"), "the label is raised with the release"
     assert list(upgrades.findings(upgrades.change(old, old), "1.0.0+1", "1.0.1+1")) == []
 
 
