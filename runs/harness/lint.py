@@ -57,6 +57,7 @@ RULES: Mapping[str, Literal["error", "warning"]] = {
     "C026": "warning",
     "C027": "warning",
     "C028": "warning",
+    "C029": "warning",
 }
 
 #: Sections that are mappings by name.
@@ -84,6 +85,8 @@ _IGNORED = (
 _COMMENTED = re.compile(r"^[ \t]*#[# \t]*(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_]*)=", re.MULTILINE)
 #: As Docker substitutes variables: `$$` is a dollar, `${X:-…}` and `${X-…}` have a default.
 _USED = re.compile(r"\$(?:(?P<dollar>\$)|(?P<plain>[A-Za-z_]\w*)|\{(?P<braced>[A-Za-z_]\w*)(?:(?P<default>:?-)|[:?}]))")
+_MODIFIED = re.compile(r"^[# \t]*(SECRET_\w+_VERSION)=[^#\n]*#(.*)$", re.MULTILINE)
+_MODIFIER = re.compile(r"(?<![^\s,])([A-Za-z_]+)=")
 #: What abra sets, or other rules ask for.
 GIVEN = frozenset({"DOMAIN", "STACK_NAME", "LETS_ENCRYPT_ENV", "TYPE", "COMPOSE_FILE"})
 _VERSIONED = re.compile(r"\$\{STACK_NAME\}_.+_\$\{([A-Z][A-Z0-9_]*_VERSION)(?::?-[^}$]*)?\}")
@@ -286,6 +289,7 @@ def _read(recipe: RecipeFiles, by_docker: bool) -> Iterator[LintFinding]:
         yield finding("C014", f"{error}.", ".env.sample")
         return
     recipe.has_sample = recipe.readable = sample is not None
+    yield from _modifiers(sample or "")
     recipe.commented = {match[1] for match in _COMMENTED.finditer(sample or "")}
     try:
         recipe.sample = dict(environment.build(sample=sample or "", exports="", recipe="", fixed={}).values)
@@ -297,6 +301,15 @@ def _read(recipe: RecipeFiles, by_docker: bool) -> Iterator[LintFinding]:
         at = re.match(r"(\.env\.sample|abra\.sh):(\d+): (.)", str(error))
         file, line, words = (at[1], int(at[2]), str(error)[at.start(3) :]) if at else (".env.sample", 0, str(error))
         yield finding("C009" if file == "abra.sh" else "C014", f"{words[:1].upper()}{words[1:]}", file, line)
+
+
+def _modifiers(sample: str) -> Iterator[LintFinding]:
+    known = ", ".join(environment.MODIFIERS)
+    for line in _MODIFIED.finditer(sample):
+        for word in dict.fromkeys(_MODIFIER.findall(line[2])):
+            if word not in environment.MODIFIERS:
+                text = f"{line[1]} has the unknown modifier {word}, which is ignored; known are {known}."
+                yield finding("C029", text, ".env.sample", sample.count("\n", 0, line.start()) + 1)
 
 
 def _keys(file: _File) -> Iterator[LintFinding]:

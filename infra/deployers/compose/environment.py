@@ -66,7 +66,8 @@ _WORD_ENDS = frozenset(" \t;&|<>()")
 _PLAIN_WORD = re.compile(r"""[^\s"'`$\\(){}<>;&|]+|.""", re.DOTALL)
 _PLAIN_INSIDE = re.compile(r"""[^"'`$\\(){}]+|.""", re.DOTALL)
 
-_MODIFIER = re.compile(r"(length|charset|generate)=(.*)", re.DOTALL)
+MODIFIERS = ("length", "charset", "generate")
+_MODIFIER = re.compile(rf"({'|'.join(MODIFIERS)})=(.*)", re.DOTALL)
 _MODIFIER_COMMA = re.compile(r",(?=[A-Za-z_][A-Za-z0-9_]*=)")
 _LENGTH = re.compile(r"0*([1-9][0-9]{0,3})")
 _CHARSETS = {

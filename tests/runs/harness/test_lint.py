@@ -195,6 +195,8 @@ WRONG = {
         "FOO has no default, and .env.sample does not name",
     ),
     "C028-overlay": ("compose.smtp.yml", ("MAIL=yes", "MAIL=$FOO"), "no default, and .env.sample does not name it: add FOO=…"),
+    "C029": (".env.sample", ("length=32", "charset=hex, lenght=32"), "SECRET_PASSWORD_VERSION has the unknown modifier lenght"),
+    "C029-commented": (".env.sample", ("SMTP_VERSION=v1", "SMTP_VERSION=v1 # of x?y=z size=4"), "unknown modifier size, which"),
     "C015": ("release/1.2.0+1.27.3", None, "There are no release notes: write release/next"),
 }
 
