@@ -6,6 +6,7 @@ What the values mean is Co-op Cloud's convention: https://docs.coopcloud.tech/re
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 
 from runs.harness.protocol import Claim, StageResult, Verdict
@@ -55,6 +56,6 @@ def claims(
 
 
 def _first(value: str) -> str:
-    """The word that counts: `3 (OAuth)` says 3, and `**Yes**` says yes."""
-    word = re.search(r"\w+", value.lower())
-    return word[0] if word else ""
+    """The word that counts: `3 (OAuth)` and `❸💚` say 3, `**Yes**` and `✅` say yes."""
+    word = re.search(r"\w+", value.replace("✅", " yes ").replace("❌", " no ").lower())
+    return "".join(str(unicodedata.digit(one, one)) for one in word[0]) if word else ""

@@ -45,10 +45,12 @@ def test_what_a_run_that_passed_shows() -> None:
         "Tests": ("3", False),
     }
     assert shown(connected=True, SSO="3 (OAuth)")["SSO"] == ("3", True)
+    assert shown(Tests="❸💚")["Tests"] == ("3", True)
+    assert shown({name: {"status": "not_applicable"} for name in ("backup", "restore")}, Backups="❌")["Backups"] == ("No", True)
     assert shown(connected=True, SSO="13")["SSO"] == ("3", False)
 
 
-@pytest.mark.parametrize("value", ["yes", "Yes, daily", "**Yes**", "[yes](https://example.org/backups)", "✅ Yes"])
+@pytest.mark.parametrize("value", ["yes", "Yes, daily", "**Yes**", "[yes](https://example.org/backups)", "✅ Yes", "✅"])
 def test_a_value_is_its_first_word_however_it_is_written(value: str) -> None:
     assert shown(Backups=value)["Backups"] == ("Yes", True)
 
