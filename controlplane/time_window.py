@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
+from functools import cache
 from zoneinfo import ZoneInfo, available_timezones
 
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _SHAPE = re.compile(r"(?:(?P<days>[A-Za-z,-]+) )?(?P<start>\d\d:\d\d)-(?P<end>\d\d:\d\d)(?: (?P<zone>[A-Za-z][A-Za-z0-9_+/-]*))?")
 _MINUTE = timedelta(minutes=1)
 _UTC = ZoneInfo("UTC")
+_zones = cache(available_timezones)  # it reads hundreds of files
 
 
 class BadWindow(ValueError):
@@ -47,7 +49,7 @@ class Window:
         if start == end or start == 24 * 60:
             raise BadWindow(f"the window {text!r} is never open: for the whole day use 00:00-24:00")
         zone = match["zone"] or "UTC"
-        if zone not in available_timezones():
+        if zone not in _zones():
             raise BadWindow(f"unknown time zone {zone}: expected, for example, Europe/Berlin")
         return cls(text, _days(match["days"] or "Mon-Sun"), start, end, ZoneInfo(zone))
 
