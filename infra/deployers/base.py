@@ -72,6 +72,7 @@ class Backup:
     folder: Path
     parts: Sequence[BackupPart]
     written: Sequence[BackupPart] = ()  #: those that were not there before the pre-hooks ran
+    renewed: Sequence[BackupPart] = ()  #: those that were, and that the pre-hooks have to write anew if they are dumps
     printed: Mapping[str, str] = field(default_factory=dict)  #: by service: the end of what its pre-hook printed
 
     def file(self, part: BackupPart) -> Path:
@@ -150,9 +151,13 @@ class Deployer(ABC):
         """What failed since `settle` and came up again, a sentence each. Raises DeployError if it does not stay up now."""
         return ()
 
-    def settle_again(self) -> None:
-        """Wait until what a hook of the recipe restarted is up again. Raises DeployError if it does not come up."""
+    def settle_again(self) -> Sequence[str]:
+        """Wait until what a hook of the recipe restarted is up again. Raises DeployError if it does not come up.
+
+        Returns a sentence for each service that failed by itself meanwhile.
+        """
         self.settle()
+        return ()
 
     @abstractmethod
     def state(self) -> Deployment:

@@ -370,7 +370,12 @@ def _hook(run: Run, name: str, value: str = "", checkout: Path | None = None) ->
     for place in places:
         found = _one_hook(run, name, value, place)
     if places and name not in _MARKERS:
-        run.deployer.settle_again()
+        try:
+            fell = run.deployer.settle_again()
+        except DeployError as error:
+            raise DeployError(error.kind, f"After the hook {name}: {error.message}", error.fix) from error
+        for text in fell:
+            run.journal.warn(f"During the hook {name}: {text}")
     return found
 
 
@@ -545,8 +550,8 @@ class Saved:
 def _saved(run: Run, made: Backup, part: BackupPart, marked: bool) -> Saved:
     """Read one part of a backup: an exit code of zero does not show what was saved."""
     where = f"The backup of {part.service}:{part.path}"
-    # What the hook made is new, whatever times it gave it; beside that, an old file is one that the image brings.
-    dumped = any(other.dump and other.service == part.service for other in made.written)
+    # What the hook made is new, whatever times it gave it; beside that, an old file that it does not name is the image's.
+    since = run.begun if part in made.renewed else 0.0
     files = 0
     marker = b""
     database: list[str] = []
@@ -563,7 +568,6 @@ def _saved(run: Run, made: Backup, part: BackupPart, marked: bool) -> Saved:
                 if name == data_markers.FILE:
                     marker = stream.read(1000)
                 elif part.dump:
-                    since = 0.0 if dumped else run.begun
                     if problem := dump_checks.problem(member.name, stream.read(dump_checks.BIGGEST), since, float(member.mtime)):
                         printed = made.printed.get(part.service, "")
                         return Saved(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal
@@ -31,6 +32,10 @@ MOST_PREPARING = 20.0
 #: With so long between its restarts, in nanoseconds, a service works in rounds: a task that exits with 0 has done its work.
 #: (Swarm's own delay is 5 s.)
 ROUNDS = 10 * 10**9
+#: For so long what may be a job has to run before it counts as up, in seconds: many that fail do so at once.
+MAYBE_JOB = 10.0
+#: How Swarm tells of a task that somebody ended by a signal, as a hook does that restarts its app.
+_BY_SIGNAL = re.compile(r"non-zero exit \((?:130|137|143)\)")
 
 
 @dataclass(frozen=True)
@@ -84,10 +89,13 @@ class Poll:
         """A service's name in the recipe."""
         return name.removeprefix(f"{self.stack}_")
 
+    def service(self, name: str) -> Service:
+        return next(one for one in self.services if one.name == self.short(name))
+
     def through(self, name: str) -> bool:
         """Whether as many of the service's tasks run, or have completed, as requested."""
-        service = next((one for one in self.services if one.name == self.short(name)), None)
-        return service is not None and service.running >= service.wanted
+        service = self.service(name)
+        return service.running >= service.wanted
 
     def update(self, name: str) -> str:
         """The state of a service's update. A paused one counts as completed once all requested tasks are there."""
@@ -282,15 +290,17 @@ class Settler:
     """Judges successive polls, and remembers failures that Swarm forgets.
 
     `mark`: this deployment's number; `before`: the specs before it; `last_lines`: returns a service's last output;
-    `out_of_memory`: whether the kernel killed a service's container for lack of memory; `version`: the version to be read back;
-    `asked`: the seconds that the recipe asks for to come up; `tell`: called with each failure; `networks`: how full a service's
-    networks are; `web`: the service that has to answer; `fell_before`: whether this judges what fell after it had been up.
+    `out_of_memory`: whether the kernel killed the container of one of these tasks for lack of memory; `version`: the version to
+    be read back; `asked`: the seconds that the recipe asks for to come up; `tell`: called with each failure; `networks`: how full
+    a service's networks are; `web`: the service that has to answer; `healthy`: the services, each with its template, whose health
+    check was seen to pass, in earlier deployments too; `fell_before`: whether this judges what fell after it had been up, and
+    `hook`: whether a hook of the recipe ran meanwhile, which may have restarted something on purpose.
     """
 
     mark: str
     before: Mapping[str, Spec]
     last_lines: Callable[[str], str]
-    out_of_memory: Callable[[str], bool] = lambda service: False
+    out_of_memory: Callable[[Collection[str]], bool] = lambda tasks: False
     version: str = ""
     asked: float = 0.0
     tell: Callable[[str], None] = lambda text: None
@@ -298,10 +308,12 @@ class Settler:
     clock: Callable[[], float] = time.monotonic
     web: str = ""
     fell_before: bool = False
-    _healthy: set[str] = field(default_factory=set)
+    hook: bool = False
+    healthy: set[tuple[str, str]] = field(default_factory=set)
     _failed: dict[str, dict[str, Task]] = field(default_factory=dict)
     _homeless: dict[str, float] = field(default_factory=dict)
     _waiting: dict[str, float] = field(default_factory=dict)
+    _lost: dict[str, float] = field(default_factory=dict)
     _old: set[str] | None = None
 
     def __post_init__(self) -> None:
@@ -311,14 +323,16 @@ class Settler:
         """True when everything is as requested. Raises DeployError if it never will be."""
         if self._old is None:  # failures of an earlier deployment are not this one's
             self._old = {task.id for task in poll.tasks if task.failed or task.state == "Complete"} if self.before else set()
-        self._healthy |= {service.name for service in poll.services if service.health == "healthy"}
+        self.healthy |= {(name, spec.template) for name, spec in poll.specs.items() if poll.service(name).health == "healthy"}
         rolled_back = self._rolled_back(poll)
         self._give_up(poll)
         if rolled_back:
             raise rolled_back
         if not poll.services:
             return False
-        updated = all(self._updated(name, poll) and not self._down(name, poll) for name in poll.specs)
+        updated = all(
+            self._updated(name, poll) and not self._down(name, poll) and not self._young(name, poll) for name in poll.specs
+        )
         settled = updated and all(
             s.running == s.wanted and s.health in ("", "healthy") and not self.in_doubt(s.name) for s in poll.services
         )
@@ -337,16 +351,28 @@ class Settler:
 
     def in_doubt(self, service: str) -> bool:
         """Whether a service that failed runs, but not for long enough to count as up."""
-        return self._courses.in_doubt(service, self.fell_before)
+        fell = patience.STAYS if self.on_purpose else patience.STAYS_AGAIN
+        return self._courses.in_doubt(service, fell if self.fell_before else 0.0)
 
     def fell(self, poll: Poll) -> dict[str, str]:
         """The services of which a task ended since the last poll though it should keep running, each with the newest error."""
-        return {poll.short(task.service): _error(task) for task in reversed(poll.tasks) if self._ended(task, poll)}
+        return {poll.short(task.service): self._why(task, poll) for task in reversed(poll.tasks) if self._ended(task, poll)}
 
-    def after(self) -> Settler:
+    @property
+    def fallen(self) -> dict[str, str]:
+        """The services of which this one has seen a task end though it should keep running, each with the newest error."""
+        return {service: list(tasks.values())[-1].error for service, tasks in self._failed.items()}
+
+    @property
+    def on_purpose(self) -> bool:
+        """Whether a hook seems to have restarted something: it ended with 0, or by a signal."""
+        ended = [task for tasks in self._failed.values() for task in tasks.values()]
+        return self.hook and any(not task.failed or _BY_SIGNAL.fullmatch(task.error) for task in ended)
+
+    def after(self, hook: bool = False) -> Settler:
         """One for what fell after this one had judged it to be up: nothing before speaks for it or against it."""
         known = {*(self._old or ()), *(task for tasks in self._failed.values() for task in tasks)}
-        return replace(self, fell_before=True, _failed={}, _homeless={}, _waiting={}, _old=known)
+        return replace(self, fell_before=True, hook=hook, _failed={}, _homeless={}, _waiting={}, _lost={}, _old=known)
 
     def _ended(self, task: Task, poll: Poll) -> bool:
         """Whether this task, which was not seen so before, ended though it should keep running."""
@@ -358,13 +384,48 @@ class Settler:
 
     def _stays(self, name: str, poll: Poll) -> bool:
         """Whether a service should keep running: what has to answer, or was healthy, even if Swarm leaves it ended."""
-        return poll.short(name) in (self.web, *self._healthy) or restarts(poll.inspected.get(name, {}))
+        spec = poll.inspected.get(name, {})
+        return poll.short(name) == self.web or restarts(spec) or (self._was_healthy(name, poll) and not pause_of(spec))
+
+    def _was_healthy(self, name: str, poll: Poll) -> bool:
+        return (name, poll.specs[name].template) in self.healthy
 
     def _down(self, name: str, poll: Poll) -> bool:
         """Whether a service that should keep running does not: to Swarm one that ended with 0 may have done its work."""
         runs = sum(task.service == name and task.current and task.state == "Running" for task in poll.tasks)
-        wanted = next((one.wanted for one in poll.services if one.name == poll.short(name)), 0)
-        return poll.ended_well(name) and runs < wanted and self._stays(name, poll)
+        return poll.ended_well(name) and runs < poll.service(name).wanted and self._stays(name, poll)
+
+    def _young(self, name: str, poll: Poll) -> bool:
+        """Whether a service may be a job, of which it is too early to say that it is up: nothing shows that it stays."""
+        ages = [task.age for task in poll.tasks if task.service == name and task.current and task.state == "Running"]
+        return bool(ages) and min(ages) < MAYBE_JOB and not self._stays(name, poll) and not pause_of(poll.inspected.get(name, {}))
+
+    def _gone(self, name: str, poll: Poll) -> bool:
+        """Whether tasks of a service have ended that Swarm does not start again, whenever that was."""
+        coming = any(task.service == name and not task.over and task.state != "Running" for task in poll.tasks)
+        ended = any(task.service == name and task.current and (task.failed or task.state == "Complete") for task in poll.tasks)
+        if coming or not ended or self._moving(name, poll) or not (self._down(name, poll) or not poll.through(name)):
+            self._lost.pop(name, None)
+            return False
+        # A service that was just scaled up has no task for a moment.
+        return self.clock() - self._lost.setdefault(name, self.clock()) > MOST_HOMELESS
+
+    @staticmethod
+    def _moving(name: str, poll: Poll) -> bool:
+        """Whether a service is in the middle of an update, so that Swarm has not had its last word yet."""
+        state = str(poll.updates[name].get("State", ""))
+        return state == "updating" or state.startswith("rollback")
+
+    def _why(self, task: Task, poll: Poll) -> str:
+        """Why a task ended, for an error message."""
+        if task.error:
+            return task.error.removeprefix("task: ")
+        if poll.short(task.service) == self.web or restarts(poll.inspected.get(task.service, {})):
+            return "it exited with code 0, but should keep running"
+        return (
+            "it exited with code 0 after its health check had passed, so it should keep running (a job that is done with its "
+            "work has none: `healthcheck: {disable: true}`)"
+        )
 
     def _updated(self, name: str, poll: Poll) -> bool:
         """Whether a service has finished its update: the right number of tasks may still be old ones.
@@ -411,9 +472,11 @@ class Settler:
             spec = poll.inspected.get(task.service, {})
             if self._ended(task, poll):
                 ended_now.add(service)
-                self._failed.setdefault(service, {})[task.id] = task
-                self._courses.ended(service, task.id, _error(task), task.failed or service == self.web, task.age)
-                self.tell(f"task of {service} {'failed' if task.failed else 'ended'}: {_error(task)}")
+                why = self._why(task, poll)
+                self._failed.setdefault(service, {})[task.id] = replace(task, error=why)
+                counts = task.failed or service == self.web or self._was_healthy(task.service, poll)
+                self._courses.ended(service, task.id, why, counts, task.age)
+                self.tell(f"task of {service} {'failed' if task.failed else 'ended'}: {why}")
             self._without_address(task, poll)
             trouble = messages.pending(service, task.error, spec)
             if task.state != "Pending" or not trouble:
@@ -426,11 +489,15 @@ class Settler:
             running = {task.id: task.age for task in own if task.state == "Running"}
             self._courses.ran(poll.short(name), running)
         for name in poll.specs:
-            service = poll.short(name)
-            if service not in ended_now and self._courses.runs_again(service):
+            service, gone = poll.short(name), self._gone(name, poll)
+            if not gone and service not in ended_now and self._courses.runs_again(service):
                 continue
-            if failed := self._failed.get(service):
-                self._judge_failures(name, [_error(task) for task in failed.values()], poll)
+            failed = list(self._failed.get(service, {}).values())
+            if gone and not failed:  # it ended before this deployment was looked at
+                ended = [task for task in poll.tasks if task.service == name and task.current and task.state != "Running"]
+                failed = [replace(task, error=self._why(task, poll)) for task in ended[:1]]
+            if failed:
+                self._judge_failures(name, failed, poll, gone)
 
     def _without_address(self, task: Task, poll: Poll) -> None:
         """Raises DeployError for a task that gets no address: it stays new, or its node waits for one."""
@@ -445,17 +512,15 @@ class Settler:
             raise messages.unallocated(poll.short(task.service), poll.stack, networks)
         self._waiting[task.id] = self.clock()  # to be asked again after as long a time
 
-    def _judge_failures(self, name: str, errors: list[str], poll: Poll) -> None:
+    def _judge_failures(self, name: str, failed: Sequence[Task], poll: Poll, gone: bool) -> None:
         service, spec = poll.short(name), poll.inspected.get(name, {})
         if not self._stays(name, poll) and poll.through(name):  # a job that failed before it was through
             return
-        state = str(poll.updates[name].get("State", ""))
-        moving = state == "updating" or state.startswith("rollback")
-        # In the middle of an update Swarm has not had its last word yet.
-        gone = not moving and not poll.runs_on(name)
+        errors = [task.error for task in failed]
+        gone = gone or not (self._moving(name, poll) or poll.runs_on(name))
         known = [messages.failure(service, error, spec) for error in errors]
         understood = next((trouble for trouble in known if trouble), None)
-        if not understood and (len(errors) > 1 or gone) and self.out_of_memory(service):
+        if not understood and (len(errors) > 1 or gone) and self.out_of_memory([task.id for task in failed]):
             known = [messages.failure(service, error, spec, out_of_memory=True) for error in errors]
             understood = known[0]
         if understood and (gone or sum(one is not None and one.kind == understood.kind for one in known) >= understood.times):
@@ -472,10 +537,5 @@ class Settler:
                 f"it.{self.last_lines(service)}",
                 "Try the health check's command inside the container.",
             )
-        raise DeployError(
-            "exits", f"The service {service} keeps failing: {errors[-1]}.{self.last_lines(service)}", "See its log."
-        )
-
-
-def _error(task: Task) -> str:
-    return task.error.removeprefix("task: ") or "it exited with code 0, but should keep running"
+        what = "keeps failing" if len(errors) > 1 else "failed" if failed[0].failed else "is down"
+        raise DeployError("exits", f"The service {service} {what}: {errors[-1]}.{self.last_lines(service)}", "See its log.")

@@ -7,7 +7,7 @@ deployment's own mark on every service, which a silent rollback removes.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -323,6 +323,7 @@ class SwarmDeployer(Deployer):
             tell=self._watcher.note,
             networks=self._networks_of,
             web=self._web[0] if self._web else "",
+            healthy=self._settler.healthy if self._settler else set(),
         )
         with self.context.apart(self.context.settle_seconds):
             return self._settle(self._settler, self.context.settle_seconds)
@@ -336,20 +337,26 @@ class SwarmDeployer(Deployer):
             for name, spec in poll.inspected.items()
             if (pause := convergence.pause_of(spec)) and poll.short(name) != self._settler.web and poll.ended_well(name)
         ]
-        if fell := self._settler.fell(poll):
+        fell = self._settler.fell(poll)
+        if fell:
             self.context.report(f"Watching whether it stays up now: {', '.join(fell)}")
-            self._settler = self._settler.after()
-            seconds = max(self.context.settle_seconds, 3 * patience.STAYS_AGAIN)
-            with self.context.apart(seconds):
-                self._settle(self._settler, seconds)
+            self._watch(self._settler.after())
         told += [f"The service {name} ended after it had been up, and was started again: {why}." for name, why in fell.items()]
         return told
 
-    def settle_again(self) -> None:
-        if self._settler:
-            self._settler = replace(self._settler.after(), fell_before=False)
-            with self.context.apart(self.context.settle_seconds):
-                self._settle(self._settler, self.context.settle_seconds)
+    def settle_again(self) -> Sequence[str]:
+        if not self._settler:
+            return ()
+        settler = self._watch(self._settler.after(hook=True))
+        fallen = {} if settler.on_purpose else settler.fallen
+        return [f"The service {name} ended meanwhile, and was started again: {why}." for name, why in fallen.items()]
+
+    def _watch(self, settler: convergence.Settler) -> convergence.Settler:
+        self._settler = settler
+        seconds = max(self.context.settle_seconds, 3 * patience.STAYS_AGAIN)
+        with self.context.apart(seconds):
+            self._settle(settler, seconds)
+        return settler
 
     def _settle(self, settler: convergence.Settler, seconds: float) -> Deployment:
         until = time.monotonic() + seconds
@@ -446,9 +453,9 @@ class SwarmDeployer(Deployer):
         lines = next((text for container in found if (text := _log(str(container["Id"]), 5).strip())), "")
         return message + messages.log_end(lines)
 
-    def _out_of_memory(self, service: str) -> bool:
-        states = [container["State"] for container in self.owned.containers(service)]
-        return any(state.get("OOMKilled") and not state["Running"] for state in states)
+    def _out_of_memory(self, tasks: Collection[str]) -> bool:
+        ended = [one for one in self.owned.containers() if one["Config"]["Labels"].get("com.docker.swarm.task.id") in tasks]
+        return any(one["State"].get("OOMKilled") and not one["State"]["Running"] for one in ended)
 
     def address(self) -> Address | None:
         """The proxy's address if there is one, else the task's own address on its outgoing bridge (`egress`)."""

@@ -111,17 +111,17 @@ class Courses:
         """Whether a service that ended runs again: perhaps this is the task that stays."""
         return service in self._all and bool(self._all[service].lives)
 
-    def in_doubt(self, service: str, fell: bool = False) -> bool:
+    def in_doubt(self, service: str, stay: float = 0.0) -> bool:
         """Whether a service runs again after it failed, and not yet longer than before: a crash loop runs now and then, too.
 
-        `fell`: whether it had been up before.
+        `stay`: for how many seconds it has to run since it had been up before; 0 if it had not.
         """
         if not self.runs_again(service):
             return False
         course = self._all[service]
         youngest = min(course.lives)
-        if fell:
-            return course.failed and youngest < STAYS_AGAIN
+        if stay:
+            return course.failed and youngest < stay
         return course.failed and youngest < STAYS and not _longer(youngest, course.longest or 0.0)
 
     def standing(self, name: str, services: Sequence[Service], done: Sequence[str], asked: float) -> Standing:

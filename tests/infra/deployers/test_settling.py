@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -127,7 +128,7 @@ def test_the_stacks_name_may_hold_what_stands_before_a_services() -> None:
     seen.tasks = [replace(seen.tasks[0], service=name)]
     seen.services = [Service("web", wanted=1, running=0)]
     seen.specs, seen.marks, seen.updates = {name: Spec("a", "")}, {name: "1"}, {name: {}}
-    with pytest.raises(DeployError, match=r"The service web keeps failing.* words of web"):
+    with pytest.raises(DeployError, match=r"The service web failed: .* words of web"):
         settler().judge(seen)
 
 
@@ -190,7 +191,7 @@ def test_what_has_run_for_some_time_is_not_given_up_for_what_was_before_it_eithe
     now = 0.0
     judge = Settler("1", {}, str, clock=lambda: now).judge
     for number in range(3):
-        judge(poll(*map(task, range(number)), runs(number), running=0))
+        judge(poll(*map(task, range(number)), runs(number)))
         now += 6
     failed = [task(number) for number in range(3)]
     looks = []
@@ -323,8 +324,9 @@ def test_what_answers_or_was_healthy_is_down_when_it_ends_with_0_though_swarm_le
     assert judged.judge(runs)
     ended = poll(task(1, "Complete", "", "Shutdown"))
     ended.inspected[NAME] = once
-    assert judged.fell(ended) == {"app": "it exited with code 0, but should keep running"}
-    with pytest.raises(DeployError, match="it exited with code 0, but should keep running"):
+    why = "it exited with code 0(, but| after its health check had passed, so it) should keep running"
+    assert re.match(why, judged.fell(ended)["app"])
+    with pytest.raises(DeployError, match=f"The service app is down: {why}"):
         judged.after().judge(ended)
     unasked = Settler("1", {}, str)
     assert unasked.judge(ended) and not unasked.fell(ended), "it may have done its work"
@@ -364,8 +366,32 @@ def test_what_is_asked_for_anything_does_not_work_in_rounds(more: dict[str, Any]
 
 
 def test_a_service_that_is_not_started_again_fails_at_once() -> None:
-    with pytest.raises(DeployError, match="keeps failing"):
+    with pytest.raises(DeployError, match=r"The service app failed: non-zero exit \(1\)"):
         settler().judge(poll(task(1), running=0))
+
+
+def test_what_ended_before_the_first_look_and_is_not_started_again_is_gone() -> None:
+    now = 0.0
+    judge = Settler("2", {NAME: Spec("a", "")}, str, clock=lambda: now).judge
+    ended = poll(task(1), running=0, mark="2")
+    assert not judge(ended)
+    now = MOST_HOMELESS
+    assert not judge(ended), "what was just scaled up has no task for a moment"
+    now += 1
+    with pytest.raises(DeployError, match=r"The service app failed: non-zero exit \(1\)"):
+        judge(ended)
+
+
+def test_of_two_replicas_one_that_is_not_started_again_is_gone() -> None:
+    now = 0.0
+    judge = Settler("1", {}, str, web="app", clock=lambda: now).judge
+    seen = poll(runs(1), task(2, "Complete", ""), running=2)
+    seen.services = [replace(seen.services[0], wanted=2)]
+    seen.inspected[NAME] = {"TaskTemplate": {"RestartPolicy": {"Condition": "on-failure"}}}
+    assert not judge(seen)
+    now = MOST_HOMELESS + 1
+    with pytest.raises(DeployError, match="The service app is down: it exited with code 0, but should keep running"):
+        judge(seen)
 
 
 def test_failures_before_this_deployment_do_not_count() -> None:
@@ -448,7 +474,7 @@ def test_137_says_only_that_something_killed_it() -> None:
     seen.inspected[NAME] = {"TaskTemplate": {"Resources": {"Limits": {"MemoryBytes": 64 << 20}}}}
     assert not settler().judge(seen), "a test may have killed it"
     with pytest.raises(DeployError, match="it needed more than its limit of 64 MB") as caught:
-        Settler("1", {}, str, out_of_memory=lambda service: service == "app").judge(seen)
+        Settler("1", {}, str, out_of_memory=lambda tasks: list(tasks) == ["t1", "t2"]).judge(seen)
     assert caught.value.kind == "out_of_memory"
     assert caught.value.recipes_fault
 
@@ -457,7 +483,7 @@ def test_137_without_a_limit_is_asked_of_the_containers() -> None:
     killed = poll(task(1), task(2), task(3, "Ready", "", "Running"), running=0)
     assert not settler().judge(killed)
     with pytest.raises(DeployError, match="more memory than is available"):
-        Settler("1", {}, str, out_of_memory=lambda service: service == "app").judge(killed)
+        Settler("1", {}, str, out_of_memory=lambda tasks: list(tasks) == ["t1", "t2"]).judge(killed)
 
 
 def test_the_version_has_to_be_the_one_that_was_deployed() -> None:
@@ -481,7 +507,7 @@ def test_a_service_may_fail_and_start_again_after_its_delay() -> None:
     again = task(2, "Ready", "", "Ready")
     judge = settler()
     assert not judge.judge(poll(task(1), again, running=0))
-    with pytest.raises(DeployError, match="keeps failing"):
+    with pytest.raises(DeployError, match="The service app failed"):
         judge.judge(poll(task(1), running=0))  # and nothing comes after it
 
 

@@ -314,8 +314,9 @@ def test_whose_hook_is_called(
         (place / "tests" / "cc_ci_hooks.py").write_text("".join(f"def {one}(app, *value): ...\n" for one in sorted(names)))
     context = Context("0" * 32, "i", "recipe", checkout, tmp_path)
     found = kept_tests.KeptTests(folder, "tests/recipe", "a" * 40, 1)
-    deployer = mock.Mock()
-    run = stages.Run(context, deployer, cast(Any, None), cast(Any, None), tmp_path, kept=found)
+    deployer, journal = mock.Mock(), mock.Mock()
+    deployer.settle_again.return_value = ["The service db ended."]
+    run = stages.Run(context, deployer, journal, cast(Any, None), tmp_path, kept=found)
     ran: list[str] = []
 
     def hook(name: str, context: Context, *_: object, **__: object) -> recipe_tests.HookResult:
@@ -326,4 +327,7 @@ def test_whose_hook_is_called(
     assert stages._hook(run, name) == (called[-1] if called else "")
     assert ran == called
     # What a hook before a stage restarts has to be up again; one that keeps a marker restarts nothing.
-    assert deployer.settle_again.called == (bool(called) and name.startswith("before_"))
+    waited = bool(called) and name.startswith("before_")
+    assert deployer.settle_again.called == waited
+    told = [mock.call(f"During the hook {name}: The service db ended.")]
+    assert journal.warn.call_args_list == (told if waited else [])
