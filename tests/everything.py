@@ -82,7 +82,7 @@ def main() -> int:
                             on_postgresql = partial(pytest, POSTGRESQL, url, workers=1, aloud=False)
                             others.append(beside(pool, "tests, PostgreSQL", on_postgresql))
                         marks = QUICK if options.quick else SQLITE if url else "not long"
-                        others.append(beside(pool, "tests, SQLite", lambda: pytest(marks, "", workers=3 if options.quick else 5)))
+                        others.append(beside(pool, "tests, SQLite", lambda: pytest(marks, "", workers=3 if options.quick else 7)))
                 for other in others:
                     other.result()
     except (Failed, NoPostgres) as error:
