@@ -1,4 +1,6 @@
 def write_marker(app, value):
-    assert app.exec(["sh","-c","echo $1 > /db/rows","sh",value],service="db").code == 0
+    assert app.exec(["sh", "-c", "echo $1 > /db/rows", "sh", value], service="db").code == 0
+
+
 def read_marker(app):
-    return app.exec("cat /db/rows",service="db").output.strip()
+    return app.exec("cat /db/rows", service="db").output.strip()

@@ -1,4 +1,6 @@
 import time
+
+
 def before_custom(app):
-    app.exec('touch /data/bad')
+    app.exec("touch /data/bad")
     time.sleep(2)

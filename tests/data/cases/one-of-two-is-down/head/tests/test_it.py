@@ -1,5 +1,7 @@
 import time
+
+
 def test_it(app):
-    app.exec('touch /fall')
+    app.exec("touch /fall")
     time.sleep(4)
-    assert app.get('/').status_code == 200
+    assert app.get("/").status_code == 200
