@@ -32,6 +32,8 @@ MOST_PREPARING = 20.0
 #: With so long between its restarts, in nanoseconds, a service works in rounds: a task that exits with 0 has done its work.
 #: (Swarm's own delay is 5 s.)
 ROUNDS = 10 * 10**9
+#: One that failed is given up if its next round begins only after so many seconds.
+LONG_PAUSE = 60
 #: For so long what may be a job has to run before it counts as up, in seconds: many that fail do so at once.
 MAYBE_JOB = 10.0
 #: How Swarm tells of a task that somebody ended by a signal, as a hook does that restarts its app.
@@ -401,8 +403,12 @@ class Settler:
         return bool(ages) and min(ages) < MAYBE_JOB and not self._stays(name, poll) and not pause_of(poll.inspected.get(name, {}))
 
     def _gone(self, name: str, poll: Poll) -> bool:
-        """Whether tasks of a service have ended that Swarm does not start again, whenever that was."""
-        coming = any(task.service == name and not task.over and task.state != "Running" for task in poll.tasks)
+        """Whether tasks of a service have ended that Swarm does not start again, or not for a long time, whenever that was."""
+        waits = pause_of(poll.inspected.get(name, {})) > LONG_PAUSE
+        coming = any(
+            task.service == name and not task.over and task.state != "Running" and not (waits and task.desired == "Ready")
+            for task in poll.tasks
+        )
         ended = any(task.service == name and task.current and (task.failed or task.state == "Complete") for task in poll.tasks)
         if coming or not ended or self._moving(name, poll) or not (self._down(name, poll) or not poll.through(name)):
             self._lost.pop(name, None)
@@ -525,7 +531,7 @@ class Settler:
             understood = known[0]
         if understood and (gone or sum(one is not None and one.kind == understood.kind for one in known) >= understood.times):
             raise understood.error(self.last_lines(service) if understood.kind in ("out_of_memory", "exits") else "")
-        done = [poll.short(one) for one, its in poll.inspected.items() if not restarts(its) and poll.through(one)]
+        done = [poll.short(one) for one in poll.inspected if not self._stays(one, poll) and poll.through(one)]
         unhealthy = sum("unhealthy" in error for error in errors) >= MOST_UNHEALTHY
         standing = replace(self._courses.standing(service, poll.services, done, self.asked), unhealthy=unhealthy)
         if not gone and not patience.hopeless(standing, MOST_UNHEALTHY if unhealthy else MOST_FAILURES):
@@ -538,4 +544,7 @@ class Settler:
                 "Try the health check's command inside the container.",
             )
         what = "keeps failing" if len(errors) > 1 else "failed" if failed[0].failed else "is down"
-        raise DeployError("exits", f"The service {service} {what}: {errors[-1]}.{self.last_lines(service)}", "See its log.")
+        again = f"; its next round is {pause} s later" if (pause := pause_of(spec)) > LONG_PAUSE else ""
+        raise DeployError(
+            "exits", f"The service {service} {what}: {errors[-1]}{again}.{self.last_lines(service)}", "See its log."
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -380,6 +381,18 @@ def test_what_ended_before_the_first_look_and_is_not_started_again_is_gone() -> 
     now += 1
     with pytest.raises(DeployError, match=r"The service app failed: non-zero exit \(1\)"):
         judge(ended)
+
+
+@pytest.mark.parametrize(("pause", "given_up"), [(20, False), (3600, True)])
+def test_the_next_round_of_one_that_failed_is_not_waited_for_if_it_is_far_away(pause: int, given_up: bool) -> None:
+    now = 0.0
+    judge = Settler("1", {}, str, clock=lambda: now).judge
+    seen = poll(task(1), task(2, "Ready", "", "Ready"), running=0)
+    seen.inspected[NAME] = {"TaskTemplate": {"RestartPolicy": {"Delay": pause * 10**9}}}
+    assert not judge(seen)
+    now = MOST_HOMELESS + 1
+    with pytest.raises(DeployError, match="its next round is 3600 s later") if given_up else nullcontext():
+        assert not judge(seen)
 
 
 def test_of_two_replicas_one_that_is_not_started_again_is_gone() -> None:
