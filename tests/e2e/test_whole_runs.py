@@ -86,7 +86,7 @@ def test_a_config_that_changes_under_its_old_name_fails_the_upgrade(recipe: Repo
     results = run(folder_of(tmp_path, source, recipe.main, stages=["install", "upgrade", "custom"]))
     assert results.verdict is Verdict.FAILED
     assert statuses(results) == {"install": "passed", "upgrade": "failed", "custom": "skipped"}
-    assert "Raise its version in abra.sh" in results.reason
+    assert "Raise INDEX_VERSION in abra.sh" in results.reason
     assert [test.name for test in results.extras.suggested] == ["test_many_requests"]
     assert results.level is None  # not all stages were asked for
 

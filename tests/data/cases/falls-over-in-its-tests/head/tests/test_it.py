@@ -2,4 +2,4 @@ import time
 
 
 def test_it(app):
-    time.sleep(10)
+    time.sleep(15)
