@@ -58,6 +58,8 @@ def _stage(result: StageResult) -> _Step:
             "not_tested",
             f"{name} did not run: {result.reason}" if result.reason else f"{name} did not run; no reason was given.",
         )
+    if result.status == "skipped" and result.reason:  # several stages were, for the same reason
+        return "not_tested", result.reason
     message = {"failed": "failed", "errored": "could not be judged"}.get(result.status, "should have run but did not")
     status: Status = "failed" if result.status == "failed" else "not_tested"
     return status, f"{name} {message}{f': {result.reason}' if result.reason else '.'}"

@@ -161,7 +161,7 @@ def _upgraded(run: Run, before: Deployment, was: Mounted, kept: bool) -> Outcome
         cases.append(
             _case("the data is still there", lambda: renamed(was, now, run.change.notes) or _marker_problem(run, there, kept))
         )
-        for part in _only_in(was.places, now):
+        for part in _only_in(was.places, now) if cases[-1].status == "passed" else ():
             if not notes.tell_of_volume(run.change.notes, part.volume):
                 run.journal.warn(
                     f"No service mounts the volume {part.volume} any more (before: {part.service}:{part.path}): if its data is "

@@ -64,9 +64,15 @@ def test_what_failed_or_did_not_run_is_not_reached(name: str, value: int, status
     found = level({name: stage(name, status, reason="because.")})
     assert found.value == value
     assert found.rungs[value].status == ("failed" if status == "failed" else "not_tested")
-    assert name in found.rungs[value].reason and "because." in found.rungs[value].reason
+    reason = found.rungs[value].reason
+    assert reason == "because." if status == "skipped" else name in reason and "because." in reason
     above = found.rungs[value + 1 :]
     assert all((rung.status, rung.reason) == ("reached", "") for rung in above), "each rung says what the run showed of it"
+
+
+def test_one_reason_for_several_stages_is_said_once() -> None:
+    skipped = [stage(name, "skipped", reason="The stage upgrade failed.") for name in ("backup", "restore")]
+    assert level({one.name: one for one in skipped}).rungs[2].reason == "The stage upgrade failed."
 
 
 @pytest.mark.parametrize("name", ["install", "upgrade", "backup", "restore", "custom"])
