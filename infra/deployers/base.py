@@ -72,7 +72,6 @@ class Backup:
     folder: Path
     parts: Sequence[BackupPart]
     written: Sequence[BackupPart] = ()  #: those that were not there before the pre-hooks ran
-    renewed: Sequence[BackupPart] = ()  #: those that were, and that the pre-hooks have to write anew if they are dumps
     printed: Mapping[str, str] = field(default_factory=dict)  #: by service: the end of what its pre-hook printed
 
     def file(self, part: BackupPart) -> Path:

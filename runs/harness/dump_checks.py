@@ -28,6 +28,10 @@ _PACKED: tuple[tuple[str, bytes, str, Callable[[io.BytesIO], Any]], ...] = (
     (".bz2", b"BZh", "bzip2", bz2.BZ2File),
     (".xz", b"\xfd7zXZ\x00", "xz", lzma.LZMAFile),
 )
+#: How the names of dumps end, packed or not.
+ENDINGS = tuple(
+    f".{kind}{packed}" for kind in ("sql", "dump", "dmp", "ldif", "rdb") for packed in ("", *(ending for ending, *_ in _PACKED))
+)
 #: Text dumps: how they begin, and the last line of a complete one.
 _TEXTS = (
     ("pg_dumpall", (b"-- PostgreSQL database cluster dump",), b"-- PostgreSQL database cluster dump complete"),

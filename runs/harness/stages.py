@@ -373,7 +373,11 @@ def _hook(run: Run, name: str, value: str = "", checkout: Path | None = None) ->
         try:
             fell = run.deployer.settle_again()
         except DeployError as error:
-            raise DeployError(error.kind, f"After the hook {name}: {error.message}", error.fix) from error
+            if not error.recipes_fault:
+                raise
+            if name != "before_upgrade":
+                raise HookFailed(f"After the hook {name}: {error}") from error
+            fell = [f"{error} (The published version: perhaps the commit mends it.)"]
         for text in fell:
             run.journal.warn(f"During the hook {name}: {text}")
     return found
@@ -550,8 +554,9 @@ class Saved:
 def _saved(run: Run, made: Backup, part: BackupPart, marked: bool) -> Saved:
     """Read one part of a backup: an exit code of zero does not show what was saved."""
     where = f"The backup of {part.service}:{part.path}"
-    # What the hook made is new, whatever times it gave it; beside that, an old file that it does not name is the image's.
-    since = run.begun if part in made.renewed else 0.0
+    # What the hook made is new, whatever times it gave it. An old file beside that may be the image's, but not if named as a dump.
+    dumped = any(other.dump and other.service == part.service for other in made.written)
+    since = 0.0 if part in made.written or (dumped and not part.path.endswith(dump_checks.ENDINGS)) else run.begun
     files = 0
     marker = b""
     database: list[str] = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import tarfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -254,7 +254,7 @@ class Backups:
         if self._plan.problems:
             raise DeployError("backup_failed", f"The backup labels cannot be applied: {'; '.join(self._plan.problems)}.")
         folder.mkdir(parents=True, exist_ok=True)
-        before = {part: entry for part in self._plan.parts if self._hooked(part) and (entry := self._entry(part))}
+        before = {part for part in self._plan.parts if self._hooked(part) and self._entry(part)}
         printed = self._hooks("backup.pre-hook", "backup_failed")
         try:
             parts = self._copy(folder, before)
@@ -262,13 +262,8 @@ class Backups:
             self._hooks("backup.post-hook", "")
             raise
         self._hooks("backup.post-hook", "backup_failed")
-        both = list(zip(parts, self._plan.parts, strict=True))
-        written = [part for part, asked in both if asked not in before]
-        makers = {part.service for part in written if part.dump}
-        renewed = [
-            part for part, asked in both if asked in before and (part.service not in makers or self._named(asked, before[asked]))
-        ]
-        return Backup(folder, parts, written, renewed, printed)
+        written = [part for part, asked in zip(parts, self._plan.parts, strict=True) if asked not in before]
+        return Backup(folder, parts, written, printed)
 
     def restore(self, backup: Backup) -> None:
         """Run pre-hooks, restore the parts, run post-hooks. Raises DeployError."""
@@ -313,7 +308,7 @@ class Backups:
         keys = {part.volume for part in backup.parts}
         return {mount.source for service in self._services for mount in service.mounts if mount.key in keys}
 
-    def _copy(self, folder: Path, before: Collection[BackupPart]) -> list[BackupPart]:
+    def _copy(self, folder: Path, before: set[BackupPart]) -> list[BackupPart]:
         result, files = [], []
         for number, part in enumerate(self._plan.parts):
             self._check()
@@ -333,19 +328,15 @@ class Backups:
                 message = f"{part.path} of {part.service} is larger than the run's limit of {self._most >> 20} MB."
                 raise DeployError("backup_failed", message, "Exclude the volume, or raise the run's limit.") from error
             # What is there in the end decides: a file beside a pre-hook is its dump, and a folder when the hook made it.
-            dump = bool(self._hooked(part)) and (part not in before if entry.folder else True)
+            dump = self._hooked(part) and (part not in before if entry.folder else True)
             result.append(replace(part, dump=dump and self._plan.sources[part].endswith("path")))
             files.append(file)
         made = Backup(folder, result)
         assert [made.file(part) for part in result] == files
         return result
 
-    def _hooked(self, part: BackupPart) -> str:
-        return next((service.hook("backup.pre-hook") for service in self._services if service.name == part.service), "")
-
-    def _named(self, part: BackupPart, entry: container_files.Entry) -> bool:
-        """Whether the pre-hook names the file: then it writes it, however many other dumps it makes."""
-        return not entry.folder and part.path.rpartition("/")[2] in self._hooked(part)
+    def _hooked(self, part: BackupPart) -> bool:
+        return any(service.name == part.service and service.hook("backup.pre-hook") for service in self._services)
 
     def _entry(self, part: BackupPart) -> container_files.Entry | None:
         return container_files.entry_at(self._container(part.service), part.path)

@@ -123,7 +123,8 @@ def specs(services: list[dict[str, Any]]) -> dict[str, Spec]:
 
 
 def _spec(service: dict[str, Any]) -> Spec:
-    template = json.dumps(service["Spec"].get("TaskTemplate"), sort_keys=True)
+    asked = {key: value for key, value in (service["Spec"].get("TaskTemplate") or {}).items() if key != "ForceUpdate"}
+    template = json.dumps(asked, sort_keys=True)
     return Spec(template, str((service.get("UpdateStatus") or {}).get("StartedAt", "")))
 
 
@@ -227,7 +228,7 @@ def _service(name: str, service: dict[str, Any], tasks: list[Task], health: dict
     if "Replicated" in mode:
         wanted = int((mode["Replicated"] or {}).get("Replicas", 1))
     elif "ReplicatedJob" in mode:
-        wanted = int((mode["ReplicatedJob"] or {}).get("TotalCompletions") or 1)
+        wanted = int((mode["ReplicatedJob"] or {}).get("TotalCompletions", 1))
     running = sum(task.state == "Running" for task in wanted_tasks)
     running = min(wanted, running + _completed(spec, now))
     problem = next((task.error.removeprefix("task: ") for task in own if task.error), "")
@@ -266,10 +267,15 @@ def pause_of(spec: Mapping[str, Any]) -> int:
     template = spec.get("TaskTemplate") or {}
     delay = int((template.get("RestartPolicy") or {}).get("Delay") or 0)
     check = ((template.get("ContainerSpec") or {}).get("Healthcheck") or {}).get("Test") or ["NONE"]
+    asked = check[0] != "NONE" or _serves(spec)
+    return delay // 10**9 if _restarted(spec) and delay >= ROUNDS and not asked else 0
+
+
+def _serves(spec: Mapping[str, Any]) -> bool:
+    """Whether a service has a port, or a route of the proxy."""
     labels = {label.lower(): str(value).lower() for label, value in (spec.get("Labels") or {}).items()}
     routed = any(label.startswith("traefik.") for label in labels) and labels.get("traefik.enable") != "false"
-    asked = check[0] != "NONE" or (spec.get("EndpointSpec") or {}).get("Ports") or routed
-    return delay // 10**9 if _restarted(spec) and delay >= ROUNDS and not asked else 0
+    return bool((spec.get("EndpointSpec") or {}).get("Ports")) or routed
 
 
 def _restarted(spec: Mapping[str, Any]) -> bool:
@@ -311,6 +317,7 @@ class Settler:
     web: str = ""
     fell_before: bool = False
     hook: bool = False
+    on_purpose: bool = False  #: whether the hook seems to have restarted something: it ended with 0, or by a signal
     healthy: set[tuple[str, str]] = field(default_factory=set)
     _failed: dict[str, dict[str, Task]] = field(default_factory=dict)
     _homeless: dict[str, float] = field(default_factory=dict)
@@ -365,16 +372,12 @@ class Settler:
         """The services of which this one has seen a task end though it should keep running, each with the newest error."""
         return {service: list(tasks.values())[-1].error for service, tasks in self._failed.items()}
 
-    @property
-    def on_purpose(self) -> bool:
-        """Whether a hook seems to have restarted something: it ended with 0, or by a signal."""
-        ended = [task for tasks in self._failed.values() for task in tasks.values()]
-        return self.hook and any(not task.failed or _BY_SIGNAL.fullmatch(task.error) for task in ended)
-
     def after(self, hook: bool = False) -> Settler:
         """One for what fell after this one had judged it to be up: nothing before speaks for it or against it."""
         known = {*(self._old or ()), *(task for tasks in self._failed.values() for task in tasks)}
-        return replace(self, fell_before=True, hook=hook, _failed={}, _homeless={}, _waiting={}, _lost={}, _old=known)
+        return replace(
+            self, fell_before=True, hook=hook, on_purpose=False, _failed={}, _homeless={}, _waiting={}, _lost={}, _old=known
+        )
 
     def _ended(self, task: Task, poll: Poll) -> bool:
         """Whether this task, which was not seen so before, ended though it should keep running."""
@@ -387,7 +390,11 @@ class Settler:
     def _stays(self, name: str, poll: Poll) -> bool:
         """Whether a service should keep running: what has to answer, or was healthy, even if Swarm leaves it ended."""
         spec = poll.inspected.get(name, {})
-        return poll.short(name) == self.web or restarts(spec) or (self._was_healthy(name, poll) and not pause_of(spec))
+        if poll.short(name) == self.web or restarts(spec):
+            return True
+        # With the condition `none` the recipe itself says that one ends, whatever its image checks.
+        policy = (spec.get("TaskTemplate") or {}).get("RestartPolicy") or {}
+        return _serves(spec) or (self._was_healthy(name, poll) and not pause_of(spec) and policy.get("Condition") != "none")
 
     def _was_healthy(self, name: str, poll: Poll) -> bool:
         return (name, poll.specs[name].template) in self.healthy
@@ -426,7 +433,8 @@ class Settler:
         """Why a task ended, for an error message."""
         if task.error:
             return task.error.removeprefix("task: ")
-        if poll.short(task.service) == self.web or restarts(poll.inspected.get(task.service, {})):
+        spec = poll.inspected.get(task.service, {})
+        if poll.short(task.service) == self.web or restarts(spec) or _serves(spec):
             return "it exited with code 0, but should keep running"
         return (
             "it exited with code 0 after its health check had passed, so it should keep running (a job that is done with its "
@@ -480,6 +488,8 @@ class Settler:
                 ended_now.add(service)
                 why = self._why(task, poll)
                 self._failed.setdefault(service, {})[task.id] = replace(task, error=why)
+                asked_to = not task.failed or (_BY_SIGNAL.fullmatch(why) and not self.out_of_memory([task.id]))
+                self.on_purpose |= self.hook and bool(asked_to)
                 counts = task.failed or service == self.web or self._was_healthy(task.service, poll)
                 self._courses.ended(service, task.id, why, counts, task.age)
                 self.tell(f"task of {service} {'failed' if task.failed else 'ended'}: {why}")

@@ -28,7 +28,7 @@ from infra.deployers.swarm.convergence import (
 )
 from infra.deployers.swarm.convergence import _service as seen_service
 from infra.deployers.swarm.ephemeral import SwarmDeployer
-from infra.deployers.swarm.patience import PATIENCE, STAYS_AGAIN
+from infra.deployers.swarm.patience import PATIENCE, STAYS, STAYS_AGAIN
 
 NAME = "ccci-0_app"
 
@@ -331,6 +331,57 @@ def test_what_answers_or_was_healthy_is_down_when_it_ends_with_0_though_swarm_le
         judged.after().judge(ended)
     unasked = Settler("1", {}, str)
     assert unasked.judge(ended) and not unasked.fell(ended), "it may have done its work"
+
+
+@pytest.mark.parametrize(
+    ("condition", "more", "health", "stays"),
+    [
+        ("on-failure", {}, "", False),
+        ("on-failure", {}, "healthy", True),
+        ("none", {}, "healthy", False),
+        ("none", {"EndpointSpec": {"Ports": [{}]}}, "", True),
+        ("on-failure", {"Labels": {"traefik.enable": "true"}}, "", True),
+        ("on-failure", {"Labels": {"traefik.enable": "false"}}, "", False),
+    ],
+)
+def test_who_should_keep_running(condition: str, more: dict[str, Any], health: str, stays: bool) -> None:
+    judged = Settler("1", {}, str)
+    spec = {"TaskTemplate": {"RestartPolicy": {"Condition": condition}}, **more}
+    up = poll(replace(runs(1), age=60), health=health)
+    up.inspected[NAME] = spec
+    assert judged.judge(up)
+    ended = poll(task(1, "Complete", "", "Shutdown"))
+    ended.inspected[NAME] = spec
+    assert bool(judged.fell(ended)) == stays
+
+
+@pytest.mark.parametrize(
+    ("error", "lack", "needed"),
+    [
+        ("", False, STAYS),
+        ("task: non-zero exit (143)", False, STAYS),
+        ("task: non-zero exit (137)", True, STAYS_AGAIN),
+        ("task: non-zero exit (1)", False, STAYS_AGAIN),
+        ("task: non-zero exit (143): dockerexec: unhealthy container", False, 60),
+    ],
+)
+def test_what_a_hook_restarted_is_watched_less_long_than_what_failed_by_itself(error: str, lack: bool, needed: float) -> None:
+    now = 0.0
+    up = Settler("1", {}, str, web="app", clock=lambda: now, out_of_memory=lambda tasks: lack)
+    assert up.judge(poll(runs(1)))
+    hooked = up.after(hook=True)
+    seen = poll(task(1, "Failed" if error else "Complete", error), runs(2))
+    looks = []
+    for _ in range(61):
+        looks.append(hooked.judge(seen))
+        now += 1
+    assert looks.index(True) == needed
+    assert hooked.on_purpose == (needed == STAYS) and list(hooked.fallen) == ["app"]
+
+
+def test_a_job_without_replicas_is_done() -> None:
+    spec = {"Name": NAME, "Mode": {"ReplicatedJob": {"MaxConcurrent": 0, "TotalCompletions": 0}}}
+    assert seen_service("app", {"Spec": spec}, [], {}).wanted == 0
 
 
 def test_a_task_of_the_version_before_that_ends_meanwhile_says_nothing() -> None:

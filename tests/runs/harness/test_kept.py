@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 from unittest import mock
@@ -12,6 +13,7 @@ import pytest
 
 from infra.deployers.compose import recipe as compose
 from infra.deployers.context import Context
+from infra.deployers.errors import DeployError, Kind
 from runs.harness import kept_tests, recipe_config, recipe_tests, stages
 from runs.harness.engine import Engine
 from runs.harness.kept_tests import KEPT, KeptTestsError
@@ -331,3 +333,27 @@ def test_whose_hook_is_called(
     assert deployer.settle_again.called == waited
     told = [mock.call(f"During the hook {name}: The service db ended.")]
     assert journal.warn.call_args_list == (told if waited else [])
+
+
+@pytest.mark.parametrize(
+    ("hook", "kind", "raised"),
+    [
+        ("before_custom", "exits", stages.HookFailed),
+        ("before_custom", "tool_failed", DeployError),
+        ("before_upgrade", "exits", None),
+        ("before_upgrade", "no_node", DeployError),
+    ],
+)
+def test_what_a_hook_breaks_is_blamed_on_it_but_not_on_the_commit(
+    hook: str, kind: Kind, raised: type[Exception] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "cc_ci_hooks.py").write_text(f"def {hook}(app): ...\n")
+    deployer, journal = mock.Mock(), mock.Mock()
+    deployer.settle_again.side_effect = DeployError(kind, "The service app failed.", "See its log.")
+    context = Context("0" * 32, "i", "recipe", tmp_path, tmp_path)
+    monkeypatch.setattr(recipe_tests, "hook", lambda *_, **__: recipe_tests.HookResult(True, True, ""))
+    run = stages.Run(context, deployer, journal, cast(Any, None), tmp_path)
+    with pytest.raises(raised, match="The service app failed") if raised else nullcontext():
+        stages._hook(run, hook)
+    assert journal.warn.called == (raised is None)
