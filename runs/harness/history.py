@@ -97,7 +97,7 @@ class History:
 
     def tag_of(self, commit: str) -> Tag | None:
         """The version that this commit was published as, if any; else a tag such as `v1.0.3`, which was meant to be one."""
-        tags = [*self.tags, *(tag for tag in self.unreadable if re.match(r"v?\d", tag.name))]
+        tags = [*self.tags, *(tag for tag in self.unreadable if re.fullmatch(r"v?\d+(\.\d+)+([+-].*)?", tag.name))]
         return next((tag for tag in tags if tag.commit == commit), None)
 
     def previous(self, commit: str, name: str = "") -> Tag | None:

@@ -84,7 +84,7 @@ _IGNORED = (
 
 _COMMENTED = re.compile(r"^[ \t]*#[# \t]*(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_]*)=", re.MULTILINE)
 #: As Docker substitutes variables: `$$` is a dollar, `${X:-…}` and `${X-…}` have a default.
-_USED = re.compile(r"\$(?:(?P<dollar>\$)|(?P<plain>[A-Za-z_]\w*)|\{(?P<braced>[A-Za-z_]\w*)(?:(?P<default>:?-)|[:?}]))")
+_USED = re.compile(r"\$(?:(?P<dollar>\$)|(?P<plain>[A-Za-z_]\w*)|\{(?P<braced>[A-Za-z_]\w*)(?:(?P<default>:?-)|[:?}]))", re.ASCII)
 _MODIFIED = re.compile(r"^[# \t]*(SECRET_\w+_VERSION)=[^#\n]*#(.*)$", re.MULTILINE)
 _MODIFIER = re.compile(r"(?<![^\s,])([A-Za-z_]+)=")
 #: What abra sets, or other rules ask for.
@@ -132,6 +132,7 @@ class RecipeFiles:
     sample: dict[str, str] = field(default_factory=dict)  #: from .env.sample, with variables substituted
     filling: Filling = field(default_factory=lambda: Filling({}))  #: of compose files
     commented: set[str] = field(default_factory=set)
+    mentioned: set[str] = field(default_factory=set)  #: words in comments of .env.sample
     has_sample: bool = False
     readable: bool = False  #: the sample
     broken: bool = False  #: variables cannot be checked
@@ -291,6 +292,7 @@ def _read(recipe: RecipeFiles, by_docker: bool) -> Iterator[LintFinding]:
     recipe.has_sample = recipe.readable = sample is not None
     yield from _modifiers(sample or "")
     recipe.commented = {match[1] for match in _COMMENTED.finditer(sample or "")}
+    recipe.mentioned = {word for line in (sample or "").splitlines() for word in re.findall(r"\w+", line.partition("#")[2])}
     try:
         recipe.sample = dict(environment.build(sample=sample or "", exports="", recipe="", fixed={}).values)
         both = environment.build(sample=sample or "", exports=exports, recipe="", fixed={"STACK_NAME": "stack"})
@@ -307,7 +309,7 @@ def _modifiers(sample: str) -> Iterator[LintFinding]:
     known = ", ".join(environment.MODIFIERS)
     for line in _MODIFIED.finditer(sample):
         for word in dict.fromkeys(_MODIFIER.findall(line[2])):
-            if word not in environment.MODIFIERS:
+            if word not in environment.MODIFIERS and get_close_matches(word, environment.MODIFIERS, 1):
                 text = f"{line[1]} has the unknown modifier {word}, which is ignored; known are {known}."
                 yield finding("C029", text, ".env.sample", sample.count("\n", 0, line.start()) + 1)
 
@@ -397,7 +399,7 @@ def _external_name(key: str, definition: dict[str, Any]) -> str:
 
 def _unset(recipe: RecipeFiles, file: _File, given: Collection[str]) -> Iterator[LintFinding]:
     """Variables that nobody sets, so that Docker replaces them with nothing. (Names of configs and secrets: C008 to C010.)"""
-    known = {*recipe.sample, *recipe.commented, *recipe.exported, *GIVEN, *given}
+    known = {*recipe.sample, *recipe.mentioned, *recipe.exported, *GIVEN, *given}
     used = {
         variable: (section, name)
         for section in ("networks", "volumes", "services")
@@ -417,9 +419,13 @@ def _unset(recipe: RecipeFiles, file: _File, given: Collection[str]) -> Iterator
 def without_default(data: Any) -> Collection[str]:
     """Variables used without a default at least once in a compose file's values."""
     found: set[str] = set()
+    seen: set[int] = set()  # aliases make the same thing occur thousands of times
     waiting = [data]
     while waiting:
         one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
         if isinstance(one, Mapping):
             waiting += one.values()
         elif isinstance(one, list):

@@ -377,7 +377,7 @@ def _hook(run: Run, name: str, value: str = "", checkout: Path | None = None) ->
                 raise
             if name != "before_upgrade":
                 raise HookFailed(f"After the hook {name}: {error}") from error
-            fell = [f"{error} (The published version: perhaps the commit mends it.)"]
+            fell = [f"{error} (That was the published version, which the commit may repair.)"]
         for text in fell:
             run.journal.warn(f"During the hook {name}: {text}")
     return found
@@ -554,7 +554,7 @@ class Saved:
 def _saved(run: Run, made: Backup, part: BackupPart, marked: bool) -> Saved:
     """Read one part of a backup: an exit code of zero does not show what was saved."""
     where = f"The backup of {part.service}:{part.path}"
-    # What the hook made is new, whatever times it gave it. An old file beside that may be the image's, but not if named as a dump.
+    # What the hook made is new, whatever times it gave it. An old file beside that may be the image's, unless named as a dump.
     dumped = any(other.dump and other.service == part.service for other in made.written)
     since = 0.0 if part in made.written or (dumped and not part.path.endswith(dump_checks.ENDINGS)) else run.begun
     files = 0

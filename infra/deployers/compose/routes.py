@@ -487,8 +487,8 @@ def _priority(router: Mapping[str, str]) -> int | None:
     return number or len(router.get("rule", "").encode())
 
 
-def _list(value: str | None) -> set[str]:
-    return {word.strip() for word in (value or "").split(",")} - {""}
+def _list(value: str | None) -> list[str]:
+    return [stripped for word in (value or "").split(",") if (stripped := word.strip())]
 
 
 def unserved(labels: Mapping[str, str], others: Sequence[Mapping[str, str]] = ()) -> Iterator[tuple[str, str]]:
@@ -513,8 +513,10 @@ def unserved(labels: Mapping[str, str], others: Sequence[Mapping[str, str]] = ()
         yield _some("routers", great, "priority"), f"above {_GREATEST_PRIORITY}, so Traefik drops the router"
     for option, what in (("service", "services"), ("middlewares", "middlewares")):
         defined = {name for one in (labels, *others) for name in _named(one, what)}
-        wanted = {name: {_OURS_AT.sub("", word) for word in _list(router.get(option))} for name, router in routers.items()}
-        missing = {name: lacks[0] for name, words in wanted.items() if (lacks := [w for w in words - defined if "@" not in w])}
+        wanted = {name: [_OURS_AT.sub("", word) for word in _list(router.get(option))] for name, router in routers.items()}
+        missing = {
+            name: lacks[0] for name, words in wanted.items() if (lacks := [w for w in words if w not in defined and "@" not in w])
+        }
         if missing:
             first = next(iter(missing.values()))[:100]
             yield _some("routers", list(missing), option), f"no label defines {first}, so Traefik drops the router"

@@ -37,7 +37,7 @@ LONG_PAUSE = 60
 #: For so long what may be a job has to run before it counts as up, in seconds: many that fail do so at once.
 MAYBE_JOB = 10.0
 #: How Swarm tells of a task that somebody ended by a signal, as a hook does that restarts its app.
-_BY_SIGNAL = re.compile(r"non-zero exit \((?:130|137|143)\)")
+_BY_SIGNAL = re.compile(r"non-zero exit \(1(?:29|[3-5]\d)\)")  # 128 and the signal's number
 
 
 @dataclass(frozen=True)
@@ -266,9 +266,13 @@ def pause_of(spec: Mapping[str, Any]) -> int:
     """
     template = spec.get("TaskTemplate") or {}
     delay = int((template.get("RestartPolicy") or {}).get("Delay") or 0)
-    check = ((template.get("ContainerSpec") or {}).get("Healthcheck") or {}).get("Test") or ["NONE"]
-    asked = check[0] != "NONE" or _serves(spec)
-    return delay // 10**9 if _restarted(spec) and delay >= ROUNDS and not asked else 0
+    return delay // 10**9 if _restarted(spec) and delay >= ROUNDS and not (_checked(spec) or _serves(spec)) else 0
+
+
+def _checked(spec: Mapping[str, Any]) -> bool:
+    """Whether the recipe itself gives a service a health check."""
+    container = (spec.get("TaskTemplate") or {}).get("ContainerSpec") or {}
+    return bool(((container.get("Healthcheck") or {}).get("Test") or ["NONE"])[0] != "NONE")
 
 
 def _serves(spec: Mapping[str, Any]) -> bool:
@@ -397,6 +401,8 @@ class Settler:
         return _serves(spec) or (self._was_healthy(name, poll) and not pause_of(spec) and policy.get("Condition") != "none")
 
     def _was_healthy(self, name: str, poll: Poll) -> bool:
+        if _checked(poll.inspected.get(name, {})):  # however the version before made it
+            return any(known == name for known, _ in self.healthy)
         return (name, poll.specs[name].template) in self.healthy
 
     def _down(self, name: str, poll: Poll) -> bool:
@@ -490,7 +496,7 @@ class Settler:
                 self._failed.setdefault(service, {})[task.id] = replace(task, error=why)
                 asked_to = not task.failed or (_BY_SIGNAL.fullmatch(why) and not self.out_of_memory([task.id]))
                 self.on_purpose |= self.hook and bool(asked_to)
-                counts = task.failed or service == self.web or self._was_healthy(task.service, poll)
+                counts = task.failed or service == self.web or _serves(spec) or self._was_healthy(task.service, poll)
                 self._courses.ended(service, task.id, why, counts, task.age)
                 self.tell(f"task of {service} {'failed' if task.failed else 'ended'}: {why}")
             self._without_address(task, poll)

@@ -362,7 +362,7 @@ def test_who_should_keep_running(condition: str, more: dict[str, Any], health: s
         ("task: non-zero exit (143)", False, STAYS),
         ("task: non-zero exit (137)", True, STAYS_AGAIN),
         ("task: non-zero exit (1)", False, STAYS_AGAIN),
-        ("task: non-zero exit (143): dockerexec: unhealthy container", False, 60),
+        ("task: non-zero exit (143): dockerexec: unhealthy container", False, STAYS_AGAIN),
     ],
 )
 def test_what_a_hook_restarted_is_watched_less_long_than_what_failed_by_itself(error: str, lack: bool, needed: float) -> None:

@@ -43,6 +43,7 @@ def base(tmp_path: Path) -> Path:
     commit(folder, "README.md")
     tag(folder, "latest")
     tag(folder, "v1.0.3", annotated=False)
+    tag(folder, "2fa-support", annotated=False)
     return folder
 
 
@@ -71,7 +72,7 @@ def test_the_previous_version_is_the_highest_readable_one_that_the_base_holds(ba
     previous = past.previous(pull.sha)
     assert previous and previous.name == "1.0.0+10.0" and not previous.annotated
     assert past.tags[1].annotated
-    assert [entry.name for entry in past.unreadable] == ["latest", "v1.0.3"]
+    assert [entry.name for entry in past.unreadable] == ["2fa-support", "latest", "v1.0.3"]
     lightweight = past.tag_of(git(base, "rev-parse", "v1.0.3"))
     assert lightweight and (lightweight.name, lightweight.annotated) == ("v1.0.3", False), "it was meant to be a version"
 

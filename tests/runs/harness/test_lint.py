@@ -196,7 +196,11 @@ WRONG = {
     ),
     "C028-overlay": ("compose.smtp.yml", ("MAIL=yes", "MAIL=$FOO"), "no default, and .env.sample does not name it: add FOO=…"),
     "C029": (".env.sample", ("length=32", "charset=hex, lenght=32"), "SECRET_PASSWORD_VERSION has the unknown modifier lenght"),
-    "C029-commented": (".env.sample", ("SMTP_VERSION=v1", "SMTP_VERSION=v1 # of x?y=z size=4"), "unknown modifier size, which"),
+    "C029-commented": (
+        ".env.sample",
+        ("SMTP_VERSION=v1", "SMTP_VERSION=v1 # of x?y=z bs=4 lengths=4"),
+        "unknown modifier lengths, which",
+    ),
     "C015": ("release/1.2.0+1.27.3", None, "There are no release notes: write release/next"),
 }
 
@@ -287,7 +291,7 @@ def test_what_recipes_do_is_right(nice: Callable[..., Path]) -> None:
             ("", text)
             for text in ("$$FOO", "$${FOO}", "${FOO:-}", "${FOO-x}", "'{{.Task.Slot}}'", "$DOMAIN", "${TESTS_SET}", "${cat x}")
         ),
-        *((text, "$FOO") for text in ("FOO=\n", "#FOO=\n", "# FOO=bar\n")),
+        *((text, "$FOO") for text in ("FOO=\n", "#FOO=\n", "# FOO=bar\n", "#FOO: bar\n", "# Set FOO to whatever\n")),
         *(("", f"x\n    {key}: {{a: $FOO}}") for key in ("build", "x-mine")),
     ],
 )

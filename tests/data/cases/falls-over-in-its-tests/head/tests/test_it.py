@@ -2,4 +2,4 @@ import time
 
 
 def test_it(app):
-    time.sleep(15)
+    time.sleep(10)

@@ -1,0 +1,2 @@
+def test_it(app):
+    assert app.get("/").status_code == 200
