@@ -311,6 +311,7 @@ HOSTILE = {
     "itself": "services: &s {app: *s}\nconfigs: &c {x: *c}\n",
     "merges itself": "services: &s\n  <<: *s\n",
     "deep": "a: " + "[" * 5000,
+    "one long text thousands of times": "services: {app: {command: [&t '" + "$$" * 30_000 + "'" + ", *t" * 45_000 + "]}}",
     "object": "services: !!python/object/apply:os.system [id]",
     "big": "#" + "x" * (300 << 10),
     "binary": "\x00\x01\x02",
