@@ -399,6 +399,8 @@ def _external_name(key: str, definition: dict[str, Any]) -> str:
 
 def _unset(recipe: RecipeFiles, file: _File, given: Collection[str]) -> Iterator[LintFinding]:
     """Variables that nobody sets, so that Docker replaces them with nothing. (Names of configs and secrets: C008 to C010.)"""
+    if not recipe.readable:
+        return
     known = {*recipe.sample, *recipe.mentioned, *recipe.exported, *GIVEN, *given}
     used = {
         variable: (section, name)
@@ -407,7 +409,7 @@ def _unset(recipe: RecipeFiles, file: _File, given: Collection[str]) -> Iterator
         # Docker deploys neither of these.
         for variable in without_default([value for key, value in one.items() if key != "build" and str(key)[:2] != "x-"])
     }
-    for variable, place in sorted(used.items() if recipe.readable else ()):
+    for variable, place in sorted(used.items()):
         if variable not in known and not environment.names_secret_version(variable):
             message = (
                 f"{variable} has no default, and .env.sample does not name it: add {variable}=… (behind a # if it is optional), "

@@ -264,8 +264,7 @@ def pause_of(spec: Mapping[str, Any]) -> int:
 
     What is asked for anything does: a service with a health check, a port, or a route of the proxy.
     """
-    template = spec.get("TaskTemplate") or {}
-    delay = int((template.get("RestartPolicy") or {}).get("Delay") or 0)
+    delay = int(_policy(spec).get("Delay") or 0)
     return delay // 10**9 if _restarted(spec) and delay >= ROUNDS and not (_checked(spec) or _serves(spec)) else 0
 
 
@@ -285,8 +284,11 @@ def _serves(spec: Mapping[str, Any]) -> bool:
 def _restarted(spec: Mapping[str, Any]) -> bool:
     """Whether Swarm restarts a task of the service that exited with 0. It never restarts completed jobs."""
     mode = spec.get("Mode") or {}
-    policy = (spec.get("TaskTemplate") or {}).get("RestartPolicy") or {}
-    return not ("ReplicatedJob" in mode or "GlobalJob" in mode) and policy.get("Condition", "any") == "any"
+    return not ("ReplicatedJob" in mode or "GlobalJob" in mode) and _policy(spec).get("Condition", "any") == "any"
+
+
+def _policy(spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    return (spec.get("TaskTemplate") or {}).get("RestartPolicy") or {}
 
 
 def _worst(found: list[str]) -> Literal["", "starting", "healthy", "unhealthy"]:
@@ -394,11 +396,14 @@ class Settler:
     def _stays(self, name: str, poll: Poll) -> bool:
         """Whether a service should keep running: what has to answer, or was healthy, even if Swarm leaves it ended."""
         spec = poll.inspected.get(name, {})
-        if poll.short(name) == self.web or restarts(spec):
-            return True
         # With the condition `none` the recipe itself says that one ends, whatever its image checks.
-        policy = (spec.get("TaskTemplate") or {}).get("RestartPolicy") or {}
-        return _serves(spec) or (self._was_healthy(name, poll) and not pause_of(spec) and policy.get("Condition") != "none")
+        may_end = pause_of(spec) or _policy(spec).get("Condition") == "none"
+        return self._never_ends(name, poll) or (self._was_healthy(name, poll) and not may_end)
+
+    def _never_ends(self, name: str, poll: Poll) -> bool:
+        """Whether a service should keep running whatever is known of its health."""
+        spec = poll.inspected.get(name, {})
+        return poll.short(name) == self.web or restarts(spec) or _serves(spec)
 
     def _was_healthy(self, name: str, poll: Poll) -> bool:
         if _checked(poll.inspected.get(name, {})):  # however the version before made it
@@ -423,7 +428,7 @@ class Settler:
             for task in poll.tasks
         )
         ended = any(task.service == name and task.current and (task.failed or task.state == "Complete") for task in poll.tasks)
-        if coming or not ended or self._moving(name, poll) or not (self._down(name, poll) or not poll.through(name)):
+        if coming or not ended or self._moving(name, poll) or (poll.through(name) and not self._down(name, poll)):
             self._lost.pop(name, None)
             return False
         # A service that was just scaled up has no task for a moment.
@@ -439,8 +444,7 @@ class Settler:
         """Why a task ended, for an error message."""
         if task.error:
             return task.error.removeprefix("task: ")
-        spec = poll.inspected.get(task.service, {})
-        if poll.short(task.service) == self.web or restarts(spec) or _serves(spec):
+        if self._never_ends(task.service, poll):
             return "it exited with code 0, but should keep running"
         return (
             "it exited with code 0 after its health check had passed, so it should keep running (a job that is done with its "
@@ -494,8 +498,8 @@ class Settler:
                 ended_now.add(service)
                 why = self._why(task, poll)
                 self._failed.setdefault(service, {})[task.id] = replace(task, error=why)
-                asked_to = not task.failed or (_BY_SIGNAL.fullmatch(why) and not self.out_of_memory([task.id]))
-                self.on_purpose |= self.hook and bool(asked_to)
+                if self.hook and (not task.failed or (_BY_SIGNAL.fullmatch(why) and not self.out_of_memory([task.id]))):
+                    self.on_purpose = True
                 counts = task.failed or service == self.web or _serves(spec) or self._was_healthy(task.service, poll)
                 self._courses.ended(service, task.id, why, counts, task.age)
                 self.tell(f"task of {service} {'failed' if task.failed else 'ended'}: {why}")

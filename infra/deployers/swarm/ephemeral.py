@@ -337,8 +337,7 @@ class SwarmDeployer(Deployer):
             for name, spec in poll.inspected.items()
             if (pause := convergence.pause_of(spec)) and poll.short(name) != self._settler.web and poll.ended_well(name)
         ]
-        fell = self._settler.fell(poll)
-        if fell:
+        if fell := self._settler.fell(poll):
             self.context.report(f"Watching whether it stays up now: {', '.join(fell)}")
             self._watch(self._settler.after())
         told += [f"The service {name} ended after it had been up, and was started again: {why}." for name, why in fell.items()]
