@@ -215,7 +215,7 @@ class SwarmDeployer(Deployer):
                 )
             if routes.without_tcp_and_udp(labels)[1]:
                 direct = ": its published ports are reached directly" if published.get(name) else ""
-                self._tell(f"The TCP and UDP routers of {name} are not deployed{direct}.")
+                self._tell(f"The TCP and UDP routers of {name} (`traefik.tcp`, `traefik.udp`) are not deployed{direct}.")
             for key, message in (*routes.misplaced(labels), *routes.unserved(labels, list(everything.values()))):
                 self._tell(f"{key} of {name}: {message}.")
         return document
